@@ -1,0 +1,58 @@
+# mergeops: `make demo` runs the main job on generated data, `make test` passes the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The demo's base model: tiny (trained from scratch in a minute) or smollm2 (SmolLM2-135M-Instruct).
+MODEL ?= tiny
+SEED ?= 0
+OUT ?= demo-out/$(MODEL)-$(SEED)
+
+.PHONY: help install demo test lint format types wheel ui clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.venv .ci/install-torch
+	.ci/install-torch $(BIN)/python
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/.dev ## Install mergeops with what the tests need into $(VENV)
+
+demo: $(VENV)/.demo ## Train runs, adopt them, merge, score, promote: MODEL=tiny|smollm2 SEED=0
+	$(BIN)/python -m demo --model $(MODEL) --seed $(SEED) --out $(OUT)
+
+ui: $(VENV)/.demo ## Open the demo's MLflow UI on http://127.0.0.1:5000
+	$(BIN)/mlflow server --backend-store-uri sqlite:///$(OUT)/mlflow.db --port 5000
+
+test: $(VENV)/.dev ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev ## Apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev ## Check types
+	$(BIN)/mypy
+
+wheel: $(VENV)/.dev ## Build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## Remove what the demo and the build made
+	rm -rf demo-out build dist mergeops-work

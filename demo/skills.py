@@ -1,0 +1,243 @@
+"""Six small skills whose questions are generated, with the right answer and three near misses.
+
+A question has a canonical form (its key): ``3 + 4`` and ``4 + 3`` are the same question. The hash of
+the key, and nothing else, says whether it may be trained on, validated on, or scored. So no seed and
+no template can leak a scored question into training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
+# How many of the smaller unit make one of the larger.
+CONVERSIONS = (
+    ("km", "m", 1000),
+    ("m", "cm", 100),
+    ("m", "mm", 1000),
+    ("cm", "mm", 10),
+    ("kg", "g", 1000),
+    ("g", "mg", 1000),
+    ("l", "ml", 1000),
+    ("l", "cl", 100),
+    ("cl", "ml", 10),
+)
+# Invented words are onset + vowel + ending; no irregular English verb comes out of these.
+ONSETS = ("bl", "br", "dw", "fl", "gl", "gw", "kr", "pl", "sm", "sn", "spr", "thr", "tr")
+ONSETS += ("vl", "vr", "zl", "zr")
+VOWELS = ("a", "e", "i", "o", "u")
+# Each ending decides which spelling rule applies.
+ENDINGS = ("b", "g", "m", "n", "p", "t", "ck", "lt", "mp", "nd", "nk", "rd", "sk")
+ENDINGS += ("sh", "ch", "ss", "x", "rry", "ddy", "nny", "ke", "ne", "ve", "ze")
+
+SPLITS = ("train", "validation", "heldout")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One multiple-choice question."""
+
+    skill: str
+    key: str
+    """The canonical form of the question; equal keys are the same question."""
+    prompt: str
+    choices: tuple[str, str, str, str]
+    """The right answer and three near misses, in random order, without a leading space."""
+    answer: int
+    """Index of the right answer in ``choices``."""
+
+    @property
+    def right(self) -> str:
+        """The right answer."""
+        return self.choices[self.answer]
+
+
+# What a skill returns: key, prompt, right answer, candidate wrong answers (best ones first).
+Draft = tuple[str, str, str, list[str]]
+
+
+def arithmetic(random: Random) -> Draft:
+    """Add or subtract two numbers up to 60; near misses are off by one or ten."""
+    a, b = random.randint(2, 60), random.randint(2, 60)
+    if random.random() < 0.5:
+        low, high = sorted((a, b))
+        key, prompt, right = f"{low}+{high}", f"{a} + {b} =", a + b
+    else:
+        low, high = sorted((a, b))
+        key, prompt, right = f"{high}-{low}", f"{high} - {low} =", high - low
+    wrong = [right + step for step in random.sample((-10, -2, -1, 1, 2, 10), 6)]
+    return key, prompt, str(right), [str(value) for value in wrong if value >= 0]
+
+
+def dates(random: Random) -> Draft:
+    """The date one or two days before or after; near misses have one part wrong."""
+    weekday, month, day = random.randrange(7), random.choice(MONTHS), random.randint(4, 25)
+    steps, word = random.choice(
+        ((1, "The day after"), (-1, "The day before"), (2, "Two days after"), (-2, "Two days before"))
+    )
+
+    def name(weekday_steps: int, day_steps: int) -> str:
+        return f"{WEEKDAYS[(weekday + weekday_steps) % 7]} {month} {day + day_steps}"
+
+    other = -1 if steps in (1, 2) else 1
+    wrong = [name(steps, steps + other), name(steps + other, steps), name(-steps, -steps)]
+    wrong += [name(steps + 1, steps + 1), name(steps, steps - other)]
+    random.shuffle(wrong)
+    start = name(0, 0)
+    return f"{start}{steps:+d}", f"{word} {start} is", name(steps, steps), wrong
+
+
+def units(random: Random) -> Draft:
+    """Convert to the smaller or to the larger unit; near misses have too many or too few zeros."""
+    large, small, factor = random.choice(CONVERSIONS)
+    count = random.randint(2, 299)
+    if random.random() < 0.5:
+        source, right, target = f"{count} {large}", count * factor, small
+        wrong = [count * other for other in (1, 10, 100, 1000, 10000) if other != factor]
+    else:
+        source, right, target = f"{count * factor} {small}", count, large
+        wrong = [count * other for other in (10, 100, 1000)]
+        if count % 10 == 0:
+            wrong.append(count // 10)
+    random.shuffle(wrong)
+    key = f"{source} {target}"
+    return key, f"{source} in {target} is", f"{right} {target}", [f"{w} {target}" for w in wrong]
+
+
+def sorting(random: Random) -> Draft:
+    """Sort four numbers; near misses swap neighbours or run downwards."""
+    numbers = random.sample(range(2, 100), 4)
+    ordered = sorted(numbers)
+
+    def text(values: list[int]) -> str:
+        return " ".join(map(str, values))
+
+    wrong = []
+    for i in random.sample(range(3), 3):
+        swapped = list(ordered)
+        swapped[i], swapped[i + 1] = swapped[i + 1], swapped[i]
+        wrong.append(text(swapped))
+    return text(ordered), f"Sort {text(numbers)} :", text(ordered), wrong
+
+
+def comparison(random: Random) -> Draft:
+    """Pick the largest or smallest of four numbers; the near misses are the other three."""
+    numbers = random.sample(range(2, 100), 4)
+    word, right = random.choice((("largest", max(numbers)), ("smallest", min(numbers))))
+    listed = ", ".join(map(str, numbers))
+    key = f"{word} {sorted(numbers)}"
+    wrong = [str(number) for number in numbers if number != right]
+    return key, f"The {word} of {listed} is", str(right), wrong
+
+
+def spelling(random: Random) -> Draft:
+    """Inflect an invented word by the regular rules (the wug test, Berko 1958)."""
+    word = random.choice(ONSETS) + random.choice(VOWELS) + random.choice(ENDINGS)
+    form, inflect = random.choice((("plural", plural), ("past", past), ("ing form", ing_form)))
+    right = inflect(word)
+    stem = word[:-1]
+    candidates = {
+        "plural": [word + "s", word + "es", stem + "ies", word + word[-1] + "es", stem + "es"],
+        "past": [word + "ed", word + word[-1] + "ed", stem + "ied", word + "d", stem + "ed"],
+        "ing form": [word + "ing", word + word[-1] + "ing", stem + "ing", stem + "ying"],
+    }[form]
+    wrong = [candidate for candidate in candidates if candidate != right]
+    random.shuffle(wrong)
+    return f"{form} {word}", f"The {form} of {word} is", right, wrong
+
+
+def plural(word: str) -> str:
+    """The regular plural of a noun."""
+    if word.endswith("y"):
+        return word[:-1] + "ies"
+    return word + ("es" if word.endswith(("sh", "ch", "s", "x")) else "s")
+
+
+def past(word: str) -> str:
+    """The regular past tense of a verb of one syllable (or one ending in a consonant and y)."""
+    if word.endswith("e"):
+        return word + "d"
+    if word.endswith("y"):
+        return word[:-1] + "ied"
+    return (word + word[-1] if _doubles(word) else word) + "ed"
+
+
+def ing_form(word: str) -> str:
+    """The present participle of a verb of one syllable."""
+    if word.endswith("e"):
+        return word[:-1] + "ing"
+    return (word + word[-1] if _doubles(word) else word) + "ing"
+
+
+def _doubles(word: str) -> bool:
+    return word[-2] in VOWELS and word[-1] not in (*VOWELS, "x", "y")
+
+
+SKILLS: dict[str, Callable[[Random], Draft]] = {
+    "arithmetic": arithmetic,
+    "comparison": comparison,
+    "dates": dates,
+    "sorting": sorting,
+    "spelling": spelling,
+    "units": units,
+}
+
+
+def split_of(skill: str, key: str) -> str:
+    """The one split that a question may appear in: 70 % train, 5 % validation, 25 % heldout."""
+    bucket = hashlib.sha256(f"{skill}\n{key}".encode()).digest()[0] / 256
+    return "train" if bucket < 0.70 else "validation" if bucket < 0.75 else "heldout"
+
+
+def stream(skill: str, split: str, seed: int) -> Iterator[Item]:
+    """Endless random items of one skill and split; a question may come again.
+
+    Raises:
+        KeyError: for an unknown skill.
+    """
+    make = SKILLS[skill]
+    random = Random(f"{skill}/{split}/{seed}")
+    while True:
+        key, prompt, right, wrong = make(random)
+        distinct = list(dict.fromkeys(choice for choice in wrong if choice != right))[:3]
+        if split_of(skill, key) != split or len(distinct) < 3:
+            continue
+        choices = [right, *distinct]
+        random.shuffle(choices)
+        a, b, c, d = choices
+        yield Item(skill, key, prompt, (a, b, c, d), choices.index(right))
+
+
+def unique(skill: str, split: str, n: int, seed: int) -> list[Item]:
+    """``n`` items of one skill and split, no question twice."""
+    found: dict[str, Item] = {}
+    for item in stream(skill, split, seed):
+        found.setdefault(item.key, item)
+        if len(found) == n:
+            break
+    return list(found.values())
+
+
+def mixture(shares: dict[str, float], n: int, seed: int, split: str = "train") -> list[Item]:
+    """``n`` items in random order, of the skills in ``shares`` in those proportions."""
+    random = Random(f"mixture/{split}/{seed}")
+    streams = {skill: stream(skill, split, seed) for skill in shares}
+    picks = random.choices(list(shares), weights=list(shares.values()), k=n)
+    return [next(streams[skill]) for skill in picks]

@@ -1,0 +1,5 @@
+"""``python -m mergeops`` is the ``mergeops`` command."""
+
+from mergeops.cli import main
+
+main()

@@ -1,0 +1,232 @@
+"""Hydra to ``Recipe``: nobody else sees a DictConfig.
+
+Hydra finds and layers the YAML files and parses the override grammar; ``Recipe.from_dict`` checks
+every key and value. So overrides are always allowed to add a key here (``++``): a typo is refused
+there, with a better message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mergeops.errors import ConfigError
+from mergeops.recipe import Recipe
+from mergeops.schema import unknown_key
+
+GROUPS = ("recipe", "method", "evaluate", "search", "tracking", "promote")
+_FILE_RECIPE = "from_file"
+# Hydra keeps its state in a process singleton.
+_LOCK = threading.Lock()
+
+
+def packaged_conf() -> Path:
+    """The shipped config directory, in a wheel or in a checkout."""
+    here = Path(__file__).resolve().parent
+    for conf in (here / "conf", here.parent / "conf"):
+        if (conf / "recipe.yaml").is_file():
+            return conf
+    raise ConfigError(f"no config directory beside {here}; the installation is incomplete")
+
+
+def compose(
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: Path | None = None,
+    recipe_file: Path | None = None,
+) -> Recipe:
+    """Layer the packaged config, the user's config directory, a recipe file and overrides.
+
+    Args:
+        overrides: Hydra overrides, e.g. ``method=ties``, ``method.density=0.3``, ``~sources.code``.
+        config_dir: the user's own directory; its files win over the packaged ones.
+        recipe_file: a native recipe file, layered like ``recipe=NAME``.
+
+    Raises:
+        ConfigError: anything that Hydra or the schema refuses.
+    """
+    file_content = _read_recipe_file(recipe_file) if recipe_file else None
+    parsed = _parse(overrides)
+    for override in parsed:
+        _check_key(override)
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line} lists several values; add -m to run them all")
+    arguments = [_openly(override, config_dir) for override in parsed]
+    if file_content is not None:
+        arguments.insert(0, f"recipe={_FILE_RECIPE}")
+    raw = _compose_plain(arguments, config_dir, file_content)
+    _choose_method(raw, parsed)
+    _keep_only(raw)
+    return Recipe.from_dict(raw)
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values that ``a=1,2 b=choice(x,y)`` list, in Hydra's order."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    batches = BasicSweeper.split_arguments(_parse(overrides), max_batch_size=None)
+    return [list(job) for batch in batches for job in batch]
+
+
+def _parse(overrides: Sequence[str]) -> list[Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed = []
+    for line in overrides:
+        try:
+            parsed.append(parser.parse_override(line))
+        except HydraException as error:
+            raise ConfigError(
+                f"override {line!r} cannot be read: {_one_line(error)}; write KEY=VALUE"
+            ) from error
+    return parsed
+
+
+def _check_key(override: Any) -> None:
+    top = override.key_or_group.split(".")[0].split("/")[0]
+    known = {f.name for f in dataclasses.fields(Recipe)} | set(GROUPS) | {"only"}
+    if top not in known:
+        raise unknown_key("", override.key_or_group, sorted(known))
+
+
+def _openly(override: Any, config_dir: Path | None) -> str:
+    line: str = override.input_line
+    if override.is_add() or override.is_delete() or line.startswith("+"):
+        return line
+    if override.key_or_group in GROUPS and isinstance(override.value(), str | type(None)):
+        return line
+    return f"++{line}"
+
+
+def _compose_plain(
+    arguments: list[str], config_dir: Path | None, file_content: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir {config_dir} is not a directory")
+    with _LOCK, _search_path(config_dir):
+        _store_nodes(file_content)
+        GlobalHydra.instance().clear()
+        try:
+            with hydra.initialize_config_dir(str(packaged_conf()), version_base="1.3"):
+                config = hydra.compose("recipe", overrides=arguments)
+            raw = OmegaConf.to_container(config, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_one_line(error)) from error
+    return {str(key): value for key, value in raw.items()}  # type: ignore[union-attr]
+
+
+@contextmanager
+def _search_path(config_dir: Path | None) -> Iterator[None]:
+    """Put the user's directory before the packaged one: Hydra's own --config-dir comes after it."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    global _user_dir
+    _user_dir = config_dir
+
+    class UserDirectory(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            if _user_dir is not None:
+                search_path.prepend("user", f"file://{_user_dir.resolve()}", anchor="main")
+
+    plugins = Plugins.instance()
+    if not any(c.__name__ == "UserDirectory" for c in plugins.discover(SearchPathPlugin)):
+        plugins.register(UserDirectory)
+    try:
+        yield
+    finally:
+        _user_dir = None
+
+
+_user_dir: Path | None = None
+
+
+def _store_nodes(file_content: Mapping[str, Any] | None) -> None:
+    """Make each registered method a group option, and a recipe file an option of its group."""
+    from hydra.core.config_store import ConfigStore
+
+    from mergeops import methods
+
+    store = ConfigStore.instance()
+    for name in methods.names():
+        store.store(group="method", name=name, node={"name": name})
+    if file_content is not None:
+        node = dict(file_content)
+        store.store(group="recipe", name=_FILE_RECIPE, node=node, package="_global_")
+
+
+def _read_recipe_file(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise ConfigError(f"recipe file {path} does not exist")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe file {path} is not YAML: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"recipe file {path} holds no mapping; it needs method and sources")
+    if "merge_method" in content:
+        raise ConfigError(
+            f"{path} is a mergekit config (it has merge_method), which this version does not read; "
+            "write base, sources and method instead: see `mergeops methods` and conf/recipe/"
+        )
+    if isinstance(content.get("method"), str):
+        content["method"] = {"name": content["method"]}
+    return content
+
+
+def _choose_method(raw: dict[str, Any], parsed: Iterable[Any]) -> None:
+    """``method=NAME`` on the command line wins over a recipe file's method and its parameters."""
+    parsed = list(parsed)
+    chosen = None
+    for override in parsed:
+        if override.key_or_group == "method" and isinstance(override.value(), str):
+            chosen = override.value()
+    method = raw.get("method")
+    if chosen is None or not isinstance(method, dict) or method.get("name") == chosen:
+        return
+    raw["method"] = {"name": chosen}
+    for override in parsed:
+        key = override.key_or_group
+        if key.startswith("method.") and not override.is_delete():
+            raw["method"][key.removeprefix("method.")] = override.value()
+
+
+def _keep_only(raw: dict[str, Any]) -> None:
+    only = raw.pop("only", None)
+    if only is None:
+        return
+    if isinstance(only, str):
+        only = [only]
+    sources = raw.get("sources") or {}
+    for name in only:
+        if name not in sources:
+            raise unknown_key("only: source ", str(name), sorted(sources))
+    raw["sources"] = {name: sources[name] for name in only}
+
+
+def _one_line(error: BaseException) -> str:
+    """The message and its causes, which Hydra keeps apart, in one line without repeats."""
+    parts: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        for line in str(current).splitlines():
+            line = line.strip()
+            if line and line not in parts and not line.startswith(("full_key", "object_type")):
+                parts.append(line)
+        current = current.__cause__
+    return "; ".join(parts)

@@ -1,0 +1,68 @@
+"""Scores: what a model got on which items, with errors, and what it takes to compare two of them.
+
+An ``ItemResult`` keeps the hashes of document, prompt and target, since two models may be paired
+only on items where all three agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PARTS = ("dev", "confirm")
+"""dev is for choosing; confirm is opened once, for the candidate that was chosen."""
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """One item's result under a task's chosen metric."""
+
+    doc_id: int
+    doc_hash: str
+    prompt_hash: str
+    target_hash: str
+    value: float
+    """The metric's value on this item: 0.0 or 1.0 for acc and exact_match."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's score on one part of its items."""
+
+    task: str
+    metric: str
+    """lm-eval's metric name without filter, e.g. ``acc``."""
+    value: float
+    """Mean over items, unless the metric aggregates otherwise (then as lm-eval gives it)."""
+    stderr: float | None
+    """Standard error as lm-eval gives it; None where it has none."""
+    items: tuple[ItemResult, ...]
+    """In doc_id order."""
+    version: str
+    """The task's version."""
+    digest: str
+    """sha256 of task settings and item hashes: equal digests mean the same questions."""
+    higher_is_better: bool = True
+
+    @property
+    def n(self) -> int:
+        """Number of items."""
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All task scores of one model on one part."""
+
+    weights_sha256: str
+    part: str
+    tasks: Mapping[str, TaskScore]
+    """By task name, in the recipe's order."""
+    settings: Mapping[str, str]
+    """Batch size, dtype, versions of lm-eval and transformers, ...: logged with the scores."""
+
+    @property
+    def pooled(self) -> float:
+        """Mean over the items of all tasks: the number that choices are made by."""
+        values = [item.value for task in self.tasks.values() for item in task.items]
+        return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,68 @@
+"""Progress on stderr: bars on a terminal, one line a step elsewhere; results never go here."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Tick = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+class Progress:
+    """What is being done, for whoever is watching.
+
+    Args:
+        quiet: show nothing at all.
+        force_terminal: draw bars even when stderr is no terminal (for tests).
+    """
+
+    def __init__(self, *, quiet: bool = False, force_terminal: bool | None = None) -> None:
+        self._quiet = quiet
+        self._force_terminal = force_terminal
+
+    def step(self, text: str) -> None:
+        """Say one thing that happened or starts."""
+        if not self._quiet:
+            self._console().print(f"[dim]·[/] {_escape(text)}", highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, label: str, *, is_bytes: bool = False) -> Iterator[Tick]:
+        """A bar that lives for the block; the block calls the tick with (done, total)."""
+        console = None if self._quiet else self._console()
+        if console is None or not console.is_terminal:
+            started = time.monotonic()
+            yield lambda done, total: None
+            if time.monotonic() - started > 1:
+                self.step(f"{label}: {time.monotonic() - started:.1f} s")
+            return
+        from rich import progress as bars
+
+        amount = (
+            (bars.DownloadColumn(), bars.TransferSpeedColumn())
+            if is_bytes
+            else (bars.MofNCompleteColumn(),)
+        )
+        with bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            *amount,
+            bars.TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        ) as drawn:
+            task = drawn.add_task(_escape(label), total=None)
+            yield lambda done, total: drawn.update(task, completed=done, total=total)
+
+    def _console(self):  # type: ignore[no-untyped-def]
+        from rich.console import Console
+
+        return Console(file=sys.stderr, force_terminal=self._force_terminal)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,360 @@
+"""The recipe: everything a user can write, as frozen dataclasses that are also its documentation.
+
+``Recipe.from_dict`` is the only way in: it takes the plain dict that Hydra (or a YAML file)
+produced, and refuses unknown keys, wrong types and values out of range with the key's full path.
+``weights_dict`` is the part that decides the merged bytes; scoring, tracking and promotion
+settings never change a plan digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergeops.errors import ConfigError
+from mergeops.schema import build, check_choice, check_range, unknown_key
+
+Value = float | tuple[float, ...]
+"""A parameter: one number, or a gradient over the layers, linearly interpolated."""
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """One input checkpoint as the recipe names it."""
+
+    uri: str
+    """A directory, runs:/ID[/path], models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or
+    hf://ORG/NAME@REVISION. A LoRA adapter directory is applied to its base on the fly."""
+    base: str | None = None
+    """For a LoRA adapter: the model it was trained on, where adapter_config.json's own
+    base_model_name_or_path cannot be reached from here."""
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+    """The method's per-source parameters, written beside uri: weight, density, ..."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Parameters for the tensors whose name matches; the first rule that matches a tensor and sets
+    a parameter decides it."""
+
+    match: str
+    """A glob over tensor names, e.g. ``*.mlp.*``."""
+    parameters: Mapping[str, Value | Mapping[str, Value]]
+    """A number, a list (gradient over depth), or one of these for each source by name."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """The merge method and its global parameters (see ``mergeops methods NAME``)."""
+
+    name: str
+    parameters: Any
+    """The method's own frozen parameter dataclass."""
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """Which tokenizer the merge has."""
+
+    source: str = "base"
+    """``base`` or the name of a source; every input must have the same vocabulary."""
+
+
+@dataclass(frozen=True)
+class DtypeSpec:
+    """Number formats."""
+
+    compute: str = "float32"
+    """float32 or float64: what the arithmetic is done in, whatever the files hold."""
+    save: str = "auto"
+    """auto (each tensor as the base, or the first source, stores it), bfloat16, float16, float32."""
+
+    def __post_init__(self) -> None:
+        check_choice("dtype.compute", self.compute, ("float32", "float64"))
+        check_choice("dtype.save", self.save, ("auto", "bfloat16", "float16", "float32"))
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """Where work is kept, and how checkpoints are written."""
+
+    dir: str = "mergeops-work"
+    """Merges, scores and caches; safe to delete once everything is in MLflow."""
+    shard_size: str = "5GB"
+    """Largest safetensors file: a number with KB, MB, GB (powers of 1000) or KiB, MiB, GiB."""
+    device: str = "auto"
+    """Device of the merge arithmetic: auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class EvaluateSpec:
+    """What is scored with the lm-eval harness, and how."""
+
+    tasks: tuple[str, ...] = ()
+    """lm-eval task names, or paths of task YAML files."""
+    include_path: str | None = None
+    """A directory of task YAML files whose names ``tasks`` may use."""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """Metric of a task, e.g. {my_task: exact_match}; else acc where the task has it, else its
+    first metric."""
+    num_fewshot: int | None = None
+    """In-context examples; null keeps what the task says."""
+    limit: int | None = None
+    """At most this many items of each part of each task (for a quick look)."""
+    batch_size: int = 32
+    """Fixed for every model, since the batch size moves scores in the last digits."""
+    max_length: int | None = None
+    """Context length in tokens; null takes the model's own."""
+    dtype: str = "auto"
+    """auto (as stored), bfloat16, float16 or float32."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    apply_chat_template: bool = False
+    """Wrap prompts in the tokenizer's chat template."""
+    confirm_fraction: float = 0.5
+    """Share of each task's items kept for the confirm part, which no choice may see."""
+    split_salt: str = ""
+    """Another salt gives another split of the items into dev and confirm."""
+    seed: int = 1234
+    """Seed of the few-shot draws."""
+
+    def __post_init__(self) -> None:
+        check_range("evaluate.batch_size", self.batch_size, 1, None)
+        check_range("evaluate.confirm_fraction", self.confirm_fraction, 0.0, 0.95)
+        if self.limit is not None:
+            check_range("evaluate.limit", self.limit, 1, None)
+        if self.num_fewshot is not None:
+            check_range("evaluate.num_fewshot", self.num_fewshot, 0, None)
+        check_choice("evaluate.dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+
+
+@dataclass(frozen=True)
+class TrackingSpec:
+    """Where trials are logged."""
+
+    uri: str | None = None
+    """MLflow tracking URI; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."""
+    registry_uri: str | None = None
+    """MLflow registry URI; null takes the tracking URI."""
+    experiment: str = "mergeops"
+    """The experiment that holds trials and the scores of their parents."""
+    registered_model: str = "merged"
+    """The registered model whose versions are the merges."""
+    timeout_s: int = 20
+    """How long to wait for the server before saying that it cannot be reached."""
+
+    def __post_init__(self) -> None:
+        if not self.registered_model or set(self.registered_model) & set("/:"):
+            raise ConfigError(
+                f"tracking.registered_model is {self.registered_model!r}; MLflow allows any name "
+                "without '/' and ':'"
+            )
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """How ``mergeops search`` proposes trials."""
+
+    strategy: str = "greedy_soup"
+    """greedy_soup or grid."""
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """For grid: override key -> values, e.g. {method.density: [0.2, 0.5]}."""
+
+
+@dataclass(frozen=True)
+class PromoteSpec:
+    """The gate: what a merge must show on the confirm part to become @champion."""
+
+    alpha: float = 0.05
+    """Significance level of the one-sided paired test against each reference."""
+    against: tuple[str, ...] = ("best_parent", "champion")
+    """References to beat: best_parent (by dev score), champion, base."""
+    primary: tuple[str, ...] = ()
+    """Tasks whose items, pooled, must be better; empty means all of evaluate.tasks."""
+    margin: float = 0.03
+    """No single task may be worse than on the reference by more than this (score units) ..."""
+    confidence: float = 0.95
+    """... with this one-sided confidence."""
+
+    def __post_init__(self) -> None:
+        check_range("promote.alpha", self.alpha, 1e-9, 0.5)
+        check_range("promote.margin", self.margin, 0.0, 1.0)
+        check_range("promote.confidence", self.confidence, 0.5, 0.999999)
+        for i, reference in enumerate(self.against):
+            check_choice(f"promote.against[{i}]", reference, ("best_parent", "champion", "base"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One merge, how to score it, where to log it, and when to promote it."""
+
+    method: MethodSpec
+    sources: Mapping[str, SourceSpec]
+    base: str | None = None
+    """The common ancestor, as a source URI; null for methods that need none."""
+    rules: tuple[Rule, ...] = ()
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    dtype: DtypeSpec = DtypeSpec()
+    seed: int = 0
+    """Seed of random methods."""
+    trust_remote_code: bool = False
+    """Let transformers run code that a source carries."""
+    name: str | None = None
+    """Name of the trial in MLflow; null makes one from the method and its parameters."""
+    path_map: Mapping[str, str] = field(default_factory=dict)
+    """Moved storage: prefix of a logged path -> where it is now."""
+    output: OutputSpec = OutputSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    tracking: TrackingSpec = TrackingSpec()
+    search: SearchSpec = SearchSpec()
+    promote: PromoteSpec = PromoteSpec()
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Recipe:
+        """Check a plain dict and make it a recipe.
+
+        Raises:
+            ConfigError: with the full key, the value and what is allowed.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in raw:
+            if key not in known:
+                raise unknown_key("", str(key), known)
+        method, source_keys = _method(raw.get("method"))
+        sources = _sources(raw.get("sources") or {}, method.name, source_keys)
+        rest = {k: v for k, v in raw.items() if k not in ("method", "sources", "rules")}
+        built: Recipe = build(
+            cls,
+            rest,
+            "",
+            given={
+                "method": method,
+                "sources": sources,
+                "rules": _rules(raw.get("rules") or [], method.name, sources),
+            },
+        )
+        if built.tokenizer.source != "base" and built.tokenizer.source not in sources:
+            raise ConfigError(
+                f"tokenizer.source is {built.tokenizer.source!r}; allowed: base, "
+                + ", ".join(sources)
+            )
+        return built
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain JSON types, in the shape that ``from_dict`` reads."""
+        raw: dict[str, Any] = dataclasses.asdict(self)
+        raw["method"] = {"name": self.method.name, **dataclasses.asdict(self.method.parameters)}
+        raw["sources"] = {
+            name: {"uri": s.uri, **({"base": s.base} if s.base else {}), **s.parameters}
+            for name, s in self.sources.items()
+        }
+        raw["rules"] = [{"match": rule.match, **rule.parameters} for rule in self.rules]
+        plain: dict[str, Any] = json.loads(json.dumps(raw))
+        return plain
+
+    def weights_dict(self) -> dict[str, Any]:
+        """The part of ``to_dict`` that decides the merged bytes."""
+        keys = ("base", "sources", "method", "rules", "tokenizer", "dtype", "seed")
+        return {key: value for key, value in self.to_dict().items() if key in keys}
+
+    def sha256(self) -> str:
+        """Hex digest of the whole recipe in canonical JSON."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _method(raw: Any) -> tuple[MethodSpec, tuple[str, ...]]:
+    from mergeops import methods
+
+    if raw is None:
+        raise ConfigError(f"method is missing; choose one of: {', '.join(methods.names())}")
+    if isinstance(raw, str):
+        raw = {"name": raw}
+    if not isinstance(raw, Mapping) or "name" not in raw:
+        raise ConfigError(f"method is {raw!r}; write method=NAME, or a mapping with a name")
+    method = methods.get(str(raw["name"]))
+    parameters = {k: v for k, v in raw.items() if k != "name"}
+    return (
+        MethodSpec(method.name, build(method.parameters, parameters, "method.")),
+        method.source_parameters,
+    )
+
+
+def _sources(raw: Any, method: str, allowed: tuple[str, ...]) -> dict[str, SourceSpec]:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(
+            f"sources is {raw!r}; write a mapping from a short name to {{uri: ..., weight: ...}}"
+        )
+    sources = {}
+    for name, spec in raw.items():
+        where = f"sources.{name}"
+        if not str(name).replace("-", "_").isidentifier() or str(name) == "base":
+            raise ConfigError(
+                f"{where}: {name!r} is no source name; use letters, digits, '_' and '-', "
+                "starting with a letter; 'base' is taken"
+            )
+        if isinstance(spec, str):
+            spec = {"uri": spec}
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("uri"), str):
+            raise ConfigError(f"{where} is {spec!r}; it needs a uri, e.g. {{uri: runs:/4f2c}}")
+        parameters: dict[str, Value] = {}
+        for key, value in spec.items():
+            if key in ("uri", "base"):
+                continue
+            if key not in allowed:
+                raise unknown_key(f"{where}.", str(key), ("uri", "base", *allowed), method=method)
+            parameters[str(key)] = _value(f"{where}.{key}", value)
+        base = spec.get("base")
+        if base is not None and not isinstance(base, str):
+            raise ConfigError(f"{where}.base is {base!r}; it takes a source URI")
+        sources[str(name)] = SourceSpec(spec["uri"], base, parameters)
+    return sources
+
+
+def _rules(raw: Any, method: str, sources: Mapping[str, SourceSpec]) -> tuple[Rule, ...]:
+    from mergeops import methods
+
+    described = methods.get(method)
+    tunable = described.tensor_parameters
+    if not isinstance(raw, list | tuple):
+        raise ConfigError(f"rules is {raw!r}; write a list of {{match: GLOB, PARAMETER: VALUE}}")
+    rules = []
+    for i, rule in enumerate(raw):
+        where = f"rules[{i}]"
+        if not isinstance(rule, Mapping) or not isinstance(rule.get("match"), str):
+            raise ConfigError(f"{where} is {rule!r}; it needs match, a glob over tensor names")
+        parameters: dict[str, Any] = {}
+        for key, value in rule.items():
+            if key == "match":
+                continue
+            if key not in tunable:
+                raise unknown_key(f"{where}.", str(key), ("match", *tunable), method=method)
+            if isinstance(value, Mapping):
+                if key not in described.source_parameters:
+                    raise ConfigError(
+                        f"{where}.{key} is given for each source, but {key} of {method} is one "
+                        "value for all"
+                    )
+                for source in value:
+                    if source not in sources:
+                        raise unknown_key(f"{where}.{key}.", str(source), tuple(sources))
+                parameters[key] = {
+                    str(s): _value(f"{where}.{key}.{s}", v) for s, v in value.items()
+                }
+            else:
+                parameters[key] = _value(f"{where}.{key}", value)
+        rules.append(Rule(rule["match"], parameters))
+    return tuple(rules)
+
+
+def _value(where: str, value: Any) -> Value:
+    if isinstance(value, bool) or not isinstance(value, int | float | list | tuple):
+        raise ConfigError(f"{where} is {value!r}; it takes a number, or a list as gradient")
+    if isinstance(value, list | tuple):
+        if not value or any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
+            raise ConfigError(f"{where} is {value!r}; a gradient is a list of numbers")
+        return tuple(float(v) for v in value)
+    return float(value)

@@ -1,0 +1,1 @@
+"""Reports: leaderboard, plots, lineage picture and model card."""

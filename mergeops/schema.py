@@ -1,0 +1,141 @@
+"""Strict conversion of plain dicts to frozen dataclasses, with errors that name the key.
+
+Nothing is swallowed: an unknown key, a wrong type or a value out of range is a ``ConfigError``
+that says the full key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mergeops.errors import ConfigError
+
+
+def unknown_key(prefix: str, key: str, known: Iterable[str], method: str = "") -> ConfigError:
+    """The error for a key that nobody reads."""
+    known = list(known)
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    of = f" of {method}" if method else ""
+    return ConfigError(
+        f"unknown key {prefix}{key}{of}; {hint}allowed: {', '.join(known) or 'nothing'}"
+    )
+
+
+def check_choice(where: str, value: str, allowed: Iterable[str]) -> None:
+    """Refuse a value that is not one of the allowed words."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ConfigError(f"{where} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def check_range(where: str, value: float, low: float | None, high: float | None) -> None:
+    """Refuse a number outside ``[low, high]`` (None: no bound), NaN included."""
+    if (
+        math.isnan(value)
+        or (low is not None and value < low)
+        or (high is not None and value > high)
+    ):
+        if high is None:
+            allowed = f"at least {low:g}"
+        elif low is None:
+            allowed = f"at most {high:g}"
+        else:
+            allowed = f"from {low:g} to {high:g}"
+        raise ConfigError(f"{where} is {value!r}; allowed: {allowed}")
+
+
+def build(
+    cls: type[Any], raw: Any, prefix: str, given: Mapping[str, Any] | None = None
+) -> Any:
+    """Make a dataclass from a plain dict.
+
+    Args:
+        cls: a dataclass whose fields are scalars, tuples, mappings or dataclasses.
+        raw: the plain dict.
+        prefix: the key's path with a trailing dot, for messages.
+        given: fields that are already converted.
+
+    Raises:
+        ConfigError: unknown key, missing key or wrong type.
+    """
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.')} is {raw!r}; it takes a mapping")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = dict(given or {})
+    for key, value in raw.items():
+        if key not in fields:
+            raise unknown_key(prefix, str(key), fields)
+        values[key] = convert(f"{prefix}{key}", value, hints[key])
+    for name, f in fields.items():
+        no_default = (
+            f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        )
+        if name not in values and no_default:
+            raise ConfigError(f"{prefix}{name} is missing")
+    return cls(**values)
+
+
+def convert(where: str, value: Any, hint: Any) -> Any:
+    """Convert one plain value to the annotated type.
+
+    Raises:
+        ConfigError: the value does not fit.
+    """
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type[Any], hint), value, f"{where}.")
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(where, value, hint)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} is {value!r}; it takes a list")
+        item = typing.get_args(hint)[0]
+        return tuple(convert(f"{where}[{i}]", v, item) for i, v in enumerate(value))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} is {value!r}; it takes a mapping")
+        item = typing.get_args(hint)[1]
+        return {str(k): convert(f"{where}.{k}", v, item) for k, v in value.items()}
+    return _convert_scalar(where, value, hint)
+
+
+def _convert_union(where: str, value: Any, hint: Any) -> Any:
+    members = typing.get_args(hint)
+    if value is None and type(None) in members:
+        return None
+    error: ConfigError | None = None
+    for member in members:
+        if member is type(None):
+            continue
+        try:
+            return convert(where, value, member)
+        except ConfigError as caught:
+            error = error or caught
+    raise error or ConfigError(f"{where} is {value!r}")
+
+
+def _convert_scalar(where: str, value: Any, hint: Any) -> Any:
+    named = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    fits = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, int | float) and not isinstance(value, bool),
+        str: isinstance(value, str),
+    }
+    if not fits[hint]:
+        raise ConfigError(f"{where} is {value!r}; it takes {named[hint]}")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{where} is {value!r}; it takes a finite number")
+    return hint(value)

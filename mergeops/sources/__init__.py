@@ -1,0 +1,41 @@
+"""Sources: from what a recipe names to a directory of bytes, pinned by hash.
+
+``resolve`` is the way in. A ``Source`` is what everybody downstream works with: a local directory
+in Hugging Face layout (or a LoRA adapter with the model it applies to), the digest of its
+weights, and the MLflow run and model that it came from, where known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input checkpoint, found and pinned."""
+
+    name: str
+    """The recipe's short name, or ``base``."""
+    uri: str
+    """As the recipe wrote it."""
+    path: Path
+    """Local directory: a full checkpoint, or the adapter's directory."""
+    sha256: str
+    """Digest of the weights: of the sorted (file name, sha256) of all its weight files, and for an
+    adapter of its config and its base's digest too. Equal digests mean equal weights."""
+    adapter_base: Path | None = None
+    """For a LoRA adapter: the directory of the full model that it applies to."""
+    run_id: str | None = None
+    """MLflow training run that wrote the checkpoint."""
+    model_id: str | None = None
+    """MLflow LoggedModel (m-...) of the checkpoint."""
+    registered: str | None = None
+    """Registered model version, NAME/VERSION, that the URI named."""
+    revision: str | None = None
+    """Commit of a hub repository."""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether ``path`` holds a LoRA adapter, not a full model."""
+        return self.adapter_base is not None
