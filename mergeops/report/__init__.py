@@ -1,1 +1,1 @@
-"""Reports: leaderboard, plots, lineage picture and model card."""
+"""Reports: leaderboard, plots, lineage picture, model card, and what the terminal shows."""

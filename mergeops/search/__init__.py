@@ -1,0 +1,71 @@
+"""Search: many trials, one file a strategy; the best is chosen on the dev part only.
+
+A strategy is a function ``(recipe, tools, parent_run_id) -> Found``; adding a file to this package
+that registers one with ``@strategy(NAME)`` adds it everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergeops.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mergeops.pipeline import Trial
+    from mergeops.recipe import Recipe
+    from mergeops.tools import Tools
+
+    Strategy = Callable[[Recipe, Tools, str], "Found"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with."""
+
+    best: Trial | None
+    """The best merge, or None where a single source was not beaten."""
+    best_source: str | None
+    """The single source that no merge beat, where that is the result."""
+    trials: list[Trial]
+    rows: list[dict[str, Any]]
+    """One row a step, for the table and the search run's artifact."""
+
+
+_STRATEGIES: dict[str, Strategy] = {}
+
+
+def strategy(name: str) -> Callable[[Strategy], Strategy]:
+    """Register a search strategy under a name."""
+
+    def register(function: Strategy) -> Strategy:
+        _STRATEGIES[name] = function
+        return function
+
+    return register
+
+
+def names() -> list[str]:
+    """All strategies."""
+    _load()
+    return sorted(_STRATEGIES)
+
+
+def get(name: str) -> Strategy:
+    """The strategy of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    _load()
+    if name not in _STRATEGIES:
+        raise ConfigError(f"search.strategy is {name!r}; allowed: {', '.join(names())}")
+    return _STRATEGIES[name]
+
+
+def _load() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")

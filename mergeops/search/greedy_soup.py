@@ -1,0 +1,99 @@
+"""Greedy soup: add models in order of their own score, keep each that does not lower the soup.
+
+Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, recipe 1. The result is never worse than the
+best single model on the part that it was chosen on (dev), and it starts as that model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mergeops.errors import ConfigError
+from mergeops.methods import get
+from mergeops.pipeline import Trial, run
+from mergeops.tools import Tools
+from mergeops.recipe import MethodSpec, Recipe
+from mergeops.search import Found, strategy
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attempt to add a source."""
+
+    added: str
+    soup: tuple[str, ...]
+    """The soup that was tried, in the order of adding."""
+    score: float
+    kept: bool
+
+
+def choose(
+    single_scores: Mapping[str, float], score_soup: Callable[[tuple[str, ...]], float]
+) -> tuple[tuple[str, ...], list[Step]]:
+    """The algorithm, free of models.
+
+    Args:
+        single_scores: each source's own score; higher is better. Equal scores keep their order.
+        score_soup: score of the uniform soup of two or more sources.
+
+    Returns:
+        The sources of the soup, in the order of adding, and every step.
+    """
+    ranked = sorted(single_scores, key=lambda name: -single_scores[name])
+    soup: tuple[str, ...] = (ranked[0],)
+    best = single_scores[ranked[0]]
+    steps = [Step(ranked[0], soup, best, True)]
+    for name in ranked[1:]:
+        tried = (*soup, name)
+        score = score_soup(tried)
+        kept = score >= best
+        steps.append(Step(name, tried, score, kept))
+        if kept:
+            soup, best = tried, score
+    return soup, steps
+
+
+@strategy("greedy_soup")
+def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
+    """Run the greedy soup over the recipe's sources; each soup tried is a nested trial.
+
+    Raises:
+        ConfigError: fewer than two sources, or no tasks to score on.
+    """
+    if len(recipe.sources) < 2:
+        raise ConfigError(
+            f"greedy_soup needs at least two sources; the recipe has {len(recipe.sources)}"
+        )
+    parents = tools.score_parents(recipe)
+    trials: dict[tuple[str, ...], Trial] = {}
+
+    def score_soup(names: tuple[str, ...]) -> float:
+        trial = run(soup_recipe(recipe, names), tools, parent_run_id=parent_run_id)
+        trials[names] = trial
+        return trial.dev_score
+
+    singles = {name: parents[name].pooled for name in recipe.sources}
+    soup, steps = choose(singles, score_soup)
+    rows = [
+        {"added": s.added, "size": len(s.soup), "dev": s.score, "kept": s.kept} for s in steps
+    ]
+    best_source = soup[0] if len(soup) == 1 else None
+    return Found(trials.get(soup), best_source, list(trials.values()), rows)
+
+
+def soup_recipe(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
+    """The uniform soup of the named sources, as a recipe of its own."""
+    return dataclasses.replace(
+        recipe,
+        name="soup of " + ", ".join(names),
+        method=MethodSpec("linear", get("linear").parameters()),
+        # Recipe order, so that the same set of sources is the same plan however it was reached.
+        sources={
+            name: dataclasses.replace(spec, parameters={})
+            for name, spec in recipe.sources.items()
+            if name in names
+        },
+        rules=(),
+    )

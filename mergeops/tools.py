@@ -1,0 +1,140 @@
+"""What the trials of one command share: connections, loaded tasks, caches, progress.
+
+Every method here finds finished work first: a plan that was merged, a model that was scored on
+these questions, a source that was hashed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergeops.plan import Plan, make_plan
+from mergeops.progress import Progress
+from mergeops.recipe import MethodSpec, Recipe, TokenizerSpec
+
+if TYPE_CHECKING:
+    from mergeops.evaluate import Scores
+    from mergeops.evaluate.tasks import TaskSet
+    from mergeops.sources import Resolved, Source
+    from mergeops.tracking.connection import Tracking
+
+
+class Tools:
+    """What the trials of one command share: connections, loaded tasks, caches, progress.
+
+    Args:
+        recipe: its tracking, evaluate, output and path settings hold for all trials.
+        progress: where to show what is being done.
+    """
+
+    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+        from mergeops.tracking.connection import connect
+
+        self.progress = progress
+        self.work_dir = Path(recipe.output.dir)
+        self.evaluate = recipe.evaluate
+        self.device = recipe.output.device
+        self.trust_remote_code = recipe.trust_remote_code
+        self.tracking: Tracking = connect(recipe.tracking)
+        self._tasks: TaskSet | None = None
+        self._resolved: dict[str, Resolved] = {}
+
+    def load_tasks(self) -> TaskSet | None:
+        """Load and check the tasks once, before any model is touched; None where there are none."""
+        if self._tasks is None and self.evaluate.tasks:
+            from mergeops.evaluate.tasks import load_tasks
+
+            self._tasks = load_tasks(self.evaluate)
+        return self._tasks
+
+    def resolve(self, recipe: Recipe) -> Resolved:
+        """Find and pin the recipe's base and sources."""
+        from mergeops.sources import resolve
+
+        key = repr((recipe.base, sorted(recipe.sources.items(), key=lambda item: item[0])))
+        if key not in self._resolved:
+            with self.progress.bar("reading sources", is_bytes=True) as tick:
+                self._resolved[key] = resolve(
+                    recipe,
+                    cache_dir=self.work_dir / "cache",
+                    progress=lambda _label, done, total: tick(done, total),
+                )
+        return self._resolved[key]
+
+    def merge(self, plan: Plan, label: str) -> Path:
+        """Execute a plan into its directory, or find it done."""
+        from mergeops.execute import merge
+
+        with self.progress.bar(f"merging {label}", is_bytes=True) as tick:
+            return merge(
+                plan,
+                self.work_dir / "merges" / plan.digest[:16],
+                device=self.device,
+                progress=tick,
+            )
+
+    def score(
+        self, label: str, path: Path, part: str, *, sha256: str | None = None,
+        tokenizer: Path | None = None,
+    ) -> Scores:
+        """Score a full checkpoint on one part of the tasks, or find it scored."""
+        from mergeops.checkpoint import weights_sha256
+        from mergeops.evaluate.harness import score
+
+        with self.progress.bar(f"scoring {label}") as tick:
+            return score(
+                path,
+                sha256 or weights_sha256(path, cache_dir=self.work_dir / "cache"),
+                self.evaluate,
+                part,
+                work_dir=self.work_dir,
+                tokenizer=tokenizer,
+                tasks=self.load_tasks(),
+                trust_remote_code=self.trust_remote_code,
+                progress=lambda _task, done, total: tick(done, total),
+            )
+
+    def score_parents(self, recipe: Recipe, part: str = "dev") -> dict[str, Scores]:
+        """Score the base, where there is one, and every source, and log them."""
+        resolved = self.resolve(recipe)
+        parents = {"base": resolved.base} if resolved.base else {}
+        parents |= resolved.sources
+        return {
+            name: self.score_parent(recipe, source, part) for name, source in parents.items()
+        }
+
+    def score_parent(self, recipe: Recipe, source: Source, part: str) -> Scores:
+        """Score one parent and log it; an adapter is applied to its base first."""
+        resolved = self.resolve(recipe)
+        path = self.full_checkpoint(recipe, source)
+        tokenizer = next(
+            (
+                place
+                for place in (path, resolved.base.path if resolved.base else None)
+                if place is not None and (place / "tokenizer_config.json").is_file()
+            ),
+            None,
+        )
+        scores = self.score(
+            source.name, path, part, sha256=source.sha256, tokenizer=tokenizer
+        )
+        self.tracking.log_parent(source, scores)
+        return scores
+
+    def full_checkpoint(self, recipe: Recipe, source: Source) -> Path:
+        """The source's directory, or for an adapter the full model that it stands for."""
+        if not source.is_adapter:
+            return source.path
+        from mergeops.methods import get
+
+        alone = dataclasses.replace(
+            recipe,
+            base=None,
+            method=MethodSpec("linear", get("linear").parameters()),
+            sources={source.name: recipe.sources[source.name]},
+            rules=(),
+            tokenizer=TokenizerSpec(source.name),
+        )
+        return self.merge(make_plan(alone, None, {source.name: source}), source.name)
