@@ -44,17 +44,32 @@ def demo(model: str, seed: int, out: Path) -> None:
     write_config(prepared.tasks)
 
     chapter("2. Adopt them: every run that left a checkpoint is an ingredient, whatever its status")
-    mergeops("adopt", "--experiment", prepared.experiment, "--recipe", "conf/recipe/runs.yaml",
-             "--register", f"{MODEL_NAME}-ingredients", "--force")
+    mergeops(
+        "adopt",
+        "--experiment",
+        prepared.experiment,
+        "--recipe",
+        "conf/recipe/runs.yaml",
+        "--register",
+        f"{MODEL_NAME}-ingredients",
+        "--force",
+    )
 
     chapter("3. Merge them all in four ways; score parents and merges on the dev part")
-    mergeops("run", "--config-dir", "conf", "recipe=runs",
-             "method=linear,task_arithmetic,ties,dare_ties", "-m")
+    mergeops(
+        "run",
+        "--config-dir",
+        "conf",
+        "recipe=runs",
+        "method=linear,task_arithmetic,ties,dare_ties",
+        "-m",
+    )
 
     chapter("4. Slerp between the two best parents")
     two = best_parents(2)
-    mergeops("run", "--config-dir", "conf", "recipe=runs", "method=slerp",
-             f"only=[{','.join(two)}]")
+    mergeops(
+        "run", "--config-dir", "conf", "recipe=runs", "method=slerp", f"only=[{','.join(two)}]"
+    )
 
     chapter("5. Search: the greedy soup adds runs while they do not hurt")
     mergeops("search", "--config-dir", "conf", "recipe=runs", "strategy=greedy_soup")

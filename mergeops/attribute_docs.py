@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import textwrap
-from functools import cache
 
 
-@cache
 def attribute_docstrings(cls: type) -> dict[str, str]:
     """Field name -> the string literal that follows it in the class body, in one line."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     texts = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in itertools.pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)

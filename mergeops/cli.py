@@ -56,16 +56,22 @@ def cli() -> None:
 @click.option("--seed", type=int, help="Seed of random methods, in place of the recipe's.")
 @options(CONFIG_DIR, SHOW, AS_JSON, QUIET)
 def merge(
-    recipe_file: Path, out: Path, overrides: tuple[str, ...], device: str, seed: int | None,
-    config_dir: Path | None, cfg: str | None, as_json: bool, quiet: bool, debug: bool,
+    recipe_file: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    device: str,
+    seed: int | None,
+    config_dir: Path | None,
+    cfg: str | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked."""
     from mergeops import compose, pipeline
 
     extra = [f"output.device={device}", *([f"seed={seed}"] if seed is not None else [])]
-    recipe = compose.compose(
-        [*overrides, *extra], config_dir=config_dir, recipe_file=recipe_file
-    )
+    recipe = compose.compose([*overrides, *extra], config_dir=config_dir, recipe_file=recipe_file)
     if cfg:
         return _show(recipe)
     plan = pipeline.merge_only(recipe, out, Progress(quiet=quiet))
@@ -78,8 +84,13 @@ def merge(
 @click.option("-m", "--multirun", is_flag=True, help="Run every combination of listed values.")
 @options(CONFIG_DIR, SHOW, AS_JSON, QUIET)
 def run(
-    overrides: tuple[str, ...], multirun: bool, config_dir: Path | None, cfg: str | None,
-    as_json: bool, quiet: bool, debug: bool,
+    overrides: tuple[str, ...],
+    multirun: bool,
+    config_dir: Path | None,
+    cfg: str | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """One tracked trial: find the sources, merge, score merge and parents, log, register."""
     from mergeops import compose, pipeline
@@ -103,8 +114,12 @@ def run(
 @OVERRIDES
 @options(CONFIG_DIR, SHOW, AS_JSON, QUIET)
 def search(
-    overrides: tuple[str, ...], config_dir: Path | None, cfg: str | None, as_json: bool,
-    quiet: bool, debug: bool,
+    overrides: tuple[str, ...],
+    config_dir: Path | None,
+    cfg: str | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """Many trials, the best chosen on the dev part: strategy=greedy_soup or strategy=grid."""
     from mergeops import compose, pipeline
@@ -126,9 +141,13 @@ def search(
 
 @cli.command()
 @click.option("--experiment", required=True, help="The MLflow experiment of your training runs.")
-@click.option("--filter", "filter_string", help="MLflow filter, e.g. \"metrics.eval_loss < 2\".")
-@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path),
-              help="Write a recipe of the mergeable runs to this YAML file.")
+@click.option("--filter", "filter_string", help='MLflow filter, e.g. "metrics.eval_loss < 2".')
+@click.option(
+    "--recipe",
+    "recipe_path",
+    type=click.Path(path_type=Path),
+    help="Write a recipe of the mergeable runs to this YAML file.",
+)
 @click.option("--register", metavar="NAME", help="Also register each as a version of NAME.")
 @click.option("--dry-run", is_flag=True, help="Only list; write nothing to MLflow.")
 @click.option("--path-map", multiple=True, metavar="OLD=NEW", help="Moved storage.")
@@ -136,18 +155,32 @@ def search(
 @click.option("--force", is_flag=True, help="Overwrite the recipe file.")
 @options(AS_JSON, QUIET)
 def adopt(
-    experiment: str, filter_string: str | None, recipe_path: Path | None, register: str | None,
-    dry_run: bool, path_map: tuple[str, ...], tracking_uri: str | None, force: bool,
-    as_json: bool, quiet: bool, debug: bool,
+    experiment: str,
+    filter_string: str | None,
+    recipe_path: Path | None,
+    register: str | None,
+    dry_run: bool,
+    path_map: tuple[str, ...],
+    tracking_uri: str | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """Find the mergeable checkpoints of an experiment, whatever became of the runs."""
     from mergeops import pipeline
     from mergeops.report import terminal
 
     adopted = pipeline.adopt(
-        experiment, Progress(quiet=quiet), filter_string=filter_string, register=register,
-        dry_run=dry_run, path_map=_pairs("--path-map", path_map), tracking_uri=tracking_uri,
-        recipe_path=recipe_path, force=force,
+        experiment,
+        Progress(quiet=quiet),
+        filter_string=filter_string,
+        register=register,
+        dry_run=dry_run,
+        path_map=_pairs("--path-map", path_map),
+        tracking_uri=tracking_uri,
+        recipe_path=recipe_path,
+        force=force,
     )
     if as_json:
         return _print(adopted.rows(), True)
@@ -161,8 +194,13 @@ def adopt(
 @click.option("--reference", help="Compare with this one; default: the best parent.")
 @options(CONFIG_DIR, AS_JSON)
 def compare(
-    overrides: tuple[str, ...], experiment: str | None, part: str, reference: str | None,
-    config_dir: Path | None, as_json: bool, debug: bool,
+    overrides: tuple[str, ...],
+    experiment: str | None,
+    part: str,
+    reference: str | None,
+    config_dir: Path | None,
+    as_json: bool,
+    debug: bool,
 ) -> None:
     """Leaderboard of the parents and merges of an experiment, with paired differences."""
     from mergeops import compose, pipeline
@@ -186,9 +224,16 @@ def compare(
 @click.option("--reason", help="Why the gate is overruled; kept in the audit.")
 @options(CONFIG_DIR, AS_JSON, QUIET)
 def promote(
-    name: str | None, overrides: tuple[str, ...], version: int | None,
-    expect_current: int | None, force: bool, reason: str | None, config_dir: Path | None,
-    as_json: bool, quiet: bool, debug: bool,
+    name: str | None,
+    overrides: tuple[str, ...],
+    version: int | None,
+    expect_current: int | None,
+    force: bool,
+    reason: str | None,
+    config_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """Move NAME@champion to a merge, if it is better on the confirm part."""
     from mergeops import compose, pipeline
@@ -196,8 +241,13 @@ def promote(
     name, overrides = _name_first(name, overrides)
     recipe = compose.compose(overrides, config_dir=config_dir)
     outcome = pipeline.promote(
-        recipe, name or recipe.tracking.registered_model, Progress(quiet=quiet),
-        version=version, expect_current=expect_current, force=force, reason=reason,
+        recipe,
+        name or recipe.tracking.registered_model,
+        Progress(quiet=quiet),
+        version=version,
+        expect_current=expect_current,
+        force=force,
+        reason=reason,
         overrides=overrides,
     )
     if as_json:
@@ -214,7 +264,10 @@ def promote(
 @OVERRIDES
 @options(CONFIG_DIR, AS_JSON)
 def rollback(
-    name: str | None, overrides: tuple[str, ...], config_dir: Path | None, as_json: bool,
+    name: str | None,
+    overrides: tuple[str, ...],
+    config_dir: Path | None,
+    as_json: bool,
     debug: bool,
 ) -> None:
     """Move NAME@champion back to NAME@previous."""
@@ -262,9 +315,7 @@ def methods(name: str | None, as_json: bool, debug: bool) -> None:
 @cli.command()
 @OVERRIDES
 @options(CONFIG_DIR, AS_JSON)
-def doctor(
-    overrides: tuple[str, ...], config_dir: Path | None, as_json: bool, debug: bool
-) -> None:
+def doctor(overrides: tuple[str, ...], config_dir: Path | None, as_json: bool, debug: bool) -> None:
     """Check versions, devices, the tracking server and disk space, and say what to fix."""
     from mergeops import compose
     from mergeops import doctor as checks

@@ -6,7 +6,7 @@
     ├── MergeError           4   the inputs cannot be merged, or the output cannot be written
     ├── EvaluationError      5   a task is unknown or broken, or a model cannot be scored
     ├── TrackingError        6   the MLflow server cannot be reached or refuses
-    └── GateRefused          7   the evidence does not support the promotion
+    └── GateRefusedError     7   the evidence does not support the promotion
 
 A message is one line: what is wrong, where, the value, and what is allowed or what to do next.
 Errors of lower layers are caught where they arise and raised again as one of these, with the
@@ -50,7 +50,7 @@ class TrackingError(MergeopsError):
     exit_code = 6
 
 
-class GateRefused(MergeopsError):
+class GateRefusedError(MergeopsError):
     """The evidence does not support the promotion."""
 
     exit_code = 7

@@ -51,9 +51,7 @@ def check_range(where: str, value: float, low: float | None, high: float | None)
         raise ConfigError(f"{where} is {value!r}; allowed: {allowed}")
 
 
-def build(
-    cls: type[Any], raw: Any, prefix: str, given: Mapping[str, Any] | None = None
-) -> Any:
+def build(cls: type[Any], raw: Any, prefix: str, given: Mapping[str, Any] | None = None) -> Any:
     """Make a dataclass from a plain dict.
 
     Args:
@@ -77,9 +75,7 @@ def build(
             raise unknown_key(prefix, str(key), fields)
         values[key] = convert(f"{prefix}{key}", value, hints[key])
     for name, f in fields.items():
-        no_default = (
-            f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        )
+        no_default = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if name not in values and no_default:
             raise ConfigError(f"{prefix}{name} is missing")
     return cls(**values)

@@ -76,7 +76,12 @@ class Tools:
             )
 
     def score(
-        self, label: str, path: Path, part: str, *, sha256: str | None = None,
+        self,
+        label: str,
+        path: Path,
+        part: str,
+        *,
+        sha256: str | None = None,
         tokenizer: Path | None = None,
     ) -> Scores:
         """Score a full checkpoint on one part of the tasks, or find it scored."""
@@ -101,9 +106,7 @@ class Tools:
         resolved = self.resolve(recipe)
         parents = {"base": resolved.base} if resolved.base else {}
         parents |= resolved.sources
-        return {
-            name: self.score_parent(recipe, source, part) for name, source in parents.items()
-        }
+        return {name: self.score_parent(recipe, source, part) for name, source in parents.items()}
 
     def score_parent(self, recipe: Recipe, source: Source, part: str) -> Scores:
         """Score one parent and log it; an adapter is applied to its base first."""
@@ -117,9 +120,7 @@ class Tools:
             ),
             None,
         )
-        scores = self.score(
-            source.name, path, part, sha256=source.sha256, tokenizer=tokenizer
-        )
+        scores = self.score(source.name, path, part, sha256=source.sha256, tokenizer=tokenizer)
         self.tracking.log_parent(source, scores)
         return scores
 

@@ -65,10 +65,16 @@ def test_a_source_can_be_deleted_and_others_selected() -> None:
         (["method=ties", "method.densty=0.3"], "unknown key method.densty; did you mean 'density'"),
         (["method=ties", "method.density=abc"], "method.density is 'abc'; it takes a number"),
         (["method=ties", "method.density=2"], "density.*2"),
-        (["sources.a.uri=x", "sources.a.wieght=1"], "sources.a.wieght of linear; did you mean 'weig"),
+        (
+            ["sources.a.uri=x", "sources.a.wieght=1"],
+            "sources.a.wieght of linear; did you mean 'weig",
+        ),
         (["sources.a.weight=1"], "sources.a is .*; it needs a uri"),
         (["sources.base.uri=x"], "'base' is no source name"),
-        (["sources.a.uri=x", "sources.a.weight=heavy"], "sources.a.weight is 'heavy'; it takes a nu"),
+        (
+            ["sources.a.uri=x", "sources.a.weight=heavy"],
+            "sources.a.weight is 'heavy'; it takes a nu",
+        ),
         (["tokenizer.source=b"], "tokenizer.source is 'b'; allowed: base"),
         (["recipe=nope"], "Could not find 'recipe/nope'.*soup"),
         (["evaluate.batch_size=0"], "evaluate.batch_size is 0; allowed: at least 1"),

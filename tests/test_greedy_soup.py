@@ -23,9 +23,7 @@ def test_models_are_tried_in_order_of_their_own_score() -> None:
 
 
 def test_a_model_that_lowers_the_soup_is_left_out_and_the_next_is_tried_without_it() -> None:
-    soup, steps = choose(
-        {"a": 0.9, "b": 0.8, "c": 0.7}, score_from({"ab": 0.85, "ac": 0.95})
-    )
+    soup, steps = choose({"a": 0.9, "b": 0.8, "c": 0.7}, score_from({"ab": 0.85, "ac": 0.95}))
     assert soup == ("a", "c")
     assert [(s.added, s.kept) for s in steps] == [("a", True), ("b", False), ("c", True)]
 

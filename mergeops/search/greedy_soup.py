@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from mergeops.errors import ConfigError
 from mergeops.methods import get
 from mergeops.pipeline import Trial, run
-from mergeops.tools import Tools
 from mergeops.recipe import MethodSpec, Recipe
 from mergeops.search import Found, strategy
+from mergeops.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
 
     singles = {name: parents[name].pooled for name in recipe.sources}
     soup, steps = choose(singles, score_soup)
-    rows = [
-        {"added": s.added, "size": len(s.soup), "dev": s.score, "kept": s.kept} for s in steps
-    ]
+    rows = [{"added": s.added, "size": len(s.soup), "dev": s.score, "kept": s.kept} for s in steps]
     best_source = soup[0] if len(soup) == 1 else None
     return Found(trials.get(soup), best_source, list(trials.values()), rows)
 

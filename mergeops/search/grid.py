@@ -8,9 +8,9 @@ from typing import Any
 
 from mergeops.errors import ConfigError
 from mergeops.pipeline import run
-from mergeops.tools import Tools
 from mergeops.recipe import Recipe
 from mergeops.search import Found, strategy
+from mergeops.tools import Tools
 
 
 @strategy("grid")
@@ -40,9 +40,7 @@ def combinations(grid: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
             f"search.grid is {dict(grid)}; it takes KEY: [VALUES], e.g. "
             "search.grid='{method.density: [0.2, 0.5]}'"
         )
-    return [
-        dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
-    ]
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def with_values(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
