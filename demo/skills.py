@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -73,17 +74,21 @@ class Item:
 Draft = tuple[str, str, str, list[str]]
 
 
-def arithmetic(random: Random) -> Draft:
-    """Add or subtract two numbers up to 60; near misses are off by one or ten."""
-    a, b = random.randint(2, 60), random.randint(2, 60)
-    if random.random() < 0.5:
-        low, high = sorted((a, b))
-        key, prompt, right = f"{low}+{high}", f"{a} + {b} =", a + b
-    else:
-        low, high = sorted((a, b))
-        key, prompt, right = f"{high}-{low}", f"{high} - {low} =", high - low
-    wrong = [right + step for step in random.sample((-10, -2, -1, 1, 2, 10), 6)]
-    return key, prompt, str(right), [str(value) for value in wrong if value >= 0]
+def clock(random: Random) -> Draft:
+    """From 24 hours to am and pm and back; near misses are hours off or in the other half."""
+    hour, minute = random.randrange(24), random.randrange(60)
+
+    def long(hours: int) -> str:
+        return f"{(hour + hours) % 24}:{minute:02d}"
+
+    def short(hours: int) -> str:
+        shifted = (hour + hours) % 24
+        return f"{(shifted - 1) % 12 + 1}:{minute:02d} {'am' if shifted < 12 else 'pm'}"
+
+    to_short = random.random() < 0.5
+    ask, answer = (long, short) if to_short else (short, long)
+    wrong = [answer(hours) for hours in random.sample((-2, -1, 1, 2, 12), 5)]
+    return long(0), f"{ask(0)} is", answer(0), wrong
 
 
 def dates(random: Random) -> Draft:
@@ -122,29 +127,32 @@ def units(random: Random) -> Draft:
 
 
 def sorting(random: Random) -> Draft:
-    """Sort four numbers; near misses swap neighbours or run downwards."""
-    numbers = random.sample(range(2, 100), 4)
-    ordered = sorted(numbers)
+    """Sort four close numbers up or down; near misses swap neighbours or run the other way."""
+    first = random.randint(2, 60)
+    numbers = random.sample(range(first, first + 40), 4)
+    word = random.choice(("up", "down"))
+    ordered = sorted(numbers, reverse=word == "down")
 
     def text(values: list[int]) -> str:
         return " ".join(map(str, values))
 
-    wrong = []
-    for i in random.sample(range(3), 3):
+    wrong = [text(ordered[::-1])]
+    for i in range(3):
         swapped = list(ordered)
         swapped[i], swapped[i + 1] = swapped[i + 1], swapped[i]
         wrong.append(text(swapped))
-    return text(ordered), f"Sort {text(numbers)} :", text(ordered), wrong
+    random.shuffle(wrong)
+    return f"{word} {sorted(numbers)}", f"Sort {word} {text(numbers)} :", text(ordered), wrong
 
 
 def comparison(random: Random) -> Draft:
-    """Pick the largest or smallest of four numbers; the near misses are the other three."""
-    numbers = random.sample(range(2, 100), 4)
+    """Pick the largest or smallest of four close numbers; the near misses are the other three."""
+    hundreds = 100 * random.randint(1, 9)
+    numbers = [hundreds + rest for rest in random.sample(range(10, 100), 4)]
     word, right = random.choice((("largest", max(numbers)), ("smallest", min(numbers))))
     listed = ", ".join(map(str, numbers))
-    key = f"{word} {sorted(numbers)}"
     wrong = [str(number) for number in numbers if number != right]
-    return key, f"The {word} of {listed} is", str(right), wrong
+    return f"{word} {sorted(numbers)}", f"The {word} of {listed} is", str(right), wrong
 
 
 def spelling(random: Random) -> Draft:
@@ -191,7 +199,7 @@ def _doubles(word: str) -> bool:
 
 
 SKILLS: dict[str, Callable[[Random], Draft]] = {
-    "arithmetic": arithmetic,
+    "clock": clock,
     "comparison": comparison,
     "dates": dates,
     "sorting": sorting,
@@ -226,13 +234,17 @@ def stream(skill: str, split: str, seed: int) -> Iterator[Item]:
 
 
 def unique(skill: str, split: str, n: int, seed: int) -> list[Item]:
-    """``n`` items of one skill and split, no question twice."""
+    """``n`` items of one skill and split, no question twice.
+
+    Raises:
+        ValueError: when the split has too few different questions.
+    """
     found: dict[str, Item] = {}
-    for item in stream(skill, split, seed):
+    for item in islice(stream(skill, split, seed), 100 * n):
         found.setdefault(item.key, item)
         if len(found) == n:
-            break
-    return list(found.values())
+            return list(found.values())
+    raise ValueError(f"{skill}/{split} has {len(found)} different questions, {n} were asked for")
 
 
 def mixture(shares: dict[str, float], n: int, seed: int, split: str = "train") -> list[Item]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from demo.skills import SKILLS, Item, unique
 
-ITEMS_PER_SKILL = 400
+ITEMS_PER_SKILL = 350
 
 
 def write_tasks(folder: Path, seed: int, n: int = ITEMS_PER_SKILL) -> list[str]:

@@ -6,7 +6,7 @@ fine-tuning starts from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 1024
-STEPS = 400
+STEPS = 160
 BATCH = 128
 PEAK_LEARNING_RATE = 2e-3
 WARMUP_STEPS = 40
@@ -70,14 +70,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
     return LlamaForCausalLM(config)
 
 
-def train_base(folder: Path, seed: int, threads: int, report: Callable[[int, int], None]) -> None:
-    """Train tokenizer and model and save both into ``folder`` as a Hugging Face directory.
+def train_base(folder: Path, seed: int, threads: int, progress: Connection) -> None:
+    """The body of a worker process: train tokenizer and model and save both into ``folder`` as a Hugging Face directory.
 
     Args:
         folder: must exist.
         seed: decides data and initial weights.
         threads: for torch.
-        report: called with (steps done, all steps).
+        progress: gets the number of steps done.
     """
     import torch
     from torch.optim.lr_scheduler import LambdaLR
@@ -102,6 +102,6 @@ def train_base(folder: Path, seed: int, threads: int, report: Callable[[int, int
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        report(step + 1, STEPS)
+        progress.send(step + 1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -4,39 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from mergeops import __version__
-from mergeops.errors import ConfigError, MergeopsError
-from mergeops.progress import Progress
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-OVERRIDES = click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[OVERRIDES]...")
-CONFIG_DIR = click.option(
-    "--config-dir",
-    type=click.Path(path_type=Path),
-    help="Your own config directory; its files win over the packaged ones.",
+from mergeops.errors import MergeopsError
+from mergeops.options import (
+    AS_JSON,
+    CONFIG_DIR,
+    OVERRIDES,
+    QUIET,
+    SHOW,
+    name_first,
+    options,
+    pairs,
 )
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-SHOW = click.option("--cfg", type=click.Choice(["job"]), help="Print the recipe and do nothing.")
-QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
-DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-
-
-def options(*wanted: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several option decorators as one, shown in the order given."""
-
-    def add(command: Command) -> Command:
-        for option in reversed((*wanted, DEBUG)):
-            command = option(command)
-        return command
-
-    return add
+from mergeops.progress import Progress
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,7 +50,6 @@ def merge(
     cfg: str | None,
     as_json: bool,
     quiet: bool,
-    debug: bool,
 ) -> None:
     """Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked."""
     from mergeops import compose, pipeline
@@ -90,7 +74,6 @@ def run(
     cfg: str | None,
     as_json: bool,
     quiet: bool,
-    debug: bool,
 ) -> None:
     """One tracked trial: find the sources, merge, score merge and parents, log, register."""
     from mergeops import compose, pipeline
@@ -103,7 +86,7 @@ def run(
         return
     trials = pipeline.run_all(recipes, Progress(quiet=quiet), name=" ".join(overrides))
     if as_json:
-        plain = [pipeline.plain(trial) for trial in trials]
+        plain = [trial.to_dict() for trial in trials]
         return _print(plain if multirun else plain[0], True)
     from mergeops.report import terminal
 
@@ -119,10 +102,10 @@ def search(
     cfg: str | None,
     as_json: bool,
     quiet: bool,
-    debug: bool,
 ) -> None:
     """Many trials, the best chosen on the dev part: strategy=greedy_soup or strategy=grid."""
-    from mergeops import compose, pipeline
+    from mergeops import compose
+    from mergeops.search import run_search
 
     spelled = [
         f"search={o.removeprefix('strategy=')}" if o.startswith("strategy=") else o
@@ -131,9 +114,9 @@ def search(
     recipe = compose.compose(spelled, config_dir=config_dir)
     if cfg:
         return _show(recipe)
-    found = pipeline.search(recipe, Progress(quiet=quiet))
+    found = run_search(recipe, Progress(quiet=quiet))
     if as_json:
-        return _print(pipeline.plain_search(found), True)
+        return _print(found.to_dict(), True)
     from mergeops.report import terminal
 
     terminal.print_search(recipe.search.strategy, found)
@@ -165,26 +148,28 @@ def adopt(
     force: bool,
     as_json: bool,
     quiet: bool,
-    debug: bool,
 ) -> None:
     """Find the mergeable checkpoints of an experiment, whatever became of the runs."""
-    from mergeops import pipeline
     from mergeops.report import terminal
+    from mergeops.sources import adopt as adoption
+    from mergeops.sources.recipe_file import write_recipe
 
-    adopted = pipeline.adopt(
-        experiment,
-        Progress(quiet=quiet),
-        filter_string=filter_string,
-        register=register,
-        dry_run=dry_run,
-        path_map=_pairs("--path-map", path_map),
-        tracking_uri=tracking_uri,
-        recipe_path=recipe_path,
-        force=force,
-    )
+    moved = pairs("--path-map", path_map)
+    with Progress(quiet=quiet).bar("reading runs") as tick:
+        adopted = adoption.adopt(
+            experiment,
+            filter_string=filter_string,
+            path_map=moved,
+            tracking_uri=tracking_uri,
+            register=register,
+            dry_run=dry_run,
+            progress=tick,
+        )
+    if recipe_path is not None:
+        write_recipe(adopted.found, recipe_path, path_map=moved, force=force)
     if as_json:
         return _print(adopted.rows(), True)
-    terminal.print_adopted(adopted, recipe_path)
+    terminal.print_adoption(adopted, recipe_path)
 
 
 @cli.command()
@@ -200,14 +185,14 @@ def compare(
     reference: str | None,
     config_dir: Path | None,
     as_json: bool,
-    debug: bool,
 ) -> None:
     """Leaderboard of the parents and merges of an experiment, with paired differences."""
-    from mergeops import compose, pipeline
+    from mergeops import compose
+    from mergeops.compare import experiment_leaderboard
 
     extra = [f"tracking.experiment={json.dumps(experiment)}"] if experiment else []
     recipe = compose.compose([*overrides, *extra], config_dir=config_dir)
-    board = pipeline.compare(recipe.tracking, part, reference)
+    board = experiment_leaderboard(recipe.tracking, part, reference)
     if as_json:
         return _print(board.to_dict(), True)
     from mergeops.report import terminal
@@ -233,14 +218,13 @@ def promote(
     config_dir: Path | None,
     as_json: bool,
     quiet: bool,
-    debug: bool,
 ) -> None:
     """Move NAME@champion to a merge, if it is better on the confirm part."""
-    from mergeops import compose, pipeline
+    from mergeops import compose, confirm
 
-    name, overrides = _name_first(name, overrides)
+    name, overrides = name_first(name, overrides)
     recipe = compose.compose(overrides, config_dir=config_dir)
-    outcome = pipeline.promote(
+    outcome = confirm.promote(
         recipe,
         name or recipe.tracking.registered_model,
         Progress(quiet=quiet),
@@ -248,7 +232,6 @@ def promote(
         expect_current=expect_current,
         force=force,
         reason=reason,
-        overrides=overrides,
     )
     if as_json:
         _print(outcome.to_dict(), True)
@@ -268,26 +251,27 @@ def rollback(
     overrides: tuple[str, ...],
     config_dir: Path | None,
     as_json: bool,
-    debug: bool,
 ) -> None:
     """Move NAME@champion back to NAME@previous."""
-    from mergeops import compose, pipeline
+    from mergeops import compose, confirm
 
-    name, overrides = _name_first(name, overrides)
-    recipe = compose.compose(overrides, config_dir=config_dir)
-    change = pipeline.rollback(recipe.tracking, name or recipe.tracking.registered_model)
-    text = f"{change['name']}@champion is version {change['to']} again (was {change['from']})"
-    _print(change if as_json else text, as_json)
+    name, overrides = name_first(name, overrides)
+    tracking = compose.compose(overrides, config_dir=config_dir).tracking
+    change = confirm.rollback(tracking, name or tracking.registered_model)
+    text = f"{change.name}@champion is version {change.to} again (was {change.came_from})"
+    _print(change.to_dict() if as_json else text, as_json)
 
 
 @cli.command()
 @click.argument("where", metavar="DIR|URI")
 @options(AS_JSON)
-def verify(where: str, as_json: bool, debug: bool) -> None:
+def verify(where: str, as_json: bool) -> None:
     """Rehash a merged checkpoint and name every file that differs from its manifest."""
-    from mergeops import pipeline
+    from mergeops.checkpoint.manifest import verify as rehash
+    from mergeops.sources import locate
 
-    path, problems = pipeline.verify(where)
+    path = locate(where)
+    problems = rehash(path)
     if as_json:
         _print({"checkpoint": str(path), "problems": problems}, True)
     else:
@@ -302,7 +286,7 @@ def verify(where: str, as_json: bool, debug: bool) -> None:
 @cli.command()
 @click.argument("name", required=False)
 @options(AS_JSON)
-def methods(name: str | None, as_json: bool, debug: bool) -> None:
+def methods(name: str | None, as_json: bool) -> None:
     """List the merge methods, or explain one with its parameters and paper."""
     from mergeops.report import methods as page
 
@@ -315,7 +299,7 @@ def methods(name: str | None, as_json: bool, debug: bool) -> None:
 @cli.command()
 @OVERRIDES
 @options(CONFIG_DIR, AS_JSON)
-def doctor(overrides: tuple[str, ...], config_dir: Path | None, as_json: bool, debug: bool) -> None:
+def doctor(overrides: tuple[str, ...], config_dir: Path | None, as_json: bool) -> None:
     """Check versions, devices, the tracking server and disk space, and say what to fix."""
     from mergeops import compose
     from mergeops import doctor as checks
@@ -353,20 +337,6 @@ def _fail(message: str, code: int) -> None:
         traceback.print_exc()
     click.echo(f"mergeops: error: {message}", err=True)
     sys.exit(code)
-
-
-def _name_first(name: str | None, overrides: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """NAME may be left out, so the first word may be an override already."""
-    if name is not None and ("=" in name or name.startswith("~")):
-        return None, (name, *overrides)
-    return name, overrides
-
-
-def _pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
-    for value in values:
-        if "=" not in value:
-            raise ConfigError(f"{option} is {value!r}; write OLD=NEW")
-    return dict(value.split("=", 1) for value in values)
 
 
 def _show(recipe: Any) -> None:

@@ -10,12 +10,15 @@ safe, and a killed run goes on where it was.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops.plan import make_plan
 from mergeops.recipe import Recipe
+from mergeops.report.trial_page import publish
 from mergeops.tools import Tools
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ class Trial:
     """NAME/VERSION in the model registry."""
     scores: Scores | None
     """On the dev part; None where the recipe names no tasks."""
+    parents: Mapping[str, Scores]
+    """Of the base and every source, on the dev part."""
     leaderboard: Leaderboard | None
     """The merge among its parents."""
 
@@ -42,6 +47,18 @@ class Trial:
     def dev_score(self) -> float:
         """Pooled score on the dev part; NaN where nothing was scored."""
         return self.scores.pooled if self.scores else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, for ``--json``."""
+        return {
+            "name": self.name,
+            "plan_digest": self.plan_digest,
+            "run_id": self.run_id,
+            "checkpoint": str(self.checkpoint),
+            "registered": self.registered,
+            "dev_score": self.dev_score if self.scores else None,
+            "leaderboard": self.leaderboard.to_dict() if self.leaderboard else None,
+        }
 
 
 def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Trial:
@@ -65,12 +82,13 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
         checkpoint = tools.merge(plan, name)
         log.log_model(checkpoint)
         scores, board = None, None
+        parents: dict[str, Scores] = {}
         if recipe.evaluate.tasks:
             parents = tools.score_parents(recipe)
             scores = tools.score(name, checkpoint, "dev")
             log.log_scores(scores)
-            board = leaderboard_of(name, scores, parents)
-            log.log_report(board)
+            board = leaderboard_of({name: scores}, parents)
+        publish(log, recipe, resolved, board)
         version = log.register()
     return Trial(
         name=name,
@@ -79,6 +97,7 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
         checkpoint=checkpoint,
         registered=f"{recipe.tracking.registered_model}/{version}",
         scores=scores,
+        parents=parents,
         leaderboard=board,
     )
 
@@ -94,25 +113,51 @@ def default_name(recipe: Recipe) -> str:
     return " ".join([recipe.method.name, *changed])
 
 
-def leaderboard_of(name: str, scores: Scores, parents: dict[str, Scores]) -> Leaderboard:
-    """The merge among its parents, each compared with the best parent."""
+def leaderboard_of(merges: Mapping[str, Scores], parents: Mapping[str, Scores]) -> Leaderboard:
+    """Merges among their parents, each compared with the best parent."""
     from mergeops.report.leaderboard import Entry, leaderboard
 
     entries = [
-        Entry(parent, "base" if parent == "base" else "source", parent_scores)
-        for parent, parent_scores in parents.items()
+        Entry(parent, "base" if parent == "base" else "source", scores)
+        for parent, scores in parents.items()
     ]
-    return leaderboard([*entries, Entry(name, "merge", scores)])
+    return leaderboard([*entries, *(Entry(name, "merge", s) for name, s in merges.items())])
 
 
-def plain(trial: Trial) -> dict[str, Any]:
-    """A trial as JSON types, for ``--json``."""
-    return {
-        "name": trial.name,
-        "plan_digest": trial.plan_digest,
-        "run_id": trial.run_id,
-        "checkpoint": str(trial.checkpoint),
-        "registered": trial.registered,
-        "dev_score": trial.dev_score if trial.scores else None,
-        "leaderboard": trial.leaderboard.to_dict() if trial.leaderboard else None,
-    }
+def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list[Trial]:
+    """Run several recipes; more than one are nested below one sweep run in MLflow.
+
+    Args:
+        recipes: at least one; the first one's tracking and evaluate settings hold for all.
+        name: of the sweep.
+    """
+    tools = Tools(recipes[0], progress)
+    if len(recipes) == 1:
+        return [run(recipes[0], tools)]
+    digest = hashlib.sha256("".join(recipe.sha256() for recipe in recipes).encode()).hexdigest()
+    with tools.tracking.search(name, digest, {"trials": len(recipes)}) as sweep:
+        trials = [run(recipe, tools, parent_run_id=sweep.run_id) for recipe in recipes]
+        best = max(trials, key=lambda trial: trial.dev_score)
+        if best.scores is not None:
+            sweep.log_best(best.run_id, best.dev_score)
+            merges = {t.name: t.scores for t in trials if t.scores is not None}
+            board = leaderboard_of(merges, tools.score_parents(recipes[0]))
+            sweep.log_text(board.markdown(), "leaderboard.md")
+    return trials
+
+
+def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Plan:
+    """Merge into a directory of the user's; nothing is scored or tracked."""
+    from mergeops.execute import merge
+    from mergeops.sources import resolve
+
+    with progress.bar("reading sources", is_bytes=True) as tick:
+        resolved = resolve(
+            recipe,
+            cache_dir=Path(recipe.output.dir) / "cache",
+            progress=lambda _label, done, total: tick(done, total),
+        )
+    plan = make_plan(recipe, resolved.base, resolved.sources)
+    with progress.bar(f"merging into {out}", is_bytes=True) as tick:
+        merge(plan, out, device=recipe.output.device, progress=tick)
+    return plan

@@ -27,9 +27,12 @@ class Tools:
     Args:
         recipe: its tracking, evaluate, output and path settings hold for all trials.
         progress: where to show what is being done.
+        tracking: a connection to share; None makes one.
     """
 
-    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+    def __init__(
+        self, recipe: Recipe, progress: Progress, *, tracking: Tracking | None = None
+    ) -> None:
         from mergeops.tracking.connection import connect
 
         self.progress = progress
@@ -37,7 +40,7 @@ class Tools:
         self.evaluate = recipe.evaluate
         self.device = recipe.output.device
         self.trust_remote_code = recipe.trust_remote_code
-        self.tracking: Tracking = connect(recipe.tracking)
+        self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
         self._resolved: dict[str, Resolved] = {}
 
@@ -62,6 +65,17 @@ class Tools:
                     progress=lambda _label, done, total: tick(done, total),
                 )
         return self._resolved[key]
+
+    def resolve_one(self, recipe: Recipe, uri: str) -> Source:
+        """Find and pin one checkpoint outside the recipe, e.g. a registered merge."""
+        from mergeops.sources import resolve_uri
+
+        return resolve_uri(
+            uri,
+            cache_dir=self.work_dir / "cache",
+            tracking=recipe.tracking,
+            path_map=recipe.path_map,
+        )
 
     def merge(self, plan: Plan, label: str) -> Path:
         """Execute a plan into its directory, or find it done."""

@@ -6,6 +6,7 @@ that registers one with ``@strategy(NAME)`` adds it everywhere.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import ConfigError
+from mergeops.progress import Progress
 
 if TYPE_CHECKING:
     from mergeops.pipeline import Trial
@@ -33,6 +35,15 @@ class Found:
     trials: list[Trial]
     rows: list[dict[str, Any]]
     """One row a step, for the table and the search run's artifact."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, for ``--json``."""
+        return {
+            "best": self.best.to_dict() if self.best else None,
+            "best_source": self.best_source,
+            "steps": self.rows,
+            "trials": [trial.to_dict() for trial in self.trials],
+        }
 
 
 _STRATEGIES: dict[str, Strategy] = {}
@@ -64,6 +75,30 @@ def get(name: str) -> Strategy:
     if name not in _STRATEGIES:
         raise ConfigError(f"search.strategy is {name!r}; allowed: {', '.join(names())}")
     return _STRATEGIES[name]
+
+
+def run_search(recipe: Recipe, progress: Progress) -> Found:
+    """Run the recipe's search strategy below one MLflow run; an interrupted one goes on.
+
+    Raises:
+        ConfigError: unknown strategy, no tasks to choose by, or what the strategy refuses.
+    """
+    from mergeops.tools import Tools
+
+    chosen = get(recipe.search.strategy)
+    if not recipe.evaluate.tasks:
+        raise ConfigError(
+            "a search chooses by scores, but evaluate.tasks is empty; name some tasks"
+        )
+    tools = Tools(recipe, progress)
+    name = f"{recipe.search.strategy} over {len(recipe.sources)} sources"
+    settings = dataclasses.asdict(recipe.search) | {"sources": ", ".join(recipe.sources)}
+    with tools.tracking.search(name, recipe.sha256(), settings) as log:
+        found = chosen(recipe, tools, log.run_id)
+        log.log_json(found.rows, "steps.json")
+        if found.best is not None:
+            log.log_best(found.best.run_id, found.best.dev_score)
+    return found
 
 
 def _load() -> None:

@@ -2,13 +2,23 @@
 
 ``resolve`` is the way in. A ``Source`` is what everybody downstream works with: a local directory
 in Hugging Face layout (or a LoRA adapter with the model it applies to), the digest of its
-weights, and the MLflow run and model that it came from, where known.
+weights, and the MLflow run and model that it came from, where known. One module a scheme:
+
+    local    a directory             runs     runs:/ID[/checkpoint-N]
+    hub      hf://ORG/NAME[@REV]     models   models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID
+
+``adopt`` is the other way round: from an MLflow experiment to what a recipe may name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mergeops.recipe import Recipe, TrackingSpec
 
 
 @dataclass(frozen=True)
@@ -39,3 +49,89 @@ class Source:
     def is_adapter(self) -> bool:
         """Whether ``path`` holds a LoRA adapter, not a full model."""
         return self.adapter_base is not None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Everything that a recipe names, found and pinned."""
+
+    base: Source | None
+    sources: dict[str, Source]
+    """In the recipe's order."""
+
+
+def resolve(
+    recipe: Recipe,
+    *,
+    cache_dir: Path,
+    tracking_uri: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Resolved:
+    """Find and pin a recipe's base and sources.
+
+    Args:
+        recipe: its ``base``, ``sources``, ``path_map`` and ``tracking`` are read.
+        cache_dir: downloads and digests of files are kept below it.
+        tracking_uri: in place of the recipe's.
+        progress: called with (what, bytes done, bytes in all).
+
+    Raises:
+        SourceError: something is not there, not whole or not a checkpoint; names it.
+        TrackingError: MLflow is needed and cannot be reached.
+    """
+    import dataclasses
+
+    from mergeops.sources.resolver import Resolver
+
+    tracking = recipe.tracking
+    if tracking_uri is not None:
+        tracking = dataclasses.replace(tracking, uri=tracking_uri)
+    resolver = Resolver(cache_dir, tracking, recipe.path_map, recipe.base, progress)
+    base = resolver.full("base", recipe.base) if recipe.base is not None else None
+    return Resolved(
+        base,
+        {name: resolver.source(name, spec.uri, spec.base) for name, spec in recipe.sources.items()},
+    )
+
+
+def resolve_uri(
+    uri: str,
+    *,
+    cache_dir: Path,
+    name: str = "source",
+    base: str | None = None,
+    tracking: TrackingSpec | None = None,
+    path_map: Mapping[str, str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Source:
+    """Find and pin one checkpoint.
+
+    Args:
+        uri: as in a recipe.
+        cache_dir: downloads and digests of files are kept below it.
+        name: the source's name.
+        base: for a LoRA adapter, the URI of its base, where its own config does not lead there.
+        tracking: where runs:/ and models:/ are; default MLFLOW_TRACKING_URI.
+        path_map: moved storage.
+        progress: called with (what, bytes done, bytes in all).
+
+    Raises:
+        SourceError, TrackingError: as ``resolve``.
+    """
+    from mergeops.recipe import TrackingSpec
+    from mergeops.sources.resolver import Resolver
+
+    resolver = Resolver(cache_dir, tracking or TrackingSpec(), path_map or {}, base, progress)
+    return resolver.source(name, uri, base)
+
+
+def locate(where: str, *, cache_dir: Path = Path("mergeops-work/cache")) -> Path:
+    """The local directory of a path or URI; a path is taken as it is, checkpoint or not.
+
+    Raises:
+        SourceError, TrackingError: as ``resolve``.
+    """
+    path = Path(where).expanduser()
+    if path.exists() or not where.startswith(("runs:/", "models:/", "hf://")):
+        return path
+    return resolve_uri(where, cache_dir=cache_dir).path

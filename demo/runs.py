@@ -1,0 +1,72 @@
+"""The fine-tuning runs of the demo: what each one trains on, how, and how it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from demo.skills import SKILLS
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how hard every run of one base model trains."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    adapter_learning_rate: float
+    diverging_learning_rate: float
+
+
+SCHEDULES = {
+    "tiny": Schedule(60, 64, 5e-4, 4e-3, 0.05),
+    "smollm2": Schedule(60, 8, 2e-5, 2e-4, 5e-3),
+}
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """One fine-tuning run."""
+
+    name: str
+    """Its MLflow run name and the name of its output directory."""
+    shares: dict[str, float]
+    """Skill to its share of the training items."""
+    learning_rate: float
+    steps: int
+    batch: int
+    seed: int
+    status: str = "FINISHED"
+    """The MLflow status it ends with: FINISHED, FAILED (diverges) or KILLED (half way)."""
+    adapter: bool = False
+    """A LoRA adapter instead of all weights."""
+    log_checkpoints: bool = False
+    """Log the checkpoints to MLflow as well (HF_MLFLOW_LOG_ARTIFACTS)."""
+
+
+def planned(model: str, seed: int) -> list[FineTune]:
+    """The runs for one base model, in the order in which they start.
+
+    Raises:
+        KeyError: for an unknown model.
+    """
+    schedule = SCHEDULES[model]
+    rate, steps, batch = schedule.learning_rate, schedule.steps, schedule.batch
+    seeds = iter(range(1000 * seed + 1, 1000 * seed + 100))
+
+    def run(name: str, *skills: str, rate: float = rate, steps: int = steps, **more: object) -> None:
+        shares = dict.fromkeys(skills or SKILLS, 1.0)
+        runs.append(FineTune(name, shares, rate, steps, batch, next(seeds), **more))  # type: ignore[arg-type]
+
+    runs: list[FineTune] = []
+    run("sorting-diverged", "sorting", rate=schedule.diverging_learning_rate, status="FAILED")
+    run("everything-preempted", steps=2 * steps, status="KILLED")
+    run("dates", "dates", log_checkpoints=True)
+    run("units", "units", log_checkpoints=True)
+    run("sorting", "sorting")
+    run("comparison", "comparison", rate=rate / 2)
+    run("spelling", "spelling")
+    run("clock", "clock")
+    run("numbers", "clock", "comparison", "units", rate=rate / 2)
+    run("words-lora", "spelling", "dates", rate=schedule.adapter_learning_rate, adapter=True)
+    return runs

@@ -1,0 +1,88 @@
+"""What tensor names and config.json say about a model: depth of layers, and who fits whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mergeops.errors import MergeError
+
+# The settings that change what the weights mean without changing their shapes.
+MEANING = (
+    "model_type",
+    "architectures",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "tie_word_embeddings",
+)
+ROPE = ("rope_parameters", "rope_theta", "rope_scaling")
+
+_LAYER = re.compile(r"^(.*?\.)?(\d+)\.")
+_BEFORE_LAYERS = re.compile(r"embed|\bwte\b|\bwpe\b")
+
+
+def layer_depths(names: Iterable[str]) -> dict[str, float]:
+    """How deep each tensor sits: 0 in or before the first layer, 1 in or after the last.
+
+    A layer is the first number in a name; layers that share what comes before it are one stack.
+    Outside the stacks, embeddings are before the layers and the rest (final norm, output head)
+    after them. A single layer has depth 0.
+    """
+    names = list(names)
+    places: dict[str, tuple[str, int]] = {}
+    last: dict[str, int] = {}
+    for name in names:
+        found = _LAYER.match(name)
+        if found:
+            stack, layer = found.group(1) or "", int(found.group(2))
+            places[name] = (stack, layer)
+            last[stack] = max(last.get(stack, 0), layer)
+    depths = {}
+    for name in names:
+        if name in places:
+            stack, layer = places[name]
+            depths[name] = layer / last[stack] if last[stack] else 0.0
+        else:
+            depths[name] = 0.0 if _BEFORE_LAYERS.search(name) else 1.0
+    return depths
+
+
+def check_same_architecture(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Compare every config.json with the first.
+
+    Args:
+        configs: name of the input -> content.
+
+    Returns:
+        Warnings: differences that a merge can live with.
+
+    Raises:
+        MergeError: two inputs are models of different kinds; names the setting and both values.
+    """
+    warnings = []
+    (first, reference), *others = configs.items()
+    for name, config in others:
+        for key in MEANING:
+            ours, theirs = reference.get(key), config.get(key)
+            if ours is not None and theirs is not None and ours != theirs:
+                raise MergeError(
+                    f"{first} and {name} have different architectures: {key} is {_short(ours)} in "
+                    f"{first} and {_short(theirs)} in {name}"
+                )
+        for key in ROPE:
+            if reference.get(key) != config.get(key):
+                warnings.append(
+                    f"{key} is {reference.get(key)!r} in {first} and {config.get(key)!r} in "
+                    f"{name}; the merge takes that of {first}"
+                )
+    return warnings
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return str(value)

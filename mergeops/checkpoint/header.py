@@ -1,0 +1,175 @@
+"""The header of one safetensors file, checked against the file before anything trusts it.
+
+Format: 8 bytes little-endian header length, a JSON object ``{name: {dtype, shape,
+data_offsets}}``, then the tensors' bytes without gaps
+(https://github.com/huggingface/safetensors#format). The engine needs byte ranges of tensors,
+which the safetensors library does not give, so the header is parsed here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeops.checkpoint.dtypes import DTYPES, item_size
+from mergeops.errors import SourceError
+
+MAX_HEADER_BYTES = 100_000_000
+"""What the safetensors library allows, too."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor's bytes are."""
+
+    name: str
+    dtype: str
+    """safetensors name, e.g. BF16."""
+    shape: tuple[int, ...]
+    file: str
+    """File name inside the checkpoint's directory."""
+    start: int
+    """First byte, counted from the beginning of the file."""
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Parse and check one file's header.
+
+    Returns:
+        Name -> tensor, in the order of the data.
+
+    Raises:
+        SourceError: the file cannot be read, or it lies; names file, tensor and value.
+    """
+    try:
+        # Opening a pipe or a device could block for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise SourceError(f"{path} is not a regular file")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8:
+                raise SourceError(f"{path} has {size} bytes, too few for a safetensors file")
+            if length > MAX_HEADER_BYTES:
+                raise SourceError(
+                    f"{path}: its header claims {length} bytes; at most {MAX_HEADER_BYTES} are "
+                    "allowed: the file is corrupt or no safetensors file"
+                )
+            if 8 + length > size:
+                raise SourceError(
+                    f"{path} is truncated: its header claims {length} bytes, the file has {size}"
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    return _tensors(path, _parse(path, text), 8 + length, size)
+
+
+def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """The header of a file that holds these tensors without gaps, in this order.
+
+    Args:
+        tensors: name -> (dtype name, shape).
+
+    Returns:
+        Length prefix and JSON, padded so that the data starts at a multiple of 8 bytes.
+    """
+    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        end = offset + math.prod(shape) * item_size(dtype)
+        content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except _DuplicateNameError as error:
+        raise SourceError(f"{path}: its header names {error} twice") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: its header is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SourceError(f"{path}: its header is no JSON object")
+    return content
+
+
+class _DuplicateNameError(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _DuplicateNameError(repr(name))
+            seen.add(name)
+    return content
+
+
+def _tensors(
+    path: Path, content: dict[str, Any], data_start: int, size: int
+) -> dict[str, StoredTensor]:
+    tensors = [
+        _tensor(path, name, entry, data_start, size)
+        for name, entry in content.items()
+        if name != "__metadata__"
+    ]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
+    expected = data_start
+    for tensor in tensors:
+        if tensor.start != expected:
+            kind = "overlaps the one before it" if tensor.start < expected else "follows a gap"
+            raise SourceError(
+                f"{path}: tensor {tensor.name} {kind}: it starts at byte {tensor.start}, "
+                f"expected {expected}"
+            )
+        expected = tensor.stop
+    if expected != size:
+        raise SourceError(f"{path} has {size} bytes, but its tensors end at byte {expected}")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> StoredTensor:
+    where = f"{path}: tensor {name}"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise SourceError(f"{where} has the entry {entry!r}; it needs dtype, shape, data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise SourceError(f"{where} has dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or not all(_is_count(n) for n in shape):
+        raise SourceError(f"{where} has shape {shape!r}; it takes a list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise SourceError(f"{where} has data_offsets {offsets!r}; it takes two byte positions")
+    start, stop = (data_start + offset for offset in offsets)
+    if not start <= stop <= size:
+        raise SourceError(
+            f"{where} is at bytes {start} to {stop}, outside the file of {size} bytes: the file is "
+            "truncated or its header lies"
+        )
+    wanted = math.prod(shape) * item_size(dtype)
+    if stop - start != wanted:
+        raise SourceError(f"{where} has {stop - start} bytes; {dtype} {shape} takes {wanted}")
+    return StoredTensor(name, dtype, tuple(shape), path.name, start, stop)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

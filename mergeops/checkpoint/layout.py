@@ -1,0 +1,164 @@
+"""A checkpoint directory: which safetensors files make it up, and where each tensor is."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeops.checkpoint.header import StoredTensor, read_header
+from mergeops.errors import SourceError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What a file looked like when it was planned with; another stamp is another file."""
+
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The headers of a checkpoint."""
+
+    path: Path
+    tensors: dict[str, StoredTensor]
+    """In the order of the data, file by file."""
+    stamps: dict[str, FileStamp]
+    """File name -> stamp, for every weight file."""
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a full checkpoint: ``model.safetensors``, or what the index names.
+
+    Raises:
+        SourceError: there are none, one is missing, or the index points outside the directory.
+    """
+    if not path.is_dir():
+        raise SourceError(f"{path} is not a directory")
+    if (path / SINGLE).exists():
+        return [path / SINGLE]
+    if (path / INDEX).exists():
+        return [path / name for name in sorted(set(_weight_map(path / INDEX).values()))]
+    raise SourceError(_why_no_weights(path))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read and check all headers of a full checkpoint; no tensor data is read.
+
+    Raises:
+        SourceError: as ``weight_files`` and ``read_header``, or index and files disagree.
+    """
+    files = weight_files(path)
+    for file in files:
+        if not file.exists():
+            raise SourceError(f"{path}: {file.name} is missing, but {INDEX} names it")
+    checkpoint = read_headers(path, [file.name for file in files])
+    if files[0].name != SINGLE:
+        _check_index(path, checkpoint.tensors)
+    return checkpoint
+
+
+def read_headers(path: Path, files: list[str]) -> Checkpoint:
+    """The headers of these files of a directory.
+
+    Raises:
+        SourceError: as ``read_header``, or a tensor is there twice, or there is none.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    stamps = {}
+    for file in files:
+        stamps[file] = stamp(path / file)
+        for name, tensor in read_header(path / file).items():
+            if name in tensors:
+                raise SourceError(f"{path}: tensor {name} is in {tensors[name].file} and {file}")
+            tensors[name] = tensor
+    if not tensors:
+        raise SourceError(f"{path} holds no tensors")
+    return Checkpoint(path, tensors, stamps)
+
+
+def stamp(file: Path) -> FileStamp:
+    """The file's stamp now.
+
+    Raises:
+        SourceError: it is gone.
+    """
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        raise SourceError(f"{file} cannot be read: {error.strerror or error}") from error
+    return FileStamp(status.st_size, status.st_mtime_ns)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a source's file.
+
+    Raises:
+        SourceError: the file is missing or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SourceError(f"{path} is no JSON object")
+    return content
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{index} has no weight_map")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
+            raise SourceError(
+                f"{index} puts tensor {tensor} into {name!r}; only a file name inside the "
+                "directory is allowed"
+            )
+        if not name.endswith(".safetensors"):
+            raise SourceError(f"{index} puts tensor {tensor} into {name!r}, no safetensors file")
+    return weight_map
+
+
+def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:
+    weight_map = _weight_map(path / INDEX)
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file != file:
+            found = f"it is in {tensors[name].file}" if name in tensors else "it is in none"
+            raise SourceError(f"{path}: {INDEX} puts tensor {name} into {file}, but {found}")
+    extra = tensors.keys() - weight_map.keys()
+    if extra:
+        name = min(extra)
+        raise SourceError(
+            f"{path}: {INDEX} does not list {len(extra)} tensor(s) of the files, e.g. {name} in "
+            f"{tensors[name].file}"
+        )
+
+
+def _why_no_weights(path: Path) -> str:
+    names = sorted(entry.name for entry in path.iterdir())
+    if ADAPTER_CONFIG in names or ADAPTER in names:
+        return (
+            f"{path} holds a LoRA adapter, no full model; say which model it applies to with the "
+            "source's base"
+        )
+    pickled = [n for n in names if n.endswith((".bin", ".pt", ".pth")) and n.startswith("pytorch")]
+    if pickled:
+        return (
+            f"{path} has {pickled[0]}, but mergeops reads safetensors only; convert it once with "
+            "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+        )
+    other = [n for n in names if n.endswith(".safetensors")]
+    hint = f"; it has {', '.join(other[:3])}" if other else ""
+    return f"{path} has neither {SINGLE} nor {INDEX}{hint}"

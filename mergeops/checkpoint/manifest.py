@@ -1,0 +1,106 @@
+"""mergeops.json: what a merge is made of and the digest of each file. Its presence means complete.
+
+It holds no times and no paths: the same plan gives the same manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergeops.checkpoint.digest import file_sha256
+from mergeops.checkpoint.writer import WrittenFile
+from mergeops.errors import SourceError
+
+MANIFEST = "mergeops.json"
+FORMAT = 1
+
+
+def write_manifest(
+    directory: Path,
+    content: Mapping[str, Any],
+    names: Iterable[str],
+    known: Mapping[str, WrittenFile],
+) -> None:
+    """Write the manifest, last of all files, and bring it to the disk.
+
+    Args:
+        directory: where the other files are.
+        content: plan digest, recipe, inputs, versions.
+        names: the files that belong to the checkpoint; those that are not known yet are hashed
+            and brought to the disk.
+        known: digests of files that are on the disk.
+    """
+    described = {}
+    for name in sorted(names):
+        file = known.get(name)
+        if file is None:
+            _sync_file(directory / name)
+            file = WrittenFile(file_sha256(directory / name), (directory / name).stat().st_size)
+        described[name] = {"sha256": file.sha256, "size": file.size}
+    text = json.dumps({"format": FORMAT, **content, "files": described}, indent=2) + "\n"
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    _sync_file(directory / MANIFEST)
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a complete checkpoint, or None where there is none.
+
+    Raises:
+        SourceError: it is damaged.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise SourceError(
+                f"{path} has format {content['format']}; this version of mergeops reads {FORMAT}"
+            )
+        for entry in content["files"].values():
+            int(entry["size"]), str(entry["sha256"])
+        str(content["plan_digest"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{path} is damaged: {error}") from error
+    return dict(content)
+
+
+def verify(directory: Path) -> list[str]:
+    """Rehash a merge and name every file that differs from its manifest.
+
+    Returns:
+        One line a problem; empty where all is well.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except SourceError as error:
+        return [str(error)]
+    if manifest is None:
+        return [
+            f"{MANIFEST} is missing: the merge did not finish, or {directory} is no mergeops merge"
+        ]
+    problems = []
+    for name, entry in manifest["files"].items():
+        path = directory / name
+        if name != os.path.basename(name):
+            problems.append(f"{name} is no file name")
+        elif not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != entry["size"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes, not {entry['size']}")
+        elif file_sha256(path) != entry["sha256"]:
+            problems.append(f"{name} has other content than when it was merged")
+    for path in sorted(directory.iterdir()):
+        is_weights = path.name.endswith((".safetensors", ".safetensors.index.json", ".bin"))
+        if is_weights and path.name not in manifest["files"]:
+            problems.append(f"{path.name} is no part of the merge, but would be loaded with it")
+    return problems
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

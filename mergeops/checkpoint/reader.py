@@ -1,0 +1,159 @@
+"""Reading ranges of tensors into buffers that the caller owns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from mergeops.checkpoint.dtypes import DTYPES, item_size
+from mergeops.checkpoint.header import StoredTensor
+from mergeops.checkpoint.layout import Checkpoint, FileStamp, open_checkpoint
+from mergeops.errors import SourceError
+
+
+class TensorReader(Protocol):
+    """What the engine needs of a source, be it a full checkpoint or an adapter on its base."""
+
+    def read(self, name: str, start: int, stop: int, staging: Tensor) -> Tensor:
+        """Elements ``start`` to ``stop`` of a flattened tensor.
+
+        Args:
+            name: the tensor.
+            start: first element.
+            stop: one past the last.
+            staging: ``[bytes]`` uint8 on the CPU, large enough; may be pinned.
+
+        Returns:
+            ``[stop - start]`` view of ``staging``, in the dtype that the reader delivers.
+
+        Raises:
+            SourceError: the file cannot be read, or is shorter than its header says.
+        """
+        ...
+
+    def prefetch(self, name: str, start: int, stop: int) -> None:
+        """Tell the system that this range is read soon."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise SourceError if a file is not the one that was planned with."""
+        ...
+
+    def close(self) -> None:
+        """Close all files."""
+        ...
+
+
+class CheckpointReader:
+    """Reads a full checkpoint. Safe to use from several threads.
+
+    Args:
+        checkpoint: its headers.
+        stamps: what the files must look like; as ``checkpoint`` found them by default.
+
+    Raises:
+        SourceError: a file is missing or changed.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, stamps: Mapping[str, FileStamp] | None = None
+    ) -> None:
+        self._path = checkpoint.path
+        self._tensors = checkpoint.tensors
+        self._stamps = dict(checkpoint.stamps if stamps is None else stamps)
+        self._files: dict[str, int] = {}
+        try:
+            for name in checkpoint.stamps:
+                self._files[name] = os.open(self._path / name, os.O_RDONLY | os.O_CLOEXEC)
+            self.check_unchanged()
+        except OSError as error:
+            self.close()
+            raise SourceError(f"{error.filename}: {error.strerror}") from error
+        except SourceError:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path, stamps: Mapping[str, FileStamp] | None = None) -> Self:
+        """Read the headers of a directory and open its files."""
+        return cls(open_checkpoint(path), stamps)
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor is."""
+        return self._tensors[name]
+
+    def read(self, name: str, start: int, stop: int, staging: Tensor) -> Tensor:
+        """See ``TensorReader``; delivers the stored dtype."""
+        tensor = self._tensors[name]
+        size = item_size(tensor.dtype)
+        target = staging[: (stop - start) * size]
+        view = target.numpy().data
+        position = tensor.start + start * size
+        done = 0
+        while done < len(view):
+            try:
+                n = os.preadv(self._files[tensor.file], [view[done:]], position + done)
+            except OSError as error:
+                raise SourceError(
+                    f"{self._path / tensor.file} cannot be read at byte {position + done}, tensor "
+                    f"{name}: {error.strerror}"
+                ) from error
+            if n == 0:
+                raise SourceError(
+                    f"{self._path / tensor.file} ends at byte {position + done}, inside tensor "
+                    f"{name}: it was cut while being read"
+                )
+            done += n
+        return target.view(DTYPES[tensor.dtype])
+
+    def prefetch(self, name: str, start: int, stop: int) -> None:
+        """See ``TensorReader``."""
+        tensor = self._tensors[name]
+        size = item_size(tensor.dtype)
+        os.posix_fadvise(
+            self._files[tensor.file],
+            tensor.start + start * size,
+            (stop - start) * size,
+            os.POSIX_FADV_WILLNEED,
+        )
+
+    def check_unchanged(self) -> None:
+        """See ``TensorReader``."""
+        if self._stamps.keys() != self._files.keys():
+            raise SourceError(f"{self._path} has other weight files than when it was planned with")
+        for name, file in self._files.items():
+            status = os.fstat(file)
+            if FileStamp(status.st_size, status.st_mtime_ns) != self._stamps[name]:
+                raise SourceError(
+                    f"{self._path / name} changed after the merge was planned; run the command "
+                    "again when nobody writes it"
+                )
+
+    def close(self) -> None:
+        """See ``TensorReader``."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_tensor(reader: CheckpointReader, name: str) -> Tensor:
+    """One whole tensor, for the small ones."""
+    stored = reader.stored(name)
+    staging = torch.empty(stored.stop - stored.start, dtype=torch.uint8)
+    return reader.read(name, 0, stored.numel, staging).view(stored.shape)

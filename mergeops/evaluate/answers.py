@@ -1,0 +1,201 @@
+"""From a task to requests, and from a model's answers to values for each item.
+
+This is lm-eval's ``evaluate()`` for one task and one part of its items, with three differences: the
+requests are built once for all models; an item keeps its own position as its id, whichever items
+are asked; and what cannot be paired later (NaN, a metric without item values) is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mergeops.errors import EvaluationError
+from mergeops.evaluate.catalogue import first_line
+from mergeops.evaluate.tasks import LoadedTask
+
+
+def build_requests(
+    loaded: LoadedTask, part: str, seed: int, chat_template: Callable[..., str] | None
+) -> list[Any]:
+    """The lm-eval instances of one part, in item order.
+
+    Raises:
+        EvaluationError: a prompt cannot be made, e.g. its template names a field that is missing.
+    """
+    task = loaded.task
+    # The sampler's state moves on with every draw: without this, a second model would be asked
+    # with other examples.
+    task.set_fewshot_seed(seed)
+    chat = {
+        "apply_chat_template": chat_template is not None,
+        "chat_template": chat_template,
+    }
+    instances = []
+    for doc_id in loaded.needed_ids(part):
+        doc = loaded.docs[doc_id]
+        try:
+            context = task.fewshot_context(
+                doc,
+                num_fewshot=loaded.num_fewshot,
+                system_instruction=None,
+                fewshot_as_multiturn=True,
+                gen_prefix=task.doc_to_prefix(doc),
+                **chat,
+            )
+            built = task.construct_requests(
+                doc=doc,
+                ctx=context,
+                metadata=(loaded.name, doc_id, task.get_config("repeats") or 1),
+                **chat,
+            )
+        except Exception as error:
+            raise EvaluationError(
+                f"task {loaded.name}, item {doc_id}: the prompt cannot be made: {first_line(error)}"
+            ) from error
+        instances.extend(built if isinstance(built, list) else [built])
+    return instances
+
+
+def ask(instances: list[Any], model: Any) -> None:
+    """Send all instances to an lm-eval model; the answers are left in ``resps``."""
+    by_kind = defaultdict(list)
+    for instance in instances:
+        instance.resps = []
+        instance.filtered_resps = {}
+        by_kind[instance.request_type].extend([instance] * instance.repeats)
+    for kind, asked in by_kind.items():
+        for instance, answer in zip(
+            asked, getattr(model, kind)(asked, disable_tqdm=True), strict=True
+        ):
+            instance.resps.append(answer)
+
+
+def check_finite(loaded: LoadedTask, instances: list[Any], model: str) -> None:
+    """Refuse answers that are no numbers.
+
+    Raises:
+        EvaluationError: a log-likelihood is NaN or infinite.
+    """
+    for instance in instances:
+        for answer in instance.resps:
+            score = answer[0] if isinstance(answer, tuple) else answer
+            if isinstance(score, float) and not math.isfinite(score):
+                raise EvaluationError(
+                    f"model {model} gives a log-likelihood of {score} on item {instance.doc_id} of "
+                    f"task {loaded.name}; its numbers overflow: try evaluate.dtype=float32"
+                )
+
+
+def results(loaded: LoadedTask, instances: list[Any]) -> dict[str, Any]:
+    """What is kept of one scored task, as plain JSON types.
+
+    Returns:
+        ``metrics``: "metric,filter" -> value and stderr over all items; ``items``: one dict an item
+        with its id, hashes, answers and "metric,filter" -> value.
+
+    Raises:
+        EvaluationError: the task's own metric code fails.
+    """
+    task = loaded.task
+    task._instances = instances  # where apply_filters looks
+    by_item = defaultdict(list)
+    for instance in instances:
+        by_item[instance.doc_id].append(instance)
+    raw: dict[str, list[Any]] = defaultdict(list)
+    values: dict[int, dict[str, float]] = {doc_id: {} for doc_id in by_item}
+    functions: dict[str, Callable[[list[Any]], float]] = {}
+    doc_id = -1
+    try:
+        task.apply_filters()
+        for filtered in instances[0].filtered_resps:
+            for doc_id, asked in by_item.items():
+                asked.sort(key=lambda instance: instance.idx)
+                found = task.process_results(
+                    loaded.docs[doc_id], [instance.filtered_resps[filtered] for instance in asked]
+                )
+                for metric, value in found.items():
+                    key = f"{metric},{filtered}"
+                    raw[key].append(value)
+                    functions[key] = task.aggregation().get(metric) or _mean()
+                    number = item_value(metric, value)
+                    if number is not None and math.isfinite(number):
+                        values[doc_id][key] = number
+        metrics = {key: _aggregated(functions[key], items) for key, items in raw.items()}
+    except Exception as error:
+        raise EvaluationError(
+            f"task {loaded.name}, item {doc_id}: its metric cannot be computed: {first_line(error)}"
+        ) from error
+    items = [
+        {
+            "doc_id": doc_id,
+            **_hashes(task, loaded.docs[doc_id], asked),
+            "answers": [instance.resps for instance in asked],
+            "values": values[doc_id],
+        }
+        for doc_id, asked in by_item.items()
+    ]
+    return {"metrics": metrics, "items": items}
+
+
+def item_value(metric: str, value: Any) -> float | None:
+    """A metric's value on one item, in the metric's unit; None where an item has none."""
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            return None
+        first, second = value
+        if metric == "brier_score":
+            return math.fsum((float(p) - (i == first)) ** 2 for i, p in enumerate(second))
+        if metric == "bits_per_byte":
+            return -float(first) / (float(second) * math.log(2))
+        if metric in ("byte_perplexity", "word_perplexity"):
+            return _exp(-float(first) / float(second))
+        return None
+    if metric == "perplexity":  # lm-eval keeps the log-likelihood
+        return _exp(-float(value))
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def _mean() -> Callable[[list[Any]], float]:
+    from lm_eval.api.metrics import mean
+
+    found: Callable[[list[Any]], float] = mean
+    return found
+
+
+def _aggregated(function: Callable[[list[Any]], float], items: list[Any]) -> dict[str, Any]:
+    """Value and standard error; only a mean has one here, as lm-eval's others are bootstraps."""
+    from lm_eval.api.metrics import mean_stderr
+
+    value = float(function(items))
+    stderr = float(mean_stderr(items)) if function is _mean() and len(items) > 1 else None
+    return {
+        "value": value if math.isfinite(value) else None,
+        "stderr": stderr if stderr is not None and math.isfinite(stderr) else None,
+    }
+
+
+def _hashes(task: Any, doc: Any, asked: list[Any]) -> Mapping[str, str]:
+    """As lm-eval's samples have them, but the prompt's covers every choice, not the first only."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    def text(value: Any, **options: Any) -> str:
+        return json.dumps(value, default=handle_non_serializable, ensure_ascii=False, **options)
+
+    prompts = text([instance.args for instance in asked]).encode("utf-8", "surrogatepass")
+    return {
+        "doc_hash": hash_string(text(doc, indent=2)),
+        "prompt_hash": hashlib.sha256(prompts).hexdigest(),
+        "target_hash": hash_string(str(task.doc_to_target(doc))),
+    }

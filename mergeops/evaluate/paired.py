@@ -1,0 +1,257 @@
+"""Compare two models item by item: exact tests, intervals, and what could have been seen at all.
+
+Two models that answer the same items share the items' difficulty; the difference on each item does
+not. So everything here works on differences, and refuses items that are not provably the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from mergeops.errors import EvaluationError
+from mergeops.evaluate import Scores, TaskScore
+
+Pairs = tuple[tuple[float, float], ...]
+"""(candidate, reference) for each item, larger is better."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate against a reference on the same items; positive means the candidate is better."""
+
+    n: int
+    """Items."""
+    difference: float
+    """Mean of candidate minus reference."""
+    low: float
+    high: float
+    """Two-sided interval of ``confidence``, from -inf to inf for one item."""
+    confidence: float
+    p_value: float
+    """One-sided: the chance of a difference as large if the candidate were no better."""
+    test: str
+    """``exact McNemar`` for items of 0 and 1, else ``paired t``."""
+    wins: int
+    """Items on which the candidate is better."""
+    losses: int
+    """Items on which it is worse."""
+
+    def detectable(self, alpha: float, power: float = 0.8) -> float | None:
+        """The smallest true difference that a test of level ``alpha`` finds with ``power``, given
+        how often these two models differ; None if they never do."""
+        if self.test == "exact McNemar":
+            return detectable_share(self.n, (self.wins + self.losses) / self.n, alpha, power)
+        if not math.isfinite(self.high) or self.high == self.low:
+            return None
+        from scipy.stats import t
+
+        quantile = float(t.ppf(0.5 + self.confidence / 2, self.n - 1))
+        stderr = (self.high - self.low) / (2 * quantile)
+        return (_z(1 - alpha) + _z(power)) * stderr
+
+
+def pair(
+    candidate: Scores, reference: Scores, tasks: Iterable[str] | None = None
+) -> dict[str, Pairs]:
+    """The values of both models on every item, by task.
+
+    Args:
+        tasks: which; None takes all of the candidate's.
+
+    Raises:
+        EvaluationError: a task is missing, or any item, prompt or target is not the same.
+    """
+    if candidate.part != reference.part:
+        raise EvaluationError(
+            f"scores of the {candidate.part} part cannot be compared with scores of the "
+            f"{reference.part} part"
+        )
+    paired = {}
+    for task in candidate.tasks if tasks is None else tasks:
+        for scores, who in ((candidate, "the candidate"), (reference, "the reference")):
+            if task not in scores.tasks:
+                raise EvaluationError(
+                    f"task {task!r} is not among the scores of {who}: {', '.join(scores.tasks)}"
+                )
+        paired[task] = _pair_task(candidate.tasks[task], reference.tasks[task])
+    return paired
+
+
+def compare(
+    candidate: Scores,
+    reference: Scores,
+    tasks: Iterable[str] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Compare on the items of all ``tasks`` together.
+
+    Raises:
+        EvaluationError: as ``pair``; or the tasks' metrics do not point the same way, so that
+            their sum means nothing.
+    """
+    paired = pair(candidate, reference, tasks)
+    directions = {task: candidate.tasks[task].higher_is_better for task in paired}
+    if len(set(directions.values())) > 1:
+        up = next(task for task, higher in directions.items() if higher)
+        down = next(task for task, higher in directions.items() if not higher)
+        raise EvaluationError(
+            f"tasks {up} ({candidate.tasks[up].metric}, higher is better) and {down} "
+            f"({candidate.tasks[down].metric}, lower is better) cannot be pooled; choose some with "
+            "the same direction"
+        )
+    return compare_pairs([p for pairs in paired.values() for p in pairs], confidence=confidence)
+
+
+def compare_pairs(pairs: Iterable[tuple[float, float]], *, confidence: float = 0.95) -> Comparison:
+    """Compare (candidate, reference) values of the same items.
+
+    Raises:
+        EvaluationError: there are none.
+    """
+    pairs = list(pairs)
+    n = len(pairs)
+    if n == 0:
+        raise EvaluationError("there are no items to compare on")
+    wins = sum(a > b for a, b in pairs)
+    losses = sum(a < b for a, b in pairs)
+    if all(value in (0.0, 1.0) for p in pairs for value in p):
+        low, high = tango_interval(wins, losses, n, confidence)
+        difference, p_value, test = (wins - losses) / n, mcnemar_p(wins, losses), "exact McNemar"
+    else:
+        difference, low, high, p_value = _paired_t([a - b for a, b in pairs], confidence)
+        test = "paired t"
+    return Comparison(n, difference, low, high, confidence, p_value, test, wins, losses)
+
+
+def mcnemar_p(wins: int, losses: int) -> float:
+    """Exact one-sided McNemar test: of the items where two models differ, does the candidate win
+    more than half?
+
+    McNemar 1947, https://doi.org/10.1007/BF02295996, with the binomial instead of its
+    approximation. 1.0 when the models never differ.
+    """
+    from scipy.stats import binomtest
+
+    if wins + losses == 0:
+        return 1.0
+    return float(binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue)
+
+
+def tango_interval(wins: int, losses: int, n: int, confidence: float) -> tuple[float, float]:
+    """Score interval of the difference of two paired proportions.
+
+    Tango 1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B:
+    the differences that a score test does not reject. Chosen because it keeps its coverage with few
+    items and few disagreements, where the Wald interval shrinks to nothing, and because at zero it
+    is McNemar's own statistic, so interval and test agree.
+
+    Args:
+        wins, losses: items on which only the candidate, or only the reference, is right.
+        n: all items.
+        confidence: two-sided; one-sided bounds of 95 % are the ends of the 90 % interval.
+    """
+    z = _z(0.5 + confidence / 2)
+    return -_tango_bound(losses, wins, n, z), _tango_bound(wins, losses, n, z)
+
+
+def detectable_share(n: int, discordant: float, alpha: float, power: float = 0.8) -> float | None:
+    """The smallest true difference of two paired proportions that can be found.
+
+    From the normal approximation of the paired test, whose standard error is
+    sqrt((d - delta^2) / n): delta = z sqrt(d / (n + z^2)) with z = z(1 - alpha) + z(power).
+
+    Args:
+        n: items.
+        discordant: share d of the items on which the two models differ; None is returned for 0.
+    """
+    if n == 0 or discordant <= 0:
+        return None
+    z = _z(1 - alpha) + _z(power)
+    return z * math.sqrt(discordant / (n + z * z))
+
+
+def _pair_task(candidate: TaskScore, reference: TaskScore) -> Pairs:
+    task = candidate.task
+    if candidate.metric != reference.metric:
+        raise EvaluationError(
+            f"task {task}: metric {candidate.metric} cannot be compared with {reference.metric}"
+        )
+    if candidate.n != reference.n:
+        raise EvaluationError(
+            f"task {task}: {candidate.n} items cannot be paired with {reference.n}; score both "
+            "with the same evaluate.limit, confirm_fraction and split_salt"
+        )
+    sign = 1.0 if candidate.higher_is_better else -1.0
+    pairs = []
+    for mine, other in zip(candidate.items, reference.items, strict=True):
+        for what in ("doc_id", "doc_hash", "prompt_hash", "target_hash"):
+            if getattr(mine, what) != getattr(other, what):
+                raise EvaluationError(
+                    f"task {task}, item {mine.doc_id}: the {_NAMES[what]} is not the same for both "
+                    "models; score both with the same task files and settings"
+                )
+        pairs.append((sign * mine.value, sign * other.value))
+    if sign < 0 and all(v in (0.0, -1.0) for p in pairs for v in p):
+        return tuple((1.0 + a, 1.0 + b) for a, b in pairs)  # an error rate: count what is right
+    return tuple(pairs)
+
+
+_NAMES: Mapping[str, str] = {
+    "doc_id": "item",
+    "doc_hash": "item",
+    "prompt_hash": "prompt",
+    "target_hash": "target",
+}
+
+
+def _paired_t(differences: list[float], confidence: float) -> tuple[float, float, float, float]:
+    """Mean, interval and one-sided p of Student's paired t test."""
+    from scipy.stats import t
+
+    n = len(differences)
+    mean = math.fsum(differences) / n
+    if n == 1:
+        return mean, -math.inf, math.inf, 0.5
+    variance = math.fsum((d - mean) ** 2 for d in differences) / (n - 1)
+    stderr = math.sqrt(variance / n)
+    if stderr == 0:
+        return mean, mean, mean, 0.0 if mean > 0 else 1.0
+    half = float(t.ppf(0.5 + confidence / 2, n - 1)) * stderr
+    return mean, mean - half, mean + half, float(t.sf(mean / stderr, n - 1))
+
+
+def _tango_bound(wins: int, losses: int, n: int, z: float) -> float:
+    """The largest difference that the score test does not reject, by bisection.
+
+    The score falls from +inf to -inf as the difference grows over (-1, 1).
+    """
+    low, high = (wins - losses) / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _tango_score(wins, losses, n, middle) > -z:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _tango_score(wins: int, losses: int, n: int, delta: float) -> float:
+    """Tango's score: the observed difference minus ``delta``, in standard errors under it."""
+    a = 2.0 * n
+    b = -wins - losses + (2.0 * n - wins + losses) * delta
+    c = -losses * delta * (1 - delta)
+    # The restricted maximum likelihood estimate of the share of losses.
+    q = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    distance = wins - losses - n * delta
+    variance = n * (2 * q + delta * (1 - delta))
+    if variance <= 0:  # at the ends, where only one outcome is possible
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def _z(p: float) -> float:
+    return NormalDist().inv_cdf(p)

@@ -1,0 +1,221 @@
+"""Load tasks and split their items, so that their errors are found before a model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergeops.errors import EvaluationError
+from mergeops.evaluate import PARTS
+from mergeops.evaluate.catalogue import Catalogue, first_line
+from mergeops.evaluate.preflight import check_built, choose_metric
+from mergeops.evaluate.silence import quiet
+from mergeops.evaluate.split import item_digest, part_ids
+from mergeops.recipe import EvaluateSpec
+
+# Where the items are kept, and what they are called, is not what is asked: the items are hashed.
+_PLACE_KEYS = (
+    "custom_dataset",
+    "dataset_kwargs",
+    "dataset_name",
+    "dataset_path",
+    "metadata",
+    "process_docs",
+    "tag",
+    "task_alias",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedTask:
+    """One lm-eval task, its items and how it is scored."""
+
+    name: str
+    task: Any
+    """The lm-eval Task object."""
+    metric: str
+    filter: str
+    """Name of the lm-eval filter whose output the metric is taken on."""
+    num_fewshot: int
+    docs: tuple[Any, ...]
+    """All items."""
+    ids: Mapping[str, tuple[int, ...]]
+    """Part -> ascending positions in ``docs``."""
+    digests: Mapping[str, str]
+    """Part -> sha256 of everything that decides questions and answers, the model apart."""
+
+    @property
+    def version(self) -> str:
+        """The task's version as its author counts it."""
+        return str(self.task.VERSION)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the chosen metric."""
+        return self.task.higher_is_better().get(self.metric) is not False
+
+    def needed_ids(self, part: str) -> tuple[int, ...]:
+        """The items of a part.
+
+        Raises:
+            EvaluationError: there are none.
+        """
+        if not self.ids[part]:
+            raise EvaluationError(
+                f"task {self.name} has no items in its {part} part: {len(self.docs)} items in all; "
+                "change evaluate.confirm_fraction or evaluate.split_salt, or use more items"
+            )
+        return self.ids[part]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskSet:
+    """Tasks by name, in the recipe's order, and what is kept of them between models."""
+
+    spec: EvaluateSpec
+    tasks: Mapping[str, LoadedTask]
+    requests: dict[tuple[str, str, str], list[Any]] = field(default_factory=dict)
+    """(task, part, tokenizer when prompts depend on it) -> lm-eval instances, built once."""
+    encodings: dict[str, dict[tuple[str, bool | None], list[int]]] = field(default_factory=dict)
+    """Tokenizer digest -> text -> token ids: models of one family share their tokenizer."""
+
+
+def load_tasks(spec: EvaluateSpec) -> TaskSet:
+    """Load every task that ``spec.tasks`` names and split its items into dev and confirm.
+
+    Raises:
+        EvaluationError: unknown task, broken YAML, unknown metric, missing data, no network,
+            a task named twice, too few few-shot examples.
+    """
+    if not spec.tasks:
+        raise EvaluationError(
+            "evaluate.tasks is empty; name tasks or task files, e.g. evaluate.tasks=[my_task]"
+        )
+    loaded: dict[str, LoadedTask] = {}
+    named_by: dict[str, str] = {}
+    with quiet():
+        catalogue = Catalogue(spec.include_path)
+        for asked in spec.tasks:
+            for task in catalogue.build(asked):
+                name = str(task.task_name)
+                if name in loaded:
+                    raise EvaluationError(
+                        f"evaluate.tasks has task {name!r} twice: by {named_by[name]!r} and by "
+                        f"{asked!r}"
+                    )
+                named_by[name] = asked
+                loaded[name] = _load(name, task, spec)
+    for name in spec.metrics:
+        if name not in loaded:
+            close = difflib.get_close_matches(name, loaded, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise EvaluationError(
+                f"evaluate.metrics names task {name!r}, which is not scored; {hint}"
+                f"the tasks are: {', '.join(loaded)}"
+            )
+    return TaskSet(spec, loaded)
+
+
+def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
+    check_built(name, task)
+    metric, chosen_filter = choose_metric(
+        name,
+        spec.metrics.get(name),
+        task.aggregation(),
+        [ensemble.name for ensemble in task._filters],
+    )
+    try:
+        docs = tuple(task.eval_docs)
+    except Exception as error:
+        raise EvaluationError(
+            f"task {name}: its items cannot be read: {first_line(error)}"
+        ) from error
+    num_fewshot = _num_fewshot(name, task, spec)
+    items = [item_digest(doc) for doc in docs]
+    ids = {
+        part: part_ids(
+            items,
+            part,
+            confirm_fraction=spec.confirm_fraction,
+            salt=spec.split_salt,
+            limit=spec.limit,
+        )
+        for part in PARTS
+    }
+    settings = _settings(name, task, num_fewshot, spec)
+    digests = {
+        part: _digest({**settings, "items": [[i, items[i]] for i in ids[part]]}) for part in PARTS
+    }
+    return LoadedTask(name, task, metric, chosen_filter, num_fewshot, docs, ids, digests)
+
+
+def _num_fewshot(name: str, task: Any, spec: EvaluateSpec) -> int:
+    """In-context examples, by lm-eval's rule: a task whose YAML says 0 keeps 0."""
+    own = task.get_config("num_fewshot")
+    shots = int(own or 0) if spec.num_fewshot is None or own == 0 else spec.num_fewshot
+    task.set_config("num_fewshot", shots)
+    pool = _fewshot_pool(task)
+    if pool is not None and shots > len(pool):
+        raise EvaluationError(
+            f"task {name} has {len(pool)} examples to draw from, fewer than num_fewshot {shots}"
+        )
+    return shots
+
+
+def _fewshot_pool(task: Any) -> list[Any] | None:
+    sampler = getattr(task, "sampler", None)
+    return None if sampler is None else list(sampler.df)
+
+
+def _settings(name: str, task: Any, num_fewshot: int, spec: EvaluateSpec) -> dict[str, Any]:
+    """What decides a task's scores beside its items and the model."""
+    import lm_eval
+
+    config = {k: v for k, v in vars(task.config).items() if k not in _PLACE_KEYS}
+    settings = {
+        "task": name,
+        "version": str(task.VERSION),
+        "config": config,
+        "num_fewshot": num_fewshot,
+        "seed": spec.seed,
+        "apply_chat_template": spec.apply_chat_template,
+        "dtype": spec.dtype,
+        "batch_size": spec.batch_size,
+        "max_length": spec.max_length,
+        "lm_eval": lm_eval.__version__,
+    }
+    if num_fewshot:
+        settings["fewshot_pool"] = [item_digest(doc) for doc in _fewshot_pool(task) or ()]
+    if not type(task).__module__.startswith("lm_eval.api."):
+        settings["class"] = _code(type(task))
+    return settings
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=_plain)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        return _code(value)
+    if hasattr(value, "__dataclass_fields__"):
+        return vars(value)
+    return str(value)
+
+
+def _code(function: Any) -> str:
+    """A function or class by name and by its whole file, since it may call the rest of it."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    try:
+        file = inspect.getsourcefile(function)
+        source = Path(file).read_bytes() if file else b""
+    except (TypeError, OSError):
+        source = b""
+    return f"{name}:{hashlib.sha256(source).hexdigest()}"

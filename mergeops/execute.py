@@ -1,0 +1,234 @@
+"""The engine: from a plan to a checkpoint, in one stream, with bounded memory.
+
+    lanes: read -> convert -> merge -> round      (parallel chunks, see lanes.py)
+    writer thread: hash -> write -> journal       (in order, see checkpoint/writer.py)
+
+Work happens in a hidden sibling directory of the output; the manifest is written last and the
+directory renamed when everything is on the disk. So a crash leaves something that the same command
+resumes, never something that looks finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mergeops.checkpoint.layout import INDEX
+from mergeops.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
+from mergeops.checkpoint.writer import (
+    JOURNAL,
+    Journal,
+    OrderedWriter,
+    ShardWriter,
+    WrittenFile,
+    sync_directory,
+)
+from mergeops.companions import write_companions
+from mergeops.errors import MergeError, MergeopsError
+from mergeops.lanes import choose_device, lane_count
+from mergeops.plan import Plan, check_space
+from mergeops.records import default_card, manifest_content, weight_index
+from mergeops.stream import TensorStream
+
+CHUNK = 1 << 18
+"""Elements at a time: small enough that a lane's numbers stay in the processor's cache."""
+UNWRITTEN = 16
+"""Finished chunks that may wait for the writer."""
+LOCK = "lock"
+CARD = "README.md"
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes written, bytes to write)."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the work is cut; never what comes out."""
+
+    chunk: int = CHUNK
+    """Elements at a time, a multiple of ``methods.BLOCK``."""
+    lanes: int | None = None
+    """Parallel chunks; None takes one for each processor."""
+
+
+def merge(
+    plan: Plan,
+    out: Path,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+    card: str | None = None,
+    tuning: Tuning = Tuning(),
+) -> Path:
+    """Execute a plan into a directory, or find it done there.
+
+    Args:
+        plan: from ``make_plan``.
+        out: the directory to make; may exist if it is empty or holds this very merge.
+        device: auto, cpu, cuda or cuda:N.
+        progress: told how far the writing is.
+        card: text of README.md; a short one by default.
+        tuning: for measurements and tests.
+
+    Returns:
+        ``out``, complete.
+
+    Raises:
+        ConfigError: no such device.
+        SourceError: an input changed, cannot be read, or holds NaN or infinity.
+        MergeError: ``out`` holds something else, the disk is full, or the result overflows.
+    """
+    out = Path(out).absolute()
+    chosen = choose_device(device)
+    if _is_done(plan, out):
+        return out
+    partial = out.with_name(f".{out.name}.partial")
+    with _locked(partial):
+        if _is_done(plan, out):
+            shutil.rmtree(partial)
+            return out
+        present = sum(f.stat().st_blocks * 512 for f in partial.iterdir())
+        check_space(plan, out, present)
+        try:
+            _write_all(plan, partial, chosen, progress, card, tuning)
+            (partial / LOCK).unlink()
+            sync_directory(partial)
+            os.rename(partial, out)
+        except OSError as error:
+            raise MergeError(f"{out} cannot be written: {error.strerror or error}") from error
+        sync_directory(out.parent)
+    return out
+
+
+def _is_done(plan: Plan, out: Path) -> bool:
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise MergeError(f"{out} is a file; the output must be a new or empty directory")
+    manifest = read_manifest(out)
+    if manifest is None:
+        if any(out.iterdir()):
+            raise MergeError(
+                f"{out} is not empty and holds no {MANIFEST}; choose a new directory, or empty it"
+            )
+        return False
+    if manifest["plan_digest"] != plan.digest:
+        raise MergeError(
+            f"{out} holds another merge (plan {manifest['plan_digest'][:12]}, this is "
+            f"{plan.digest[:12]}); choose a new directory, or remove it"
+        )
+    for name, entry in manifest["files"].items():
+        if not (out / name).is_file() or (out / name).stat().st_size != entry["size"]:
+            raise MergeError(f"{out} is damaged: {name} is missing or cut; remove it and run again")
+    return True
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Own the working directory; waits while another process has it."""
+    try:
+        while True:
+            partial.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                lock = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                # The one before may have finished and taken the directory away meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(lock), os.stat(partial / LOCK)):
+                        break
+                os.close(lock)
+    except OSError as error:
+        raise MergeError(f"{partial} cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _write_all(
+    plan: Plan,
+    partial: Path,
+    device: torch.device,
+    progress: Progress | None,
+    card: str | None,
+    tuning: Tuning,
+) -> None:
+    keep = {shard.name for shard in plan.shards} | {LOCK, JOURNAL}
+    for path in partial.iterdir():
+        if path.name not in keep:
+            path.unlink()
+    journal = Journal(partial, plan.digest)
+    try:
+        files = _write_shards(plan, partial, journal, device, progress, tuning)
+        write_companions(plan.companions, partial, plan.save_dtype)
+    except MergeopsError as error:
+        if not isinstance(error.__cause__, OSError):
+            # Going on would fail in the same way: nothing of it is worth keeping.
+            shutil.rmtree(partial)
+        raise
+    finally:
+        journal.close()
+    names = [*files, *(companion.name for companion in plan.companions), CARD]
+    (partial / CARD).write_text(card or default_card(plan), encoding="utf-8")
+    if len(plan.shards) > 1:
+        (partial / INDEX).write_text(weight_index(plan), encoding="utf-8")
+        names.append(INDEX)
+    (partial / JOURNAL).unlink()
+    write_manifest(partial, manifest_content(plan), names, files)
+
+
+def _write_shards(
+    plan: Plan,
+    partial: Path,
+    journal: Journal,
+    device: torch.device,
+    progress: Progress | None,
+    tuning: Tuning,
+) -> dict[str, WrittenFile]:
+    lanes = tuning.lanes or lane_count()
+    written: dict[str, WrittenFile] = {}
+    before = 0
+    with (
+        TensorStream(plan, device, tuning.chunk, lanes, UNWRITTEN) as stream,
+        OrderedWriter(UNWRITTEN) as writer,
+    ):
+        for shard in plan.shards:
+            shard_writer = ShardWriter(
+                partial / shard.name,
+                shard.header,
+                [(tensor.name, tensor.nbytes) for tensor in shard.tensors],
+                journal,
+            )
+
+            def put(
+                buffer: Tensor, nbytes: int, to: ShardWriter = shard_writer, before: int = before
+            ) -> None:
+                try:
+                    to.write(buffer[:nbytes].numpy().data)
+                finally:
+                    stream.release(buffer)
+                if progress is not None:
+                    progress(before + to.position, plan.bytes_to_write)
+
+            try:
+                for task in shard.tensors[len(shard_writer.done) :]:
+                    for buffer, nbytes in stream.results(task):
+                        writer.submit(put, buffer, nbytes)
+                    writer.submit(shard_writer.finish_tensor, task.name)
+                writer.drain()
+                written[shard.name] = shard_writer.finish()
+            finally:
+                writer.settle()
+                shard_writer.close()
+            before += shard.nbytes
+            if progress is not None:
+                progress(before, plan.bytes_to_write)
+    return written

@@ -1,0 +1,232 @@
+"""Lanes: worker threads that each carry chunks from disk through the arithmetic, in parallel.
+
+A lane owns buffers for one chunk and, on CUDA, a stream; it reads a chunk, moves it to the device,
+computes and brings the result back, all in order. Several lanes at a time keep disk, both copy
+directions and the arithmetic busy together, with the same code on every device, and no lane's
+result depends on another's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from mergeops.checkpoint.reader import TensorReader
+from mergeops.errors import ConfigError
+
+MAX_LANES = 16
+_WIDEST = 8
+
+Result = TypeVar("Result")
+
+
+class NonFiniteInputError(Exception):
+    """An input's chunk holds NaN or infinity; carries the input's position."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A range of one tensor's elements."""
+
+    tensor: str
+    start: int
+    stop: int
+
+
+class Lane:
+    """One worker's buffers and stream.
+
+    Args:
+        readers: the inputs, base first where there is one.
+        has_base: whether the first reader is the base.
+        chunk: largest number of elements at a time.
+        compute: dtype of the arithmetic.
+        device: where it is done.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[TensorReader],
+        has_base: bool,
+        chunk: int,
+        compute: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._readers = readers
+        self._has_base = has_base
+        self._device = device
+        on_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
+        self._staging = [
+            torch.empty(chunk * _WIDEST, dtype=torch.uint8, pin_memory=on_cuda) for _ in readers
+        ]
+        self._inputs = torch.empty(len(readers), chunk, dtype=compute, device=device)
+
+    def stream(self) -> contextlib.AbstractContextManager[object]:
+        """Makes the lane's stream the current one."""
+        return torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
+
+    def wait(self) -> None:
+        """Wait until the device has done everything that this lane asked for."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def raw(self, chunk: Chunk) -> list[Tensor]:
+        """The chunk of each input as stored, on the CPU."""
+        return [
+            reader.read(chunk.tensor, chunk.start, chunk.stop, staging)
+            for reader, staging in zip(self._readers, self._staging, strict=True)
+        ]
+
+    def load(self, chunk: Chunk) -> tuple[Tensor | None, Tensor]:
+        """The chunk in the compute dtype on the device: base ``[m]`` or None, sources ``[n, m]``.
+
+        Valid until the lane's next ``load``.
+        """
+        inputs = self._inputs[:, : chunk.stop - chunk.start]
+        for row, raw in zip(inputs, self.raw(chunk), strict=True):
+            row.copy_(raw.to(self._device, non_blocking=True))
+        return (inputs[0], inputs[1:]) if self._has_base else (None, inputs)
+
+    def check_finite(self, chunk: Chunk) -> None:
+        """Refuse NaN and infinity in what ``load`` gave; waits for the device.
+
+        Raises:
+            NonFiniteInputError: with the position of the input.
+        """
+        inputs = self._inputs[:, : chunk.stop - chunk.start]
+        # One sum is one quick pass; only where it is not finite, every element is looked at.
+        for position, total in enumerate(inputs.sum(dim=1).tolist()):
+            if not math.isfinite(total) and not bool(inputs[position].isfinite().all()):
+                raise NonFiniteInputError(position)
+
+
+class Lanes:
+    """A set of lanes and the threads that run on them.
+
+    Args:
+        make_lane: called once in each thread.
+        count: number of lanes.
+    """
+
+    def __init__(self, make_lane: Callable[[], Lane], count: int) -> None:
+        self._make_lane = make_lane
+        self._count = count
+        self._local = threading.local()
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
+        self._threads_before = torch.get_num_threads()
+        # Lanes are the parallelism: a second level inside each operation would only wait. (torch
+        # keeps this number per thread, and new threads take the last one that was set.)
+        torch.set_num_threads(1)
+
+    @property
+    def window(self) -> int:
+        """How many chunks are under way at a time."""
+        return 2 * self._count
+
+    def run(
+        self, work: Callable[[Lane, Chunk], Result], chunks: Iterable[Chunk]
+    ) -> Iterator[Result]:
+        """``work`` on every chunk, in parallel; results in the order of the chunks.
+
+        At most ``window`` chunks are under way. An error of ``work`` is raised here, after the
+        chunks under way have ended.
+        """
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append(self._pool.submit(self._work, work, chunk))
+                if len(waiting) >= self.window:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            for future in waiting:
+                if not future.cancelled():
+                    future.exception()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._threads_before)
+
+    def _work(self, work: Callable[[Lane, Chunk], Result], chunk: Chunk) -> Result:
+        lane: Lane | None = getattr(self._local, "lane", None)
+        if lane is None:
+            torch.set_num_threads(1)
+            lane = self._local.lane = self._make_lane()
+        with lane.stream():
+            return work(lane, chunk)
+
+
+class BufferPool:
+    """Host buffers that carry results from the lanes to the writer.
+
+    Args:
+        count: as many as can be under way; taking one more waits for the writer.
+        nbytes: size of each.
+        pinned: whether a CUDA device copies into them.
+    """
+
+    def __init__(self, count: int, nbytes: int, pinned: bool) -> None:
+        self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        for _ in range(count):
+            self._free.put(torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned))
+
+    def take(self) -> Tensor:
+        """A free buffer."""
+        return self._free.get()
+
+    def give_back(self, buffer: Tensor) -> None:
+        """Make a buffer free."""
+        self._free.put(buffer)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device that is there.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N")
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ConfigError(f"device is {name!r}, but torch sees {found} CUDA device(s); try cpu")
+    return device
+
+
+def lane_count() -> int:
+    """One lane for each processor that this process may use."""
+    return max(1, min(MAX_LANES, len(os.sched_getaffinity(0))))

@@ -1,0 +1,44 @@
+"""The sign vote that ties and dare_ties share (TIES, sections 4.2 and 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def elect_and_average(deltas: Tensor, weights: Sequence[float], *, normalize: bool) -> Tensor:
+    """Combine the task vectors' entries whose sign won the vote.
+
+    Args:
+        deltas: ``[n, m]``, sparse task vectors; a zero entry does not vote. Overwritten.
+        weights: n numbers; a negative weight votes for the opposite sign.
+        normalize: divide by the voters' weight.
+
+    Returns:
+        ``[m]``. Each entry's sign is that of the weighted sum, + where that is zero; entries of
+        the other sign are left out. Zero where nobody votes.
+    """
+    for delta, weight in zip(deltas, weights, strict=True):
+        if weight != 1.0:
+            delta *= weight
+    total = deltas[0].clone()
+    for delta in deltas[1:]:
+        total += delta
+    sign = torch.copysign(torch.ones_like(total), total)
+    merged = torch.zeros_like(total)
+    voters = torch.zeros_like(total)
+    for delta, weight in zip(deltas, weights, strict=True):
+        delta *= sign
+        merged += delta.clamp_(min=0)
+        if normalize and weight != 0.0:
+            # The divisor counts who agrees, so one dissenter cannot shrink the rest.
+            delta.sign_()
+            voters += delta if abs(weight) == 1.0 else delta.mul_(abs(weight))
+    merged *= sign
+    if normalize:
+        # Where nobody votes, zero is divided by the least weight that anybody has.
+        least = min((abs(weight) for weight in weights if weight != 0.0), default=1.0)
+        merged /= voters.clamp_(min=least)
+    return merged

@@ -1,0 +1,55 @@
+"""DARE with TIES: drop entries at random, rescale, then elect a sign and average what agrees.
+
+Yu et al. 2024, https://arxiv.org/abs/2311.03099, section 3, with the sign vote of Yadav et al.
+2023, https://arxiv.org/abs/2306.01708.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mergeops.methods import Place, method
+from mergeops.methods.consensus import elect_and_average
+from mergeops.methods.sparsify import drop_random
+from mergeops.schema import check_range
+
+
+@dataclass(frozen=True)
+class DareTies:
+    """Parameters of ``dare_ties``."""
+
+    weight: float = 1.0
+    """Weight of a source that sets none: in the vote and in the mean."""
+    density: float = 0.5
+    """Probability that an entry of a task vector stays (one minus the paper's drop rate)."""
+    rescale: bool = True
+    """Divide what stays by the density, as in the paper."""
+    normalize: bool = True
+    """Average over the sources that agree with the elected sign; else add them up."""
+    scale: float = 1.0
+    """Factor on the merged task vector."""
+
+    def __post_init__(self) -> None:
+        check_range("method.density", self.density, 0.0, 1.0)
+
+
+@method("dare_ties", source_parameters=("weight", "density"), needs_base=True, is_random=True)
+def merge(base: Tensor, sources: Tensor, p: DareTies, at: Place) -> Tensor:
+    """Merge one chunk.
+
+    Args:
+        base: ``[m]``, the common ancestor.
+        sources: ``[n, m]``, recipe order.
+        p: parameters.
+        at: gives weights, densities, random keys and offset.
+
+    Returns:
+        ``[m]``; entries that every source dropped stay at ``base``.
+    """
+    sparse = drop_random(
+        sources - base, at.per_source["density"], at.keys, at.offset, rescale=p.rescale
+    )
+    change = elect_and_average(sparse, at.per_source["weight"], normalize=p.normalize)
+    return base + change * p.scale

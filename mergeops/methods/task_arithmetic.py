@@ -1,0 +1,41 @@
+"""Task arithmetic: add the weighted task vectors to the base.
+
+Ilharco et al. 2023, https://arxiv.org/abs/2212.04089, section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mergeops.methods import Place, method
+from mergeops.methods.weighting import weighted_sum
+
+
+@dataclass(frozen=True)
+class TaskArithmetic:
+    """Parameters of ``task_arithmetic``."""
+
+    weight: float = 0.4
+    """Weight of a source that sets none; a negative weight unlearns. 0.4 is what the TIES paper
+    takes where no validation data is at hand."""
+    scale: float = 1.0
+    """Factor on the sum of the weighted task vectors."""
+
+
+@method("task_arithmetic", source_parameters=("weight",), needs_base=True)
+def merge(base: Tensor, sources: Tensor, p: TaskArithmetic, at: Place) -> Tensor:
+    """Merge one chunk.
+
+    Args:
+        base: ``[m]``, the common ancestor.
+        sources: ``[n, m]``, recipe order.
+        p: parameters.
+        at: gives the weights.
+
+    Returns:
+        ``[m]``, ``base + scale * sum(weight * (source - base))``.
+    """
+    weights = [p.scale * weight for weight in at.per_source["weight"]]
+    return base + weighted_sum(sources - base, weights)

@@ -1,0 +1,56 @@
+"""TIES: trim small changes, elect a sign per entry, average what agrees.
+
+Yadav et al. 2023, https://arxiv.org/abs/2306.01708, sections 4.1 to 4.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mergeops.methods import Place, Scan, method
+from mergeops.methods.consensus import elect_and_average
+from mergeops.methods.sparsify import Cut, find_cuts, keep_largest
+from mergeops.schema import check_range
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Parameters of ``ties``."""
+
+    weight: float = 1.0
+    """Weight of a source that sets none: in the vote and in the mean."""
+    density: float = 0.2
+    """Share of each task vector's entries that stay, the largest by magnitude."""
+    normalize: bool = True
+    """Average over the sources that agree with the elected sign; else add them up."""
+    scale: float = 1.0
+    """Factor on the merged task vector (the paper's lambda)."""
+
+    def __post_init__(self) -> None:
+        check_range("method.density", self.density, 0.0, 1.0)
+
+
+def cuts(scan: Scan, p: Ties, at: Place) -> tuple[Cut, ...]:
+    """Where each source's task vector is trimmed."""
+    return find_cuts(scan, at.per_source["density"], at.numel)
+
+
+@method("ties", source_parameters=("weight", "density"), needs_base=True, statistics=cuts)
+def merge(base: Tensor, sources: Tensor, p: Ties, at: Place) -> Tensor:
+    """Merge one chunk.
+
+    Args:
+        base: ``[m]``, the common ancestor.
+        sources: ``[n, m]``, recipe order.
+        p: parameters.
+        at: gives weights, offset and the cuts.
+
+    Returns:
+        ``[m]``. Exactly ``int(density * numel)`` entries of each task vector take part; entries
+        that every source trimmed stay at ``base``.
+    """
+    trimmed = keep_largest(sources - base, at.statistics, at.offset)
+    change = elect_and_average(trimmed, at.per_source["weight"], normalize=p.normalize)
+    return base + change * p.scale

@@ -1,0 +1,106 @@
+"""Merge tensors that are at hand, without files: for notebooks, searches in memory and tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergeops import methods
+from mergeops.errors import ConfigError, MergeError
+from mergeops.methods.randomness import random_key
+from mergeops.preflight import check_source_count
+from mergeops.schema import build
+
+
+def merge_tensors(
+    name: str,
+    sources: Sequence[Tensor],
+    base: Tensor | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    per_source: Mapping[str, Sequence[float]] | None = None,
+    *,
+    seed: int = 0,
+    digests: Sequence[str] | None = None,
+    tensor: str = "",
+    chunk: int | None = None,
+) -> Tensor:
+    """Merge one parameter tensor as the engine would.
+
+    Args:
+        name: the method.
+        sources: n tensors of one shape, in the dtype and on the device to compute with.
+        base: the common ancestor, same shape, for methods that need it.
+        parameters: the method's global parameters.
+        per_source: source parameter -> n values; the global parameter where missing.
+        seed: of random methods.
+        digests: what identifies the sources to random methods; their positions by default.
+        tensor: the tensor's name, to random methods.
+        chunk: elements at a time, a multiple of ``methods.BLOCK``; all by default.
+
+    Returns:
+        A new tensor of the same shape and dtype.
+
+    Raises:
+        ConfigError: unknown method or parameter, or a value out of range.
+        MergeError: wrong number of sources, base missing, or shapes that differ.
+    """
+    method = methods.get(name)
+    p = build(method.parameters, parameters or {}, "method.")
+    n = len(sources)
+    check_source_count(method, n)
+    if method.needs_base and base is None:
+        raise MergeError(f"{name} needs a base")
+    for i, other in enumerate(sources):
+        wanted = sources[0].shape if base is None else base.shape
+        if other.shape != wanted:
+            raise MergeError(f"source {i} has shape {list(other.shape)}, not {list(wanted)}")
+    place = methods.Place(
+        numel=sources[0].numel(),
+        per_source=_fill(method, p, n, per_source or {}),
+        keys=tuple(random_key(seed, d, tensor) for d in digests or map(str, range(n))),
+    )
+    if method.check is not None:
+        method.check(place.per_source, p)
+    flat = torch.stack([source.reshape(-1) for source in sources])
+    flat_base = base.reshape(-1) if base is not None and method.needs_base else None
+    step = chunk or max(place.numel, 1)
+
+    def scan(look: methods.Look, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        end = place.numel if stop is None else min(stop, place.numel)
+        for at in range(start, end, step):
+            part = slice(at, min(at + step, end))
+            yield look(None if flat_base is None else flat_base[part], flat[:, part], at).cpu()
+
+    if method.statistics is not None:
+        place = dataclasses.replace(place, statistics=method.statistics(scan, p, place))
+    merged = torch.empty_like(flat[0])
+    for at in range(0, place.numel, step):
+        part = slice(at, at + step)
+        merged[part] = method.merge(
+            None if flat_base is None else flat_base[part],
+            flat[:, part],
+            p,
+            dataclasses.replace(place, offset=at),
+        )
+    return merged.view(sources[0].shape)
+
+
+def _fill(
+    method: methods.Method, p: Any, n: int, given: Mapping[str, Sequence[float]]
+) -> dict[str, tuple[float, ...]]:
+    for key, values in given.items():
+        if key not in method.source_parameters:
+            allowed = ", ".join(method.source_parameters) or "nothing"
+            raise ConfigError(f"{method.name} has no source parameter {key!r}; allowed: {allowed}")
+        if len(values) != n:
+            raise ConfigError(f"{key} has {len(values)} values for {n} sources")
+        for value in values:
+            dataclasses.replace(p, **{key: float(value)})
+    return {
+        key: tuple(map(float, given.get(key, (getattr(p, key),) * n)))
+        for key in method.source_parameters
+    }

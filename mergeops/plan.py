@@ -1,0 +1,257 @@
+"""The plan: what will be done to which tensor, decided from headers and configs only.
+
+A plan is pure data: it can be written as JSON, executed elsewhere, and compared. Its digest names
+the work: equal digests give equal bytes, so work that is done is found by it. Only weights,
+parameters and the small files that are copied count; where the inputs were found does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeops import methods
+from mergeops.checkpoint.dtypes import BY_WORD, FLOATS, item_size, word
+from mergeops.checkpoint.header import StoredTensor, encode_header
+from mergeops.companions import Companion, find_companions
+from mergeops.errors import MergeError
+from mergeops.inputs import PlannedInput, read_input
+from mergeops.parameters import resolve_parameters
+from mergeops.preflight import check_configs, check_sources, check_tensors, check_tokenizers
+from mergeops.schema import build
+from mergeops.shards import assign_shards, parse_size
+
+if TYPE_CHECKING:
+    from mergeops.recipe import Recipe
+    from mergeops.sources import Source
+
+FORMAT = 1
+"""Raised when the engine writes other bytes for the same plan."""
+
+
+@dataclass(frozen=True)
+class TensorTask:
+    """One tensor of the result."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """safetensors name of the format it is saved in."""
+    kind: str
+    """merge, or copy for whole numbers, which all inputs must agree on."""
+    shared: Mapping[str, float]
+    """Global parameters as the rules leave them."""
+    per_source: Mapping[str, tuple[float, ...]]
+    """Source parameters, in the order of the sources."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.numel * item_size(self.dtype)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file of the result."""
+
+    name: str
+    tensors: tuple[TensorTask, ...]
+    """In the order of the data."""
+
+    @cached_property
+    def header(self) -> bytes:
+        """What the file begins with."""
+        return encode_header({t.name: (t.dtype, t.shape) for t in self.tensors})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that ``execute.merge`` needs to know."""
+
+    method: str
+    method_version: int
+    parameters: Mapping[str, Any]
+    """The method's global parameters."""
+    base: PlannedInput | None
+    sources: tuple[PlannedInput, ...]
+    shards: tuple[Shard, ...]
+    companions: tuple[Companion, ...]
+    """Small files that are copied: config, tokenizer, chat template."""
+    compute: str
+    """float32 or float64."""
+    seed: int
+    recipe: Mapping[str, Any]
+    """``Recipe.weights_dict`` of what was planned."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know; no part of the digest."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 of everything that decides the bytes of the result."""
+        content = {
+            "format": FORMAT,
+            "method": [self.method, self.method_version, dict(self.parameters)],
+            "base": self.base.sha256 if self.base else None,
+            "sources": [source.sha256 for source in self.sources],
+            "shards": [dataclasses.asdict(shard) for shard in self.shards],
+            "companions": [[c.name, c.sha256] for c in self.companions],
+            "compute": self.compute,
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def save_dtype(self) -> str:
+        """The format that most of the result is in, as config.json words it, e.g. bfloat16."""
+        size: dict[str, int] = {}
+        for shard in self.shards:
+            for tensor in shard.tensors:
+                if tensor.dtype in FLOATS:
+                    size[tensor.dtype] = size.get(tensor.dtype, 0) + tensor.nbytes
+        return word(max(size, key=lambda name: size[name])) if size else "float32"
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Size of all weight files."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON types."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Plan:
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            ConfigError: it is no plan.
+        """
+        plan: Plan = build(cls, raw, "plan.")
+        return plan
+
+
+def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]) -> Plan:
+    """Decide everything about a merge, and refuse what cannot work.
+
+    Args:
+        recipe: what the user wrote.
+        base: the resolved base, where the recipe names one.
+        sources: the resolved sources by the recipe's names.
+
+    Raises:
+        ConfigError: a parameter, a rule or the shard size is wrong.
+        SourceError: an input's files are missing, corrupt or of an unsupported kind.
+        MergeError: the inputs do not fit each other or the method.
+    """
+    method = methods.get(recipe.method.name)
+    shard_bytes = parse_size("output.shard_size", recipe.output.shard_size)
+    planned_base, planned_sources, headers = _read_inputs(recipe, base, sources)
+    check_sources(method, planned_base, planned_sources)
+    inputs = [*([planned_base] if planned_base else []), *planned_sources]
+    warnings = check_configs(inputs)
+    check_tensors(headers)
+    chosen = _tokenizer_input(recipe, inputs)
+    warnings += check_tokenizers(chosen, inputs)
+    tasks = _tasks(recipe, method, headers[inputs[0].name])
+    return Plan(
+        method=method.name,
+        method_version=method.version,
+        parameters=dataclasses.asdict(recipe.method.parameters),
+        base=planned_base,
+        sources=tuple(planned_sources),
+        shards=tuple(
+            Shard(name, tuple(tasks)) for name, tasks in assign_shards(tasks, shard_bytes).items()
+        ),
+        companions=find_companions(inputs, chosen),
+        compute=recipe.dtype.compute,
+        seed=recipe.seed,
+        recipe=recipe.weights_dict(),
+        warnings=tuple(warnings),
+    )
+
+
+def check_space(plan: Plan, out: Path, present: int = 0) -> None:
+    """Refuse a merge that the disk has no room for.
+
+    Args:
+        plan: what will be written.
+        out: where.
+        present: bytes that are there already, of an earlier try.
+
+    Raises:
+        MergeError: says how much is needed and how much is free.
+    """
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free + present
+    if free < plan.bytes_to_write:
+        raise MergeError(
+            f"{out} needs {plan.bytes_to_write / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
+            "free there; free some space, or choose another output.dir"
+        )
+
+
+def _read_inputs(
+    recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
+) -> tuple[PlannedInput | None, list[PlannedInput], dict[str, dict[str, StoredTensor]]]:
+    headers: dict[str, dict[str, StoredTensor]] = {}
+    planned = []
+    for source in [base, *(sources[name] for name in recipe.sources)]:
+        if source is None:
+            continue
+        described, headers[source.name] = read_input(source)
+        planned.append(described)
+    if base is None:
+        return None, planned, headers
+    return planned[0], planned[1:], headers
+
+
+def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedInput:
+    """The input that the recipe takes the tokenizer from; ``base`` without a base is the first."""
+    for planned in inputs:
+        if planned.name == recipe.tokenizer.source:
+            return planned
+    return inputs[0]
+
+
+def _tasks(
+    recipe: Recipe, method: methods.Method, reference: Mapping[str, StoredTensor]
+) -> list[TensorTask]:
+    parameters = resolve_parameters(recipe, method, reference)
+    tasks = []
+    for name, stored in reference.items():
+        is_real = stored.dtype in FLOATS
+        saved = stored.dtype
+        if is_real and recipe.dtype.save != "auto":
+            saved = BY_WORD[recipe.dtype.save]
+        tasks.append(
+            TensorTask(
+                name=name,
+                shape=stored.shape,
+                dtype=saved,
+                kind="merge" if is_real else "copy",
+                shared=parameters[name].shared if is_real else {},
+                per_source=parameters[name].per_source if is_real else {},
+            )
+        )
+    return tasks

@@ -1,0 +1,145 @@
+"""What must hold before any weight is read: the inputs fit each other and the method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mergeops.architecture import check_same_architecture
+from mergeops.checkpoint.dtypes import FLOATS
+from mergeops.checkpoint.header import StoredTensor
+from mergeops.checkpoint.layout import read_json
+from mergeops.errors import MergeError
+from mergeops.inputs import PlannedInput
+from mergeops.methods import Method
+from mergeops.tokenizer import check_same_vocabulary, tokenizer_directory
+
+Headers = Mapping[str, StoredTensor]
+
+
+def check_sources(
+    method: Method, base: PlannedInput | None, sources: Sequence[PlannedInput]
+) -> None:
+    """The right number of sources, a base where one is needed, no source twice.
+
+    Raises:
+        MergeError: says what is missing or too much.
+    """
+    check_source_count(method, len(sources))
+    if method.needs_base and base is None:
+        raise MergeError(
+            f"{method.name} merges task vectors and needs a base: set base to the model that the "
+            "sources were fine-tuned from"
+        )
+    seen: dict[str, str] = {}
+    for source in sources:
+        if source.sha256 in seen:
+            raise MergeError(
+                f"sources {seen[source.sha256]} and {source.name} have the same weights (sha256 "
+                f"{source.sha256[:12]}); remove one, and give the other more weight if you mean it"
+            )
+        seen[source.sha256] = source.name
+
+
+def check_source_count(method: Method, n: int) -> None:
+    """Refuse too few or too many sources.
+
+    Raises:
+        MergeError: says how many the method takes.
+    """
+    low, high = method.min_sources, method.max_sources
+    if low <= n and (high is None or n <= high):
+        return
+    if high is None:
+        allowed = f"at least {low}"
+    else:
+        allowed = f"exactly {low}" if low == high else f"{low} to {high}"
+    plural = "" if (high or low) == 1 else "s"
+    raise MergeError(f"{method.name} takes {allowed} source{plural}, not {n}")
+
+
+def check_configs(inputs: Sequence[PlannedInput]) -> list[str]:
+    """Compare the config.json files; returns warnings.
+
+    Raises:
+        MergeError: different architectures.
+        SourceError: a config.json is not JSON.
+    """
+    configs: dict[str, Mapping[str, Any]] = {}
+    for planned in inputs:
+        for directory in planned.directories:
+            if (directory / "config.json").is_file():
+                configs[planned.name] = read_json(directory / "config.json")
+                break
+    return check_same_architecture(configs) if len(configs) > 1 else []
+
+
+def check_tensors(headers: Mapping[str, Headers]) -> None:
+    """Every input has the first one's tensors, in the same shapes, and whole numbers alike.
+
+    Raises:
+        MergeError: names the tensor, the inputs and what differs.
+    """
+    (first, reference), *others = headers.items()
+    for name, theirs in others:
+        _check_names(first, reference, name, theirs)
+        for tensor, stored in reference.items():
+            other = theirs[tensor]
+            if other.shape != stored.shape:
+                raise MergeError(_shape_message(first, stored, name, other))
+            if (stored.dtype in FLOATS) != (other.dtype in FLOATS) or (
+                stored.dtype not in FLOATS and stored.dtype != other.dtype
+            ):
+                raise MergeError(
+                    f"{tensor} is {stored.dtype} in {first} and {other.dtype} in {name}; only real "
+                    "numbers can be converted"
+                )
+
+
+def check_tokenizers(chosen: PlannedInput, inputs: Sequence[PlannedInput]) -> list[str]:
+    """Compare every input's vocabulary with the chosen one's; returns warnings.
+
+    Raises:
+        MergeError: two inputs mean different tokens by one id.
+    """
+    directories = {}
+    for planned in [chosen, *(other for other in inputs if other is not chosen)]:
+        directory = tokenizer_directory(planned.directories)
+        if directory is not None:
+            directories[planned.name] = directory
+    return check_same_vocabulary(directories)
+
+
+def _check_names(first: str, reference: Headers, name: str, theirs: Headers) -> None:
+    missing = [tensor for tensor in reference if tensor not in theirs]
+    extra = [tensor for tensor in theirs if tensor not in reference]
+    if [*missing, *extra] == ["lm_head.weight"]:
+        has, lacks = (first, name) if missing else (name, first)
+        raise MergeError(
+            f"lm_head.weight is in {has} but not in {lacks}: one ties its output head to the "
+            "embeddings and the other does not; save both the same way first"
+        )
+    if missing:
+        raise MergeError(
+            f"{name} lacks {len(missing)} tensor(s) that {first} has, e.g. {missing[0]}"
+        )
+    if extra:
+        raise MergeError(
+            f"{name} has {len(extra)} tensor(s) that {first} does not have, e.g. {extra[0]}"
+        )
+
+
+def _shape_message(first: str, ours: StoredTensor, name: str, theirs: StoredTensor) -> str:
+    is_vocabulary = (
+        any(word in ours.name for word in ("embed", "wte", "lm_head"))
+        and len(ours.shape) == len(theirs.shape) == 2
+        and ours.shape[1] == theirs.shape[1]
+    )
+    if is_vocabulary:
+        small = min(ours.shape[0], theirs.shape[0])
+        return (
+            f"vocabulary sizes differ: {ours.name} has {ours.shape[0]} rows in {first} and "
+            f"{theirs.shape[0]} in {name}; bring both to one size, e.g. with "
+            f"model.resize_token_embeddings({small}) if the added rows are padding, and save again"
+        )
+    return f"{ours.name} has shape {list(ours.shape)} in {first} and {list(theirs.shape)} in {name}"

@@ -1,0 +1,71 @@
+"""What a merge writes about itself: index, manifest content and a short model card."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mergeops import __version__, methods
+
+if TYPE_CHECKING:
+    from mergeops.inputs import PlannedInput
+    from mergeops.plan import Plan
+
+
+def weight_index(plan: Plan) -> str:
+    """The text of model.safetensors.index.json."""
+    tensors = [(tensor, shard.name) for shard in plan.shards for tensor in shard.tensors]
+    content = {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor, _ in tensors)},
+        "weight_map": dict(sorted((tensor.name, file) for tensor, file in tensors)),
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+def manifest_content(plan: Plan) -> dict[str, Any]:
+    """What mergeops.json says besides the files."""
+    return {
+        "plan_digest": plan.digest,
+        "method": {"name": plan.method, "version": plan.method_version, **plan.parameters},
+        "base": _describe(plan.base) if plan.base else None,
+        "sources": [_describe(source) for source in plan.sources],
+        "recipe": dict(plan.recipe),
+        "versions": {"mergeops": __version__, "torch": torch.__version__},
+    }
+
+
+def default_card(plan: Plan) -> str:
+    """A README.md with the metadata that model hubs read."""
+    inputs = [*([plan.base] if plan.base else []), *plan.sources]
+    names = [planned.uri.removeprefix("hf://").split("@")[0] for planned in inputs]
+    metadata = {
+        "base_model": names,
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["merge", "mergeops"],
+    }
+    head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items())
+    rows = "\n".join(f"| {p.name} | `{p.uri}` | `{p.sha256[:16]}` |" for p in inputs)
+    documentation = methods.get(plan.method).documentation
+    recipe = json.dumps(dict(plan.recipe), indent=2)
+    return (
+        f"---\n{head}\n---\n\n# Merge by {plan.method}\n\n{documentation}\n\n"
+        f"| input | uri | sha256 of the weights |\n|---|---|---|\n{rows}\n\n"
+        f"Plan `{plan.digest}`. Recipe:\n\n```json\n{recipe}\n```\n"
+    )
+
+
+def _describe(planned: PlannedInput) -> dict[str, Any]:
+    known = {
+        "name": planned.name,
+        "uri": planned.uri,
+        "sha256": planned.sha256,
+        "is_adapter": planned.adapter_base is not None,
+        "run_id": planned.run_id,
+        "model_id": planned.model_id,
+        "registered": planned.registered,
+        "revision": planned.revision,
+    }
+    return {key: value for key, value in known.items() if value is not None}

@@ -1,0 +1,133 @@
+"""The model card: README.md of a merge, as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+_HUB = re.compile(r"hf://([\w.\-]+/[\w.\-]+)")
+
+
+@dataclass(frozen=True)
+class CardParent:
+    """One input of the merge."""
+
+    name: str
+    """The recipe's name of it, or ``base``."""
+    uri: str
+    sha256: str
+    """Digest of its weights."""
+    run_id: str | None = None
+    """The MLflow run that trained it."""
+
+
+Score = tuple[float, float | None]
+"""A task's score and its standard error."""
+
+
+def model_card(
+    title: str,
+    parents: Sequence[CardParent],
+    recipe: Mapping[str, Any],
+    *,
+    plan_digest: str,
+    scores: Mapping[str, Mapping[str, Score]] | None = None,
+    part: str = "dev",
+) -> str:
+    """The card as Markdown with YAML front matter.
+
+    Args:
+        title: the merge's name.
+        parents: base first, where there is one, then the sources.
+        recipe: what was merged, as JSON types without credentials (``Recipe.weights_dict``).
+        plan_digest: names the merge.
+        scores: model -> task -> score, the merge and whatever it is shown beside.
+        part: the part of the items that the scores are on.
+    """
+    front = {
+        "base_model": list(dict.fromkeys(base_model(parent) for parent in parents)),
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "mergeops"],
+    }
+    method = recipe.get("method") or {}
+    sources = sum(parent.name != "base" for parent in parents)
+    blocks = [
+        f"---\n{_yaml(front)}---",
+        f"# {_line(title)}",
+        f"A merge of {sources} model{'s' if sources != 1 else ''} by "
+        f"`{method.get('name', 'unknown')}`, made with mergeops (plan `{plan_digest[:12]}`).",
+        f"## Merged models\n\n{_parents_table(parents)}",
+    ]
+    if scores:
+        blocks.append(f"## Scores\n\n{_scores_table(scores)}\n\n{_SCORE_NOTES[part == 'dev']}")
+    blocks.append(f"## Recipe\n\n```yaml\n{_yaml(recipe)}```")
+    return "\n\n".join(blocks) + "\n"
+
+
+def base_model(parent: CardParent) -> str:
+    """How the card names an input: its hub id, else the last part of its path, else its name."""
+    hub = _HUB.match(parent.uri)
+    if hub:
+        return hub.group(1)
+    if parent.uri.startswith(("runs:", "models:")):
+        return parent.name
+    return parent.uri.rstrip("/").rpartition("/")[2] or parent.name
+
+
+_SCORE_NOTES = {
+    True: "Mean ± standard error on the dev part, which the recipe was chosen on.",
+    False: "Mean ± standard error on the confirm part, which no choice has seen.",
+}
+
+
+def _parents_table(parents: Sequence[CardParent]) -> str:
+    rows = ["| | from | MLflow run | sha256 of the weights |", "| --- | --- | --- | --- |"]
+    for parent in parents:
+        run = f"`{parent.run_id}`" if parent.run_id else ""
+        cells = (_cell(parent.name), _code(parent.uri), run, f"`{parent.sha256}`")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _scores_table(scores: Mapping[str, Mapping[str, Score]]) -> str:
+    tasks = list(dict.fromkeys(task for by_task in scores.values() for task in by_task))
+    rows = [
+        f"| model | {' | '.join(_cell(task) for task in tasks)} |",
+        f"| --- |{' ---: |' * len(tasks)}",
+    ]
+    for model, by_task in scores.items():
+        cells = [_score(by_task.get(task)) for task in tasks]
+        rows.append(f"| {_cell(model)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _score(score: Score | None) -> str:
+    if score is None or not math.isfinite(score[0]):
+        return ""
+    value, stderr = score
+    return f"{value:.3f}" if stderr is None else f"{value:.3f} ± {stderr:.3f}"
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(value))
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+
+def _cell(text: str) -> str:
+    return _line(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _code(text: str) -> str:
+    return "`" + _line(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,162 @@
+"""The lineage as a picture: base, sources, merge and registered version, left to right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 214, 66
+"""Size of a box in pixels."""
+GAP, SPACE, MARGIN = 92, 18, 24
+"""Between columns, between boxes of a column, around the picture."""
+COLOURS = {
+    "base": "#6b7280",
+    "source": "#d55e00",
+    "merge": "#0072b2",
+    "version": "#009e73",
+}
+STATUS_COLOURS = {
+    "FINISHED": "#15803d",
+    "READY": "#15803d",
+    "champion": "#15803d",
+    "FAILED": "#b91c1c",
+    "KILLED": "#b45309",
+    "RUNNING": "#1d4ed8",
+}
+_FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One box."""
+
+    kind: str
+    """base, source, merge or version: also what the box says at its head."""
+    name: str
+    detail: str = ""
+    """A second line: a run id or a URI."""
+    score: str = ""
+    """Beside the name."""
+    status: str = ""
+    """A word at the box's head, e.g. FAILED or champion."""
+    edge: str = ""
+    """Written on the line from a source to the merge, e.g. its weight."""
+
+
+def lineage_svg(
+    base: Node | None, sources: Sequence[Node], merge: Node, version: Node | None = None
+) -> str:
+    """Draw who came from whom.
+
+    Returns:
+        A self-contained SVG document; all text is escaped, long names are cut.
+    """
+    columns = [list(sources), [merge], *([[version]] if version else [])]
+    if base is not None:
+        columns.insert(0, [base])
+    tallest = max(len(column) for column in columns)
+    inner = tallest * HEIGHT + (tallest - 1) * SPACE
+    places = [
+        _column(MARGIN + i * (WIDTH + GAP), len(column), inner) for i, column in enumerate(columns)
+    ]
+    first = 1 if base is not None else 0
+    lines = []
+    if base is not None:
+        lines += [_line(places[0][0], to, "", dashed=True) for to in places[1]]
+    for source, place in zip(sources, places[first], strict=True):
+        lines.append(_line(place, places[first + 1][0], source.edge))
+    if version is not None:
+        lines.append(_line(places[-2][0], places[-1][0], "registered"))
+    boxes = [
+        _box(node, place)
+        for column, spots in zip(columns, places, strict=True)
+        for node, place in zip(column, spots, strict=True)
+    ]
+    width = 2 * MARGIN + len(columns) * WIDTH + (len(columns) - 1) * GAP
+    height = 2 * MARGIN + inner
+    return "\n".join(
+        [
+            f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
+            f"viewBox='0 0 {width} {height}' role='img' aria-label='lineage'>",
+            f"<rect width='{width}' height='{height}' fill='#ffffff'/>",
+            "<defs><marker id='tip' viewBox='0 0 8 8' refX='7' refY='4' markerWidth='7' "
+            "markerHeight='7' orient='auto'><path d='M0,0.5 L7.5,4 L0,7.5 Z' fill='#9ca3af'/>"
+            "</marker></defs>",
+            *lines,
+            *boxes,
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def _column(x: float, n: int, height: float) -> list[tuple[float, float]]:
+    # Upper left corners of n boxes, centred in the height.
+    top = MARGIN + (height - n * (HEIGHT + SPACE) + SPACE) / 2
+    return [(x, top + j * (HEIGHT + SPACE)) for j in range(n)]
+
+
+def _box(node: Node, place: tuple[float, float]) -> str:
+    x, y = place
+    colour = COLOURS[node.kind]
+    head = _text(x + 16, y + 17, node.kind, 10, colour, weight=600, spacing=True)
+    status = ""
+    if node.status:
+        shade = STATUS_COLOURS.get(node.status, "#6b7280")
+        status = _text(x + WIDTH - 12, y + 17, node.status, 10, shade, weight=600, anchor="end")
+    score, longest = "", 25
+    if node.score:
+        score = _text(x + WIDTH - 12, y + 37, node.score, 13.5, "#111827", anchor="end")
+        longest = 24 - len(node.score)
+    return (
+        f"<g><title>{escape(f'{node.kind}: {node.name} {node.score} {node.detail}')}</title>"
+        f"<rect x='{x}' y='{y:g}' width='{WIDTH}' height='{HEIGHT}' rx='7' fill='#ffffff' "
+        f"stroke='#d1d5db'/>"
+        f"<path d='M{x + 7},{y:g} h-0 a7,7 0 0 0 -7,7 v{HEIGHT - 14} a7,7 0 0 0 7,7 z' "
+        f"fill='{colour}'/>"
+        f"{head}{status}"
+        f"{_text(x + 16, y + 37, _cut(node.name, longest), 13.5, '#111827', weight=600)}"
+        f"{score}"
+        f"{_text(x + 16, y + 55, _cut(node.detail, 29), 11, '#6b7280')}</g>"
+    )
+
+
+def _line(
+    start: tuple[float, float], end: tuple[float, float], label: str, *, dashed: bool = False
+) -> str:
+    x0, y0 = start[0] + WIDTH, start[1] + HEIGHT / 2
+    x1, y1 = end[0] - 2, end[1] + HEIGHT / 2
+    middle = (x0 + x1) / 2
+    dash = " stroke-dasharray='4 4'" if dashed else ""
+    path = (
+        f"<path d='M{x0},{y0:g} C{middle:g},{y0:g} {middle:g},{y1:g} {x1},{y1:g}' fill='none' "
+        f"stroke='#9ca3af' stroke-width='1.5' marker-end='url(#tip)'{dash}/>"
+    )
+    if not label:
+        return path
+    # Near the start, where lines that meet at the end are still apart; away from where they go.
+    side = 15 if y1 < y0 else -6
+    return path + _text(x0 + 8, y0 + side, _cut(label, 13), 10.5, "#4b5563")
+
+
+def _text(
+    x: float,
+    y: float,
+    text: str,
+    size: float,
+    colour: str,
+    *,
+    weight: int = 400,
+    anchor: str = "start",
+    spacing: bool = False,
+) -> str:
+    extra = " letter-spacing='0.6'" if spacing else ""
+    return (
+        f"<text x='{x:g}' y='{y:g}' {_FONT} font-size='{size}' font-weight='{weight}' "
+        f"fill='{colour}' text-anchor='{anchor}'{extra}>{escape(text)}</text>"
+    )
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

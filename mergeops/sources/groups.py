@@ -1,0 +1,55 @@
+"""Which of the found checkpoints can be merged with each other, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mergeops.sources.discover import Found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Checkpoints of one architecture, one shape and one base."""
+
+    architectures: tuple[str, ...]
+    base: str | None
+    members: tuple[Found, ...]
+    reason: str | None = None
+    """What sets it apart from the largest group; None for the largest."""
+
+
+def group(found: Sequence[Found]) -> list[Group]:
+    """The groups of the usable ones, largest first; of equal ones, that of the newest run."""
+    groups: dict[tuple[object, ...], list[Found]] = defaultdict(list)
+    for one in found:
+        if one.problem is None:
+            groups[(one.architectures, tuple(sorted(one.shape.items())), one.base)].append(one)
+    largest_first = sorted(groups.values(), key=len, reverse=True)
+    return [
+        Group(
+            members[0].architectures,
+            members[0].base,
+            tuple(members),
+            _difference(largest_first[0][0], members[0]) if i else None,
+        )
+        for i, members in enumerate(largest_first)
+    ]
+
+
+def _difference(reference: Found, other: Found) -> str:
+    if reference.architectures != other.architectures:
+        return (
+            f"is {_words(other.architectures)}, the largest group is "
+            f"{_words(reference.architectures)}"
+        )
+    for key in sorted({*reference.shape, *other.shape}):
+        ours, theirs = reference.shape.get(key), other.shape.get(key)
+        if ours != theirs:
+            return f"has {key} {theirs}, the largest group {ours}"
+    return f"was trained on {other.base or 'no base'}, the largest group on {reference.base}"
+
+
+def _words(architectures: tuple[str, ...]) -> str:
+    return ", ".join(architectures) or "of unknown architecture"

@@ -1,0 +1,246 @@
+"""A directory of files that may be a checkpoint: on this machine, or in an artifact store.
+
+Both kinds list and read alike, so that everything that decides what a directory is works before
+any byte of weights moves. Nothing leaves the directory that it was opened at.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from mergeops.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, bytes done, bytes in all)."""
+
+SMALL_FILE_BYTES = 64 << 20
+"""A file that is read whole (config, trainer state) is refused beyond this."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name in a directory."""
+
+    name: str
+    is_dir: bool
+    size: int
+    """Bytes; 0 for a directory, and where a store does not say."""
+
+
+class Place(Protocol):
+    """A directory, wherever it is."""
+
+    @property
+    def shown(self) -> str:
+        """Its path or URI without credentials, for messages."""
+
+    @property
+    def local(self) -> Path | None:
+        """Its path, where it is on this machine."""
+
+    def entries(self) -> list[Entry]:
+        """What it holds, by name; empty where there is no such directory."""
+
+    def inside(self, path: str) -> Place:
+        """A directory inside; refuses to leave this one."""
+
+    def read(self, name: str) -> bytes | None:
+        """A small file's content, or None where there is none."""
+
+
+@dataclass(frozen=True)
+class LocalPlace:
+    """A directory on this machine."""
+
+    path: Path
+    boundary: Path | None = None
+    """Links may not lead out of this directory; None for a directory that the user named."""
+
+    @property
+    def shown(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
+    def local(self) -> Path | None:
+        """The path."""
+        return self.path
+
+    def entries(self) -> list[Entry]:
+        """See ``Place``."""
+        if not self.path.is_dir():
+            return []
+        if self.boundary and not self.path.resolve().is_relative_to(self.boundary.resolve()):
+            raise SourceError(
+                f"{self.path} leads out of {self.boundary}; only paths inside are read"
+            )
+        found = []
+        try:
+            for entry in sorted(self.path.iterdir()):
+                is_dir = entry.is_dir()
+                size = 0 if is_dir or not entry.exists() else entry.stat().st_size
+                found.append(Entry(entry.name, is_dir, size))
+        except OSError as error:
+            raise SourceError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        return found
+
+    def inside(self, path: str) -> LocalPlace:
+        """See ``Place``."""
+        return LocalPlace(self.path.joinpath(*parts_of(path)), self.boundary)
+
+    def read(self, name: str) -> bytes | None:
+        """See ``Place``."""
+        file = self.path / name
+        if not file.is_file():
+            return None
+        try:
+            _check_small(str(file), file.stat().st_size)
+            return file.read_bytes()
+        except OSError as error:
+            raise SourceError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class RemotePlace:
+    """A directory in an artifact store, reached through MLflow."""
+
+    repository: ArtifactRepository
+    uri: str
+    folder: str = ""
+    """Path inside ``uri``, with slashes."""
+
+    @property
+    def shown(self) -> str:
+        """The URI without credentials."""
+        from mergeops.tracking.keys import redact
+
+        return f"{redact(self.uri.rstrip('/'))}/{self.folder}".rstrip("/")
+
+    @property
+    def local(self) -> Path | None:
+        """None."""
+        return None
+
+    def entries(self) -> list[Entry]:
+        """See ``Place``."""
+        with self.store_errors("be listed"):
+            infos = self.repository.list_artifacts(self.folder or None)
+        found = []
+        for info in infos:
+            # The answer is the server's: a name with a path in it would be written elsewhere.
+            name = str(info.path).rsplit("/", 1)[-1]
+            if name in ("", ".", "..") or "\\" in name:
+                raise SourceError(f"{self.shown} lists a file named {info.path!r}; refused")
+            found.append(Entry(name, bool(info.is_dir), int(info.file_size or 0)))
+        return sorted(found, key=lambda entry: entry.name)
+
+    def inside(self, path: str) -> RemotePlace:
+        """See ``Place``."""
+        folder = "/".join([*parts_of(self.folder), *parts_of(path)])
+        return RemotePlace(self.repository, self.uri, folder)
+
+    def read(self, name: str) -> bytes | None:
+        """See ``Place``."""
+        entry = next((e for e in self.entries() if e.name == name and not e.is_dir), None)
+        if entry is None:
+            return None
+        _check_small(f"{self.shown}/{name}", entry.size)
+        with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
+            return self.download(name, Path(folder)).read_bytes()
+
+    def download(self, name: str, folder: Path) -> Path:
+        """Copy one file into ``folder``, which must be empty.
+
+        Returns:
+            Where it is now.
+
+        Raises:
+            SourceError: the store does not deliver it.
+        """
+        with self.store_errors(f"deliver {name}"):
+            artifact = f"{self.folder}/{name}".lstrip("/")
+            download: Callable[..., str] = self.repository.download_artifacts
+            return Path(download(artifact, dst_path=str(folder)))
+
+    @contextmanager
+    def store_errors(self, what: str) -> Iterator[None]:
+        """Raise what the store and its libraries raise as SourceError."""
+        from mlflow.exceptions import MlflowException
+
+        from mergeops.tracking.client import STORAGE_PACKAGES
+        from mergeops.tracking.keys import redact
+
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            raise SourceError(
+                f"{self.shown} needs the package {error.name}; pip install {error.name}"
+            ) from error
+        except (MlflowException, OSError) as error:
+            reason = " ".join(str(redact(str(error))).split())[:300]
+            raise SourceError(f"{self.shown} cannot {what}: {reason}") from error
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in STORAGE_PACKAGES:
+                raise
+            reason = " ".join(str(redact(str(error))).split())[:300]
+            raise SourceError(f"{self.shown} cannot {what}: {reason}") from error
+
+
+def read_json(place: Place, name: str) -> dict[str, Any] | None:
+    """A JSON object from a small file, or None where there is no such file.
+
+    Raises:
+        SourceError: it is no JSON object, or too large.
+    """
+    raw = place.read(name)
+    if raw is None:
+        return None
+    try:
+        content = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{place.shown}/{name} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SourceError(f"{place.shown}/{name} is no JSON object")
+    return content
+
+
+def parts_of(path: str) -> list[str]:
+    """The components of a path inside a directory.
+
+    Raises:
+        SourceError: it is absolute or climbs out.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts or path.startswith("/") or "\\" in path or "\0" in path:
+        raise SourceError(f"the path {path!r} leaves its directory; only paths inside are allowed")
+    return parts
+
+
+def local_path(uri: str) -> Path | None:
+    """The path that a plain path or ``file:`` URI means, or None for another scheme."""
+    if uri.startswith("file:"):
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost"):
+            raise SourceError(f"{uri} names the host {parts.netloc!r}; write file:///PATH")
+        return Path(unquote(parts.path))
+    # A Windows drive is one letter; mergeops' own schemes have more.
+    if "://" in uri or uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
+        return None
+    return Path(uri).expanduser()
+
+
+def _check_small(where: str, size: int) -> None:
+    if size > SMALL_FILE_BYTES:
+        raise SourceError(f"{where} has {size} bytes; at most {SMALL_FILE_BYTES} are read")

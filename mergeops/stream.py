@@ -1,0 +1,228 @@
+"""One tensor at a time, from the inputs' bytes to the result's bytes, chunk by chunk."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from mergeops import methods
+from mergeops.checkpoint.dtypes import BY_WORD, DTYPES, word
+from mergeops.errors import MergeError, SourceError
+from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, NonFiniteInputError
+from mergeops.methods.randomness import random_key
+
+if TYPE_CHECKING:
+    from mergeops.checkpoint.reader import TensorReader
+    from mergeops.plan import Plan, TensorTask
+
+READ_AHEAD = 16
+"""Chunks that the system is asked to fetch ahead."""
+
+
+class DifferentValuesError(Exception):
+    """Inputs disagree on a tensor of whole numbers; carries an input's position."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
+
+
+class NonFiniteResultError(Exception):
+    """A merged chunk does not fit the format that it is saved in."""
+
+    def __init__(self, index: int, value: float) -> None:
+        super().__init__(index, value)
+        self.index = index
+        self.value = value
+
+
+class TensorStream:
+    """The inputs of a plan, open, and the lanes that merge them.
+
+    Args:
+        plan: what to do.
+        device: where the arithmetic is done.
+        chunk: elements at a time, a multiple of ``methods.BLOCK``.
+        lanes: parallel chunks.
+        unwritten: how many finished chunks may wait to be written.
+
+    Raises:
+        SourceError: an input's file is missing or changed.
+    """
+
+    def __init__(
+        self, plan: Plan, device: torch.device, chunk: int, lanes: int, unwritten: int
+    ) -> None:
+        self._plan = plan
+        self._method = methods.get(plan.method)
+        self._device = device
+        self._chunk = chunk
+        self._parameters = self._method.parameters(**plan.parameters)
+        compute = DTYPES[BY_WORD[plan.compute]]
+        has_base = self._method.needs_base
+        self._inputs = [*([plan.base] if has_base and plan.base else []), *plan.sources]
+        self._readers: list[TensorReader] = []
+        with contextlib.ExitStack() as opened:
+            for planned in self._inputs:
+                reader = planned.open(compute)
+                self._readers.append(reader)
+                opened.callback(reader.close)
+            self._files = opened.pop_all()
+        self._lanes = Lanes(lambda: Lane(self._readers, has_base, chunk, compute, device), lanes)
+        # Results come in order, so all that are under way must find a buffer.
+        count = self._lanes.window + unwritten + 1
+        self._buffers = BufferPool(count, chunk * 8, device.type == "cuda")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lanes.__exit__(kind, error, traceback)
+        self._files.close()
+
+    def results(self, task: TensorTask) -> Iterator[tuple[Tensor, int]]:
+        """The bytes of one tensor of the result, in order.
+
+        Yields:
+            A uint8 buffer and how many of its bytes count; ``release`` it when it is written.
+
+        Raises:
+            SourceError: an input changed, cannot be read, or holds NaN or infinity.
+            MergeError: the result overflows, or inputs disagree on whole numbers.
+        """
+        try:
+            yield from self._copied(task) if task.kind == "copy" else self._merged(task)
+        except NonFiniteInputError as error:
+            raise self._describe_input(task, error.position) from error
+        except DifferentValuesError as error:
+            first, other = self._inputs[0].name, self._inputs[error.position].name
+            raise MergeError(
+                f"{task.name} holds whole numbers, which are copied, but differs between {first} "
+                f"and {other}"
+            ) from error
+        except NonFiniteResultError as error:
+            index = _unravel(error.index, task.shape)
+            raise MergeError(
+                f"the result of {task.name} at {index} is {error.value:g}, which "
+                f"{word(task.dtype)} cannot hold; set dtype.save to bfloat16 or float32"
+            ) from error
+        for reader in self._readers:
+            reader.check_unchanged()
+
+    def release(self, buffer: Tensor) -> None:
+        """Give back what ``results`` yielded."""
+        self._buffers.give_back(buffer)
+
+    def _merged(self, task: TensorTask) -> Iterator[tuple[Tensor, int]]:
+        p = dataclasses.replace(self._parameters, **task.shared)
+        place = methods.Place(
+            numel=task.numel,
+            per_source=task.per_source,
+            keys=tuple(
+                random_key(self._plan.seed, source.sha256, task.name)
+                for source in self._plan.sources
+            )
+            if self._method.is_random
+            else (),
+        )
+        if self._method.statistics is not None and task.numel:
+            found = self._method.statistics(self._scanner(task), p, place)
+            place = dataclasses.replace(place, statistics=found)
+        saved = DTYPES[task.dtype]
+
+        def work(lane: Lane, chunk: Chunk) -> tuple[Tensor, int]:
+            base, sources = lane.load(chunk)
+            at = dataclasses.replace(place, offset=chunk.start)
+            merged = self._method.merge(base, sources, p, at)
+            rounded = merged.to(saved)
+            buffer = self._buffers.take()
+            try:
+                nbytes = rounded.numel() * saved.itemsize
+                buffer[:nbytes].view(saved).copy_(rounded, non_blocking=True)
+                lane.check_finite(chunk)
+                _check_result(merged, rounded, chunk)
+                lane.wait()
+            except BaseException:
+                self._buffers.give_back(buffer)
+                raise
+            return buffer, nbytes
+
+        return self._lanes.run(work, self._chunks(task))
+
+    def _copied(self, task: TensorTask) -> Iterator[tuple[Tensor, int]]:
+        def work(lane: Lane, chunk: Chunk) -> tuple[Tensor, int]:
+            first, *others = (raw.view(torch.uint8) for raw in lane.raw(chunk))
+            for position, other in enumerate(others, start=1):
+                if not first.equal(other):
+                    raise DifferentValuesError(position)
+            buffer = self._buffers.take()
+            buffer[: first.numel()].copy_(first)
+            return buffer, first.numel()
+
+        return self._lanes.run(work, self._chunks(task))
+
+    def _scanner(self, task: TensorTask) -> methods.Scan:
+        def scan(look: methods.Look, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+            def work(lane: Lane, chunk: Chunk) -> Tensor:
+                base, sources = lane.load(chunk)
+                found = look(base, sources, chunk.start)
+                lane.check_finite(chunk)
+                return found.cpu()
+
+            return self._lanes.run(work, self._chunks(task, start, stop))
+
+        return scan
+
+    def _chunks(self, task: TensorTask, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+        stop = task.numel if stop is None else min(stop, task.numel)
+        ahead = READ_AHEAD * self._chunk
+        for number, begin in enumerate(range(start, stop, self._chunk)):
+            if number % READ_AHEAD == 0:
+                for reader in self._readers:
+                    reader.prefetch(task.name, begin, min(begin + 2 * ahead, stop))
+            yield Chunk(task.name, begin, min(begin + self._chunk, stop))
+
+    def _describe_input(self, task: TensorTask, position: int) -> SourceError:
+        """Say where an input is not finite, after reading all of its tensor."""
+        name = self._inputs[position].name
+        staging = torch.empty(self._chunk * 8, dtype=torch.uint8)
+        count, first, value = 0, 0, 0.0
+        for chunk in self._chunks(task):
+            values = self._readers[position].read(task.name, chunk.start, chunk.stop, staging)
+            bad = (~values.isfinite()).nonzero()[:, 0]
+            if count == 0 and bad.numel():
+                first, value = chunk.start + int(bad[0]), float(values[bad[0]])
+            count += bad.numel()
+        return SourceError(
+            f"{name} holds {count} value(s) that are NaN or infinite in {task.name}, the first "
+            f"({value:g}) at {_unravel(first, task.shape)}; leave this source out"
+        )
+
+
+def _check_result(merged: Tensor, rounded: Tensor, chunk: Chunk) -> None:
+    if math.isfinite(rounded.sum(dtype=torch.float32).item()):
+        return
+    bad = (~rounded.isfinite()).nonzero()[:, 0]
+    if bad.numel():
+        raise NonFiniteResultError(chunk.start + int(bad[0]), float(merged[bad[0]]))
+
+
+def _unravel(index: int, shape: Iterable[int]) -> list[int]:
+    """Position in a flattened tensor -> position in the tensor."""
+    position: list[int] = []
+    for size in reversed(tuple(shape)):
+        index, place = divmod(index, size)
+        position.insert(0, place)
+    return position

@@ -1,0 +1,17 @@
+"""Everything that is logged to MLflow.
+
+    connection    the server and the experiment: ``connect`` is the way in
+    trial         one run a trial: parents in, merge out; every step may be repeated
+    trial_inputs  its tags, parameters, recipe and lock
+    trial_page    its description, leaderboard, plot, lineage and card
+    parents       base and sources as models and runs of the same experiment
+    scores        scores onto runs and models, and back
+    packaging     the merge as an MLflow model without a second copy of its weights
+    registry      versions of the registered model
+    search_run    a search with its trials nested
+    client, keys  errors in one line; what MLflow refuses or cuts
+    links         where to look in the MLflow UI
+    lock          one process at a time
+
+Nothing here reads weights or scores models; nothing else writes to MLflow, but ``sources.adopt``.
+"""

@@ -1,0 +1,109 @@
+"""What MLflow refuses or cuts, mapped: keys, values, names and credentials.
+
+Limits of MLflow 3: keys 250 characters of ``[\\w /.:-]`` that form a normalised path, parameter
+values 6000, run tags 8000; LoggedModel names without ``/ : . % " '``.
+Whatever is shortened here is whole in an artifact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+KEY_LIMIT = 250
+PARAM_LIMIT = 6000
+TAG_LIMIT = 8000
+DIGEST_LIMIT = 12
+"""MLflow would take 36, but shows them in full at the head of every column."""
+
+_URI = re.compile(r"\b([A-Za-z][A-Za-z0-9+.\-]*://)([^\s/?#'\"]*@)?([^\s'\"]*)")
+_SECRET = re.compile(
+    r"([?&;]([^=&\s]*(?:token|secret|password|passwd|signature|credential|api_?key|sig)[^=&\s]*)=)"
+    r"[^&\s'\"]*",
+    re.IGNORECASE,
+)
+
+
+def key(text: str) -> str:
+    """A metric, parameter or tag key that MLflow takes, as close to ``text`` as can be."""
+    cleaned = re.sub(r"[^/\w.\- :]", "_", text.replace("@", "_at_"))
+    parts = [part if part.strip(".") else "_" for part in cleaned.split("/") if part]
+    return _short("/".join(parts) or "_", KEY_LIMIT)
+
+
+def model_name(text: str) -> str:
+    """A LoggedModel name: ``ties density=0.5`` becomes ``ties density=0p5``."""
+    decimal = re.sub(r"(?<=\d)\.(?=\d)", "p", text)
+    return _short(re.sub(r"[/:.%\"']", "_", decimal).strip() or "model", KEY_LIMIT)
+
+
+def file_name(text: str) -> str:
+    """One path component for an artifact or a folder."""
+    return _short(re.sub(r"[^\w.\- ]", "_", text).strip(" .") or "_", 120)
+
+
+def param_value(value: Any) -> str:
+    """A parameter's text, cut at MLflow's limit with an ellipsis that says so."""
+    return _cut(_text(value), PARAM_LIMIT)
+
+
+def tag_value(value: Any) -> str:
+    """A tag's text, cut at MLflow's limit."""
+    return _cut(_text(value), TAG_LIMIT)
+
+
+def dataset_digest(*digests: str) -> str:
+    """A short dataset digest, also of several digests together."""
+    one = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return one[:DIGEST_LIMIT]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as MLflow parameters: ``{"a": {"b": 1}}`` becomes ``{"a.b": "1"}``.
+
+    Lists stay one value, as JSON; empty ones and nulls are left out.
+    """
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{path}.")
+        elif value is not None and value != []:
+            flat[key(path)] = param_value(value)
+    return flat
+
+
+def redact(value: Any) -> Any:
+    """The same value with the credentials taken out of every URI in it, at any depth."""
+    if isinstance(value, str):
+        without_user = _URI.sub(lambda m: m.group(1) + m.group(3), value)
+        return _SECRET.sub(r"\1***", without_user)
+    if isinstance(value, Mapping):
+        return {name: redact(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(item) for item in value]
+    return value
+
+
+def quoted(text: str) -> str:
+    """``text`` as a literal of MLflow's filter language, which has no escapes."""
+    return '"' + text + '"' if "'" in text else "'" + text + "'"
+
+
+def _text(value: Any) -> str:
+    value = redact(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _short(text: str, limit: int) -> str:
+    # The hash keeps two long names that begin alike apart.
+    if len(text) <= limit:
+        return text
+    return text[: limit - 9] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,52 @@
+"""One process at a time: a lock file on this machine that the kernel frees when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mergeops.errors import TrackingError
+
+
+@contextmanager
+def only_one(what: str, *identity: str) -> Iterator[None]:
+    """Hold the lock of ``identity`` for the block.
+
+    Args:
+        what: names the work in the error, e.g. ``the trial 'ties'``.
+        identity: what makes the work the same, e.g. the server and the plan digest.
+
+    Raises:
+        TrackingError: another process on this machine holds it.
+    """
+    path = _folder() / (hashlib.sha256("\n".join(identity).encode()).hexdigest()[:24] + ".lock")
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise TrackingError(
+                f"{what} is being worked on by process {file.read().strip() or 'unknown'}; wait "
+                "until it has ended, then run the same command again"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            # The file stays: removing it would let two processes lock two different inodes.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"mergeops-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise TrackingError(f"{folder} belongs to another user; set TMPDIR to a directory of yours")
+    return folder

@@ -1,0 +1,246 @@
+"""A merged checkpoint as an MLflow transformers model, without a second copy of its weights.
+
+    MLmodel, requirements.txt, conda.yaml, python_env.yaml      written here, a few kB
+    model/...                                                  the checkpoint's own files
+    components/tokenizer/...                                   its tokenizer files once more
+
+``mlflow.transformers.log_model`` would copy the whole model first, and fails with transformers
+5.23. Here files are sent from where they lie, and onto a local artifact store the weights are
+hard-linked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from mergeops.errors import TrackingError
+from mergeops.tracking.client import translated
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+    from mergeops.tracking.connection import Tracking
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "accelerate")
+WEIGHTS = ".safetensors"
+
+
+def upload(
+    tracking: Tracking,
+    model: LoggedModel,
+    checkpoint: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Send a checkpoint to its LoggedModel and check what arrived; weights that are there are kept.
+
+    Args:
+        model: the LoggedModel, not yet READY.
+        checkpoint: a finished directory in Hugging Face layout.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        TrackingError: the store refuses, or a file has another size or hash there.
+    """
+    with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
+        write_description(Path(folder), checkpoint, model)
+        files = layout(checkpoint, Path(folder))
+        total = sum(path.stat().st_size for path in files.values())
+        there = listing(tracking, model.model_id)
+        local = local_folder(model.artifact_location)
+        done = 0
+        for name, path in files.items():
+            # Small files may change without changing size: they are always sent again.
+            if not (name.endswith(WEIGHTS) and there.get(name) == path.stat().st_size):
+                _send(tracking, model.model_id, path, name, local)
+            done += path.stat().st_size
+            if progress:
+                progress(done, total)
+        _check(tracking, model.model_id, files, local)
+
+
+def layout(checkpoint: Path, description: Path) -> dict[str, Path]:
+    """Every file of the model: its path in MLflow -> where its bytes are now."""
+    files = {path.name: path for path in sorted(description.iterdir())}
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+        relative = path.relative_to(checkpoint)
+        if not any(part.startswith(".") for part in relative.parts):
+            files[f"model/{relative.as_posix()}"] = path
+    for name in TOKENIZER_FILES:
+        if (checkpoint / name).is_file():
+            files[f"components/tokenizer/{name}"] = checkpoint / name
+    return files
+
+
+def write_description(folder: Path, checkpoint: Path, model: LoggedModel) -> None:
+    """Write MLmodel and the environment files of a checkpoint into ``folder``."""
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    config = _config(checkpoint)
+    architecture = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
+    has_tokenizer = any((checkpoint / name).is_file() for name in TOKENIZER_FILES)
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    text = Schema([ColSpec("string")])
+    description = Model(
+        artifact_path=model.artifact_location,
+        run_id=model.source_run_id,
+        model_id=model.model_id,
+        model_uuid=model.model_id,
+        signature=ModelSignature(inputs=text, outputs=text),
+        metadata={"made_by": "mergeops", **_manifest_facts(checkpoint)},
+    )
+    description.model_size_bytes = sum(
+        path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()
+    )
+    flavor = {
+        "transformers_version": metadata.version("transformers"),
+        "task": "text-generation",
+        "instance_type": "TextGenerationPipeline",
+        "pipeline_model_type": architecture,
+        "model_binary": "model",
+        "source_model_name": "",
+        "components": ["tokenizer"] if has_tokenizer else [],
+        "code": None,
+    }
+    if has_tokenizer:
+        flavor |= {"tokenizer_type": "AutoTokenizer", "tokenizer_name": ""}
+    if dtype:
+        flavor["torch_dtype"] = f"torch.{dtype}"
+    description.add_flavor("transformers", **flavor)
+    mlflow.pyfunc.add_to_model(
+        description,
+        loader_module="mlflow.transformers",
+        conda_env="conda.yaml",
+        python_env="python_env.yaml",
+        code=None,
+    )
+    description.save(str(folder / "MLmodel"))
+    for name, text_of_file in environment_files().items():
+        (folder / name).write_text(text_of_file, encoding="utf-8")
+
+
+def environment_files() -> dict[str, str]:
+    """requirements.txt, conda.yaml and python_env.yaml with the versions in use."""
+    pins = []
+    for package in REQUIREMENTS:
+        try:
+            # A local version such as 2.13.0+cpu exists on no index.
+            pins.append(f"{package}=={metadata.version(package).split('+')[0]}")
+        except metadata.PackageNotFoundError:
+            continue
+    python = platform.python_version()
+    nested = "".join(f"    - {pin}\n" for pin in pins)
+    return {
+        "requirements.txt": "".join(f"{pin}\n" for pin in pins),
+        "conda.yaml": (
+            "name: mergeops\nchannels:\n- conda-forge\ndependencies:\n"
+            f"- python={python}\n- pip\n- pip:\n{nested}"
+        ),
+        "python_env.yaml": (
+            f"python: {python}\nbuild_dependencies:\n- pip\ndependencies:\n- -r requirements.txt\n"
+        ),
+    }
+
+
+def listing(tracking: Tracking, model_id: str, folder: str | None = None) -> dict[str, int]:
+    """Path -> size in bytes of every file of a LoggedModel."""
+    sizes: dict[str, int] = {}
+    for entry in tracking.client.list_logged_model_artifacts(model_id, folder):
+        if entry.is_dir:
+            sizes |= listing(tracking, model_id, entry.path)
+        else:
+            sizes[entry.path] = int(entry.file_size or 0)
+    return sizes
+
+
+def local_folder(location: str) -> Path | None:
+    """Where an artifact location lies on this machine's disk; None for any other storage."""
+    parts = urlsplit(location)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    return Path(location) if parts.scheme == "" else None
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _send(tracking: Tracking, model_id: str, path: Path, name: str, local: Path | None) -> None:
+    folder = name.rpartition("/")[0]
+    if local is None or not name.endswith(WEIGHTS):
+        tracking.client.log_model_artifact(model_id, str(path), folder or None)
+        return
+    with translated(tracking.uri, f"store {name}"):
+        target = local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path.resolve(), partial)
+        except OSError:
+            # Another file system, or one without hard links.
+            shutil.copyfile(path, partial)
+        partial.replace(target)
+
+
+def _check(
+    tracking: Tracking, model_id: str, files: Mapping[str, Path], local: Path | None
+) -> None:
+    there = listing(tracking, model_id)
+    for name, path in files.items():
+        here = path.stat().st_size
+        if there.get(name) != here:
+            found = f"{there[name]} bytes" if name in there else "nothing"
+            raise TrackingError(
+                f"{name} of model {model_id} has {here} bytes here, but MLflow's store holds "
+                f"{found}; check the artifact store, then run the same command again"
+            )
+        if local is None or path.samefile(local / name):
+            continue
+        if sha256_of(path) != sha256_of(local / name):
+            raise TrackingError(
+                f"{name} of model {model_id} differs in MLflow's store ({local / name}); delete "
+                "that file, then run the same command again"
+            )
+
+
+def _config(checkpoint: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrackingError(
+            f"{checkpoint} has no readable config.json ({error}); it cannot be logged as a model"
+        ) from error
+    return dict(raw)
+
+
+def _manifest_facts(checkpoint: Path) -> dict[str, str]:
+    path = checkpoint / "mergeops.json"
+    if not path.is_file():
+        return {}
+    return {"manifest_sha256": sha256_of(path)}

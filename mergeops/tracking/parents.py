@@ -1,0 +1,177 @@
+"""Base and sources as models and runs of the experiment, so that they stand beside their merges."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING
+
+from mergeops.errors import TrackingError
+from mergeops.tracking.client import is_missing, log_params
+from mergeops.tracking.keys import model_name, param_value, redact
+from mergeops.tracking.scores import log_scores, search_runs, with_tags
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+    from mergeops.evaluate import Scores
+    from mergeops.sources import Source
+    from mergeops.tracking.connection import Tracking
+
+
+def role_of(source: Source) -> str:
+    """``base`` or ``source``."""
+    return "base" if source.name == "base" else "source"
+
+
+def ensure_parent_model(tracking: Tracking, source: Source) -> str:
+    """The LoggedModel of a base or source in the experiment: found by weights and role, or made.
+
+    It points at the checkpoint where it lies; no bytes are copied. A merge of this experiment that
+    is used as a source is its own model.
+
+    Returns:
+        The model's id.
+    """
+    client = tracking.client
+    own = _model_of_this_experiment(tracking, source)
+    if own is not None:
+        return own
+    wanted = with_tags(weights_sha256=source.sha256, role=role_of(source))
+    found = _search_models(tracking, wanted)
+    if found:
+        model = min(found, key=lambda m: m.creation_timestamp)
+    else:
+        model = client.create_logged_model(
+            tracking.experiment_id,
+            name=model_name(source.name),
+            source_run_id=source.run_id if _knows_run(tracking, source.run_id) else None,
+            tags={
+                "mergeops.role": role_of(source),
+                "mergeops.weights_sha256": source.sha256,
+                "mlflow.model.isExternal": "true",
+                **({"mergeops.adopted_model_id": source.model_id} if source.model_id else {}),
+            },
+            params={"role": role_of(source), **_facts(source)},
+            model_type=role_of(source),
+        )
+    if str(model.status) != "READY":
+        _write_pointer(tracking, model)
+        client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def log_parent(tracking: Tracking, source: Source, scores: Scores | None = None) -> str:
+    """The run of a base or source, with its scores; found by weights and role, or made.
+
+    Returns:
+        The run's id. For a merge of this experiment that is used as a source: its trial's run.
+    """
+    from mlflow.entities import LoggedModelInput
+
+    client = tracking.client
+    model_id = ensure_parent_model(tracking, source)
+    run_id = _trial_of(tracking, model_id)
+    if run_id is None:
+        role = role_of(source)
+        wanted = with_tags(weights_sha256=source.sha256, role=role)
+        found = search_runs(tracking, wanted)
+        if found:
+            run_id = found[0].info.run_id
+        else:
+            tags = {
+                **run_tags(source.name),
+                "mergeops.role": role,
+                "mergeops.weights_sha256": source.sha256,
+                "mergeops.model_id": model_id,
+                **({"mergeops.source_run_id": source.run_id} if source.run_id else {}),
+            }
+            run_id = client.create_run(
+                tracking.experiment_id, tags=tags, run_name=source.name
+            ).info.run_id
+        if client.get_run(run_id).info.status != "FINISHED":
+            client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+            log_params(client, run_id, _facts(source))
+    if scores is not None:
+        log_scores(tracking, run_id, model_id, scores)
+    if client.get_run(run_id).info.status == "RUNNING" and _trial_of(tracking, model_id) is None:
+        client.set_terminated(run_id, "FINISHED")
+    return str(run_id)
+
+
+def run_tags(name: str) -> dict[str, str]:
+    """The tags that every run of ours has."""
+    import getpass
+
+    from mergeops import __version__
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "unknown"
+    return {
+        "mlflow.runName": name,
+        "mlflow.user": user,
+        "mlflow.source.name": "mergeops",
+        "mlflow.source.type": "LOCAL",
+        "mergeops.version": __version__,
+    }
+
+
+def _facts(source: Source) -> dict[str, str]:
+    facts = {
+        "uri": source.uri,
+        "path": str(source.path),
+        "sha256": source.sha256,
+        "run_id": source.run_id,
+        "registered": source.registered,
+        "revision": source.revision,
+        "adapter_base": str(source.adapter_base) if source.adapter_base else None,
+    }
+    return {name: param_value(redact(value)) for name, value in facts.items() if value}
+
+
+def _model_of_this_experiment(tracking: Tracking, source: Source) -> str | None:
+    if not source.model_id:
+        return None
+    try:
+        model = tracking.client.get_logged_model(source.model_id)
+    except TrackingError as error:
+        if is_missing(error):
+            return None
+        raise
+    same = str(model.experiment_id) == tracking.experiment_id
+    return str(model.model_id) if same and _is_merge(model) else None
+
+
+def _trial_of(tracking: Tracking, model_id: str) -> str | None:
+    model = tracking.client.get_logged_model(model_id)
+    return str(model.source_run_id) if _is_merge(model) else None
+
+
+def _is_merge(model: LoggedModel) -> bool:
+    return bool(model.tags.get("mergeops.role") == "merge")
+
+
+def _knows_run(tracking: Tracking, run_id: str | None) -> bool:
+    if not run_id:
+        return False
+    try:
+        tracking.client.get_run(run_id)
+    except TrackingError as error:
+        if is_missing(error):
+            return False
+        raise
+    return True
+
+
+def _search_models(tracking: Tracking, filter_string: str) -> list[LoggedModel]:
+    return list(tracking.client.search_logged_models([tracking.experiment_id], filter_string))
+
+
+def _write_pointer(tracking: Tracking, model: LoggedModel) -> None:
+    # MLflow registers and shows a model only with an MLmodel file; this one says "elsewhere".
+    from mlflow.models.utils import get_external_mlflow_model_spec
+
+    with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
+        get_external_mlflow_model_spec(model).save(f"{folder}/MLmodel")
+        tracking.client.log_model_artifacts(model.model_id, folder)

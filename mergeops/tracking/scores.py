@@ -1,0 +1,268 @@
+"""Scores onto runs and models, so that MLflow's Models tab is a leaderboard; and back again.
+
+Each task is a dataset of its own (``arithmetic``, ``arithmetic (confirm)``), with the digest of its
+questions, so models stand in one column only where they answered the same questions.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeops.errors import TrackingError
+from mergeops.evaluate import ItemResult, Scores, TaskScore
+from mergeops.tracking.client import log_params
+from mergeops.tracking.keys import dataset_digest, key, param_value, quoted, tag_value
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+    from mergeops.tracking.connection import Tracking
+
+ALL_TASKS = "all tasks"
+ITEM_COLUMNS = ("task", "doc_id", "value", "doc_hash", "prompt_hash", "target_hash")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number on the leaderboard."""
+
+    key: str
+    value: float
+    dataset: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model of the experiment with its scores."""
+
+    name: str
+    role: str
+    """base, source or merge."""
+    run_id: str
+    model_id: str | None
+    weights_sha256: str
+    scores: Scores
+
+
+def entries(scores: Scores) -> list[Entry]:
+    """Every number of ``scores`` as MLflow takes it; confirm keys begin with ``confirm/``."""
+    prefix = "" if scores.part == "dev" else f"{scores.part}/"
+    suffix = "" if scores.part == "dev" else f" ({scores.part})"
+    found = []
+    for name, task in scores.tasks.items():
+        dataset, digest = f"{name}{suffix}", dataset_digest(task.digest)
+        metric = key(f"{prefix}{name}/{task.metric}")
+        found.append(Entry(metric, task.value, dataset, digest))
+        if task.stderr is not None:
+            found.append(Entry(key(f"{metric}_stderr"), task.stderr, dataset, digest))
+    digest = dataset_digest(*sorted(task.digest for task in scores.tasks.values()), "pooled")
+    found.append(Entry(f"{prefix}pooled", scores.pooled, f"{ALL_TASKS}{suffix}", digest))
+    return found
+
+
+def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -> None:
+    """Log metrics, datasets and items onto a run and its model; what is there already is kept.
+
+    Numbers that are not finite would show as zeros in MLflow: they are named in a tag instead.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    client = tracking.client
+    digest = _sha256(scores)
+    done_tag = f"mergeops.scores_sha256.{scores.part}"
+    run = client.get_run(run_id)
+    if run.data.tags.get(done_tag) == digest:
+        return
+    numbers = entries(scores)
+    finite = [entry for entry in numbers if math.isfinite(entry.value)]
+    _log_datasets(tracking, run_id, scores)
+    on_model = client.get_logged_model(model_id).metrics or []
+    there = {(m.key, m.dataset_digest, m.value) for m in on_model if m.run_id == run_id}
+    now = int(time.time() * 1000)
+    metrics: list[Metric] = [
+        Metric(
+            entry.key,
+            entry.value,
+            now,
+            0,
+            model_id=model_id,
+            dataset_name=entry.dataset,
+            dataset_digest=entry.digest,
+            run_id=run_id,
+        )
+        for entry in finite
+        if (entry.key, entry.digest, entry.value) not in there
+    ]
+    # log_batch, and not mlflow.log_metrics(model_id=): that would make a merge its own input.
+    for start in range(0, len(metrics), 500):
+        client.log_batch(run_id, metrics=metrics[start : start + 500])
+    settings = {key(f"evaluate.{k}"): param_value(v) for k, v in scores.settings.items()}
+    log_params(client, run_id, settings)
+    _log_items(tracking, run_id, scores)
+    tags = [RunTag(done_tag, digest)]
+    if len(finite) < len(numbers):
+        lost = sorted(entry.key for entry in numbers if not math.isfinite(entry.value))
+        tags.append(RunTag(f"mergeops.not_finite.{scores.part}", tag_value(", ".join(lost))))
+    client.log_batch(run_id, tags=tags)
+
+
+def read_scores(tracking: Tracking, run_id: str, part: str) -> Scores:
+    """The scores that ``log_scores`` stored on a run.
+
+    Raises:
+        TrackingError: the run has none on this part, or its artifacts cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
+        names = (f"scores/{part}.json", f"samples/{part}.csv")
+        summary, samples = (
+            Path(tracking.client.download_artifacts(run_id, name, folder)) for name in names
+        )
+        try:
+            raw = json.loads(summary.read_text(encoding="utf-8"))
+            with samples.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            return _from_plain(raw, rows)
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrackingError(
+                f"the artifacts {names[0]} and {names[1]} of run {run_id} are not what mergeops "
+                f"wrote ({error!r}); score the model again"
+            ) from error
+
+
+def scored_runs(tracking: Tracking, part: str) -> list[Scored]:
+    """Every parent and merge of the experiment that has scores on the part, oldest first."""
+    wanted = f"tags.`mergeops.scores_sha256.{part}` != '' and attributes.status = 'FINISHED'"
+    return [
+        Scored(
+            name=run.info.run_name or run.info.run_id,
+            role=run.data.tags.get("mergeops.role", ""),
+            run_id=run.info.run_id,
+            model_id=run.data.tags.get("mergeops.model_id"),
+            weights_sha256=run.data.tags.get("mergeops.weights_sha256", ""),
+            scores=read_scores(tracking, run.info.run_id, part),
+        )
+        for run in search_runs(tracking, wanted)
+    ]
+
+
+def search_runs(tracking: Tracking, filter_string: str) -> list[Run]:
+    """All runs of the experiment that match, oldest first."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = tracking.client.search_runs(
+            [tracking.experiment_id],
+            filter_string,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def with_tags(**tags: str) -> str:
+    """An MLflow filter on mergeops' own tags, for runs, models and versions alike."""
+    return " and ".join(f"tags.`mergeops.{name}` = {quoted(value)}" for name, value in tags.items())
+
+
+def _log_datasets(tracking: Tracking, run_id: str, scores: Scores) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    sizes = {name: task.n for name, task in scores.tasks.items()}
+    inputs = []
+    for entry in {(e.dataset, e.digest): e for e in entries(scores)}.values():
+        task = entry.dataset.removesuffix(f" ({scores.part})")
+        n = sizes.get(task, sum(sizes.values()))
+        source = {"harness": "lm-eval", "task": task, "part": scores.part}
+        dataset = Dataset(
+            name=entry.dataset[:500],
+            digest=entry.digest,
+            source_type="lm-eval",
+            source=json.dumps(source),
+            profile=json.dumps({"num_rows": n}),
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", "eval")]))
+    tracking.client.log_inputs(run_id, datasets=inputs)
+
+
+def _log_items(tracking: Tracking, run_id: str, scores: Scores) -> None:
+    with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
+        summary = Path(folder) / "scores" / f"{scores.part}.json"
+        samples = Path(folder) / "samples" / f"{scores.part}.csv"
+        summary.parent.mkdir()
+        samples.parent.mkdir()
+        summary.write_text(json.dumps(_plain(scores), indent=2) + "\n", encoding="utf-8")
+        with samples.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(ITEM_COLUMNS)
+            for name, task in scores.tasks.items():
+                for i in task.items:
+                    row = (i.doc_id, repr(i.value), i.doc_hash, i.prompt_hash, i.target_hash)
+                    writer.writerow((name, *row))
+        tracking.client.log_artifacts(run_id, folder)
+
+
+def _plain(scores: Scores) -> dict[str, Any]:
+    return {
+        "weights_sha256": scores.weights_sha256,
+        "part": scores.part,
+        "pooled": scores.pooled if math.isfinite(scores.pooled) else None,
+        "settings": dict(scores.settings),
+        "tasks": {
+            name: {
+                "metric": task.metric,
+                "value": task.value,
+                "stderr": task.stderr,
+                "n": task.n,
+                "higher_is_better": task.higher_is_better,
+                "version": task.version,
+                "digest": task.digest,
+            }
+            for name, task in scores.tasks.items()
+        },
+    }
+
+
+def _from_plain(raw: dict[str, Any], rows: list[dict[str, str]]) -> Scores:
+    items: dict[str, list[ItemResult]] = {name: [] for name in raw["tasks"]}
+    for row in rows:
+        items[row["task"]].append(
+            ItemResult(
+                doc_id=int(row["doc_id"]),
+                doc_hash=row["doc_hash"],
+                prompt_hash=row["prompt_hash"],
+                target_hash=row["target_hash"],
+                value=float(row["value"]),
+            )
+        )
+    tasks = {
+        name: TaskScore(
+            task=name,
+            metric=task["metric"],
+            value=task["value"],
+            stderr=task["stderr"],
+            items=tuple(items[name]),
+            version=task["version"],
+            digest=task["digest"],
+            higher_is_better=task["higher_is_better"],
+        )
+        for name, task in raw["tasks"].items()
+    }
+    return Scores(raw["weights_sha256"], raw["part"], tasks, raw["settings"])
+
+
+def _sha256(scores: Scores) -> str:
+    items = [[i.value, i.prompt_hash] for task in scores.tasks.values() for i in task.items]
+    text = json.dumps([_plain(scores), items], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,88 @@
+"""A search is one run with its trials nested below it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergeops.errors import TrackingError
+from mergeops.tracking.client import is_gone, log_params
+from mergeops.tracking.keys import flatten, redact, tag_value
+from mergeops.tracking.parents import run_tags
+from mergeops.tracking.scores import search_runs, with_tags
+
+if TYPE_CHECKING:
+    from mergeops.tracking.connection import Tracking
+
+
+@dataclass
+class SearchRun:
+    """The run of a search."""
+
+    tracking: Tracking
+    run_id: str
+
+    def log_text(self, text: str, artifact: str) -> None:
+        """Write an artifact, e.g. ``steps.md``."""
+        self.tracking.client.log_text(self.run_id, text, artifact)
+
+    def log_json(self, value: Any, artifact: str) -> None:
+        """Write a value of JSON types, e.g. ``steps.json``."""
+        self.log_text(json.dumps(redact(value), indent=2, ensure_ascii=False) + "\n", artifact)
+
+    def log_figure(self, figure: Any, artifact: str) -> None:
+        """Write a matplotlib figure, e.g. ``plots/steps.png``."""
+        save = {"dpi": 150, "bbox_inches": "tight"}
+        self.tracking.client.log_figure(self.run_id, figure, artifact, save_kwargs=save)
+
+    def describe(self, markdown: str) -> None:
+        """Set the text at the head of the run's page."""
+        self.tracking.client.set_tag(self.run_id, "mlflow.note.content", tag_value(markdown))
+
+    def log_best(self, run_id: str, score: float) -> None:
+        """Name the best trial and its pooled dev score."""
+        client = self.tracking.client
+        client.set_tag(self.run_id, "mergeops.best_run_id", run_id)
+        if client.get_run(self.run_id).data.metrics.get("best/pooled") != score:
+            client.log_metric(self.run_id, "best/pooled", score)
+
+
+@contextmanager
+def search_run(
+    tracking: Tracking, name: str, digest: str, settings: Mapping[str, object]
+) -> Iterator[SearchRun]:
+    """The run of a search for the block: found by its digest, or started.
+
+    Args:
+        digest: names the search: equal digests are the same search, continued.
+        settings: JSON types, logged as parameters.
+    """
+    client = tracking.client
+    found = search_runs(tracking, with_tags(search_digest=digest, role="search"))
+    if found:
+        run_id = str(found[0].info.run_id)
+        client.update_run(run_id, "RUNNING")
+    else:
+        tags = {
+            **run_tags(name),
+            "mergeops.role": "search",
+            "mergeops.search_digest": digest,
+        }
+        created = client.create_run(tracking.experiment_id, tags=tags, run_name=name)
+        run_id = str(created.info.run_id)
+    log_params(client, run_id, flatten(settings))
+    try:
+        yield SearchRun(tracking, run_id)
+    except BaseException as error:
+        if not is_gone(error):
+            killed = isinstance(error, KeyboardInterrupt | SystemExit)
+            try:
+                client.set_terminated(run_id, "KILLED" if killed else "FAILED")
+            except TrackingError:
+                # The error that stopped the search matters more.
+                raise error from None
+        raise
+    client.set_terminated(run_id, "FINISHED")

@@ -1,0 +1,140 @@
+"""Fixtures for everybody: tiny random Llama checkpoints in Hugging Face layout, no download."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest_plugins = ("tracking_case",)
+
+SPECIAL_TOKENS = {
+    "unk_token": "<unk>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+}
+BIGRAMS = "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou"
+CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+
+
+def build_tokenizer(vocabulary_size: int = 128, *, first: str = "") -> Any:
+    """A character BPE of exactly ``vocabulary_size`` tokens that can encode any ASCII text.
+
+    Args:
+        vocabulary_size: at least 100.
+        first: characters whose ids come first: another order is another vocabulary.
+    """
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    characters = "".join(chr(i) for i in range(32, 127)) + "\n"
+    characters = first + "".join(c for c in characters if c not in first)
+    tokens = [*SPECIAL_TOKENS.values(), *characters]
+    merges = [(pair[0], pair[1]) for pair in BIGRAMS.split()][: vocabulary_size - len(tokens)]
+    tokens += [a + b for a, b in merges]
+    tokens += [f"<extra{i}>" for i in range(vocabulary_size - len(tokens))]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=128, **SPECIAL_TOKENS
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A factory of tiny random Llama directories; copy one before you change it.
+
+    ``tiny_llama()`` makes a fresh random model. ``tiny_llama(like=base, seed=1)`` is a
+    fine-tune: base plus noise. Each call makes a new directory.
+    """
+
+    def make(
+        *,
+        seed: int = 0,
+        like: Path | None = None,
+        noise: float = 0.01,
+        layers: int = 2,
+        hidden: int = 32,
+        vocabulary_size: int = 128,
+        dtype: str = "float32",
+        tied: bool = False,
+        tokenizer: Any = None,
+        max_shard_size: str = "5GB",
+        path: Path | None = None,
+    ) -> Path:
+        import torch
+        from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+        tokenizer = tokenizer or build_tokenizer(vocabulary_size)
+        generator = torch.Generator().manual_seed(seed)
+        if like is None:
+            config = LlamaConfig(
+                vocab_size=vocabulary_size,
+                hidden_size=hidden,
+                intermediate_size=2 * hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=128,
+                tie_word_embeddings=tied,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            model = LlamaForCausalLM(config)
+            scale = 0.05
+        else:
+            model = AutoModelForCausalLM.from_pretrained(like, dtype=torch.float32)
+            scale = noise
+        with torch.no_grad():
+            for parameter in model.parameters():
+                change = torch.randn(parameter.shape, generator=generator) * scale
+                if like is None and parameter.dim() == 1:
+                    change += 1.0
+                parameter.copy_(parameter + change if like is not None else change)
+        folder = path or tmp_path_factory.mktemp("llama")
+        model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_lora(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A factory of random LoRA adapters (PEFT layout) on a ``tiny_llama`` directory."""
+
+    def make(base: Path, *, seed: int = 0, path: Path | None = None, **config: Any) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **config}
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(base),
+            LoraConfig(task_type="CAUSAL_LM", **settings),
+        )
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    noise = torch.randn(parameter.shape, generator=generator) * 0.1
+                    parameter.copy_(noise)
+        folder = path or tmp_path_factory.mktemp("lora")
+        model.save_pretrained(folder)
+        return folder
+
+    return make

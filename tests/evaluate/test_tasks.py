@@ -1,0 +1,415 @@
+"""Tasks are found and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergeops.errors import EvaluationError
+from mergeops.evaluate import catalogue, silence
+from mergeops.evaluate.tasks import load_tasks
+from mergeops.recipe import EvaluateSpec
+
+Write = Callable[..., Path]
+
+
+def spec_for(folder: Path, *tasks: str, **settings: Any) -> EvaluateSpec:
+    return EvaluateSpec(tasks=tasks, include_path=str(folder), **settings)
+
+
+@pytest.fixture
+def without_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's own 14,000 task files take 10 s to parse."""
+    monkeypatch.setattr(catalogue.Catalogue, "_with_shipped", lambda self: self._own)
+
+
+def test_a_name_from_the_include_path_is_loaded(write_task: Write) -> None:
+    path = write_task()
+    loaded = load_tasks(spec_for(path.parent, "sums")).tasks["sums"]
+    assert (loaded.metric, loaded.version, loaded.num_fewshot) == ("acc", "2.0", 0)
+    assert len(loaded.docs) == 24
+    assert sorted([*loaded.ids["dev"], *loaded.ids["confirm"]]) == list(range(24))
+    assert loaded.higher_is_better
+
+
+def test_a_task_may_be_given_as_a_path(write_task: Write) -> None:
+    path = write_task()
+    assert list(load_tasks(EvaluateSpec(tasks=(str(path),))).tasks) == ["sums"]
+
+
+def test_a_path_may_be_relative_to_the_include_path(write_task: Write) -> None:
+    folder = write_task().parent
+    assert list(load_tasks(spec_for(folder, "sums.yaml")).tasks) == ["sums"]
+
+
+def test_a_tag_stands_for_its_tasks(write_task: Write) -> None:
+    folder = write_task("b", tag="skills").parent
+    write_task("a", tag="skills")
+    write_task("c")
+    assert list(load_tasks(spec_for(folder, "skills")).tasks) == ["a", "b"]
+
+
+def test_a_group_stands_for_its_tasks_with_its_settings(write_task: Write) -> None:
+    folder = write_task("a").parent
+    write_task("b")
+    (folder / "both.yaml").write_text("group: both\ntask: [b, a]\nnum_fewshot: 2\n")
+    loaded = load_tasks(spec_for(folder, "both")).tasks
+    assert {name: task.num_fewshot for name, task in loaded.items()} == {"b": 2, "a": 2}
+
+
+def test_tasks_keep_the_order_of_the_recipe(write_task: Write) -> None:
+    folder = write_task("a").parent
+    write_task("b")
+    assert list(load_tasks(spec_for(folder, "b", "a")).tasks) == ["b", "a"]
+
+
+def test_a_template_file_without_a_name_is_no_task(write_task: Write) -> None:
+    path = write_task()
+    (path.parent / "template.yaml").write_text("output_type: multiple_choice\n")
+    assert list(load_tasks(spec_for(path.parent, "sums")).tasks) == ["sums"]
+
+
+def test_a_data_file_may_lie_beside_its_yaml(
+    write_task: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_task(dataset_kwargs={"data_files": {"test": "sums.jsonl"}})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert len(load_tasks(spec_for(path.parent, "sums")).tasks["sums"].docs) == 24
+
+
+def test_a_python_function_beside_the_yaml_is_used(write_task: Write) -> None:
+    path = write_task()
+    (path.parent / "code.py").write_text("def text(doc):\n    return 'code ' + doc['prompt']\n")
+    yaml = path.read_text().replace("'Q: {{prompt}} A:'", "!function code.text")
+    path.write_text(yaml)
+    loaded = load_tasks(spec_for(path.parent, "sums")).tasks["sums"]
+    assert loaded.task.doc_to_text(loaded.docs[3]) == "code What follows 3?"
+
+
+# --- the metric
+
+
+def test_acc_is_chosen_before_the_first_metric_and_the_recipe_before_both(
+    write_task: Write,
+) -> None:
+    folder = write_task().parent
+    assert load_tasks(spec_for(folder, "sums")).tasks["sums"].metric == "acc"
+    chosen = load_tasks(spec_for(folder, "sums", metrics={"sums": "acc_norm"}))
+    assert chosen.tasks["sums"].metric == "acc_norm"
+
+
+def test_without_acc_the_first_metric_is_chosen(write_task: Write) -> None:
+    metrics = [{"metric": "acc_norm"}, {"metric": "acc_bytes"}]
+    folder = write_task(metric_list=metrics).parent
+    assert load_tasks(spec_for(folder, "sums")).tasks["sums"].metric == "acc_norm"
+
+
+def test_a_metric_that_the_task_does_not_have_is_refused(write_task: Write) -> None:
+    folder = write_task().parent
+    message = r"evaluate.metrics.sums is 'exact_match'; task sums has: acc_norm, acc"
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(spec_for(folder, "sums", metrics={"sums": "exact_match"}))
+
+
+def test_a_filter_that_the_task_does_not_have_is_refused(write_task: Write) -> None:
+    folder = write_task().parent
+    with pytest.raises(EvaluationError, match=r"the filters of task sums are: none"):
+        load_tasks(spec_for(folder, "sums", metrics={"sums": "acc,strict"}))
+
+
+def test_a_metric_for_a_task_that_is_not_scored_is_refused(write_task: Write) -> None:
+    folder = write_task().parent
+    message = r"evaluate.metrics names task 'sum', which is not scored; did you mean 'sums'\?"
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(spec_for(folder, "sums", metrics={"sum": "acc"}))
+
+
+def test_a_metric_without_item_values_cannot_be_chosen(write_task: Write) -> None:
+    folder = write_task(metric_list=[{"metric": "f1"}, {"metric": "acc_norm"}]).parent
+    message = r"metric f1 of task sums has no value for a single item.*one of: acc_norm"
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(spec_for(folder, "sums"))
+
+
+def test_a_metric_that_lm_eval_does_not_have_is_refused_with_a_suggestion(
+    write_task: Write,
+) -> None:
+    folder = write_task(metric_list=[{"metric": "acc_nrom", "aggregation": "mean"}]).parent
+    message = r"task sums: unknown metric 'acc_nrom'; did you mean 'acc_norm'\? lm-eval has: acc,"
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(spec_for(folder, "sums"))
+
+
+def test_a_metric_from_hf_evaluate_that_cannot_be_fetched_is_refused(write_task: Write) -> None:
+    metric = {"metric": "acc", "hf_evaluate": True, "aggregation": "mean", "higher_is_better": True}
+    folder = write_task(metric_list=[metric]).parent
+    with pytest.raises(EvaluationError, match="is to come from HF evaluate"):
+        load_tasks(spec_for(folder, "sums"))
+
+
+def test_an_unknown_aggregation_is_refused(write_task: Write) -> None:
+    metric = {"metric": "acc", "aggregation": "average", "higher_is_better": True}
+    folder = write_task(metric_list=[metric]).parent
+    with pytest.raises(EvaluationError, match="the aggregation of metric 'acc' is unknown"):
+        load_tasks(spec_for(folder, "sums"))
+
+
+# --- what is wrong with tasks
+
+
+def test_no_tasks_at_all_is_an_error() -> None:
+    with pytest.raises(EvaluationError, match="evaluate.tasks is empty"):
+        load_tasks(EvaluateSpec())
+
+
+@pytest.mark.usefixtures("without_shipped")
+def test_an_unknown_name_gets_a_suggestion_and_what_there_is(write_task: Write) -> None:
+    folder = write_task().parent
+    message = (
+        rf"unknown task 'smus'; did you mean 'sums'\? evaluate.include_path {folder} has: sums"
+    )
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(spec_for(folder, "smus"))
+
+
+@pytest.mark.usefixtures("without_shipped")
+def test_an_unknown_name_without_an_include_path_says_to_set_one() -> None:
+    with pytest.raises(EvaluationError, match="unknown task 'x'; set evaluate.include_path"):
+        load_tasks(EvaluateSpec(tasks=("x",)))
+
+
+@pytest.mark.usefixtures("without_shipped")
+def test_a_folder_of_yml_files_is_explained(write_task: Write) -> None:
+    path = write_task()
+    path.rename(path.with_suffix(".yml"))
+    with pytest.raises(EvaluationError, match=r"only files named \*.yaml are read"):
+        load_tasks(spec_for(path.parent, "sums"))
+
+
+def test_a_missing_include_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"evaluate.include_path .*nowhere is no directory"):
+        load_tasks(spec_for(tmp_path / "nowhere", "sums"))
+
+
+def test_a_missing_task_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"task file .*gone.yaml does not exist"):
+        load_tasks(EvaluateSpec(tasks=(str(tmp_path / "gone.yaml"),)))
+
+
+def test_a_broken_file_is_an_error_even_if_another_task_is_asked_for(write_task: Write) -> None:
+    path = write_task()
+    (path.parent / "arc_easy.yaml").write_text("task: [arc_easy\nmetric: {")
+    with pytest.raises(
+        EvaluationError, match=r"task file .*arc_easy.yaml is broken: while parsing"
+    ):
+        load_tasks(spec_for(path.parent, "sums"))
+
+
+def test_a_file_without_a_task_name_cannot_be_asked_for_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("output_type: multiple_choice\n")
+    with pytest.raises(EvaluationError, match=r"task file .*x.yaml is broken"):
+        load_tasks(EvaluateSpec(tasks=(str(path),)))
+
+
+def test_two_files_with_one_name_are_refused(write_task: Write) -> None:
+    path = write_task()
+    shutil.copy(path, path.parent / "copy.yaml")
+    with pytest.raises(EvaluationError, match="task 'sums' is defined twice"):
+        load_tasks(spec_for(path.parent, "sums"))
+
+
+def test_a_task_named_twice_is_refused(write_task: Write) -> None:
+    folder = write_task(tag="skills").parent
+    with pytest.raises(EvaluationError, match="task 'sums' twice: by 'sums' and by 'skills'"):
+        load_tasks(spec_for(folder, "sums", "skills"))
+
+
+def test_a_missing_data_file_is_named(write_task: Write) -> None:
+    folder = write_task(dataset_kwargs={"data_files": {"test": "gone.jsonl"}}).parent
+    with pytest.raises(EvaluationError, match="task sums: data file gone.jsonl does not exist"):
+        load_tasks(spec_for(folder, "sums"))
+
+
+def test_a_template_over_a_missing_field_is_an_error(write_task: Write) -> None:
+    folder = write_task(doc_to_text="{{question}}").parent
+    with pytest.raises(EvaluationError, match="task sums cannot be loaded: .*'question' is undef"):
+        load_tasks(spec_for(folder, "sums"))
+
+
+def test_a_missing_split_is_an_error(write_task: Write) -> None:
+    folder = write_task(test_split="validation").parent
+    with pytest.raises(EvaluationError, match="task sums cannot be loaded: KeyError: 'validation'"):
+        load_tasks(spec_for(folder, "sums"))
+
+
+def test_a_hub_dataset_fails_at_once_when_the_hub_cannot_be_reached(write_task: Write) -> None:
+    folder = write_task(dataset_path="nobody/nothing", dataset_kwargs=None).parent
+    started = time.monotonic()
+    message = "task sums needs dataset nobody/nothing from the Hugging Face hub, which is not in"
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(spec_for(folder, "sums"))
+    assert time.monotonic() - started < 10
+
+
+def test_without_the_offline_variable_an_unreachable_hub_costs_one_try(
+    write_task: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets.config
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert not silence.hub_is_reachable()
+    folder = write_task(dataset_path="nobody/nothing", dataset_kwargs=None).parent
+    started = time.monotonic()
+    with pytest.raises(EvaluationError, match="cannot be reached"):
+        load_tasks(spec_for(folder, "sums"))
+    assert time.monotonic() - started < 10
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+
+
+def test_more_examples_than_there_are_is_an_error(write_task: Write) -> None:
+    folder = write_task().parent
+    message = "task sums has 24 examples to draw from, fewer than num_fewshot 25"
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(spec_for(folder, "sums", num_fewshot=25))
+
+
+def test_a_task_that_says_no_examples_keeps_none(write_task: Write) -> None:
+    folder = write_task(num_fewshot=0).parent
+    assert load_tasks(spec_for(folder, "sums", num_fewshot=3)).tasks["sums"].num_fewshot == 0
+
+
+def test_a_task_that_runs_code_is_refused(write_task: Write) -> None:
+    folder = write_task(unsafe_code=True).parent
+    with pytest.raises(EvaluationError, match="task sums runs code that the model writes"):
+        load_tasks(spec_for(folder, "sums"))
+
+
+def test_a_task_with_images_is_refused(write_task: Write) -> None:
+    folder = write_task(doc_to_image="prompt").parent
+    with pytest.raises(EvaluationError, match="task sums needs images or sound"):
+        load_tasks(spec_for(folder, "sums"))
+
+
+@pytest.mark.usefixtures("without_shipped")
+def test_lm_evals_own_tasks_are_found_by_name_and_say_that_they_need_the_hub() -> None:
+    with pytest.raises(EvaluationError, match="task arc_easy needs dataset allenai/ai2_arc"):
+        load_tasks(EvaluateSpec(tasks=("arc_easy",)))
+
+
+@pytest.mark.slow
+def test_lm_evals_own_groups_are_found_and_its_names_are_suggested() -> None:
+    own = catalogue.Catalogue(None)
+    with silence.quiet():
+        with pytest.raises(EvaluationError, match="task ai2_arc|arc_challenge needs dataset"):
+            own.build("ai2_arc")
+        with pytest.raises(
+            EvaluationError, match=r"unknown task 'arc_esay'; did you mean 'arc_easy'"
+        ):
+            own.build("arc_esay")
+
+
+# --- the digest
+
+
+def digest(spec: EvaluateSpec, part: str = "dev") -> str:
+    return load_tasks(spec).tasks["sums"].digests[part]
+
+
+def test_the_same_questions_elsewhere_have_the_same_digest(
+    write_task: Write, tmp_path: Path
+) -> None:
+    here, there = write_task().parent, write_task(folder=tmp_path / "moved").parent
+    assert digest(spec_for(here, "sums")) == digest(spec_for(there, "sums"))
+
+
+def test_the_parts_have_digests_of_their_own(write_task: Write) -> None:
+    spec = spec_for(write_task().parent, "sums")
+    assert digest(spec, "dev") != digest(spec, "confirm")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_fewshot": 2},
+        {"seed": 7},
+        {"limit": 3},
+        {"batch_size": 8},
+        {"max_length": 64},
+        {"dtype": "float32"},
+        {"split_salt": "x"},
+        {"apply_chat_template": True},
+    ],
+)
+def test_whatever_changes_answers_changes_the_digest(
+    write_task: Write, settings: dict[str, Any]
+) -> None:
+    folder = write_task().parent
+    assert digest(spec_for(folder, "sums", **settings)) != digest(spec_for(folder, "sums"))
+
+
+def test_the_chosen_metric_and_the_device_do_not_change_the_digest(write_task: Write) -> None:
+    folder = write_task().parent
+    other = spec_for(folder, "sums", metrics={"sums": "acc_norm"}, device="cpu")
+    assert digest(other) == digest(spec_for(folder, "sums"))
+
+
+def test_another_prompt_or_item_changes_the_digest(write_task: Write, tmp_path: Path) -> None:
+    before = digest(spec_for(write_task().parent, "sums"))
+    prompt = write_task(folder=tmp_path / "prompt", doc_to_text="{{prompt}}")
+    assert digest(spec_for(prompt.parent, "sums")) != before
+    item = write_task(folder=tmp_path / "item")
+    data = item.with_suffix(".jsonl")
+    data.write_text(data.read_text().replace("What", "Which"))
+    assert digest(spec_for(item.parent, "sums")) != before
+
+
+def test_code_that_a_task_function_calls_changes_the_digest(
+    write_task: Write, tmp_path: Path
+) -> None:
+    found = []
+    for mark in "ab":
+        path = write_task(folder=tmp_path / mark)
+        code = f"MARK = {mark!r}\n\ndef text(doc):\n    return MARK + doc['prompt']\n"
+        (path.parent / "code.py").write_text(code)
+        path.write_text(path.read_text().replace("'Q: {{prompt}} A:'", "!function code.text"))
+        found.append(digest(spec_for(path.parent, "sums")))
+    assert found[0] != found[1]
+
+
+# --- manners
+
+
+def test_loading_is_silent_and_leaves_the_environment_alone(
+    write_task: Write, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub.constants
+
+    spec = spec_for(write_task().parent, "sums", num_fewshot=1)
+    load_tasks(spec)  # the first import may set its own defaults
+    capfd.readouterr()
+    before, constant = dict(os.environ), huggingface_hub.constants.HF_HUB_OFFLINE
+    load_tasks(spec)
+    assert dict(os.environ) == before
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is constant
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_empty_part_is_named_when_it_is_needed(write_task: Write) -> None:
+    loaded = load_tasks(spec_for(write_task().parent, "sums", confirm_fraction=0.0)).tasks["sums"]
+    assert len(loaded.needed_ids("dev")) == 24
+    with pytest.raises(EvaluationError, match="task sums has no items in its confirm part: 24"):
+        loaded.needed_ids("confirm")

@@ -1,0 +1,80 @@
+"""A whole trial against a real ``mlflow server`` process over HTTP, with proxied artifacts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow_server import Server
+from tracking_case import Case, make_scores
+
+from mergeops.errors import TrackingError
+from mergeops.promote import candidates, promote, rollback
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_whole_trial_from_run_to_champion_and_back(
+    server: Server, served_case: Callable[[Server], Case], tmp_path: Path, capfd: Any
+) -> None:
+    import mlflow
+
+    case = served_case(server)
+    run_id, version = case.whole()
+    client = case.tracking.client
+    run = client.get_run(run_id)
+    assert run.data.metrics["pooled"] == 0.625
+    assert len(run.inputs.model_inputs) == 3
+    assert [output.model_id for output in run.outputs.model_outputs] == [
+        run.data.tags["mergeops.model_id"]
+    ]
+    assert [scored.scores for scored in case.tracking.scored() if scored.role == "merge"] == [
+        make_scores()
+    ]
+    assert [candidate.dev_score for candidate in candidates(case.tracking, "skills")] == [0.625]
+
+    promote(case.tracking, "skills", version, {"decision": "promote"}, passed=True, user="me")
+    pipeline = mlflow.transformers.load_model("models:/skills@champion")
+    answer = pipeline("12 + 3 =", max_new_tokens=4)
+    assert answer[0]["generated_text"].startswith("12 + 3 =")
+    folder = mlflow.artifacts.download_artifacts(
+        "models:/skills@champion/model", dst_path=str(tmp_path / "plain")
+    )
+    names = {path.name for path in case.checkpoint.iterdir()}
+    assert {path.name for path in Path(folder).iterdir()} == names
+
+    second, newer = case.whole(plan_digest="f" * 64, name="other")
+    assert (second, newer) != (run_id, version)
+    promote(case.tracking, "skills", newer, {}, passed=True, user="me")
+    assert rollback(case.tracking, "skills", user="me").to == version
+    assert client.get_model_version_by_alias("skills", "champion").version == str(version)
+    out, _ = capfd.readouterr()
+    assert out == ""
+
+
+def test_a_server_killed_in_the_middle_is_one_line_and_the_rerun_completes(
+    mortal_server: Server, served_case: Callable[[Server], Case]
+) -> None:
+    case = served_case(mortal_server)
+    started = time.monotonic()
+    with (
+        pytest.raises(TrackingError, match=r"^cannot reach the MLflow server at http://127") as hit,
+        case.trial() as log,
+    ):
+        log.log_model(case.checkpoint, weights_sha256="a" * 64)
+        mortal_server.stop()
+        log.log_scores(make_scores())
+    assert "\n" not in str(hit.value)
+    assert "run the same command again" in str(hit.value)
+    assert time.monotonic() - started < 30
+    mortal_server.start()
+    run_id, _ = case.whole()
+    assert run_id == log.run_id
+    runs = case.tracking.client.search_runs([case.tracking.experiment_id])
+    assert sorted(run.data.tags["mergeops.role"] for run in runs) == [
+        *("base", "merge", "source", "source")
+    ]
+    assert {run.info.status for run in runs} == {"FINISHED"}

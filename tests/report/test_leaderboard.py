@@ -1,0 +1,234 @@
+"""The leaderboard and its picture."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mergeops.errors import EvaluationError
+from mergeops.evaluate import ItemResult, Scores, TaskScore
+from mergeops.evaluate.paired import tango_interval
+from mergeops.report.leaderboard import Entry, Leaderboard, leaderboard
+from mergeops.report.plots import scores_figure
+
+
+def scores(part: str = "dev", higher: bool = True, **tasks: list[float]) -> Scores:
+    made = {}
+    for task, values in tasks.items():
+        items = tuple(ItemResult(i, f"d{i}", f"p{i}", "t", float(v)) for i, v in enumerate(values))
+        mean = sum(values) / len(values)
+        made[task] = TaskScore(task, "acc", mean, 0.1, items, "1", "x", higher)
+    return Scores("00", part, made, {})
+
+
+def entry(name: str, kind: str, *right: int, n: int = 10) -> Entry:
+    """A model with so many of ``n`` items right on tasks a, b, ..."""
+    tasks = {task: [1.0] * k + [0.0] * (n - k) for task, k in zip("abcdef", right, strict=False)}
+    return Entry(name, kind, scores(**tasks))
+
+
+BASE = entry("base", "base", 2, 3)
+MATH, CODE = entry("math", "source", 8, 3), entry("code", "source", 3, 7)
+SOUP, TIES = entry("soup", "merge", 7, 7), entry("ties", "merge", 2, 2)
+ALL = [BASE, MATH, CODE, SOUP, TIES]
+
+
+def shown(board: Leaderboard, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(board.table(width))
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_models_are_ranked_by_their_score_over_all_items() -> None:
+    board = leaderboard(ALL)
+    assert [(row.rank, row.name, row.kind, row.pooled) for row in board.rows] == [
+        (1, "soup", "merge", 0.7),
+        (2, "math", "source", 0.55),
+        (3, "code", "source", 0.5),
+        (4, "base", "base", 0.25),
+        (5, "ties", "merge", 0.2),
+    ]
+    assert board.best.name == "soup"
+    assert board.best.pooled == SOUP.scores.pooled
+    assert board.best.tasks == {"a": (0.7, 0.1), "b": (0.7, 0.1)}
+
+
+def test_the_best_source_is_the_reference() -> None:
+    board = leaderboard(ALL)
+    assert board.reference == "math"
+    assert board.rows[1].difference is None
+    found = board.rows[0].difference
+    assert found is not None
+    # soup against math: one item lost on a, four won on b
+    assert (found.wins, found.losses, found.n) == (4, 1, 20)
+    assert found.difference == pytest.approx(0.15)
+    assert (found.low, found.high) == tango_interval(4, 1, 20, 0.95)
+
+
+def test_without_sources_the_base_is_the_reference_and_without_both_nothing_is() -> None:
+    assert leaderboard([BASE, SOUP]).reference == "base"
+    alone = leaderboard([SOUP, TIES])
+    assert alone.reference is None
+    assert all(row.difference is None for row in alone.rows)
+    assert "Differences" not in alone.markdown()
+
+
+def test_the_reference_can_be_named() -> None:
+    assert leaderboard(ALL, reference="code").reference == "code"
+    with pytest.raises(EvaluationError, match="no model is called 'x'; there are: soup, math,"):
+        leaderboard(ALL, reference="x")
+
+
+def test_the_standard_error_over_all_items_takes_the_tasks_as_given() -> None:
+    # Shares p and q of 10 items each: variance of the sum of 20 is 10 p(1-p) 10/9 + the same of q.
+    expected = math.sqrt(10 * (0.8 * 0.2 + 0.3 * 0.7) * 10 / 9) / 20
+    assert leaderboard([MATH]).rows[0].stderr == pytest.approx(expected)
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    row = leaderboard([SOUP]).rows[0]
+    z = 1.959963984540054
+    # Wilson's bounds solve (p - q)^2 = z^2 q (1 - q) / n.
+    for bound in (row.low, row.high):
+        assert (0.7 - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / 20)
+    everything = leaderboard([entry("x", "merge", 10, 10)]).rows[0]
+    assert (everything.low < 1.0, everything.high) == (True, 1.0)
+
+
+def test_other_numbers_have_a_normal_interval_and_one_item_has_none() -> None:
+    row = leaderboard([Entry("x", "merge", scores(a=[0.5, 0.7, 0.9]))]).rows[0]
+    assert row.stderr == pytest.approx(0.2 / math.sqrt(3))
+    assert row.high - row.pooled == pytest.approx(1.959963984540054 * 0.2 / math.sqrt(3))
+    single = leaderboard([Entry("x", "merge", scores(a=[0.5]))])
+    assert single.rows[0].stderr is None
+    assert single.to_dict()["rows"][0]["low"] is None
+
+
+def test_where_lower_is_better_the_lowest_comes_first() -> None:
+    good = Entry("good", "merge", scores(higher=False, a=[0.5, 0.6]))
+    bad = Entry("bad", "source", scores(higher=False, a=[1.5, 1.6]))
+    board = leaderboard([bad, good])
+    assert board.best.name == "good"
+    assert board.rows[0].difference is not None
+    assert board.rows[0].difference.difference == pytest.approx(1.0)
+
+
+def test_only_tasks_that_all_were_scored_on_count_and_the_others_are_named() -> None:
+    board = leaderboard([entry("x", "source", 5, 5, 5), SOUP])
+    assert board.tasks == ("a", "b")
+    assert board.left_out == ("c",)
+    assert board.rows[0].n == 20
+    assert "Not every model was scored on: c." in board.markdown()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "no scored models"),
+        ([SOUP, SOUP], "two models of the leaderboard are called 'soup'"),
+        (
+            [Entry("x", "parent", SOUP.scores)],
+            "x is of kind 'parent'; allowed: base, source, merge",
+        ),
+        (
+            [SOUP, Entry("x", "merge", scores("confirm", a=[1.0], b=[1.0]))],
+            "soup has scores of the dev part and x of the confirm part",
+        ),
+        (
+            [Entry("x", "merge", scores(a=[1.0])), Entry("y", "merge", scores(b=[1.0]))],
+            "no task was scored for every model; scored: x: a; y: b",
+        ),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(entries: list[Entry], message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        leaderboard(entries)
+
+
+def test_tasks_of_opposite_direction_are_refused() -> None:
+    mixed = Scores("0", "dev", {**scores(a=[1.0]).tasks, **scores(higher=False, b=[1.0]).tasks}, {})
+    with pytest.raises(EvaluationError, match="do not point the same way"):
+        leaderboard([Entry("x", "merge", mixed)])
+
+
+def test_the_table_tells_merges_from_parents() -> None:
+    lines = shown(leaderboard(ALL)).splitlines()
+    low, high = tango_interval(4, 1, 20, 0.95)
+    assert lines[3].split()[:3] == ["1", "soup", "merge"]
+    assert "0.700 ± 0.108" in lines[3]
+    assert f"+0.150 [{low:+.3f}, {high:+.3f}]" in lines[3]
+    assert lines[4].split()[:3] == ["2", "math", "source"]
+    assert "reference" in lines[4]
+    assert lines[6].split()[:3] == ["4", "base", "base"]
+
+
+def test_on_a_narrow_terminal_the_tasks_follow_and_no_number_is_cut() -> None:
+    tasks = [entry(f"model-{i}", "merge", i, i, i, i, i, i) for i in range(3)]
+    text = shown(leaderboard([entry("math", "source", 9, 1, 1, 1, 1, 1), *tasks]), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("model-2") == 2
+    assert text.count("0.200") >= 7
+
+
+def test_names_are_text_and_not_markup() -> None:
+    odd = entry("ties [bold]|x[/]", "merge", 5, 5)
+    board = leaderboard([odd])
+    assert "ties [bold]|x[/]" in shown(board)
+    assert "ties [bold]\\|x[/]" in board.markdown()
+
+
+def test_markdown_has_a_row_a_model_and_says_how_to_read_it() -> None:
+    lines = leaderboard(ALL).markdown().splitlines()
+    assert lines[0] == "| # | model | kind | all tasks | difference | a | b |"
+    assert lines[1] == "| ---: | --- | --- | ---: | ---: | ---: | ---: |"
+    assert lines[3] == "| 2 | math | source | 0.550 ± 0.101 | reference | 0.800 | 0.300 |"
+    assert "Differences to math are paired by item, with 95 % intervals." in lines[-1]
+
+
+def test_the_dict_is_json_with_all_numbers() -> None:
+    plain = json.loads(json.dumps(leaderboard(ALL).to_dict(), allow_nan=False))
+    assert (plain["part"], plain["reference"], plain["tasks"]) == ("dev", "math", ["a", "b"])
+    first = plain["rows"][0]
+    assert (first["name"], first["kind"], first["n"], first["pooled"]) == ("soup", "merge", 20, 0.7)
+    assert first["tasks"]["a"] == {"value": 0.7, "stderr": 0.1}
+    assert first["difference"]["wins"] == 4
+    assert first["difference"]["p_value"] == pytest.approx(6 / 32)
+    assert plain["rows"][1]["difference"] is None
+
+
+# --- the picture
+
+
+def test_the_figure_shows_each_model_with_its_interval(tmp_path: Path) -> None:
+    board = leaderboard(ALL)
+    figure = scores_figure(board)
+    left, right = figure.axes
+    assert [t.get_text() for t in left.get_yticklabels()] == [row.name for row in board.rows]
+    dots = [line for line in left.lines if line.get_marker() in ("o", "s", "D")]
+    assert [float(line.get_xdata()[0]) for line in dots] == [row.pooled for row in board.rows]
+    assert len({line.get_color() for line in dots}) == 3
+    assert "difference to math" in right.get_xlabel()
+    figure.savefig(tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_reference_there_is_one_panel() -> None:
+    assert len(scores_figure(leaderboard([SOUP, TIES])).axes) == 1
+    assert len(scores_figure(leaderboard([MATH])).axes) == 1
+
+
+def test_odd_names_and_single_items_can_be_drawn(tmp_path: Path) -> None:
+    odd = [
+        Entry("cost $x_1$ " + "y" * 60, "merge", scores(a=[0.5])),
+        Entry("math", "source", scores(a=[0.7])),
+    ]
+    figure = scores_figure(leaderboard(odd))
+    figure.savefig(tmp_path / "scores.png")
+    assert figure.axes[0].get_yticklabels()[1].get_text().endswith("…")

@@ -1,0 +1,171 @@
+"""Local directories, and what is said of those that are no checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mergeops.checkpoint import adapter_sha256, weights_sha256
+from mergeops.errors import SourceError
+from mergeops.sources import Source, resolve_uri
+
+
+def find(uri: str | Path, cache: Path, base: str | None = None) -> Source:
+    return resolve_uri(str(uri), cache_dir=cache / "cache", base=base)
+
+
+def test_a_full_checkpoint_is_found_where_it_is(
+    full_and_adapter: tuple[Path, Path], tmp_path: Path
+) -> None:
+    full, _ = full_and_adapter
+    source = find(full, tmp_path)
+    assert source == Source("source", str(full), full, weights_sha256(full))
+    assert not source.is_adapter
+
+
+def test_a_sharded_checkpoint_is_full(tiny_llama: Callable[..., Path], tmp_path: Path) -> None:
+    sharded = tiny_llama(max_shard_size="30KB")
+    assert not (sharded / "model.safetensors").exists()
+    assert find(sharded, tmp_path).sha256 == weights_sha256(sharded)
+
+
+def test_relative_home_and_file_uris_mean_the_same_directory(
+    full_and_adapter: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(full_and_adapter[0], tmp_path / "a b")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for uri in ("a b", "./a b", "~/a b", f"file://{tmp_path}/a%20b", str(tmp_path / "a b")):
+        assert find(uri, tmp_path).path == tmp_path / "a b"
+
+
+def test_an_adapter_comes_with_its_base_and_a_digest_of_both(
+    full_and_adapter: tuple[Path, Path], tmp_path: Path
+) -> None:
+    full, adapter = full_and_adapter
+    source = find(adapter, tmp_path)
+    assert source.is_adapter
+    assert (source.path, source.adapter_base) == (adapter, full)
+    assert source.sha256 == adapter_sha256(adapter, weights_sha256(full))
+
+
+def test_where_nothing_is_the_message_lists_what_a_source_may_be(tmp_path: Path) -> None:
+    with pytest.raises(
+        SourceError, match=r"there is no directory .*/gone; a source is a dir.*hf://"
+    ):
+        find(tmp_path / "gone", tmp_path)
+
+
+def test_a_relative_path_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=rf"{tmp_path}/gone \(from gone\)"):
+        find("gone", tmp_path)
+
+
+def test_a_file_is_no_directory(full_and_adapter: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="config.json is a file; name the directory"):
+        find(full_and_adapter[0] / "config.json", tmp_path)
+
+
+def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(
+        SourceError, match=r"pytorch_model.bin, but .*convert it once.*save_pretrained"
+    ):
+        find(tmp_path, tmp_path)
+
+
+def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(SourceError, match="adapter_model.bin.*safe_serialization=True"):
+        find(tmp_path, tmp_path)
+
+
+def test_of_an_output_directory_a_checkpoint_is_to_be_named(tmp_path: Path) -> None:
+    for n in (2, 10, 4):
+        (tmp_path / f"checkpoint-{n}").mkdir()
+    wanted = "output directory with checkpoint-2, checkpoint-4, checkpoint-10; name one .*/checkpoint-10$"
+    with pytest.raises(SourceError, match=wanted):
+        find(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "is empty or does not exist"),
+        (["config.json"], "config.json but no model.safetensors: the save did not finish"),
+        (["adapter_config.json"], "but no adapter_model.safetensors: the save did not finish"),
+        (["model.safetensors"], "weights but no config.json; copy the config.json"),
+        (["a.txt", "b.gguf"], "holds no checkpoint.*it has a.txt, b.gguf"),
+    ],
+)
+def test_what_is_there_instead_is_named(files: list[str], message: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    for name in files:
+        (place / name).write_text("{}")
+    with pytest.raises(SourceError, match=message):
+        find(place, tmp_path)
+
+
+def test_an_adapter_without_a_reachable_base_says_what_to_set(
+    fabricate_adapter: Callable[[str | None], Path], tmp_path: Path
+) -> None:
+    adapter = fabricate_adapter("meta/llama")
+    wanted = "trained on meta/llama, which is not reachable from here; set sources.source.base"
+    with pytest.raises(SourceError, match=wanted):
+        find(adapter, tmp_path)
+    with pytest.raises(
+        SourceError, match="does not say which model it was trained on; set sources"
+    ):
+        find(fabricate_adapter(None), tmp_path)
+
+
+def test_the_base_that_the_recipe_gives_an_adapter_wins(
+    full_and_adapter: tuple[Path, Path],
+    fabricate_adapter: Callable[[str | None], Path],
+    tmp_path: Path,
+) -> None:
+    full, _ = full_and_adapter
+    source = find(fabricate_adapter("meta/llama"), tmp_path, base=str(full))
+    assert source.adapter_base == full
+
+
+def test_an_adapter_is_no_base(full_and_adapter: tuple[Path, Path], tmp_path: Path) -> None:
+    _, adapter = full_and_adapter
+    with pytest.raises(
+        SourceError, match="sources.source.base is .*a LoRA adapter; a base must be"
+    ):
+        find(adapter, tmp_path, base=str(adapter))
+
+
+@pytest.mark.parametrize("uri", ["htp://x/y", "s3x://bucket/path"])
+def test_an_unknown_scheme_is_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        SourceError, match="has a scheme that is not known; a source is a directory"
+    ):
+        find(uri, tmp_path)
+
+
+def test_a_file_uri_with_a_host_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"names the host 'tmp'; write file:///PATH"):
+        find("file://tmp/model", tmp_path)
+
+
+def test_importing_sources_loads_neither_mlflow_nor_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, mergeops.sources, mergeops.sources.adopt, mergeops.sources.recipe_file;"
+    code += (
+        "print(sorted({'mlflow', 'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

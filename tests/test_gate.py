@@ -1,0 +1,211 @@
+"""The gate: what promotes, what refuses, and what is merely not shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mergeops.errors import EvaluationError
+from mergeops.evaluate import ItemResult, Scores, TaskScore
+from mergeops.evaluate.paired import mcnemar_p, tango_interval
+from mergeops.gate import COLUMNS, Check, Verdict, judge
+from mergeops.recipe import PromoteSpec
+
+SPEC = PromoteSpec(alpha=0.05, margin=0.03, confidence=0.95)
+SPREAD = tuple[int, int, int]
+"""Items won, lost and tied by the candidate."""
+
+
+def scores(name: str, part: str = "confirm", **tasks: list[float]) -> Scores:
+    made = {}
+    for task, values in tasks.items():
+        items = tuple(ItemResult(i, f"d{i}", f"p{i}", "t", v) for i, v in enumerate(values))
+        made[task] = TaskScore(task, "acc", sum(values) / len(values), None, items, "1", "x")
+    return Scores(name, part, made, {})
+
+
+def contest(**tasks: SPREAD) -> tuple[Scores, Scores]:
+    """A candidate and a reference with so many items won, lost and tied."""
+    mine = {t: [1.0] * w + [0.0] * lost + [1.0] * tied for t, (w, lost, tied) in tasks.items()}
+    other = {t: [0.0] * w + [1.0] * lost + [1.0] * tied for t, (w, lost, tied) in tasks.items()}
+    return scores("aa", **mine), scores("bb", **other)
+
+
+def verdict(spec: PromoteSpec = SPEC, **tasks: SPREAD) -> Verdict:
+    candidate, reference = contest(**tasks)
+    return judge(candidate, {"best_parent:math": reference}, spec)
+
+
+def only(found: Verdict, kind: str, task: str | None = None) -> Check:
+    [check] = [c for c in found.checks if c.kind == kind and (task is None or c.tasks == (task,))]
+    return check
+
+
+def test_better_on_all_items_and_worse_nowhere_promotes() -> None:
+    found = verdict(a=(30, 5, 165), b=(20, 4, 176))
+    assert found.promotes
+    assert found.decision == "promote"
+    assert found.reasons == ()
+    assert [c.outcome for c in found.checks] == ["pass"] * 3
+
+
+def test_the_numbers_of_a_check_are_those_of_the_paired_test() -> None:
+    better = only(verdict(a=(30, 5, 165), b=(20, 4, 176)), "better")
+    assert (better.n, better.wins, better.losses) == (400, 50, 9)
+    assert better.difference == pytest.approx(41 / 400)
+    assert better.p_value == mcnemar_p(50, 9)
+    assert better.threshold == 0.05
+    # The interval that belongs to a one-sided test at 5 % is the two-sided one of 90 %.
+    assert (better.low, better.high) == tango_interval(50, 9, 400, 0.9)
+    not_worse = only(verdict(a=(30, 5, 165), b=(20, 4, 176)), "not worse", "b")
+    assert (not_worse.n, not_worse.wins, not_worse.losses) == (200, 20, 4)
+    assert not_worse.low == tango_interval(20, 4, 200, 0.9)[0]
+    assert not_worse.threshold == -0.03
+    assert not_worse.p_value is None
+
+
+def test_a_gain_within_chance_is_inconclusive_and_says_what_would_have_shown() -> None:
+    found = verdict(a=(12, 8, 380))
+    assert found.decision == "inconclusive"
+    assert not found.promotes
+    [reason] = found.reasons
+    assert "not shown to be better than best_parent:math: +0.010 on 400 items" in reason
+    assert "12 won and 8 lost" in reason
+    assert "these items show differences from about 0.028" in reason
+
+
+def test_a_loss_refuses() -> None:
+    found = verdict(a=(8, 12, 380))
+    assert found.decision == "refuse"
+    assert found.reasons[0].startswith("worse than best_parent:math: -0.010 on 400 items")
+
+
+def test_a_gain_over_all_does_not_excuse_a_loss_on_one_task() -> None:
+    found = verdict(a=(60, 0, 140), b=(2, 14, 184))
+    assert only(found, "better").outcome == "pass"
+    assert only(found, "not worse", "b").outcome == "fail"
+    assert found.decision == "refuse"
+    assert found.reasons[0].startswith("loses more than 0.03 against best_parent:math on b: -0.060")
+
+
+def test_a_loss_that_few_items_cannot_rule_out_is_inconclusive() -> None:
+    found = verdict(a=(60, 0, 140), b=(3, 3, 30))
+    check = only(found, "not worse", "b")
+    assert (check.outcome, check.difference) == ("inconclusive", 0.0)
+    assert check.low <= -0.03
+    assert found.decision == "inconclusive"
+    assert "a loss of over 0.03 against best_parent:math on b is not ruled out" in found.reasons[0]
+
+
+def test_what_speaks_against_comes_before_what_is_unproved() -> None:
+    found = verdict(a=(40, 0, 160), b=(3, 3, 30), c=(0, 20, 180))
+    assert found.decision == "refuse"
+    assert [r.split(" ")[0] for r in found.reasons] == ["loses", "a"]
+
+
+def test_the_primary_tasks_alone_must_be_better() -> None:
+    spec = replace(SPEC, primary=("a",))
+    found = verdict(spec, a=(30, 5, 165), b=(10, 10, 980))
+    assert only(found, "better").n == 200
+    assert found.promotes
+
+
+def test_a_wider_margin_lets_a_small_loss_pass() -> None:
+    tasks = {"a": (60, 0, 140), "b": (2, 6, 192)}
+    assert verdict(SPEC, **tasks).decision == "inconclusive"
+    assert verdict(replace(SPEC, margin=0.08), **tasks).promotes
+
+
+def test_a_smaller_alpha_asks_for_more() -> None:
+    tasks = {"a": (16, 6, 478)}
+    assert verdict(SPEC, **tasks).promotes
+    assert verdict(replace(SPEC, alpha=0.01), **tasks).decision == "inconclusive"
+
+
+def test_every_reference_must_be_beaten() -> None:
+    candidate, parent = contest(a=(30, 5, 165))
+    strong = scores("cc", a=[1.0] * 200)
+    found = judge(candidate, {"best_parent:math": parent, "champion:3": strong}, SPEC)
+    assert found.decision == "refuse"
+    assert [c.outcome for c in found.checks if c.reference == "best_parent:math"] == ["pass"] * 2
+    assert all("champion:3" in reason for reason in found.reasons)
+
+
+def test_the_champion_does_not_replace_itself() -> None:
+    candidate, parent = contest(a=(30, 5, 165))
+    found = judge(candidate, {"best_parent:math": parent, "champion:3": candidate}, SPEC)
+    assert found.decision == "refuse"
+    assert found.reasons == ("the candidate is champion:3: the same weights",)
+
+
+def test_nothing_to_compare_with_is_inconclusive() -> None:
+    candidate, _ = contest(a=(30, 5, 165))
+    found = judge(candidate, {}, replace(SPEC, against=("champion",)))
+    assert found.decision == "inconclusive"
+    assert found.reasons[0].startswith("there is nothing to compare with: promote.against asks for")
+
+
+def test_other_numbers_than_zero_and_one_are_judged_by_a_t_test() -> None:
+    generator = np.random.default_rng(0)
+    other = generator.normal(size=200)
+    mine = other + 0.2 + 0.3 * generator.normal(size=200)
+    found = judge(scores("a", a=mine.tolist()), {"base": scores("b", a=other.tolist())}, SPEC)
+    assert found.promotes
+
+
+@pytest.mark.parametrize("seen", ["candidate", "reference"])
+def test_scores_of_the_dev_part_are_refused(seen: str) -> None:
+    dev, confirm = scores("a", "dev", a=[1.0]), scores("b", a=[1.0])
+    candidate, reference = (dev, confirm) if seen == "candidate" else (confirm, dev)
+    who = "the candidate" if seen == "candidate" else "champion:1"
+    message = f"takes scores of the confirm part; those of {who} are of the dev part"
+    with pytest.raises(EvaluationError, match=message):
+        judge(candidate, {"champion:1": reference}, SPEC)
+
+
+def test_a_primary_task_without_scores_is_named() -> None:
+    candidate, reference = contest(a=(1, 0, 1))
+    with pytest.raises(
+        EvaluationError, match="promote.primary names task 'b', which has no scores"
+    ):
+        judge(candidate, {"base": reference}, replace(SPEC, primary=("b",)))
+
+
+def test_a_reference_that_was_not_scored_on_a_task_is_an_error() -> None:
+    candidate, _ = contest(a=(1, 0, 1), b=(1, 0, 1))
+    _, reference = contest(a=(1, 0, 1))
+    with pytest.raises(EvaluationError, match="task 'b' is not among the scores of the reference"):
+        judge(candidate, {"base": reference}, SPEC)
+
+
+def test_a_verdict_is_json_and_a_table() -> None:
+    found = verdict(a=(30, 5, 165), b=(2, 14, 184))
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["decision"] == "refuse"
+    assert plain["reasons"] == list(found.reasons)
+    assert plain["checks"][0]["tasks"] == ["a", "b"]
+    assert plain["checks"][0]["p_value"] == found.checks[0].p_value
+    rows = found.rows()
+    assert all(len(row) == len(COLUMNS) for row in rows)
+    assert rows[0][:5] == ("best_parent:math", "better", "a, b", "400", "+0.033")
+    assert rows[0][6].startswith("p 0.")
+    assert rows[2][6] == "low > -0.030"
+    assert rows[2][-1] == "fail"
+
+
+def test_a_verdict_over_one_item_has_no_infinite_number_in_its_json() -> None:
+    found = judge(scores("a", a=[0.7]), {"base": scores("b", a=[0.5])}, SPEC)
+    plain = json.dumps(found.to_dict(), allow_nan=False)
+    assert json.loads(plain)["checks"][0]["low"] is None
+    assert found.decision == "inconclusive"
+
+
+def test_equal_models_are_promoted_no_more_often_than_alpha() -> None:
+    spec = replace(SPEC, margin=1.0)
+    draws = np.random.default_rng(4).multinomial(400, [0.06, 0.06, 0.88], size=400)
+    promoted = [verdict(spec, a=tuple(map(int, draw))).promotes for draw in draws]
+    # Three standard errors of 400 draws are 3.3 points.
+    assert np.mean(promoted) <= 0.05 + 0.033
