@@ -6,7 +6,7 @@ fork server imports this module once, and every worker starts from there.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import signal
 import sys
@@ -37,7 +37,7 @@ from demo.skills import Item, mixture
 IGNORED_LABEL = -100
 VALIDATION_ITEMS = 128
 LOG_EVERY = 5
-# A loss this many times the first one will not come back.
+# A loss this many times the lowest one so far will not come back.
 DIVERGED = 2.0
 
 
@@ -70,12 +70,11 @@ def work(job: Job, progress: Connection) -> None:
         sys.stdout = sys.stderr = log
         torch.set_num_threads(1)
         signal.signal(signal.SIGTERM, _end_killed)
-        os.environ["MLFLOW_TAGS"] = json.dumps(job.tags)
         os.environ["HF_MLFLOW_LOG_ARTIFACTS"] = str(int(job.run.log_checkpoints))
         mlflow.set_tracking_uri(job.tracking_uri)
         mlflow.set_experiment(job.experiment)
         try:
-            with mlflow.start_run(run_name=job.run.name) as active:
+            with mlflow.start_run(run_name=job.run.name, tags=job.tags) as active:
                 progress.send(("run", active.info.run_id))
                 _train(job, lambda step: progress.send(("step", step)))
         except Exception:
@@ -112,7 +111,7 @@ def _train(job: Job, report: Callable[[int], None]) -> None:
         per_device_eval_batch_size=run.batch,
         learning_rate=run.learning_rate,
         lr_scheduler_type="constant_with_warmup" if failing else "linear",
-        warmup_steps=run.steps // 2 if run.status == "FAILED" else run.steps // 10,
+        warmup_steps=run.steps if run.status == "FAILED" else run.steps // 10,
         max_grad_norm=0.0 if run.status == "FAILED" else 1.0,
         weight_decay=0.0,
         logging_steps=LOG_EVERY,
@@ -159,16 +158,16 @@ class _LossGuard(TrainerCallback):
     """Stops a run that only burns time, as teams do."""
 
     def __init__(self) -> None:
-        self.first: float | None = None
+        self.lowest = math.inf
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         loss = (logs or {}).get("loss")
         if loss is None:
             return
-        self.first = self.first or loss
-        if not loss < DIVERGED * self.first:
+        self.lowest = min(self.lowest, loss)
+        if not loss < DIVERGED * self.lowest:
             raise LossDivergedError(
-                f"loss {loss:.3g} at step {state.global_step}, {self.first:.3g} at the start"
+                f"loss {loss:.3g} at step {state.global_step}, {self.lowest:.3g} before"
             )
 
 

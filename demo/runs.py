@@ -19,7 +19,7 @@ class Schedule:
 
 
 SCHEDULES = {
-    "tiny": Schedule(60, 64, 5e-4, 4e-3, 0.05),
+    "tiny": Schedule(60, 64, 5e-4, 4e-3, 0.02),
     "smollm2": Schedule(60, 8, 2e-5, 2e-4, 5e-3),
 }
 

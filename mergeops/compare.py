@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from mergeops.errors import TrackingError
-from mergeops.recipe import TrackingSpec
 from mergeops.report.leaderboard import Entry, Leaderboard, leaderboard
+from mergeops.settings import TrackingSpec
 
 
 def experiment_leaderboard(
@@ -32,7 +32,11 @@ def experiment_leaderboard(
     if not found:
         raise TrackingError(
             f"experiment {spec.experiment!r} has no scores on the {part} part yet; "
-            + ("run a merge with evaluate.tasks=[...]" if part == "dev" else "promote a merge first")
+            + (
+                "run a merge with evaluate.tasks=[...]"
+                if part == "dev"
+                else "promote a merge first"
+            )
         )
     asked = {name: task.digest for name, task in found[-1].scores.tasks.items()}
     same = [

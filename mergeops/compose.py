@@ -11,6 +11,7 @@ import dataclasses
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def compose(
         _check_key(override)
         if override.is_sweep_override():
             raise ConfigError(f"{override.input_line} lists several values; add -m to run them all")
-    arguments = [_openly(override, config_dir) for override in parsed]
+    arguments = [_openly(override) for override in parsed]
     if file_content is not None:
         arguments.insert(0, f"recipe={_FILE_RECIPE}")
     raw = _compose_plain(arguments, config_dir, file_content)
@@ -95,7 +96,7 @@ def _check_key(override: Any) -> None:
         raise unknown_key("", override.key_or_group, sorted(known))
 
 
-def _openly(override: Any, config_dir: Path | None) -> str:
+def _openly(override: Any) -> str:
     line: str = override.input_line
     if override.is_add() or override.is_delete() or line.startswith("+"):
         return line
@@ -130,21 +131,9 @@ def _compose_plain(
 @contextmanager
 def _search_path(config_dir: Path | None) -> Iterator[None]:
     """Put the user's directory before the packaged one: Hydra's own --config-dir comes after it."""
-    from hydra.core.config_search_path import ConfigSearchPath
-    from hydra.core.plugins import Plugins
-    from hydra.plugins.search_path_plugin import SearchPathPlugin
-
     global _user_dir
+    _register_search_path()
     _user_dir = config_dir
-
-    class UserDirectory(SearchPathPlugin):
-        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-            if _user_dir is not None:
-                search_path.prepend("user", f"file://{_user_dir.resolve()}", anchor="main")
-
-    plugins = Plugins.instance()
-    if not any(c.__name__ == "UserDirectory" for c in plugins.discover(SearchPathPlugin)):
-        plugins.register(UserDirectory)
     try:
         yield
     finally:
@@ -152,6 +141,20 @@ def _search_path(config_dir: Path | None) -> Iterator[None]:
 
 
 _user_dir: Path | None = None
+
+
+@cache
+def _register_search_path() -> None:
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class UserDirectory(SearchPathPlugin):  # type: ignore[misc]
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            if _user_dir is not None:
+                search_path.prepend("user", f"file://{_user_dir.resolve()}", anchor="main")
+
+    Plugins.instance().register(UserDirectory)
 
 
 def _store_nodes(file_content: Mapping[str, Any] | None) -> None:

@@ -17,7 +17,8 @@ from mergeops.checkpoint.manifest import read_manifest
 from mergeops.errors import GateRefusedError, TrackingError
 from mergeops.gate import Verdict, judge
 from mergeops.progress import Progress
-from mergeops.recipe import Recipe, TrackingSpec
+from mergeops.recipe import Recipe
+from mergeops.settings import TrackingSpec
 from mergeops.tools import Tools
 
 if TYPE_CHECKING:

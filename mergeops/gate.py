@@ -20,7 +20,7 @@ from typing import Any
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import Scores
 from mergeops.evaluate.paired import Comparison, compare
-from mergeops.recipe import PromoteSpec
+from mergeops.settings import PromoteSpec
 
 PROMOTE, REFUSE, INCONCLUSIVE = "promote", "refuse", "inconclusive"
 PASS, FAIL, THIN = "pass", "fail", "inconclusive"

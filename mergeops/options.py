@@ -27,11 +27,12 @@ DEBUG = click.option(
 )
 
 
-def options(*wanted: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def options(*wanted: Callable[[Any], Any]) -> Callable[[Command], Command]:
     """Several option decorators as one, shown in the order given."""
 
     def add(command: Command) -> Command:
-        for option in reversed((*wanted, DEBUG)):
+        decorators: list[Callable[[Any], Any]] = [*wanted, DEBUG]
+        for option in reversed(decorators):
             command = option(command)
         return command
 

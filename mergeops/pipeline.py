@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeops.plan import make_plan
+from mergeops.plan import Plan, make_plan
+from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.report.trial_page import publish
 from mergeops.tools import Tools

@@ -6,6 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Tick = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -56,7 +60,7 @@ class Progress:
             task = drawn.add_task(_escape(label), total=None)
             yield lambda done, total: drawn.update(task, completed=done, total=total)
 
-    def _console(self):  # type: ignore[no-untyped-def]
+    def _console(self) -> Console:
         from rich.console import Console
 
         return Console(file=sys.stderr, force_terminal=self._force_terminal)

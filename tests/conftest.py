@@ -54,6 +54,12 @@ def build_tokenizer(vocabulary_size: int = 128, *, first: str = "") -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny_tokenizer() -> Callable[..., Any]:
+    """``build_tokenizer``, for tests that need another one."""
+    return build_tokenizer
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A factory of tiny random Llama directories; copy one before you change it.
 
@@ -136,5 +142,45 @@ def tiny_lora(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         folder = path or tmp_path_factory.mktemp("lora")
         model.save_pretrained(folder)
         return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plan_of() -> Callable[..., Any]:
+    """Plans from directories: ``plan_of({"name": "ties"}, base, {"a": path}, seed=1)``.
+
+    A source given as a pair (adapter, base of the adapter) is a LoRA adapter.
+    """
+    from mergeops.checkpoint import adapter_sha256, weights_sha256
+    from mergeops.plan import make_plan
+    from mergeops.recipe import Recipe
+    from mergeops.sources import Source
+
+    def source(name: str, place: Any) -> Any:
+        if isinstance(place, tuple):
+            adapter, base = place
+            digest = adapter_sha256(adapter, weights_sha256(base))
+            return Source(name, f"file:{name}", adapter, digest, adapter_base=base)
+        return Source(name, f"file:{name}", place, weights_sha256(place))
+
+    def make(
+        method: dict[str, Any],
+        base: Path | None,
+        sources: dict[str, Any],
+        parameters: dict[str, dict[str, Any]] | None = None,
+        **recipe: Any,
+    ) -> Any:
+        written = {
+            "method": method,
+            "base": "file:base" if base else None,
+            "sources": {n: {"uri": f"file:{n}", **(parameters or {}).get(n, {})} for n in sources},
+            **recipe,
+        }
+        return make_plan(
+            Recipe.from_dict(written),
+            source("base", base) if base else None,
+            {name: source(name, place) for name, place in sources.items()},
+        )
 
     return make

@@ -112,7 +112,8 @@ def test_a_config_directory_that_is_not_there_is_refused(tmp_path: Path) -> None
 def test_a_recipe_file_is_layered_below_the_overrides(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(
-        "base: b\nmethod: {name: ties, density: 0.4}\nsources: {x: {uri: u}, y: {uri: v}}\nseed: 5\n"
+        "base: b\nseed: 5\nmethod: {name: ties, density: 0.4}\n"
+        "sources: {x: {uri: u}, y: {uri: v}}\n"
     )
     recipe = compose(["seed=6", "method.normalize=false"], recipe_file=path)
     assert (recipe.method.name, recipe.method.parameters.density) == ("ties", 0.4)

@@ -12,7 +12,7 @@ from mergeops.errors import EvaluationError
 from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.evaluate.paired import mcnemar_p, tango_interval
 from mergeops.gate import COLUMNS, Check, Verdict, judge
-from mergeops.recipe import PromoteSpec
+from mergeops.settings import PromoteSpec
 
 SPEC = PromoteSpec(alpha=0.05, margin=0.03, confidence=0.95)
 SPREAD = tuple[int, int, int]

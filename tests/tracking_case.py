@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from mergeops.evaluate import ItemResult, Scores, TaskScore
-from mergeops.recipe import Recipe, TrackingSpec
+from mergeops.recipe import Recipe
+from mergeops.settings import TrackingSpec
 from mergeops.sources import Source
 from mergeops.tracking.connection import Tracking, connect
 

@@ -101,6 +101,8 @@ def results(loaded: LoadedTask, instances: list[Any]) -> dict[str, Any]:
     Raises:
         EvaluationError: the task's own metric code fails.
     """
+    from lm_eval.api.metrics import mean
+
     task = loaded.task
     task._instances = instances  # where apply_filters looks
     by_item = defaultdict(list)
@@ -109,11 +111,12 @@ def results(loaded: LoadedTask, instances: list[Any]) -> dict[str, Any]:
     raw: dict[str, list[Any]] = defaultdict(list)
     values: dict[int, dict[str, float]] = {doc_id: {} for doc_id in by_item}
     functions: dict[str, Callable[[list[Any]], float]] = {}
-    doc_id = -1
+    where = loaded.name
     try:
         task.apply_filters()
         for filtered in instances[0].filtered_resps:
             for doc_id, asked in by_item.items():
+                where = f"{loaded.name}, item {doc_id}"
                 asked.sort(key=lambda instance: instance.idx)
                 found = task.process_results(
                     loaded.docs[doc_id], [instance.filtered_resps[filtered] for instance in asked]
@@ -121,14 +124,15 @@ def results(loaded: LoadedTask, instances: list[Any]) -> dict[str, Any]:
                 for metric, value in found.items():
                     key = f"{metric},{filtered}"
                     raw[key].append(value)
-                    functions[key] = task.aggregation().get(metric) or _mean()
+                    functions[key] = task.aggregation().get(metric, mean)
                     number = item_value(metric, value)
                     if number is not None and math.isfinite(number):
                         values[doc_id][key] = number
+        where = loaded.name
         metrics = {key: _aggregated(functions[key], items) for key, items in raw.items()}
     except Exception as error:
         raise EvaluationError(
-            f"task {loaded.name}, item {doc_id}: its metric cannot be computed: {first_line(error)}"
+            f"task {where}: its metric cannot be computed: {first_line(error)}"
         ) from error
     items = [
         {
@@ -167,22 +171,15 @@ def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
 
 
-def _mean() -> Callable[[list[Any]], float]:
-    from lm_eval.api.metrics import mean
-
-    found: Callable[[list[Any]], float] = mean
-    return found
-
-
 def _aggregated(function: Callable[[list[Any]], float], items: list[Any]) -> dict[str, Any]:
     """Value and standard error; only a mean has one here, as lm-eval's others are bootstraps."""
-    from lm_eval.api.metrics import mean_stderr
+    from lm_eval.api.metrics import mean, mean_stderr
 
     value = float(function(items))
-    stderr = float(mean_stderr(items)) if function is _mean() and len(items) > 1 else None
+    stderr = float(mean_stderr(items)) if function is mean and len(items) > 1 else math.nan
     return {
         "value": value if math.isfinite(value) else None,
-        "stderr": stderr if stderr is not None and math.isfinite(stderr) else None,
+        "stderr": stderr if math.isfinite(stderr) else None,
     }
 
 

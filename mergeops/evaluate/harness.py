@@ -13,9 +13,9 @@ from mergeops.evaluate import PARTS, ItemResult, Scores, TaskScore, answers, ide
 from mergeops.evaluate.catalogue import first_line
 from mergeops.evaluate.silence import quiet
 from mergeops.evaluate.tasks import LoadedTask, TaskSet, load_tasks
-from mergeops.recipe import EvaluateSpec
+from mergeops.settings import EvaluateSpec
 
-Tick = Callable[[str, int, int], None]
+TaskTick = Callable[[str, int, int], None]
 """Called with (task, items done, items in all)."""
 
 
@@ -29,7 +29,7 @@ def score(
     tokenizer: Path | None = None,
     tasks: TaskSet | None = None,
     trust_remote_code: bool = False,
-    progress: Tick | None = None,
+    progress: TaskTick | None = None,
 ) -> Scores:
     """Score a model, task by task; what ``work_dir`` already has is read, not asked again.
 
@@ -104,7 +104,7 @@ def _ask(
     tokenizer_path: Path,
     tokenizer_sha256: str,
     trust_remote_code: bool,
-    progress: Tick | None,
+    progress: TaskTick | None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Load the model, ask it one task after the other, and give its memory back."""
     from mergeops.evaluate import model as models
@@ -174,7 +174,7 @@ def _ask_one(
 
 
 def _counter(
-    loaded: LoadedTask, part: str, instances: list[Any], progress: Tick | None
+    loaded: LoadedTask, part: str, instances: list[Any], progress: TaskTick | None
 ) -> Callable[[int], None]:
     """Answers counted as items, one call an item."""
     items = len(loaded.ids[part])

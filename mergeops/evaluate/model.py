@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 
 from mergeops.errors import ConfigError, EvaluationError
 from mergeops.evaluate.catalogue import first_line
-from mergeops.recipe import EvaluateSpec
+from mergeops.settings import EvaluateSpec
 
 log = logging.getLogger(__name__)
 

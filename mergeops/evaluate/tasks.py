@@ -17,7 +17,7 @@ from mergeops.evaluate.catalogue import Catalogue, first_line
 from mergeops.evaluate.preflight import check_built, choose_metric
 from mergeops.evaluate.silence import quiet
 from mergeops.evaluate.split import item_digest, part_ids
-from mergeops.recipe import EvaluateSpec
+from mergeops.settings import EvaluateSpec
 
 # Where the items are kept, and what they are called, is not what is asked: the items are hashed.
 _PLACE_KEYS = (

@@ -123,7 +123,7 @@ class Method:
     def paper(self) -> str:
         """The first URL in the method's file, or an empty text."""
         found = re.search(r"https?://[^\s,)]+", self._docstring())
-        return found.group() if found else ""
+        return found.group().rstrip(".") if found else ""
 
     def describe(self) -> list[ParameterDescription]:
         """The parameters with type, default and documentation, in order."""

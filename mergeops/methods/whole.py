@@ -75,7 +75,7 @@ def merge_tensors(
             part = slice(at, min(at + step, end))
             yield look(None if flat_base is None else flat_base[part], flat[:, part], at).cpu()
 
-    if method.statistics is not None:
+    if method.statistics is not None and place.numel:
         place = dataclasses.replace(place, statistics=method.statistics(scan, p, place))
     merged = torch.empty_like(flat[0])
     for at in range(0, place.numel, step):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeops import methods
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def describe(name: str | None) -> list[dict[str, Any]]:
@@ -29,7 +32,7 @@ def _plain(method: methods.Method) -> dict[str, Any]:
                 "name": parameter.name,
                 "type": parameter.type,
                 "default": parameter.default,
-                "per_source": parameter.per_source,
+                "per_source": parameter.name in method.source_parameters,
                 "about": parameter.text,
             }
             for parameter in method.describe()
@@ -48,7 +51,7 @@ def print_page(described: list[dict[str, Any]]) -> None:
         _print_all(console, described)
 
 
-def _print_all(console, described: list[dict[str, Any]]) -> None:  # type: ignore[no-untyped-def]
+def _print_all(console: Console, described: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -61,7 +64,7 @@ def _print_all(console, described: list[dict[str, Any]]) -> None:  # type: ignor
     console.print("\n[dim]mergeops methods NAME explains one and its parameters[/]")
 
 
-def _print_one(console, method: dict[str, Any]) -> None:  # type: ignore[no-untyped-def]
+def _print_one(console: Console, method: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mergeops.gate import COLUMNS
-
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
+    from rich.table import Table
 
     from mergeops.confirm import Outcome
     from mergeops.pipeline import Trial
@@ -67,7 +66,7 @@ def print_search(strategy: str, found: Found) -> None:
 def print_promotion(outcome: Outcome) -> None:
     """Every check of the gate with its numbers, and the verdict."""
     console = _console()
-    console.print(_table(COLUMNS, outcome.verdict.rows()))
+    console.print(_table(("the merge must be", "difference", "rule", "outcome"), _checks(outcome)))
     label = f"version {outcome.version} of {outcome.name}"
     if outcome.change is None:
         console.print(f"[bold red]{outcome.verdict.decision}[/]: {label} stays a candidate")
@@ -81,6 +80,20 @@ def print_promotion(outcome: Outcome) -> None:
         f"[bold green]promoted[/]: models:/{outcome.name}@champion is version {outcome.version} "
         f"({was}{_escape(forced)})"
     )
+
+
+def _checks(outcome: Outcome) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for check in outcome.verdict.checks:
+        if check.kind == "better":
+            what = f"better than {check.reference} on {check.n} items"
+            rule = f"p = {check.p_value:.3g}, allowed {check.threshold:g}"
+        else:
+            what = f"not worse on {check.tasks[0]} ({check.n} items)"
+            rule = f"low > {check.threshold:+.3f}"
+        interval = f"{check.difference:+.3f} [{check.low:+.3f}, {check.high:+.3f}]"
+        rows.append((what, interval, rule, check.outcome))
+    return rows
 
 
 def print_adoption(adoption: Adoption, recipe_path: Path | None) -> None:
@@ -115,7 +128,7 @@ def _size(n: int | None) -> str:
     return "-" if n is None else f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
-def _table(columns: Iterable[str], rows: Iterable[Sequence[str]]):  # type: ignore[no-untyped-def]
+def _table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
 

@@ -29,9 +29,7 @@ class Page(Protocol):
         """Set the description."""
 
 
-def publish(
-    page: Page, recipe: Recipe, resolved: Resolved, board: Leaderboard | None
-) -> None:
+def publish(page: Page, recipe: Recipe, resolved: Resolved, board: Leaderboard | None) -> None:
     """Write everything that a reader of the run's page wants; writing it again changes nothing.
 
     Args:
@@ -66,9 +64,7 @@ def parents_of(resolved: Resolved) -> list[Source]:
     return [*base, *resolved.sources.values()]
 
 
-def _lineage(
-    name: str, recipe: Recipe, resolved: Resolved, board: Leaderboard | None
-) -> str:
+def _lineage(name: str, recipe: Recipe, resolved: Resolved, board: Leaderboard | None) -> str:
     scores = {row.name: f"{row.pooled:.3f} on dev" for row in board.rows} if board else {}
 
     def node(source: Source) -> Node:
@@ -85,9 +81,7 @@ def _lineage(
     return lineage_svg(base, [node(s) for s in resolved.sources.values()], merge, version)
 
 
-def _description(
-    name: str, recipe: Recipe, resolved: Resolved, board: Leaderboard | None
-) -> str:
+def _description(name: str, recipe: Recipe, resolved: Resolved, board: Leaderboard | None) -> str:
     sources = ", ".join(resolved.sources)
     blocks = [f"**{name}**: a merge of {sources} by `{recipe.method.name}`."]
     if board is not None:

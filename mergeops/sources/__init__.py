@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mergeops.recipe import Recipe, TrackingSpec
+    from mergeops.recipe import Recipe
+    from mergeops.settings import TrackingSpec
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def resolve_uri(
     Raises:
         SourceError, TrackingError: as ``resolve``.
     """
-    from mergeops.recipe import TrackingSpec
+    from mergeops.settings import TrackingSpec
     from mergeops.sources.resolver import Resolver
 
     resolver = Resolver(cache_dir, tracking or TrackingSpec(), path_map or {}, base, progress)

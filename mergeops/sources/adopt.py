@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mergeops.errors import SourceError, TrackingError
-from mergeops.recipe import TrackingSpec
+from mergeops.errors import ConfigError, SourceError, TrackingError
+from mergeops.settings import TrackingSpec
 from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL
 from mergeops.sources.discover import Experiment, Found, Tick, read_experiment
 from mergeops.sources.groups import Group, group
@@ -99,7 +99,7 @@ def adopt(
         TrackingError: MLflow cannot be reached, or refuses.
     """
     if register is not None and (not register or set(register) & set("/:")):
-        raise SourceError(f"--register is {register!r}; MLflow allows any name without '/' and ':'")
+        raise ConfigError(f"--register is {register!r}; MLflow allows any name without '/' and ':'")
     store = open_store(TrackingSpec(uri=tracking_uri), path_map)
     read = read_experiment(store, experiment, filter_string, progress)
     usable = [found for found in read.found if found.problem is None]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError, TrackingError
-from mergeops.recipe import TrackingSpec
+from mergeops.settings import TrackingSpec
 from mergeops.sources import facts
 from mergeops.sources.checkpoints import Choice, Search
 from mergeops.sources.contents import Kind

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mergeops.errors import SourceError
-from mergeops.recipe import TrackingSpec
+from mergeops.settings import TrackingSpec
 from mergeops.sources import Source, adapter, hub, local, models, runs
 from mergeops.sources.contents import examine
 from mergeops.sources.download import fetch

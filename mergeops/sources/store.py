@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError, TrackingError
-from mergeops.recipe import TrackingSpec
+from mergeops.settings import TrackingSpec
 from mergeops.sources.path_map import moved
 from mergeops.sources.place import LocalPlace, Place, RemotePlace, local_path
 

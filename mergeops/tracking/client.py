@@ -28,6 +28,7 @@ REASONS = (
     ("reset by peer", "connection lost"),
     ("certificate", "its TLS certificate is not trusted"),
 )
+NO_MLFLOW = ("not in a valid JSON format", "failed with error code 404", "error code 405")
 
 
 def quiet() -> None:
@@ -157,7 +158,13 @@ def _explain(message: str, uri: str, what: str) -> str:
             )
     if "UNAUTHENTICATED" in message or "PERMISSION_DENIED" in message:
         return _denied(message, where)
-    line = " ".join(redact(message).split())
+    if uri.startswith("http") and any(sign in message for sign in NO_MLFLOW):
+        return (
+            f"the server at {where} does not answer like an MLflow server; check host, port and "
+            "path of tracking.uri or MLFLOW_TRACKING_URI"
+        )
+    # SQLAlchemy adds the statement and a link.
+    line = " ".join(redact(message.split("[SQL:")[0]).split())
     line = line.removeprefix("RESOURCE_DOES_NOT_EXIST: ").removeprefix("INVALID_PARAMETER_VALUE: ")
     return f"MLflow at {where} could not {what}: {line[:300]}"
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mergeops.errors import TrackingError
-from mergeops.recipe import Recipe, TrackingSpec
+from mergeops.recipe import Recipe
+from mergeops.settings import TrackingSpec
 from mergeops.tracking import client as quiet_client
 from mergeops.tracking.keys import file_name, redact
 
@@ -118,9 +119,9 @@ def connect(spec: TrackingSpec) -> Tracking:
     mlflow.set_tracking_uri(uri)
     if spec.registry_uri:
         mlflow.set_registry_uri(spec.registry_uri)
-    client = quiet_client.guarded(
-        mlflow.MlflowClient(tracking_uri=uri, registry_uri=spec.registry_uri), uri
-    )
+    with quiet_client.translated(uri, "open the store"):
+        plain = mlflow.MlflowClient(tracking_uri=uri, registry_uri=spec.registry_uri)
+    client = quiet_client.guarded(plain, uri)
     with quiet_client.no_patience(spec.timeout_s):
         experiment_id = _experiment(client, uri, spec.experiment)
     quiet_client.patience(spec.timeout_s)

@@ -53,7 +53,7 @@ def upload(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Send a checkpoint to its LoggedModel and check what arrived; weights that are there are kept.
+    """Send a checkpoint to its LoggedModel and check what arrived; weights sent before are kept.
 
     Args:
         model: the LoggedModel, not yet READY.
@@ -71,8 +71,10 @@ def upload(
         local = local_folder(model.artifact_location)
         done = 0
         for name, path in files.items():
-            # Small files may change without changing size: they are always sent again.
-            if not (name.endswith(WEIGHTS) and there.get(name) == path.stat().st_size):
+            # Small files may change without changing size, and linking costs nothing: only weights
+            # that crossed a network are kept.
+            kept = local is None and name.endswith(WEIGHTS)
+            if not (kept and there.get(name) == path.stat().st_size):
                 _send(tracking, model.model_id, path, name, local)
             done += path.stat().st_size
             if progress:

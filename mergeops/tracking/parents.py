@@ -26,8 +26,8 @@ def role_of(source: Source) -> str:
 def ensure_parent_model(tracking: Tracking, source: Source) -> str:
     """The LoggedModel of a base or source in the experiment: found by weights and role, or made.
 
-    It points at the checkpoint where it lies; no bytes are copied. A merge of this experiment that
-    is used as a source is its own model.
+    It points at the checkpoint where it lies; no bytes are copied. A source that has a model in
+    this experiment already, as a merge has, is that model.
 
     Returns:
         The model's id.
@@ -139,8 +139,15 @@ def _model_of_this_experiment(tracking: Tracking, source: Source) -> str | None:
         if is_missing(error):
             return None
         raise
-    same = str(model.experiment_id) == tracking.experiment_id
-    return str(model.model_id) if same and _is_merge(model) else None
+    if str(model.experiment_id) != tracking.experiment_id:
+        return None
+    if not _is_merge(model) and "mergeops.weights_sha256" not in model.tags:
+        tags = {
+            "mergeops.role": role_of(source),
+            "mergeops.weights_sha256": source.sha256,
+        }
+        tracking.client.set_logged_model_tags(model.model_id, tags)
+    return str(model.model_id)
 
 
 def _trial_of(tracking: Tracking, model_id: str) -> str | None:

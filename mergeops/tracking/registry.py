@@ -38,6 +38,8 @@ def register(
     Raises:
         TrackingError: the model is not READY (MLflow itself would take it), or MLflow refuses.
     """
+    import mlflow
+
     client = tracking.client
     model = client.get_logged_model(model_id)
     if str(model.status) != "READY":
@@ -50,6 +52,8 @@ def register(
     found = _versions_of(tracking, name, digest, run_id)
     if not found:
         _ensure_registered_model(tracking, name)
+        # MLflow looks the model up in the process's default store, whatever the client's is.
+        mlflow.set_tracking_uri(tracking.uri)
         copied = ("plan_digest", "weights_sha256", "method", "parents", "parent_run_ids")
         client.create_model_version(
             name,

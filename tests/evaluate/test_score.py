@@ -16,7 +16,7 @@ from mergeops.errors import ConfigError, EvaluationError
 from mergeops.evaluate import Scores, answers, harness
 from mergeops.evaluate.harness import score
 from mergeops.evaluate.tasks import load_tasks
-from mergeops.recipe import EvaluateSpec
+from mergeops.settings import EvaluateSpec
 
 Write = Callable[..., Path]
 SHA = "ab" * 32
@@ -633,12 +633,26 @@ def test_progress_counts_items_and_nothing_else_is_said(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_number_of_threads_is_put_back(llama: Path, write_task: Write, work: Path) -> None:
+def test_a_small_model_has_one_thread_and_all_is_put_back_afterwards(
+    llama: Path, write_task: Write, work: Path
+) -> None:
+    import logging
+
     import torch
 
-    before = torch.get_num_threads()
-    score(llama, SHA, spec_for(write_task().parent, "sums"), "dev", work_dir=work)
-    assert torch.get_num_threads() == before
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers", "datasets")]
+    before = torch.get_num_threads(), [logger.level for logger in loggers]
+    inside = set()
+    score(
+        llama,
+        SHA,
+        spec_for(write_task().parent, "sums"),
+        "dev",
+        work_dir=work,
+        progress=lambda *_: inside.add(torch.get_num_threads()),
+    )
+    assert inside == {1}
+    assert (torch.get_num_threads(), [logger.level for logger in loggers]) == before
 
 
 def test_the_model_is_given_back(
@@ -674,6 +688,20 @@ def test_the_token_lists_are_shared_by_models_of_one_family(
     score(tiny_llama(like=llama), "cd" * 32, spec, "dev", work_dir=work, tasks=tasks)
     assert list(map(len, tasks.encodings.values())) == [size]
     assert len(tasks.requests) == 1
+
+
+def test_more_token_lists_than_there_is_room_for_are_made_again(
+    llama: Path, write_task: Write, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergeops.evaluate import model
+
+    spec = spec_for(write_task().parent, "sums")
+    kept_all = score(llama, SHA, spec, "dev", work_dir=work / "1")
+    monkeypatch.setattr(model, "_KEPT_TOKENS", 50)
+    tasks = load_tasks(spec)
+    assert score(llama, SHA, spec, "dev", work_dir=work / "2", tasks=tasks) == kept_all
+    [encodings] = tasks.encodings.values()
+    assert 0 < sum(map(len, encodings.values())) <= 50
 
 
 def test_harness_is_importable_without_the_harness() -> None:

@@ -14,7 +14,7 @@ import pytest
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import catalogue, silence
 from mergeops.evaluate.tasks import load_tasks
-from mergeops.recipe import EvaluateSpec
+from mergeops.settings import EvaluateSpec
 
 Write = Callable[..., Path]
 

@@ -9,7 +9,7 @@ import pytest
 from mlflow_server import Server
 from tracking_case import Case, make_case
 
-from mergeops.recipe import TrackingSpec
+from mergeops.settings import TrackingSpec
 from mergeops.tracking.connection import connect
 
 

@@ -1,4 +1,4 @@
-"""Fixtures: an MLflow database, and runs that the HF Trainer's own callback really wrote into it."""
+"""Fixtures: an MLflow database, and runs that the HF Trainer's callback really wrote into it."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
 def test_of_an_output_directory_a_checkpoint_is_to_be_named(tmp_path: Path) -> None:
     for n in (2, 10, 4):
         (tmp_path / f"checkpoint-{n}").mkdir()
-    wanted = "output directory with checkpoint-2, checkpoint-4, checkpoint-10; name one .*/checkpoint-10$"
+    wanted = "with checkpoint-2, checkpoint-4, checkpoint-10; name one of them: .*/checkpoint-10$"
     with pytest.raises(SourceError, match=wanted):
         find(tmp_path, tmp_path)
 

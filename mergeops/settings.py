@@ -1,0 +1,120 @@
+"""Settings that never change merged bytes: output, scoring, tracking, search and the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergeops.errors import ConfigError
+from mergeops.schema import check_choice, check_range
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """Where work is kept, and how checkpoints are written."""
+
+    dir: str = "mergeops-work"
+    """Merges, scores and caches; safe to delete once everything is in MLflow."""
+    shard_size: str = "5GB"
+    """Largest safetensors file: a number with KB, MB, GB (powers of 1000) or KiB, MiB, GiB."""
+    device: str = "auto"
+    """Device of the merge arithmetic: auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class EvaluateSpec:
+    """What is scored with the lm-eval harness, and how."""
+
+    tasks: tuple[str, ...] = ()
+    """lm-eval task names, or paths of task YAML files."""
+    include_path: str | None = None
+    """A directory of task YAML files whose names ``tasks`` may use."""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """Metric of a task, e.g. {my_task: exact_match}; else acc where the task has it, else its
+    first metric."""
+    num_fewshot: int | None = None
+    """In-context examples; null keeps what the task says."""
+    limit: int | None = None
+    """At most this many items of each part of each task (for a quick look)."""
+    batch_size: int = 32
+    """Fixed for every model, since the batch size moves scores in the last digits."""
+    max_length: int | None = None
+    """Context length in tokens; null takes the model's own."""
+    dtype: str = "auto"
+    """auto (as stored), bfloat16, float16 or float32."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    apply_chat_template: bool = False
+    """Wrap prompts in the tokenizer's chat template."""
+    confirm_fraction: float = 0.5
+    """Share of each task's items kept for the confirm part, which no choice may see."""
+    split_salt: str = ""
+    """Another salt gives another split of the items into dev and confirm."""
+    seed: int = 1234
+    """Seed of the few-shot draws."""
+
+    def __post_init__(self) -> None:
+        check_range("evaluate.batch_size", self.batch_size, 1, None)
+        check_range("evaluate.confirm_fraction", self.confirm_fraction, 0.0, 0.95)
+        if self.limit is not None:
+            check_range("evaluate.limit", self.limit, 1, None)
+        if self.num_fewshot is not None:
+            check_range("evaluate.num_fewshot", self.num_fewshot, 0, None)
+        check_choice("evaluate.dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+
+
+@dataclass(frozen=True)
+class TrackingSpec:
+    """Where trials are logged."""
+
+    uri: str | None = None
+    """MLflow tracking URI; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."""
+    registry_uri: str | None = None
+    """MLflow registry URI; null takes the tracking URI."""
+    experiment: str = "mergeops"
+    """The experiment that holds trials and the scores of their parents."""
+    registered_model: str = "merged"
+    """The registered model whose versions are the merges."""
+    timeout_s: int = 20
+    """How long to wait for the server before saying that it cannot be reached."""
+
+    def __post_init__(self) -> None:
+        if not self.registered_model or set(self.registered_model) & set("/:"):
+            raise ConfigError(
+                f"tracking.registered_model is {self.registered_model!r}; MLflow allows any name "
+                "without '/' and ':'"
+            )
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """How ``mergeops search`` proposes trials."""
+
+    strategy: str = "greedy_soup"
+    """greedy_soup or grid."""
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """For grid: override key -> values, e.g. {method.density: [0.2, 0.5]}."""
+
+
+@dataclass(frozen=True)
+class PromoteSpec:
+    """The gate: what a merge must show on the confirm part to become @champion."""
+
+    alpha: float = 0.05
+    """Significance level of the one-sided paired test against each reference."""
+    against: tuple[str, ...] = ("best_parent", "champion")
+    """References to beat: best_parent (by dev score), champion, base."""
+    primary: tuple[str, ...] = ()
+    """Tasks whose items, pooled, must be better; empty means all of evaluate.tasks."""
+    margin: float = 0.05
+    """No single task may be worse than on the reference by more than this (score units) ..."""
+    confidence: float = 0.95
+    """... with this one-sided confidence."""
+
+    def __post_init__(self) -> None:
+        check_range("promote.alpha", self.alpha, 1e-9, 0.5)
+        check_range("promote.margin", self.margin, 0.0, 1.0)
+        check_range("promote.confidence", self.confidence, 0.5, 0.999999)
+        for i, reference in enumerate(self.against):
+            check_choice(f"promote.against[{i}]", reference, ("best_parent", "champion", "base"))

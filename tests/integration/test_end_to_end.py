@@ -1,0 +1,247 @@
+"""The main job as a user runs it: the command line, in processes of their own, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+
+pytestmark = pytest.mark.integration
+
+RECIPE = """# @package _global_
+base: base
+sources: {math: {uri: math}, dates: {uri: dates}, units: {uri: units}}
+evaluate: {tasks: [add, sub], include_path: tasks}
+"""
+
+
+def write_task(folder: Path, name: str, sign: int, n: int = 80) -> None:
+    draw = random.Random(name)
+    rows = []
+    for _ in range(n):
+        a, b = draw.randrange(50), draw.randrange(50)
+        right = a + sign * b
+        choices = [str(right), str(right + 1), str(right - 1), str(right + 10)]
+        rows.append({"prompt": f"{a} {'+-'[sign < 0]} {b} =", "choices": choices, "answer": 0})
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+    # JSON is YAML.
+    (folder / f"{name}.yaml").write_text(json.dumps(task))
+
+
+@pytest.fixture
+def place(tiny_llama: Callable[..., Path], template_database: Path, tmp_path: Path) -> Path:
+    """A user's directory: a base, three fine-tunes, two tasks, a recipe, an MLflow database."""
+    base = tiny_llama(path=tmp_path / "base", layers=6, hidden=256)
+    for seed, name in enumerate(("math", "dates", "units"), 1):
+        tiny_llama(path=tmp_path / name, like=base, seed=seed, noise=0.02)
+    (tmp_path / "tasks").mkdir()
+    write_task(tmp_path / "tasks", "add", 1)
+    write_task(tmp_path / "tasks", "sub", -1)
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    (tmp_path / "conf" / "recipe" / "three.yaml").write_text(RECIPE)
+    (tmp_path / "mlflow.db").write_bytes(template_database.read_bytes())
+    return tmp_path
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "mergeops", *words]
+
+
+def environment(place: Path) -> dict[str, str]:
+    return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db"}
+
+
+def mergeops(place: Path, *words: str, code: int = 0) -> str:
+    done = subprocess.run(
+        command(*words),
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env=environment(place),
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def start(place: Path, *words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(*words),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=place,
+        env=environment(place),
+    )
+
+
+def kill_when(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
+    """SIGKILL as soon as something is seen on disk; fails if the process ends before."""
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, "the command ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def runs(place: Path, role: str) -> list[mlflow.entities.Run]:
+    client = mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db")
+    experiment = client.get_experiment_by_name("mergeops")
+    return list(client.search_runs([experiment.experiment_id], f"tags.`mergeops.role` = '{role}'"))
+
+
+RUN = ("run", "--config-dir", "conf", "recipe=three", "method=ties", "method.density=0.5")
+
+
+def test_from_sources_to_a_promoted_champion_and_back(place: Path) -> None:
+    first = json.loads(mergeops(place, *RUN, "--json"))
+    assert first["registered"] == "merged/1"
+    assert {row["name"] for row in first["leaderboard"]["rows"]} == {
+        "base",
+        "math",
+        "dates",
+        "units",
+        "ties density=0.5",
+    }
+
+    again = json.loads(mergeops(place, *RUN, "--json"))
+    assert again == first
+    assert len(runs(place, "merge")) == 1
+    assert len(runs(place, "source")) == 3
+
+    found = json.loads(mergeops(place, "search", "--config-dir", "conf", "recipe=three", "--json"))
+    assert len(found["steps"]) == 3
+    best_single = max(
+        row["pooled"] for row in first["leaderboard"]["rows"] if row["kind"] == "source"
+    )
+    assert found["steps"][0]["dev"] == best_single
+    assert len(found["trials"]) == 2
+    (search,) = runs(place, "search")
+    nested = [r for r in runs(place, "merge") if r.data.tags.get("mlflow.parentRunId")]
+    assert {r.data.tags["mlflow.parentRunId"] for r in nested} == {search.info.run_id}
+
+    board = json.loads(mergeops(place, "compare", "--json"))
+    assert len(board["rows"]) == 7
+    assert board["reference"] in ("math", "dates", "units")
+
+    refused = json.loads(mergeops(place, "promote", "merged", "--version", "1", "--json", code=7))
+    assert refused["promoted"] is False
+    assert refused["verdict"]["decision"] in ("refuse", "inconclusive")
+    mergeops(place, "promote", "merged", "--version", "1", "--force", "--reason", "a test")
+    forced = mergeops(
+        place, "promote", "merged", "--version", "2", "--force", "--reason", "b", "--json"
+    )
+    assert json.loads(forced)["change"]["from"] == 1
+    assert json.loads(mergeops(place, "rollback", "merged", "--json"))["to"] == 1
+
+    text = mergeops(place, "verify", "models:/merged@champion")
+    assert "every file is as its manifest says" in text
+
+
+def test_kill_in_the_middle_of_a_merge_leaves_nothing_that_looks_finished(place: Path) -> None:
+    merges = place / "mergeops-work" / "merges"
+    process = start(place, *RUN)
+    kill_when(process, lambda: any(merges.glob(".*.partial/*.safetensors")))
+    assert [p for p in merges.iterdir() if not p.name.startswith(".")] == []
+    (killed,) = runs(place, "merge")
+    assert killed.info.status == "RUNNING"
+    client = mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db")
+    assert client.search_registered_models() == []
+
+    trial = json.loads(mergeops(place, *RUN, "--json"))
+    (run,) = runs(place, "merge")
+    assert run.info.run_id == killed.info.run_id == trial["run_id"]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mergeops.resumed"] == "1"
+    assert len(client.search_model_versions("name = 'merged'")) == 1
+    assert [p.name for p in merges.iterdir()] == [trial["plan_digest"][:16]]
+
+
+def test_kill_in_the_middle_of_scoring_redoes_nothing_that_was_finished(place: Path) -> None:
+    scores = place / "mergeops-work" / "scores"
+    process = start(place, *RUN)
+    kill_when(process, lambda: len(list(scores.glob("*/*.json"))) >= 3)
+    finished = {
+        path: path.stat().st_mtime_ns
+        for path in (place / "mergeops-work").rglob("*")
+        if path.suffix in (".json", ".safetensors") and "cache" not in path.parts
+    }
+    assert len([path for path in finished if "scores" in path.parts]) < 10
+
+    mergeops(place, *RUN)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert len(runs(place, "merge")) == 1
+    assert len(runs(place, "source")) == 3
+    assert len(runs(place, "base")) == 1
+    (run,) = runs(place, "merge")
+    assert run.info.status == "FINISHED"
+    history = mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db").get_metric_history(
+        run.info.run_id, "pooled"
+    )
+    assert len(history) == 1
+
+
+def test_merge_writes_only_the_directory_that_it_is_asked_for(place: Path) -> None:
+    recipe = place / "soup.yaml"
+    recipe.write_text("method: linear\nsources: {a: {uri: math}, b: {uri: dates, weight: 3}}\n")
+    mergeops(place, "merge", "soup.yaml", "out", "--seed", "1")
+    assert "every file is as its manifest says" in mergeops(place, "verify", "out")
+    before = (place / "mlflow.db").read_bytes()
+    assert before == (place / "mlflow.db").read_bytes()
+    weights = place / "out" / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    assert "model.safetensors" in mergeops(place, "verify", "out", code=4)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["sources.math.uri=gone"], 3, "gone"),
+        (["base=null"], 4, "ties merges task vectors and needs a base"),
+        (["evaluate.tasks=[ad]"], 5, "ad"),
+        (["tracking.uri=http://127.0.0.1:9"], 6, "cannot reach the MLflow server"),
+        (["sources.math.uri=dates"], 4, "same"),
+    ],
+)
+def test_bad_input_is_one_line_and_the_exit_code_of_its_kind(
+    place: Path, words: list[str], code: int, message: str
+) -> None:
+    done = subprocess.run(
+        command(*RUN, *words),
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env=environment(place),
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("mergeops: error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (place / "mergeops-work" / "merges").exists()

@@ -1,0 +1,135 @@
+"""The container files, as far as they can be checked without a container runtime."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+DOCKER = ROOT / "docker"
+DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "mlflow.Dockerfile"]
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """The (instruction, argument) pairs of a Dockerfile, continued lines joined."""
+    text = re.sub(r"^#.*\n", "", path.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def stages(path: Path) -> list[str]:
+    """The images that a Dockerfile begins its stages from, build arguments filled in."""
+    defaults = dict(rest.split("=", 1) for word, rest in instructions(path) if word == "ARG")
+    images = [rest.split()[0] for word, rest in instructions(path) if word == "FROM"]
+    return [re.sub(r"\$\{(\w+)\}", lambda m: defaults[m.group(1)], image) for image in images]
+
+
+def is_pinned(image: str) -> bool:
+    _, _, tag = image.partition(":")
+    return bool(re.match(r"\d+\.\d+", tag)) and "latest" not in tag
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_images_begin_from_pinned_bases_and_end_as_a_plain_user(path: Path) -> None:
+    assert all(is_pinned(image) for image in stages(path))
+    found = instructions(path)
+    users = [rest for word, rest in found if word == "USER"]
+    assert users
+    assert users[-1] not in ("root", "0")
+    after = [word for word, _ in found[found.index(("USER", users[-1])) :]]
+    assert "RUN" not in after
+    assert "ADD" not in [word for word, _ in found]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_packages_are_pinned_or_our_own_wheel(path: Path) -> None:
+    arguments = dict(rest.split("=", 1) for word, rest in instructions(path) if word == "ARG")
+    for word, rest in instructions(path):
+        for command in re.findall(r"pip install ([^&]*)", rest) if word == "RUN" else []:
+            text = re.sub(r"\$\{(\w+)\}", lambda m: arguments[m.group(1)], command)
+            wanted = [w.strip('"') for w in text.split() if not w.startswith(("-", '"http'))]
+            assert wanted
+            assert all("==" in package or package.endswith(".whl") for package in wanted)
+
+
+def test_everything_that_is_copied_is_there_and_not_ignored() -> None:
+    allowed = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    assert allowed[0] == "*"
+    for word, rest in instructions(DOCKER / "Dockerfile"):
+        if word == "COPY" and not rest.startswith("--from"):
+            for source in rest.split()[:-1]:
+                assert (ROOT / source).exists()
+                assert f"!{source}" in allowed
+
+
+def test_the_servers_mlflow_is_one_that_mergeops_works_with() -> None:
+    from importlib.metadata import version
+
+    (installed,) = re.findall(r"mlflow==(\S+)", (DOCKER / "mlflow.Dockerfile").read_text())
+    assert installed.split(".")[:2] == version("mlflow").split(".")[:2]
+
+
+def test_services_have_a_pinned_image_or_a_dockerfile_that_is_there() -> None:
+    for service in SERVICES.values():
+        if "image" in service:
+            assert is_pinned(service["image"])
+        else:
+            context = DOCKER / service["build"]["context"]
+            assert (context / service["build"]["dockerfile"]).is_file()
+
+
+def test_what_a_service_waits_for_exists_and_can_become_ready() -> None:
+    for service in SERVICES.values():
+        for name, how in service.get("depends_on", {}).items():
+            if how["condition"] == "service_healthy":
+                assert "healthcheck" in SERVICES[name]
+            else:
+                assert how["condition"] == "service_completed_successfully"
+                assert "restart" not in SERVICES[name]
+
+
+def test_every_mounted_volume_is_declared() -> None:
+    mounted = {v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", [])}
+    assert mounted == set(COMPOSE["volumes"])
+
+
+def test_the_server_answers_to_the_name_under_which_the_others_call_it() -> None:
+    command = SERVICES["mlflow"]["command"]
+    hosts = command[command.index("--allowed-hosts") + 1].split(",")
+    called = SERVICES["mergeops"]["environment"]["MLFLOW_TRACKING_URI"].removeprefix("http://")
+    assert called in hosts
+    assert called.split(":")[0] in SERVICES
+    assert "localhost:*" in hosts
+    assert "*" not in hosts
+
+
+def test_mlflow_takes_the_options_that_it_is_given() -> None:
+    from mlflow.cli import server
+
+    known = {name for option in server.params for name in option.opts}
+    given = {word for word in SERVICES["mlflow"]["command"] if word.startswith("--")}
+    assert given <= known
+    env = {option.envvar for option in server.params}
+    assert {"MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION"} <= env
+
+
+def test_the_job_runner_is_off_and_only_this_machine_reaches_the_server() -> None:
+    assert SERVICES["mlflow"]["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    published = [port for s in SERVICES.values() for port in s.get("ports", [])]
+    assert published == ["127.0.0.1:5000:5000"]
+
+
+def test_secrets_come_from_the_environment_and_are_named_in_the_example() -> None:
+    named = set(re.findall(r"^(\w+)=", (DOCKER / ".env.example").read_text(), re.MULTILINE))
+    for service in SERVICES.values():
+        for key, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|ACCESS_KEY", key):
+                assert re.match(r"^\$\{(\w+):\?", value)
+                assert re.findall(r"\$\{(\w+)", value)[0] in named
+    assert ".env" in (DOCKER / ".gitignore").read_text().split()

@@ -1,0 +1,77 @@
+"""One version for each plan, tagged with where it came from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tracking_case import Case, make_scores
+
+from mergeops.errors import TrackingError
+from mergeops.tracking.registry import find_registered_model, find_version, register
+
+
+def test_a_version_says_where_it_came_from(case: Case) -> None:
+    run_id, version = case.whole()
+    found = find_version(case.tracking, "skills", version)
+    assert found.run_id == run_id
+    assert found.source.startswith("models:/m-")
+    assert found.description == "task_arithmetic density=0.5; score on dev 0.625"
+    assert {name.removeprefix("mergeops."): value for name, value in found.tags.items()} == {
+        "role": "merge",
+        "status": "candidate",
+        "run_id": run_id,
+        "plan_digest": case.digest,
+        "weights_sha256": make_scores("merge").weights_sha256,
+        "method": "task_arithmetic",
+        "parents": "base,math,dates",
+        "parent_run_ids": case.sources["math"].run_id,
+    }
+
+
+def test_the_models_page_links_to_its_version_once(case: Case) -> None:
+    run_id, version = case.whole()
+    case.whole()
+    client = case.tracking.client
+    model_id = client.get_run(run_id).data.tags["mergeops.model_id"]
+    linked = client.get_logged_model(model_id).tags["mlflow.modelVersions"]
+    assert json.loads(linked) == [{"name": "skills", "version": version}]
+
+
+def test_another_plan_is_another_version_and_another_name_another_model(case: Case) -> None:
+    assert case.whole()[1] == 1
+    assert case.whole(plan_digest="e" * 64)[1] == 2
+    with case.trial() as log:
+        log.log_model(case.checkpoint)
+        assert log.register("elsewhere") == 1
+
+
+def test_a_model_that_is_not_ready_is_not_registered(case: Case) -> None:
+    with case.trial() as log:
+        model = case.tracking.client.create_logged_model(case.tracking.experiment_id, name="half")
+        with pytest.raises(TrackingError, match=r"is PENDING, not READY; only a complete upload"):
+            register(
+                case.tracking,
+                "skills",
+                log.run_id,
+                model.model_id,
+                role="merge",
+                status="candidate",
+                description="",
+            )
+
+
+def test_of_two_versions_that_raced_the_lower_number_counts(case: Case) -> None:
+    run_id, version = case.whole()
+    client = case.tracking.client
+    first = client.get_model_version("skills", str(version))
+    client.create_model_version("skills", first.source, run_id, tags=first.tags)
+    assert case.whole() == (run_id, version)
+
+
+def test_a_name_or_version_that_does_not_exist_is_named_with_what_does(case: Case) -> None:
+    with pytest.raises(TrackingError, match=r"there is no registered model 'skils' at sqlite"):
+        find_registered_model(case.tracking, "skils")
+    case.whole()
+    with pytest.raises(TrackingError, match=r"skills has no version 7; its versions: 1$"):
+        find_version(case.tracking, "skills", 7)

@@ -1,0 +1,137 @@
+"""Scores reach runs and models once, and come back as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tracking_case import Case, make_scores
+
+from mergeops.errors import TrackingError
+from mergeops.tracking.scores import entries, read_scores
+
+
+@pytest.fixture
+def trial(case: Case) -> Any:
+    with case.trial() as log:
+        log.log_model(case.checkpoint, weights_sha256="0" * 64)
+        yield log
+
+
+def test_each_task_has_value_stderr_and_a_dataset_of_its_own() -> None:
+    found = {e.key: (e.value, e.dataset) for e in entries(make_scores(right={"dates": 4}))}
+    assert found == {
+        "dates/acc": (0.5, "dates"),
+        "dates/acc_stderr": (0.125, "dates"),
+        "pooled": (0.5, "all tasks"),
+    }
+
+
+def test_confirm_keys_and_datasets_are_apart_from_dev() -> None:
+    confirm = entries(make_scores(part="confirm", stderr=None))
+    assert [e.key for e in confirm] == [
+        "confirm/arithmetic/acc",
+        "confirm/dates/acc",
+        "confirm/pooled",
+    ]
+    assert [e.dataset for e in confirm] == [
+        "arithmetic (confirm)",
+        "dates (confirm)",
+        "all tasks (confirm)",
+    ]
+    dev = {e.digest for e in entries(make_scores())}
+    assert dev.isdisjoint(e.digest for e in confirm)
+
+
+def test_the_pooled_dataset_depends_on_all_questions() -> None:
+    def pooled(**right: int) -> str:
+        return entries(make_scores(right=right))[-1].digest
+
+    assert pooled(arithmetic=1, dates=2) == pooled(dates=0, arithmetic=0)
+    assert pooled(arithmetic=1) != pooled(arithmetic=1, dates=1)
+
+
+def test_a_merge_does_not_become_its_own_input_by_being_scored(trial: Any) -> None:
+    trial.log_scores(make_scores())
+    run = trial.tracking.client.get_run(trial.run_id)
+    inputs = [model.model_id for model in run.inputs.model_inputs]
+    assert trial.model_id not in inputs
+    assert len(inputs) == 3
+
+
+def test_the_same_scores_twice_are_logged_once(trial: Any) -> None:
+    client = trial.tracking.client
+    for _ in range(2):
+        trial.log_scores(make_scores())
+    assert len(client.get_metric_history(trial.run_id, "pooled")) == 1
+    assert len(client.get_logged_model(trial.model_id).metrics) == 5
+    datasets = client.get_run(trial.run_id).inputs.dataset_inputs
+    assert sorted(d.dataset.name for d in datasets) == ["all tasks", "arithmetic", "dates"]
+
+
+def test_values_that_are_not_finite_are_named_and_not_logged_as_zero(trial: Any) -> None:
+    scores = make_scores()
+    tasks = dict(scores.tasks)
+    tasks["dates"] = dataclasses.replace(tasks["dates"], value=math.nan, stderr=math.inf)
+    trial.log_scores(dataclasses.replace(scores, tasks=tasks))
+    run = trial.tracking.client.get_run(trial.run_id)
+    assert "dates/acc" not in run.data.metrics
+    assert run.data.tags["mergeops.not_finite.dev"] == "dates/acc, dates/acc_stderr"
+
+
+def test_metric_names_that_mlflow_refuses_are_mapped(trial: Any) -> None:
+    scores = make_scores(right={"code": 4})
+    tasks = {"code": dataclasses.replace(scores.tasks["code"], metric="pass@1")}
+    trial.log_scores(dataclasses.replace(scores, tasks=tasks))
+    metrics = trial.tracking.client.get_run(trial.run_id).data.metrics
+    assert set(metrics) == {"code/pass_at_1", "code/pass_at_1_stderr", "pooled"}
+
+
+@pytest.mark.parametrize("part", ["dev", "confirm"])
+def test_scores_come_back_as_they_were(trial: Any, part: str) -> None:
+    scores = make_scores(part=part)
+    tasks = dict(scores.tasks)
+    items = tuple(dataclasses.replace(i, value=i.value / 3) for i in tasks["dates"].items)
+    tasks["dates"] = dataclasses.replace(
+        tasks["dates"], items=items, stderr=None, higher_is_better=False
+    )
+    scores = dataclasses.replace(scores, tasks=tasks)
+    trial.log_scores(scores)
+    assert read_scores(trial.tracking, trial.run_id, part) == scores
+
+
+def test_items_are_a_table_that_mlflow_shows(trial: Any, tmp_path: Path) -> None:
+    trial.log_scores(make_scores())
+    path = trial.tracking.client.download_artifacts(trial.run_id, "samples/dev.csv", str(tmp_path))
+    lines = Path(path).read_text().splitlines()
+    assert lines[0] == "task,doc_id,value,doc_hash,prompt_hash,target_hash"
+    assert lines[1].startswith("arithmetic,0,1.0,")
+    assert len(lines) == 1 + 16
+
+
+def test_scores_that_were_never_logged_are_an_error(trial: Any) -> None:
+    with pytest.raises(TrackingError, match="could not download artifacts"):
+        read_scores(trial.tracking, trial.run_id, "dev")
+
+
+def test_a_damaged_artifact_says_so(trial: Any) -> None:
+    trial.log_scores(make_scores())
+    trial.log_text("{}", "scores/dev.json")
+    with pytest.raises(TrackingError, match=r"scores/dev.json .* are not what mergeops wrote"):
+        read_scores(trial.tracking, trial.run_id, "dev")
+
+
+def test_everything_scored_is_found_with_its_role(case: Case) -> None:
+    case.whole()
+    case.tracking.log_parent(case.base, make_scores("base", part="confirm"))
+    dev = case.tracking.scored()
+    assert sorted((s.name, s.role) for s in dev) == [
+        ("base", "base"),
+        ("dates", "source"),
+        ("math", "source"),
+        ("task_arithmetic density=0.5", "merge"),
+    ]
+    assert [s.name for s in case.tracking.scored("confirm")] == ["base"]
