@@ -165,7 +165,7 @@ def _references(tools: Tools, recipe: Recipe, name: str) -> dict[str, Scores]:
     references: dict[str, Source] = {}
     if "best_parent" in wanted:
         dev = tools.score_parents(recipe)
-        best = max(recipe.sources, key=lambda source: dev[source].pooled)
+        best = max(recipe.sources, key=lambda source: dev[source].merit)
         references[f"best_parent:{best}"] = resolved.sources[best]
     if "base" in wanted and resolved.base is not None:
         references["base"] = resolved.base

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mergeops import methods
 from mergeops.checkpoint.layout import INDEX
 from mergeops.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
 from mergeops.checkpoint.writer import (
@@ -38,8 +39,10 @@ from mergeops.plan import Plan, check_space
 from mergeops.records import default_card, manifest_content, weight_index
 from mergeops.stream import TensorStream
 
-CHUNK = 1 << 18
-"""Elements at a time: small enough that a lane's numbers stay in the processor's cache."""
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 21}
+"""Elements at a time: few enough for a processor's cache, many enough for a GPU's launches."""
+CUDA_LANES = 4
+"""Enough to have both copy directions and the arithmetic under way at any time."""
 UNWRITTEN = 16
 """Finished chunks that may wait for the writer."""
 LOCK = "lock"
@@ -53,10 +56,10 @@ Progress = Callable[[int, int], None]
 class Tuning:
     """How the work is cut; never what comes out."""
 
-    chunk: int = CHUNK
-    """Elements at a time, a multiple of ``methods.BLOCK``."""
+    chunk: int | None = None
+    """Elements at a time, a multiple of ``methods.BLOCK``; None takes what suits the device."""
     lanes: int | None = None
-    """Parallel chunks; None takes one for each processor."""
+    """Parallel chunks; None takes one for each processor, or ``CUDA_LANES``."""
 
 
 def merge(
@@ -84,10 +87,17 @@ def merge(
     Raises:
         ConfigError: no such device.
         SourceError: an input changed, cannot be read, or holds NaN or infinity.
-        MergeError: ``out`` holds something else, the disk is full, or the result overflows.
+        MergeError: ``out`` holds something else, the disk is full, the result overflows, or the
+            plan is of another version.
     """
     out = Path(out).absolute()
     chosen = choose_device(device)
+    version = methods.get(plan.method).version
+    if plan.method_version != version:
+        raise MergeError(
+            f"the plan was made with version {plan.method_version} of {plan.method}, but this is "
+            f"version {version}; plan again"
+        )
     if _is_done(plan, out):
         return out
     partial = out.with_name(f".{out.name}.partial")
@@ -193,11 +203,12 @@ def _write_shards(
     progress: Progress | None,
     tuning: Tuning,
 ) -> dict[str, WrittenFile]:
-    lanes = tuning.lanes or lane_count()
+    chunk = tuning.chunk or CHUNK[device.type]
+    lanes = tuning.lanes or (CUDA_LANES if device.type == "cuda" else lane_count())
     written: dict[str, WrittenFile] = {}
     before = 0
     with (
-        TensorStream(plan, device, tuning.chunk, lanes, UNWRITTEN) as stream,
+        TensorStream(plan, device, chunk, lanes, UNWRITTEN) as stream,
         OrderedWriter(UNWRITTEN) as writer,
     ):
         for shard in plan.shards:

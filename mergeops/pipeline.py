@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from mergeops.plan import Plan, make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
-from mergeops.report.trial_page import publish
 from mergeops.tools import Tools
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ class Trial:
         """Pooled score on the dev part; NaN where nothing was scored."""
         return self.scores.pooled if self.scores else float("nan")
 
+    @property
+    def merit(self) -> float:
+        """What choices are made by, larger is better; NaN where nothing was scored."""
+        return self.scores.merit if self.scores else float("nan")
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
         return {
@@ -77,6 +82,8 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
     resolved = tools.resolve(recipe)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     name = recipe.name or default_name(recipe)
+    if name in recipe.sources:
+        name = f"{name} (merge)"
     with tools.tracking.trial(
         recipe, plan, resolved, name=name, parent_run_id=parent_run_id
     ) as log:
@@ -89,7 +96,7 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
             scores = tools.score(name, checkpoint, "dev")
             log.log_scores(scores)
             board = leaderboard_of({name: scores}, parents)
-        publish(log, recipe, resolved, board)
+            log.log_report(board)
         version = log.register()
     return Trial(
         name=name,
@@ -125,6 +132,26 @@ def leaderboard_of(merges: Mapping[str, Scores], parents: Mapping[str, Scores]) 
     return leaderboard([*entries, *(Entry(name, "merge", s) for name, s in merges.items())])
 
 
+def joint_leaderboard(trials: Sequence[Trial]) -> Leaderboard:
+    """All scored trials among all their parents; equal names are told apart by their plans."""
+    names = Counter(trial.name for trial in trials)
+    merges: dict[str, Scores] = {}
+    parents: dict[str, Scores] = {}
+    for trial in trials:
+        if trial.scores is not None:
+            is_repeated = names[trial.name] > 1
+            label = f"{trial.name} ({trial.plan_digest[:6]})" if is_repeated else trial.name
+            merges[label] = trial.scores
+            parents |= trial.parents
+    return leaderboard_of(merges, parents)
+
+
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """The trial with the best dev score; None where none was scored."""
+    scored = [(t.scores.merit, t) for t in trials if t.scores is not None]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
 def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list[Trial]:
     """Run several recipes; more than one are nested below one sweep run in MLflow.
 
@@ -138,11 +165,10 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
     digest = hashlib.sha256("".join(recipe.sha256() for recipe in recipes).encode()).hexdigest()
     with tools.tracking.search(name, digest, {"trials": len(recipes)}) as sweep:
         trials = [run(recipe, tools, parent_run_id=sweep.run_id) for recipe in recipes]
-        best = max(trials, key=lambda trial: trial.dev_score)
-        if best.scores is not None:
+        best = best_of(trials)
+        if best is not None:
             sweep.log_best(best.run_id, best.dev_score)
-            merges = {t.name: t.scores for t in trials if t.scores is not None}
-            board = leaderboard_of(merges, tools.score_parents(recipes[0]))
+            board = joint_leaderboard(trials)
             sweep.log_text(board.markdown(), "leaderboard.md")
     return trials
 

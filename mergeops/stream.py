@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mergeops import methods
-from mergeops.checkpoint.dtypes import BY_WORD, DTYPES, word
+from mergeops.checkpoint.dtypes import BY_WORD, DTYPES, item_size, word
 from mergeops.errors import MergeError, SourceError
 from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, NonFiniteInputError
 from mergeops.methods.randomness import random_key
@@ -78,7 +78,8 @@ class TensorStream:
         self._lanes = Lanes(lambda: Lane(self._readers, has_base, chunk, compute, device), lanes)
         # Results come in order, so all that are under way must find a buffer.
         count = self._lanes.window + unwritten + 1
-        self._buffers = BufferPool(count, chunk * 8, device.type == "cuda")
+        widest = max(item_size(task.dtype) for shard in plan.shards for task in shard.tensors)
+        self._buffers = BufferPool(count, chunk * widest, device.type == "cuda")
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -558,6 +559,14 @@ def test_memory_does_not_grow_with_the_tensor(plan_of: Make, tmp_path: Path) -> 
     command = [sys.executable, "-c", MEASURED, str(tmp_path / "plan.json"), str(tmp_path / "out")]
     out = subprocess.run(command, check=True, capture_output=True, text=True)
     assert float(out.stdout) < 100
+
+
+def test_plan_of_another_version_of_the_method(ties: Plan, tmp_path: Path) -> None:
+    older = dataclasses.replace(ties, method_version=0)
+    with pytest.raises(
+        MergeError, match="made with version 0 of ties, but this is version 1; plan"
+    ):
+        merge(older, tmp_path / "out")
 
 
 def test_every_refusal_is_one_line(ties: Plan, tmp_path: Path) -> None:

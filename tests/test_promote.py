@@ -5,27 +5,45 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tracking_case import Case, make_scores, sha256
+from tracking_case import Case, make_case, make_scores, sha256
 
 from mergeops.errors import ConfigError, GateRefusedError, TrackingError
 from mergeops.promote import Change, audit, candidates, champion, promote, rollback
+from mergeops.recipe import TrackingSpec
+from mergeops.tracking.connection import connect
 from mergeops.tracking.lock import only_one
 
 VERDICT = {"decision": "promote", "reasons": ["better than math: p = 0.01"]}
 REFUSAL = {"decision": "refuse", "reasons": ["not better than math: p = 0.4"]}
 
 
-@pytest.fixture
-def registered(case: Case) -> Case:
-    """Three versions of ``skills``."""
+@pytest.fixture(scope="session")
+def three_versions(
+    template_database: Path, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path
+) -> Case:
+    """Three versions of ``skills``, in a store to be copied."""
+    path = tmp_path_factory.mktemp("three") / "mlflow.db"
+    shutil.copy(template_database, path)
+    spec = TrackingSpec(uri=f"sqlite:///{path}", experiment="merges", registered_model="skills")
+    case = make_case(connect(spec), checkpoint)
     for digest in "123":
         case.whole(plan_digest=digest * 64, name=f"merge {digest}")
     return case
+
+
+@pytest.fixture
+def registered(three_versions: Case, tmp_path: Path) -> Case:
+    """A copy of its own of the three versions."""
+    original = three_versions.tracking
+    shutil.copy(original.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    spec = dataclasses.replace(original.spec, uri=f"sqlite:///{tmp_path}/mlflow.db")
+    return dataclasses.replace(three_versions, tracking=connect(spec))
 
 
 def move(case: Case, version: int, **changes: Any) -> Change:

@@ -126,6 +126,7 @@ class ShardWriter:
 
     def finish(self) -> WrittenFile:
         """Bring the file to the disk and close it."""
+        assert self._position == self._size, f"{self._path} ends at byte {self._position}"
         try:
             os.fsync(self._file)
         except OSError as error:

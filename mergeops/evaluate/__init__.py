@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mergeops.errors import EvaluationError
+
 PARTS = ("dev", "confirm")
 """dev is for choosing; confirm is opened once, for the candidate that was chosen."""
 
@@ -63,6 +65,22 @@ class Scores:
 
     @property
     def pooled(self) -> float:
-        """Mean over the items of all tasks: the number that choices are made by."""
+        """Mean over the items of all tasks: the number that is shown."""
         values = [item.value for task in self.tasks.values() for item in task.items]
         return sum(values) / len(values) if values else float("nan")
+
+    @property
+    def merit(self) -> float:
+        """The number that choices are made by: ``pooled``, negated where lower is better.
+
+        Raises:
+            EvaluationError: some tasks go one way and some the other.
+        """
+        up = [name for name, task in self.tasks.items() if task.higher_is_better]
+        down = [name for name in self.tasks if name not in up]
+        if up and down:
+            raise EvaluationError(
+                f"of {', '.join(up)} higher is better, of {', '.join(down)} lower: no single number "
+                "can choose by both; name tasks of one kind in evaluate.tasks"
+            )
+        return -self.pooled if down else self.pooled

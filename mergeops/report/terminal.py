@@ -25,16 +25,12 @@ def print_leaderboard(board: Leaderboard) -> None:
 
 def print_trials(trials: Sequence[Trial]) -> None:
     """What was merged, where it is, and how it stands among its parents."""
-    from mergeops.evaluate import Scores
-    from mergeops.pipeline import leaderboard_of
+    from mergeops.pipeline import joint_leaderboard
 
     console = _console()
-    scored = {t.name: t.scores for t in trials if t.scores is not None}
+    scored = any(trial.scores is not None for trial in trials)
     if scored:
-        parents: dict[str, Scores] = {}
-        for trial in trials:
-            parents |= trial.parents
-        console.print(leaderboard_of(scored, parents).table())
+        console.print(joint_leaderboard(trials).table())
     for trial in trials:
         console.print(f"[bold]{_escape(trial.name)}[/]")
         console.print(f"  registered  models:/{trial.registered}")
@@ -58,8 +54,8 @@ def print_search(strategy: str, found: Found) -> None:
         )
     else:
         console.print(
-            f"{strategy}: no merge beats the source [bold]{found.best_source}[/] on dev; it stays the "
-            "best"
+            f"{strategy}: no merge beats the source [bold]{found.best_source}[/] on dev; it stays "
+            "the best"
         )
 
 

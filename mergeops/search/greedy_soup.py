@@ -72,9 +72,9 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
     def score_soup(names: tuple[str, ...]) -> float:
         trial = run(soup_recipe(recipe, names), tools, parent_run_id=parent_run_id)
         trials[names] = trial
-        return trial.dev_score
+        return trial.merit
 
-    singles = {name: parents[name].pooled for name in recipe.sources}
+    singles = {name: parents[name].merit for name in recipe.sources}
     soup, steps = choose(singles, score_soup)
     rows = [{"added": s.added, "size": len(s.soup), "dev": s.score, "kept": s.kept} for s in steps]
     best_source = soup[0] if len(soup) == 1 else None

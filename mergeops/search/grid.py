@@ -24,7 +24,7 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
     # All recipes are checked before the first one runs.
     recipes = [with_values(recipe, point) for point in points]
     trials = [run(point, tools, parent_run_id=parent_run_id) for point in recipes]
-    best = max(trials, key=lambda trial: trial.dev_score)
+    best = max(trials, key=lambda trial: trial.merit)
     rows = [{**point, "dev": t.dev_score} for point, t in zip(points, trials, strict=True)]
     return Found(best, None, trials, rows)
 
