@@ -38,7 +38,7 @@ IGNORED_LABEL = -100
 VALIDATION_ITEMS = 128
 LOG_EVERY = 5
 # A loss this many times the lowest one so far will not come back.
-DIVERGED = 2.0
+DIVERGED = 1.5
 
 
 class LossDivergedError(RuntimeError):
@@ -137,7 +137,7 @@ def _train(job: Job, report: Callable[[int], None]) -> None:
 
 def first_checkpoint(run: FineTune) -> int:
     """The step of the one checkpoint that a failing run leaves behind."""
-    return run.steps // 6 if run.status == "FAILED" else run.steps // 3
+    return 6 if run.status == "FAILED" else run.steps // 3
 
 
 def _rows(

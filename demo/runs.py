@@ -19,7 +19,7 @@ class Schedule:
 
 
 SCHEDULES = {
-    "tiny": Schedule(60, 64, 5e-4, 4e-3, 0.02),
+    "tiny": Schedule(80, 64, 3e-4, 3e-3, 0.06),
     "smollm2": Schedule(60, 8, 2e-5, 2e-4, 5e-3),
 }
 
@@ -59,14 +59,14 @@ def planned(model: str, seed: int) -> list[FineTune]:
         runs.append(FineTune(name, shares, rate, steps, batch, next(seeds), **more))  # type: ignore[arg-type]
 
     runs: list[FineTune] = []
-    run("sorting-diverged", "sorting", rate=schedule.diverging_learning_rate, status="FAILED")
-    run("everything-preempted", steps=2 * steps, status="KILLED")
+    run("everything-preempted", steps=steps // 2, status="KILLED")
+    run("clock-diverged", "clock", rate=schedule.diverging_learning_rate, status="FAILED")
     run("dates", "dates", log_checkpoints=True)
     run("units", "units", log_checkpoints=True)
     run("sorting", "sorting")
-    run("comparison", "comparison", rate=rate / 2)
-    run("spelling", "spelling")
-    run("clock", "clock")
-    run("numbers", "clock", "comparison", "units", rate=rate / 2)
+    run("comparison", "comparison")
+    run("spelling", "spelling", rate=1.5 * rate, steps=3 * steps // 2)
+    run("clock", "clock", rate=rate / 2)
+    run("ordering", "comparison", "sorting", rate=rate / 2)
     run("words-lora", "spelling", "dates", rate=schedule.adapter_learning_rate, adapter=True)
     return runs

@@ -108,7 +108,9 @@ def merge(
         present = sum(f.stat().st_blocks * 512 for f in partial.iterdir())
         check_space(plan, out, present)
         try:
-            _write_all(plan, partial, chosen, progress, card, tuning)
+            if not _is_complete(plan, partial):
+                _write_all(plan, partial, chosen, progress, card, tuning)
+            (partial / JOURNAL).unlink(missing_ok=True)
             (partial / LOCK).unlink()
             sync_directory(partial)
             os.rename(partial, out)
@@ -139,6 +141,14 @@ def _is_done(plan: Plan, out: Path) -> bool:
         if not (out / name).is_file() or (out / name).stat().st_size != entry["size"]:
             raise MergeError(f"{out} is damaged: {name} is missing or cut; remove it and run again")
     return True
+
+
+def _is_complete(plan: Plan, partial: Path) -> bool:
+    """Whether an earlier try got as far as the manifest, and only had to rename."""
+    try:
+        return (partial / MANIFEST).is_file() and _is_done(plan, partial)
+    except MergeopsError:
+        return False
 
 
 @contextlib.contextmanager
@@ -191,7 +201,6 @@ def _write_all(
     if len(plan.shards) > 1:
         (partial / INDEX).write_text(weight_index(plan), encoding="utf-8")
         names.append(INDEX)
-    (partial / JOURNAL).unlink()
     write_manifest(partial, manifest_content(plan), names, files)
 
 

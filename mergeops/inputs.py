@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergeops.checkpoint.header import StoredTensor
-from mergeops.checkpoint.layout import FileStamp, open_checkpoint
+from mergeops.checkpoint.layout import ADAPTER_CONFIG, FileStamp, open_checkpoint, stamp
 from mergeops.checkpoint.lora import AdapterReader, open_adapter
 from mergeops.checkpoint.reader import CheckpointReader, TensorReader
+from mergeops.errors import SourceError
 
 if TYPE_CHECKING:
     from mergeops.sources import Source
@@ -37,6 +38,8 @@ class PlannedInput:
     """Weight files in ``path``."""
     base_stamps: Mapping[str, FileStamp] = field(default_factory=dict)
     """Weight files in ``adapter_base``."""
+    config_stamp: FileStamp | None = None
+    """The adapter's config, which says how much of it is added."""
 
     @property
     def directories(self) -> list[Path]:
@@ -54,6 +57,12 @@ class PlannedInput:
         """
         if self.adapter_base is None:
             return CheckpointReader.open(Path(self.path), self.stamps)
+        config = Path(self.path) / ADAPTER_CONFIG
+        if stamp(config) != self.config_stamp:
+            raise SourceError(
+                f"{config} changed after the merge was planned; run the command again when nobody "
+                "writes it"
+            )
         adapter = open_adapter(Path(self.path), Path(self.adapter_base))
         return AdapterReader(adapter, compute, self.base_stamps, self.stamps)
 
@@ -67,6 +76,7 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
     Raises:
         SourceError: a file is missing, corrupt or of an unsupported kind.
     """
+    config_stamp = None
     if source.adapter_base is None:
         checkpoint = open_checkpoint(source.path)
         tensors, stamps, base_stamps = checkpoint.tensors, checkpoint.stamps, {}
@@ -74,17 +84,19 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         adapter = open_adapter(source.path, source.adapter_base)
         tensors, stamps = adapter.tensors, adapter.adapter.stamps
         base_stamps = adapter.base.stamps
+        config_stamp = stamp(source.path / ADAPTER_CONFIG)
     planned = PlannedInput(
         name=source.name,
         uri=source.uri,
-        path=str(source.path),
+        path=str(source.path.absolute()),
         sha256=source.sha256,
-        adapter_base=str(source.adapter_base) if source.adapter_base else None,
+        adapter_base=str(source.adapter_base.absolute()) if source.adapter_base else None,
         run_id=source.run_id,
         model_id=source.model_id,
         registered=source.registered,
         revision=source.revision,
         stamps=stamps,
         base_stamps=base_stamps,
+        config_stamp=config_stamp,
     )
     return planned, tensors

@@ -80,10 +80,21 @@ class Candidate:
     status: str
     dev_score: float
     """Pooled score on the dev part; NaN where the trial was not scored."""
+    higher_is_better: bool = True
+    questions: str = ""
+    """Digest of the questions that the dev score is on."""
+
+    @property
+    def merit(self) -> float:
+        """The dev score, negated where lower is better."""
+        return self.dev_score if self.higher_is_better else -self.dev_score
 
 
 def candidates(tracking: Tracking, name: str) -> list[Candidate]:
-    """The registered merges of ``name``, best pooled dev score first, those without scores last.
+    """The registered merges of ``name``, the best pooled dev score first.
+
+    Scores on other questions cannot be compared: merges that answered the questions of the newest
+    one come first, those without scores last.
 
     Raises:
         TrackingError: there is no such registered model.
@@ -110,9 +121,16 @@ def candidates(tracking: Tracking, name: str) -> list[Candidate]:
                 weights_sha256=version.tags.get("mergeops.weights_sha256", ""),
                 status=version.tags.get("mergeops.status", ""),
                 dev_score=float(run.metrics.get("pooled", math.nan)),
+                higher_is_better=run.tags.get("mergeops.higher_is_better.dev") != "false",
+                questions=run.tags.get("mergeops.questions.dev", ""),
             )
         )
-    return sorted(found, key=lambda c: (math.isnan(c.dev_score), -c.dev_score, c.version))
+    scored = [candidate for candidate in found if not math.isnan(candidate.dev_score)]
+    newest = max(scored, key=lambda c: c.version).questions if scored else ""
+    return sorted(
+        found,
+        key=lambda c: (math.isnan(c.dev_score), c.questions != newest, -c.merit, c.version),
+    )
 
 
 def champion(tracking: Tracking, name: str) -> int | None:
@@ -135,7 +153,8 @@ def promote(
     """Make a version @champion, the champion so far @previous, and write both down.
 
     Args:
-        verdict: the gate's verdict as JSON types; kept as ``gate.json`` of the trial's run.
+        verdict: the gate's verdict as JSON types, with ``decision`` and ``reasons``; kept as
+            ``gate.json`` of the trial's run.
         passed: what the verdict comes to.
         expect_current: refuse unless this version is @champion now.
         force: promote although the gate did not pass; needs a reason.
@@ -144,7 +163,8 @@ def promote(
         The audit's entry; where the version is @champion already, the one that made it so.
 
     Raises:
-        GateRefusedError: not passed and not forced; the version's status becomes ``rejected``.
+        GateRefusedError: not passed and not forced; the version's status becomes ``rejected``,
+            unless the verdict is inconclusive.
         ConfigError: forced without a reason.
         TrackingError: no such model or version, another champion than expected, or another writer.
     """
@@ -173,12 +193,14 @@ def promote(
             reason=reason,
         )
         if change.kind == "refused":
-            if current != version:
+            # Too few items to tell is no rejection.
+            if current != version and verdict.get("decision") != "inconclusive":
                 _set_status(tracking, name, version, "rejected")
             _write_audit(tracking, change)
+            reasons = "; ".join(verdict.get("reasons") or ["the evidence does not support it"])
             raise GateRefusedError(
-                f"version {version} of {name} is not promoted: the evidence does not support it; "
-                "see gate.json of its run, or overrule with --force --reason TEXT"
+                f"version {version} of {name} is not promoted: {reasons}; see gate.json of its "
+                "run, or overrule with --force --reason TEXT"
             )
         if current == version:
             made = [entry for entry in audit(tracking, name) if entry.to == version]

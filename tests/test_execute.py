@@ -134,6 +134,37 @@ def test_shards_in_and_out(plan_of: Make, tiny_llama: Make, tmp_path: Path) -> N
     assert verify(out) == []
 
 
+def test_tied_embeddings_stay_tied(plan_of: Make, tiny_llama: Make, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_llama(tied=True)
+    plan = plan_of({"name": "ties"}, base, {"a": tiny_llama(like=base, seed=1)})
+    out = merge(plan, tmp_path / "out")
+    assert "lm_head.weight" not in tensors_of(out)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+@pytest.mark.parametrize("compute", ["float32", "float64"])
+def test_inputs_of_different_formats_are_merged_in_the_compute_format(
+    compute: str, plan_of: Make, models: dict[str, Path], tiny_llama: Make, tmp_path: Path
+) -> None:
+    half = tiny_llama(like=models["base"], seed=7, dtype="float16")
+    full = tiny_llama(like=models["base"], seed=8, dtype="float32")
+    sources = {"half": half, "full": full}
+    settings = {"dtype": {"compute": compute, "save": "float32"}}
+    merged = tensors_of(
+        merge(plan_of({"name": "ties"}, models["base"], sources, **settings), tmp_path / "out")
+    )
+    base, a, b = (
+        {n: t.to(getattr(torch, compute)) for n, t in tensors_of(path).items()}
+        for path in (models["base"], half, full)
+    )
+    for name, tensor in merged.items():
+        expected = merge_tensors("ties", [a[name], b[name]], base[name])
+        assert tensor.equal(expected.float())
+
+
 def test_config_names_the_saved_format(
     plan_of: Make, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -320,6 +351,23 @@ def test_what_was_damaged_after_the_kill_is_made_again(
     assert computed[0] == third.name
 
 
+def test_merge_killed_before_the_rename_is_only_renamed(
+    ties: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = contents(merge(ties, tmp_path / "expected"))
+
+    def killed(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merge(ties, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.delattr(TensorStream, "results")
+    assert contents(merge(ties, tmp_path / "out")) == expected
+
+
 def test_work_of_another_plan_is_not_resumed(
     ties: Plan,
     plan_of: Make,
@@ -462,6 +510,20 @@ def test_small_file_that_changes_is_noticed(
     (moving / "config.json").write_text("{}")
     with pytest.raises(
         SourceError, match=r"moving/config.json changed after the merge was planned"
+    ):
+        merge(plan, tmp_path / "out")
+
+
+def test_adapter_config_that_changes_is_noticed(
+    plan_of: Make, tiny_llama: Make, tiny_lora: Make, tmp_path: Path
+) -> None:
+    base = tiny_llama()
+    adapter = tiny_lora(base, path=tmp_path / "adapter")
+    plan = plan_of({"name": "linear"}, None, {"a": (adapter, base)})
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 800}))
+    with pytest.raises(
+        SourceError, match="adapter_config.json changed after the merge was planned"
     ):
         merge(plan, tmp_path / "out")
 

@@ -103,11 +103,19 @@ def test_promoting_the_champion_again_changes_nothing(registered: Case) -> None:
 
 def test_without_evidence_it_is_refused_marked_and_audited(registered: Case) -> None:
     move(registered, 1)
-    with pytest.raises(GateRefusedError, match=r"version 2 of skills is not promoted: .*--force"):
+    message = r"version 2 of skills is not promoted: not better than math: p = 0.4; see .*--force"
+    with pytest.raises(GateRefusedError, match=message):
         move(registered, 2, passed=False, verdict=REFUSAL)
     assert aliases(registered) == {"champion": 1}
     assert statuses(registered)[2] == "rejected"
     assert kinds(registered) == [("promote", None, 1), ("refused", 1, 2)]
+
+
+def test_too_few_items_to_tell_leave_it_a_candidate(registered: Case) -> None:
+    with pytest.raises(GateRefusedError, match="the evidence does not support it"):
+        move(registered, 2, passed=False, verdict={"decision": "inconclusive", "reasons": []})
+    assert statuses(registered)[2] == "candidate"
+    assert kinds(registered) == [("refused", None, 2)]
 
 
 def test_a_champion_that_fails_the_gate_later_stays_promoted(registered: Case) -> None:
@@ -313,6 +321,27 @@ def test_candidates_come_best_dev_score_first_and_unscored_ones_last(case: Case)
     best = found[0]
     assert (best.plan_digest, best.weights_sha256, best.status) == ("2" * 64, "2" * 64, "candidate")
     assert case.tracking.client.get_run(best.run_id).data.tags["mergeops.model_id"] == best.model_id
+
+
+def test_scores_on_other_questions_than_the_newest_ones_are_not_compared(case: Case) -> None:
+    for digest, hits, n in (("1", 8, 8), ("2", 20, 40), ("3", 30, 40)):
+        with case.trial(plan_digest=digest * 64, name=f"merge {digest}") as log:
+            log.log_model(case.checkpoint, weights_sha256=digest * 64)
+            log.log_scores(make_scores(right={"dates": hits}, n=n))
+            log.register()
+    found = candidates(case.tracking, "skills")
+    assert [(c.version, c.dev_score) for c in found] == [(3, 0.75), (2, 0.5), (1, 1.0)]
+
+
+def test_where_lower_is_better_the_lowest_comes_first(case: Case) -> None:
+    for digest, hits in (("1", 4), ("2", 2)):
+        scores = make_scores(right={"perplexity": hits})
+        task = dataclasses.replace(scores.tasks["perplexity"], higher_is_better=False)
+        with case.trial(plan_digest=digest * 64, name=f"merge {digest}") as log:
+            log.log_model(case.checkpoint, weights_sha256=digest * 64)
+            log.log_scores(dataclasses.replace(scores, tasks={"perplexity": task}))
+            log.register()
+    assert [c.version for c in candidates(case.tracking, "skills")] == [2, 1]
 
 
 def test_registered_sources_are_no_candidates(registered: Case) -> None:

@@ -7,6 +7,7 @@ digest where the writing goes on; at the end it is the digest of the file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -232,11 +233,12 @@ def _open(path: Path, size: int) -> int:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.ftruncate(file, size)
-            # A full disk shows here, not hours later.
+            # A full disk shows here, not hours later; some file systems cannot reserve, though.
             os.posix_fallocate(file, 0, size)
-        except OSError:
-            os.close(file)
-            raise
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                os.close(file)
+                raise
     except OSError as error:
         raise write_error(path, error) from error
     return file

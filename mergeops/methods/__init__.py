@@ -8,7 +8,9 @@ tensor anywhere, and the result may not depend on where:
 * ``merge`` is element-wise: entry i of the result depends on entry i of the inputs, on the
   parameters and on ``Place`` (offset of the chunk, random keys, statistics of the tensor);
 * ``statistics``, where a method needs it, runs first: it scans the whole tensor, as often as it
-  likes, and its result is handed to every ``merge`` of the tensor.
+  likes, and its result is handed to every ``merge`` of the tensor;
+* ``whole_rows``, where a method needs it, makes chunks of whole rows of the last dimension, in
+  ``merge`` and in ``statistics`` alike: entry i may then depend on all of its row.
 """
 
 from __future__ import annotations
@@ -45,9 +47,17 @@ class Place:
     keys: tuple[int, ...] = ()
     """One 64-bit random key for each source: depends on seed, source digest and tensor name."""
     offset: int = 0
-    """Index of the chunk's first element in the flattened tensor; a multiple of ``BLOCK``."""
+    """Index of the chunk's first element in the flattened tensor; a multiple of ``BLOCK``, or of
+    ``row_length`` for methods that take whole rows."""
     statistics: Any = None
     """What the method's ``statistics`` returned for this tensor."""
+    shape: tuple[int, ...] = ()
+    """Shape of the whole tensor."""
+
+    @property
+    def row_length(self) -> int:
+        """Size of the last dimension; a tensor without dimensions is one row of one entry."""
+        return self.shape[-1] if self.shape else self.numel
 
 
 Look = Callable[[Any, Tensor, int], Tensor]
@@ -62,7 +72,7 @@ class Scan(Protocol):
 
         Args:
             look: may run in several threads and on any device.
-            start: first element, a multiple of ``BLOCK``.
+            start: first element, a multiple of ``BLOCK`` (of the row length with whole rows).
             stop: one past the last element, or None for the end of the tensor.
         """
         ...
@@ -71,6 +81,7 @@ class Scan(Protocol):
 MergeFunction = Callable[[Any, Tensor, Any, Place], Tensor]
 StatisticsFunction = Callable[[Scan, Any, Place], Any]
 CheckFunction = Callable[[Mapping[str, Sequence[float]], Any], None]
+WholeRowsFunction = Callable[[Any], bool]
 
 
 class ParameterDescription(NamedTuple):
@@ -97,6 +108,8 @@ class Method:
     """Parameters that each source may set for itself."""
     needs_base: bool = False
     """Whether the method works on task vectors (source - base)."""
+    optional_base: bool = False
+    """Whether the method works on task vectors where there is a base, and on weights elsewhere."""
     min_sources: int = 1
     max_sources: int | None = None
     order_matters: bool = False
@@ -107,6 +120,21 @@ class Method:
     """``statistics(scan, p, at)`` for methods that look at the whole tensor first."""
     check: CheckFunction | None = None
     """Refuses combinations of per-source values before any weight is read (ConfigError)."""
+    whole_rows: WholeRowsFunction | None = None
+    """``whole_rows(p)``: whether chunks must hold whole rows with these parameters."""
+
+    def uses_base(self, present: bool) -> bool:
+        """Whether ``merge`` gets the base's chunks, for a recipe with or without a base."""
+        return self.needs_base or (self.optional_base and present)
+
+    def chunk_length(self, p: Any, row_length: int, wanted: int) -> int:
+        """How many elements to take at a time: about ``wanted``, a multiple of ``BLOCK``.
+
+        With whole rows it is a multiple of ``row_length`` instead, and at least one row.
+        """
+        if self.whole_rows is None or not self.whole_rows(p):
+            return wanted
+        return max(wanted // row_length, 1) * row_length
 
     @property
     def tensor_parameters(self) -> tuple[str, ...]:
@@ -152,12 +180,14 @@ def method(
     version: int = 1,
     source_parameters: tuple[str, ...] = (),
     needs_base: bool = False,
+    optional_base: bool = False,
     min_sources: int = 1,
     max_sources: int | None = None,
     order_matters: bool = False,
     is_random: bool = False,
     statistics: StatisticsFunction | None = None,
     check: CheckFunction | None = None,
+    whole_rows: WholeRowsFunction | None = None,
 ) -> Callable[[MergeFunction], MergeFunction]:
     """Register a merge function; the annotation of its third argument names its parameters."""
 
@@ -177,12 +207,14 @@ def method(
             version=version,
             source_parameters=source_parameters,
             needs_base=needs_base,
+            optional_base=optional_base,
             min_sources=min_sources,
             max_sources=max_sources,
             order_matters=order_matters,
             is_random=is_random,
             statistics=statistics,
             check=check,
+            whole_rows=whole_rows,
         )
         return merge
 

@@ -1,4 +1,4 @@
-"""The sign vote that ties and dare_ties share (TIES, sections 4.2 and 4.3)."""
+"""The sign vote of ties and of the methods that build on it (TIES, sections 4.2 and 4.3)."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ import torch
 from torch import Tensor
 
 
-def elect_and_average(deltas: Tensor, weights: Sequence[float], *, normalize: bool) -> Tensor:
+def elect_and_average(
+    deltas: Tensor, weights: Sequence[float], *, normalize: bool, vote_by_weight: bool = True
+) -> Tensor:
     """Combine the task vectors' entries whose sign won the vote.
 
     Args:
         deltas: ``[n, m]``, sparse task vectors; a zero entry does not vote. Overwritten.
         weights: n numbers; a negative weight votes for the opposite sign.
         normalize: divide by the voters' weight.
+        vote_by_weight: count each vote by its weight, which then also gives the sign; else the
+            task vectors vote as they are, and weights (not negative) only average.
 
     Returns:
-        ``[m]``. Each entry's sign is that of the weighted sum, + where that is zero; entries of
+        ``[m]``. Each entry's sign is that of the vote's sum, + where that is zero; entries of
         the other sign are left out. Zero where nobody votes.
     """
-    for delta, weight in zip(deltas, weights, strict=True):
-        if weight != 1.0:
-            delta *= weight
+    if vote_by_weight:
+        _multiply(deltas, weights)
     total = deltas[0].clone()
     for delta in deltas[1:]:
         total += delta
+    if not vote_by_weight:
+        _multiply(deltas, weights)
     sign = torch.copysign(torch.ones_like(total), total)
     merged = torch.zeros_like(total)
     voters = torch.zeros_like(total)
@@ -42,3 +47,9 @@ def elect_and_average(deltas: Tensor, weights: Sequence[float], *, normalize: bo
         least = min((abs(weight) for weight in weights if weight != 0.0), default=1.0)
         merged /= voters.clamp_(min=least)
     return merged
+
+
+def _multiply(deltas: Tensor, weights: Sequence[float]) -> None:
+    for delta, weight in zip(deltas, weights, strict=True):
+        if weight != 1.0:
+            delta *= weight

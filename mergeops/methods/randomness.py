@@ -40,15 +40,34 @@ def splitmix64(key: int, start: int, n: int, device: torch.device) -> Tensor:
     return z
 
 
-def keep_mask(probability: float, key: int, offset: int, n: int, device: torch.device) -> Tensor:
-    """Independent draws for the entries ``offset`` to ``offset + n`` of a tensor.
+def draws(key: int, offset: int, n: int, device: torch.device) -> Tensor:
+    """Independent uniform draws for the entries ``offset`` to ``offset + n`` of a tensor.
 
     Entry i takes 31 bits of the low half (i even) or the high half (i odd) of output i // 2.
 
     Args:
+        key: see ``random_key``.
+        offset: index of the first entry.
+        n: number of entries.
+        device: where the draws are made.
+
+    Returns:
+        ``[n]`` int32, from 0 to 2**31 - 1.
+    """
+    skip = offset % 2
+    drawn = splitmix64(key, offset // 2, -(-(n + skip) // 2), device).view(torch.int32)
+    drawn = drawn[skip : skip + n]
+    drawn &= 2**31 - 1
+    return drawn
+
+
+def keep_mask(probability: float, key: int, offset: int, n: int, device: torch.device) -> Tensor:
+    """Independent decisions for the entries ``offset`` to ``offset + n`` of a tensor.
+
+    Args:
         probability: of keeping, rounded to a multiple of 2**-31.
         key: see ``random_key``.
-        offset: even.
+        offset: index of the first entry.
         n: number of entries.
         device: where the draws are made.
 
@@ -56,11 +75,10 @@ def keep_mask(probability: float, key: int, offset: int, n: int, device: torch.d
         ``[n]`` int32: all bits set to keep, none to drop. As bits, since masks of bool make a
         processor guess at every entry.
     """
-    draws = splitmix64(key, offset // 2, -(-n // 2), device).view(torch.int32)[:n]
-    draws &= 2**31 - 1
-    draws -= min(round(probability * 2**31), 2**31 - 1)
-    draws >>= 31
-    return draws
+    mask = draws(key, offset, n, device)
+    mask -= min(round(probability * 2**31), 2**31 - 1)
+    mask >>= 31
+    return mask
 
 
 def _signed(value: int) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
-from mergeops.methods import BLOCK
+from mergeops.methods import BLOCK, Scan
 
 
 def block_sums(values: Tensor) -> Tensor:
@@ -26,3 +29,62 @@ def block_sums(values: Tensor) -> Tensor:
         width //= 2
         values = values[:, :width] + values[:, width:]
     return values[:, 0]
+
+
+def total(parts: Iterable[Tensor]) -> list[float]:
+    """Add up block sums, exactly rounded once.
+
+    Args:
+        parts: what a scan yields, each ``[k, blocks]``, float64.
+
+    Returns:
+        k sums over all blocks of all parts.
+    """
+    return [math.fsum(row) for row in torch.cat(list(parts), dim=1).tolist()]
+
+
+def row_sums(values: Tensor) -> Tensor:
+    """Sum of each row, added pairwise in one fixed tree.
+
+    Args:
+        values: ``[r, m]``, m at least 1.
+
+    Returns:
+        ``[r]``.
+    """
+    while values.shape[1] > 1:
+        width = values.shape[1]
+        half = (width + 1) // 2
+        left = values[:, :half].clone()
+        left[:, : width - half] += values[:, half:]
+        values = left
+    return values[:, 0]
+
+
+def gram(scan: Scan) -> list[list[float]]:
+    """Dot products of the whole tensors, in float64.
+
+    Returns:
+        ``[n][n]``: of the task vectors where there is a base, of the sources themselves elsewhere.
+    """
+
+    def look(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
+        rows = vectors(base, sources).double()
+        return torch.stack([block_sums(rows[i] * rows[j]) for i, j in pairs(len(rows))])
+
+    sums = total(scan(look))
+    n = (math.isqrt(8 * len(sums) + 1) - 1) // 2
+    products = [[0.0] * n for _ in range(n)]
+    for (i, j), value in zip(pairs(n), sums, strict=True):
+        products[i][j] = products[j][i] = value
+    return products
+
+
+def vectors(base: Tensor | None, sources: Tensor) -> Tensor:
+    """Task vectors where there is a base, the sources themselves elsewhere: ``[n, m]``."""
+    return sources if base is None else sources - base
+
+
+def pairs(n: int) -> Sequence[tuple[int, int]]:
+    """All ``(i, j)`` with ``i <= j < n``, in one fixed order."""
+    return [(i, j) for i in range(n) for j in range(i, n)]

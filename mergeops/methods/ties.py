@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
-from mergeops.methods.sparsify import Cut, find_cuts, keep_largest
+from mergeops.methods.selection import Cut
+from mergeops.methods.sparsify import find_cuts, keep_largest
 from mergeops.schema import check_range
 
 

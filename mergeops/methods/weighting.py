@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mergeops.errors import ConfigError
+
 
 def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
     """Sum of ``weights[i] * rows[i]``, from the first row to the last.
@@ -22,3 +24,27 @@ def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
         # Not add_(row, alpha=weight): that is a fused multiply-add on some devices only.
         total += row * weight
     return total
+
+
+def check_mean(method: str, weights: Sequence[float], switch: str) -> None:
+    """Refuse to divide by weights that cancel.
+
+    Args:
+        method: its name.
+        weights: of the sources.
+        switch: the parameter that turns the division off.
+
+    Raises:
+        ConfigError: the sum is zero but for rounding, and not all weights are zero.
+    """
+    if any(weights) and abs(sum(weights)) < 1e-6 * max(1.0, sum(map(abs, weights))):
+        raise ConfigError(
+            f"the weights {', '.join(f'{w:g}' for w in weights)} add up to {sum(weights):g}, which "
+            f"{method} cannot normalize; change them or set method.{switch}=false"
+        )
+
+
+def shares(weights: Sequence[float]) -> tuple[float, ...]:
+    """The weights divided by their sum; as they are where all are zero."""
+    whole = sum(weights) if any(weights) else 1.0
+    return tuple(weight / whole for weight in weights)

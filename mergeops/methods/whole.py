@@ -33,13 +33,13 @@ def merge_tensors(
     Args:
         name: the method.
         sources: n tensors of one shape, in the dtype and on the device to compute with.
-        base: the common ancestor, same shape, for methods that need it.
+        base: the common ancestor, same shape, for methods that need it or can use it.
         parameters: the method's global parameters.
         per_source: source parameter -> n values; the global parameter where missing.
         seed: of random methods.
         digests: what identifies the sources to random methods; their positions by default.
         tensor: the tensor's name, to random methods.
-        chunk: elements at a time, a multiple of ``methods.BLOCK``; all by default.
+        chunk: about how many elements at a time, a multiple of ``methods.BLOCK``; all by default.
 
     Returns:
         A new tensor of the same shape and dtype.
@@ -62,12 +62,15 @@ def merge_tensors(
         numel=sources[0].numel(),
         per_source=_fill(method, p, n, per_source or {}),
         keys=tuple(random_key(seed, d, tensor) for d in digests or map(str, range(n))),
+        shape=tuple(sources[0].shape),
     )
     if method.check is not None:
         method.check(place.per_source, p)
     flat = torch.stack([source.reshape(-1) for source in sources])
-    flat_base = base.reshape(-1) if base is not None and method.needs_base else None
-    step = chunk or max(place.numel, 1)
+    flat_base = None
+    if base is not None and method.uses_base(True):
+        flat_base = base.reshape(-1)
+    step = method.chunk_length(p, max(place.row_length, 1), chunk or max(place.numel, 1))
 
     def scan(look: methods.Look, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         end = place.numel if stop is None else min(stop, place.numel)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mergeops.errors import ConfigError, SourceError, TrackingError
 from mergeops.settings import TrackingSpec
 from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL
-from mergeops.sources.discover import Experiment, Found, Tick, read_experiment
+from mergeops.sources.discover import Experiment, Tick, read_experiment
+from mergeops.sources.found import Found
 from mergeops.sources.groups import Group, group
 from mergeops.sources.store import Store, open_store
 
@@ -92,7 +93,7 @@ def adopt(
         tracking_uri: default MLFLOW_TRACKING_URI.
         register: also make each a version of this registered model.
         dry_run: write nothing to MLflow.
-        progress: called with (runs done, runs in all).
+        progress: called with (runs done, runs listed so far).
 
     Raises:
         SourceError: no such experiment, no runs, or no run that left a usable checkpoint.

@@ -2,7 +2,8 @@
 
 Stages, first hit wins: tags written by mergeops; MLflow 3 LoggedModels named ``checkpoint-N`` (HF
 Trainer); other LoggedModels; run artifacts (MLflow 2 layout, or a logged directory); the
-trainer's output directory, from params or a logged config, where it can be reached from here.
+trainer's output directory, from params or a logged config, where it can be reached from here;
+external LoggedModels that point at a checkpoint.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Search:
         for stage in (self._tagged, self._trainer_models, self._other_models, self._artifacts):
             yield self._guarded(stage)
         yield self._guarded(self._output_directories)
+        yield self._guarded(self._pointers)
 
     def best(self) -> Choice | None:
         """The best whole checkpoint of the first stage that has one: what trainer_state.json calls
@@ -192,17 +194,23 @@ class Search:
             if CHECKPOINT_NAME.match(model.name) or str(model.status) != "READY":
                 continue
             if _is_external(model):
-                uri = model.tags.get(CHECKPOINT_URI)
-                place = self.store.open(uri) if uri else None
-                # What adopt pointed at in the trainer's directory is found there again, with what
-                # has been written since.
-                if place is None or place.local is not None:
-                    continue
-            else:
-                place = contents.find_checkpoint(self.store.open(model.artifact_location))
+                continue
+            place = contents.find_checkpoint(self.store.open(model.artifact_location))
             if place is not None:
                 found_by = f"LoggedModel {model.model_id}"
                 found.append(Candidate(model.name, place, found_by, model.model_id))
+        return found
+
+    def _pointers(self) -> list[Candidate]:
+        # Last, since what adopt once pointed at may have newer checkpoints beside it by now.
+        found = []
+        for model in self.models:
+            uri = model.tags.get(CHECKPOINT_URI)
+            if uri and _is_external(model):
+                name = uri.rstrip("/").rsplit("/", 1)[-1]
+                found_by = f"tag {CHECKPOINT_URI} of LoggedModel {model.model_id}"
+                place = self.store.open(uri)
+                found.append(Candidate(name, place, found_by, model.model_id, step_of(name)))
         return found
 
     def _artifacts(self) -> list[Candidate]:

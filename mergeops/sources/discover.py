@@ -1,75 +1,30 @@
-"""What the runs of an MLflow experiment left that can be merged, whatever became of the runs."""
+"""Every run of an MLflow experiment, and what it left that can be merged."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError, TrackingError
 from mergeops.settings import TrackingSpec
-from mergeops.sources import facts
-from mergeops.sources.checkpoints import Choice, Search
-from mergeops.sources.contents import Kind
+from mergeops.sources.found import Found, look
 from mergeops.sources.logged_config import OUTPUT_PARAMS
 from mergeops.sources.path_map import moved
-from mergeops.sources.runs import no_checkpoint, written_by
 from mergeops.sources.store import Store, open_store
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
 RUNS_PER_PAGE = 1000
-# The database and the server answer one another's questions meanwhile.
+# Runs are looked at while the next page of them is read.
 WORKERS = 8
 
 Tick = Callable[[int, int], None]
-"""Called with (runs done, runs so far found)."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """One run of the experiment and what it left."""
-
-    run_id: str
-    run_name: str
-    status: str
-    """FINISHED, FAILED, KILLED or RUNNING."""
-    problem: str | None = None
-    """Why it cannot be merged, and the way out; None where it can."""
-    uri: str | None = None
-    """What a recipe writes: runs:/ID/checkpoint-N."""
-    checkpoint: str | None = None
-    """Where the checkpoint is: a path, or a URI without credentials."""
-    kind: Kind | None = None
-    step: int | None = None
-    """Optimiser step of the checkpoint."""
-    size_bytes: int = 0
-    """Of its safetensors files; 0 where the store does not say."""
-    base: str | None = None
-    """The model that was fine-tuned: a directory, or a hub id."""
-    architectures: tuple[str, ...] = ()
-    shape: Mapping[str, int] = field(default_factory=dict)
-    """vocab_size, hidden_size, num_hidden_layers, ..."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """eval_loss (at this checkpoint), eval_loss_best and eval_loss_last of the run, train loss."""
-    model_id: str | None = None
-    """The run's own LoggedModel of the checkpoint, where the trainer logged one."""
-    found_by: Mapping[str, str] = field(default_factory=dict)
-    """Fact -> where it was read."""
-    skipped: tuple[str, ...] = ()
-    """What is wrong with checkpoints that were passed over."""
-
-    def row(self) -> dict[str, Any]:
-        """As JSON types, for a table or ``--json``."""
-        row = dataclasses.asdict(self)
-        row["architectures"] = list(self.architectures)
-        row["skipped"] = list(self.skipped)
-        return row
+"""Called with (runs done, runs listed so far)."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +39,16 @@ class Experiment:
     """Run id -> its LoggedModels."""
     outputs: Mapping[str, frozenset[str]]
     """Run id -> ids of the models that it has as outputs."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    # A run has 150 params; of ten thousand runs only this is kept.
+    found: Found
+    in_output_dir: bool
+    started_ms: int
+    directories: tuple[str, ...]
+    outputs: frozenset[str]
 
 
 def discover(
@@ -101,7 +66,7 @@ def discover(
         filter_string: an MLflow filter over runs, e.g. ``metrics.eval_loss < 2``.
         path_map: moved storage: prefix of a logged path -> where it is now.
         tracking_uri: default MLFLOW_TRACKING_URI.
-        progress: called with (runs done, runs in all).
+        progress: called with (runs done, runs listed so far).
 
     Returns:
         One entry a run, newest first; ``problem`` says what is missing.
@@ -119,34 +84,22 @@ def read_experiment(
 ) -> Experiment:
     """Read an experiment; see ``discover``."""
     experiment_id = _experiment_id(store, name)
-    runs = _runs(store, experiment_id, filter_string)
-    if not runs:
-        why = f" that match {filter_string!r}" if filter_string else ""
-        raise SourceError(f"experiment {name!r} at {store.shown} has no runs{why}")
     models: dict[str, list[LoggedModel]] = defaultdict(list)
     for model in store.models_of(experiment_id):
         if model.source_run_id:
             models[model.source_run_id].append(model)
-    done = 0
-    looked: list[tuple[Found, Choice | None]] = []
-    shared = _shared_directories(store, runs)
-
-    def look(run: Run) -> tuple[Found, Choice | None]:
-        run_id = run.info.run_id
-        return _look(store, run, models.get(run_id, []), is_shared=run_id in shared)
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for one in pool.map(look, runs):
-            looked.append(one)
-            done += 1
-            if progress is not None:
-                progress(done, len(runs))
+    owned = {run_id: tuple(of_run) for run_id, of_run in models.items()}
+    seen = _look_at_all(store, _pages(store, experiment_id, filter_string), owned, progress)
+    if not seen:
+        why = f" that match {filter_string!r}" if filter_string else ""
+        raise SourceError(f"experiment {name!r} at {store.shown} has no runs{why}")
+    seen = _look_again_at_shared(store, seen, owned)
     return Experiment(
         name,
         experiment_id,
-        tuple(_without_stolen(runs, looked)),
-        {run_id: tuple(owned) for run_id, owned in models.items()},
-        {run.info.run_id: _outputs(run) for run in runs},
+        tuple(_without_stolen(seen)),
+        owned,
+        {one.found.run_id: one.outputs for one in seen},
     )
 
 
@@ -168,8 +121,7 @@ def _experiment_id(store: Store, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _runs(store: Store, experiment_id: str, filter_string: str | None) -> list[Run]:
-    runs: list[Run] = []
+def _pages(store: Store, experiment_id: str, filter_string: str | None) -> Iterator[list[Run]]:
     token = None
     while True:
         try:
@@ -187,94 +139,98 @@ def _runs(store: Store, experiment_id: str, filter_string: str | None) -> list[R
                 ) from error
             raise
         # Merges and scored parents may be in the same experiment; they are no training runs.
-        runs += [run for run in page if not run.data.tags.get("mergeops.role")]
+        yield [run for run in page if not run.data.tags.get("mergeops.role")]
         token = page.token
         if not token:
-            return runs
+            return
 
 
-def _shared_directories(store: Store, runs: Sequence[Run]) -> set[str]:
-    """Ids of the runs that were given the same output directory as another."""
-    by_directory: dict[str, set[str]] = defaultdict(set)
-    for run in runs:
-        for key in OUTPUT_PARAMS:
-            if run.data.params.get(key):
-                directory = moved(run.data.params[key], store.path_map).rstrip("/")
-                by_directory[directory].add(run.info.run_id)
-    return {one for sharing in by_directory.values() if len(sharing) > 1 for one in sharing}
+def _look_at_all(
+    store: Store,
+    pages: Iterator[list[Run]],
+    models: Mapping[str, tuple[LoggedModel, ...]],
+    progress: Tick | None,
+) -> list[_Seen]:
+    seen: list[_Seen] = []
+    waiting: deque[Future[_Seen]] = deque()
+    listed = 0
 
+    def collect(*, wait: bool) -> None:
+        while waiting and (wait or waiting[0].done()):
+            seen.append(waiting.popleft().result())
+            if progress is not None:
+                progress(len(seen), listed)
 
-def _look(
-    store: Store, run: Run, models: Sequence[LoggedModel], is_shared: bool
-) -> tuple[Found, Choice | None]:
-    known = Found(
-        run_id=run.info.run_id,
-        run_name=str(run.info.run_name or run.info.run_id[:8]),
-        status=str(run.info.status),
-        metrics=facts.metrics(run, {}, None),
-    )
-    check = (lambda state: written_by(store, run, state)) if is_shared else None
-    search = Search(store, run, models, check)
+    pool = ThreadPoolExecutor(WORKERS)
     try:
-        choice = search.best()
-        if choice is None:
-            return dataclasses.replace(known, problem=no_checkpoint(search)), None
-        return _describe(store, run, known, choice), choice
-    except SourceError as error:
-        return dataclasses.replace(known, problem=str(error)), None
+        for page in pages:
+            listed += len(page)
+            waiting.extend(pool.submit(_see, store, run, models) for run in page)
+            collect(wait=False)
+        collect(wait=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return seen
 
 
-def _describe(store: Store, run: Run, known: Found, choice: Choice) -> Found:
-    candidate = choice.candidate
-    base = facts.base(store, run, choice)
-    architecture = facts.architecture(run, choice, base)
-    provenance = {"checkpoint": f"{candidate.found_by}; {choice.why}", "kind": "files"}
-    if base is not None:
-        provenance["base"] = base.found_by
-    provenance["architectures"] = architecture.found_by
-    return dataclasses.replace(
-        known,
-        uri="/".join([f"runs:/{known.run_id}", *([candidate.name] if candidate.name else [])]),
-        checkpoint=candidate.place.shown,
-        kind=choice.kind,
-        step=choice.step,
-        size_bytes=choice.contents.size_bytes,
-        base=base.path if base else None,
-        architectures=architecture.architectures,
-        shape=architecture.shape,
-        metrics=facts.metrics(run, choice.state, choice.step),
-        model_id=candidate.model_id,
-        found_by=provenance,
-        skipped=choice.skipped,
+def _see(
+    store: Store,
+    run: Run,
+    models: Mapping[str, tuple[LoggedModel, ...]],
+    is_shared: bool = False,
+) -> _Seen:
+    found, choice = look(store, run, models.get(run.info.run_id, ()), is_shared)
+    said = (run.data.params.get(key) for key in OUTPUT_PARAMS)
+    outputs = run.outputs.model_outputs if run.outputs else []
+    return _Seen(
+        found,
+        choice is not None and choice.candidate.in_output_dir,
+        int(run.info.start_time or 0),
+        tuple(moved(path, store.path_map).rstrip("/") for path in said if path),
+        frozenset(str(output.model_id) for output in outputs or []),
     )
 
 
-def _without_stolen(
-    runs: Sequence[Run], looked: Sequence[tuple[Found, Choice | None]]
-) -> list[Found]:
+def _look_again_at_shared(
+    store: Store, seen: Sequence[_Seen], models: Mapping[str, tuple[LoggedModel, ...]]
+) -> list[_Seen]:
+    """Ask of runs that were given one output directory, whose the checkpoints in it are."""
+    sharing: dict[str, set[str]] = defaultdict(set)
+    for one in seen:
+        for directory in one.directories:
+            sharing[directory].add(one.found.run_id)
+    shared = {run_id for run_ids in sharing.values() if len(run_ids) > 1 for run_id in run_ids}
+    return [
+        _see(store, store.run(one.found.run_id), models, is_shared=True)
+        if one.in_output_dir and one.found.run_id in shared
+        else one
+        for one in seen
+    ]
+
+
+def _without_stolen(seen: Sequence[_Seen]) -> list[Found]:
     """One checkpoint in a shared output directory is the last run's, where the losses do not say
     whose it is (a repetition of the same training, or no trainer state)."""
-    claims: dict[str, list[int]] = defaultdict(list)
-    for i, (found, choice) in enumerate(looked):
-        if choice is not None and choice.candidate.in_output_dir:
-            claims[str(found.checkpoint)].append(i)
-    result = [found for found, _ in looked]
-    for path, claimants in claims.items():
-        owner = max(claimants, key=lambda i: int(runs[i].info.start_time or 0))
-        later = runs[owner].info
-        for i in claimants:
-            if i != owner:
-                result[i] = Found(
-                    result[i].run_id,
-                    result[i].run_name,
-                    result[i].status,
-                    f"its output directory was used again by run {later.run_name} "
-                    f"({later.run_id}), which wrote {path}",
-                    metrics=result[i].metrics,
-                )
-    return result
-
-
-def _outputs(run: Run) -> frozenset[str]:
-    outputs = run.outputs.model_outputs if run.outputs else []
-    return frozenset(str(output.model_id) for output in outputs or [])
+    owners: dict[str, _Seen] = {}
+    for one in seen:
+        place = str(one.found.checkpoint)
+        known = owners.get(place)
+        if one.in_output_dir and (known is None or one.started_ms > known.started_ms):
+            owners[place] = one
+    found = []
+    for one in seen:
+        owner = owners.get(str(one.found.checkpoint)) if one.in_output_dir else None
+        if owner is None or owner is one:
+            found.append(one.found)
+            continue
+        found.append(
+            Found(
+                one.found.run_id,
+                one.found.run_name,
+                one.found.status,
+                f"its output directory was used again by run {owner.found.run_name} "
+                f"({owner.found.run_id}), which wrote {one.found.checkpoint}",
+                metrics=one.found.metrics,
+            )
+        )
+    return found

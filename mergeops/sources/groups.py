@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mergeops.sources.discover import Found
+from mergeops.sources.found import Found
 
 
 @dataclass(frozen=True)

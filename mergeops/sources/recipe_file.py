@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mergeops.errors import ConfigError, SourceError
-from mergeops.sources.discover import Found
+from mergeops.sources.found import Found
 from mergeops.sources.groups import group
 
 HEADER = "# Written by `mergeops adopt`"

@@ -54,7 +54,8 @@ class Scored:
 
 
 def entries(scores: Scores) -> list[Entry]:
-    """Every number of ``scores`` as MLflow takes it; confirm keys begin with ``confirm/``."""
+    """Every number of ``scores`` as MLflow takes it, ``pooled`` last; confirm keys begin with
+    ``confirm/``."""
     prefix = "" if scores.part == "dev" else f"{scores.part}/"
     suffix = "" if scores.part == "dev" else f" ({scores.part})"
     found = []
@@ -108,7 +109,11 @@ def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -
     settings = {key(f"evaluate.{k}"): param_value(v) for k, v in scores.settings.items()}
     log_params(client, run_id, settings)
     _log_items(tracking, run_id, scores)
-    tags = [RunTag(done_tag, digest)]
+    tags = [
+        RunTag(f"mergeops.questions.{scores.part}", numbers[-1].digest),
+        RunTag(f"mergeops.higher_is_better.{scores.part}", str(_is_higher_better(scores)).lower()),
+        RunTag(done_tag, digest),
+    ]
     if len(finite) < len(numbers):
         lost = sorted(entry.key for entry in numbers if not math.isfinite(entry.value))
         tags.append(RunTag(f"mergeops.not_finite.{scores.part}", tag_value(", ".join(lost))))
@@ -174,6 +179,10 @@ def search_runs(tracking: Tracking, filter_string: str) -> list[Run]:
 def with_tags(**tags: str) -> str:
     """An MLflow filter on mergeops' own tags, for runs, models and versions alike."""
     return " and ".join(f"tags.`mergeops.{name}` = {quoted(value)}" for name, value in tags.items())
+
+
+def _is_higher_better(scores: Scores) -> bool:
+    return any(task.higher_is_better for task in scores.tasks.values())
 
 
 def _log_datasets(tracking: Tracking, run_id: str, scores: Scores) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from mergeops.errors import ConfigError, SourceError, TrackingError
 from mergeops.sources.adopt import adopt
-from mergeops.sources.discover import Found, discover
+from mergeops.sources.discover import discover
+from mergeops.sources.found import Found
 from mergeops.sources.groups import group
 
 from .conftest import Fabricator, cut_short

@@ -11,7 +11,7 @@ import yaml
 
 from mergeops.compose import compose
 from mergeops.errors import ConfigError, SourceError
-from mergeops.sources.discover import Found
+from mergeops.sources.found import Found
 from mergeops.sources.recipe_file import source_names, write_recipe
 
 SHAPE = {"vocab_size": 128}

@@ -69,6 +69,18 @@ def test_a_tag_may_name_an_output_directory(fabricate: Fabricator) -> None:
     assert find(f"runs:/{run_id}", fabricate).path.name == "checkpoint-3"
 
 
+def test_a_pointer_that_somebody_set_is_the_last_resort(fabricate: Fabricator) -> None:
+    elsewhere = fabricate.save(fabricate.folder / "elsewhere/checkpoint-8")
+    run_id = fabricate.run(params={"output_dir": "/mnt/gone"})
+    tags = {"mlflow.model.isExternal": "true", "mergeops.checkpoint_uri": str(elsewhere)}
+    model = fabricate.client.create_logged_model(
+        fabricate.experiment, "far", source_run_id=run_id, tags=tags
+    )
+    for uri in (f"runs:/{run_id}", f"runs:/{run_id}/checkpoint-8"):
+        source = find(uri, fabricate)
+        assert (source.path, source.model_id) == (elsewhere, model.model_id)
+
+
 def test_an_upload_that_did_not_finish_is_passed_over(fabricate: Fabricator) -> None:
     output = fabricate.folder / "output"
     fabricate.save(output / "checkpoint-5")

@@ -13,7 +13,8 @@ from mergeops.recipe import Recipe
 from mergeops.settings import TrackingSpec
 from mergeops.sources import resolve, resolve_uri
 from mergeops.sources.adopt import Adoption, adopt
-from mergeops.sources.discover import Found, discover
+from mergeops.sources.discover import discover
+from mergeops.sources.found import Found
 
 from .conftest import EXPERIMENT, Trained
 

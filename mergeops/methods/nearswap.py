@@ -1,0 +1,42 @@
+"""NearSwap: let the source move each weight of the base, but by no more than t.
+
+Alchemonaut 2024, https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001. Where the two are
+near, the result is the source; where they differ much, it is nearly the base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mergeops.methods import Place, method
+from mergeops.schema import check_range
+
+
+@dataclass(frozen=True)
+class NearSwap:
+    """Parameters of ``nearswap``."""
+
+    t: float = 0.0001
+    """How far a weight may move from the base."""
+
+    def __post_init__(self) -> None:
+        check_range("method.t", self.t, 0.0, None)
+
+
+@method("nearswap", needs_base=True, max_sources=1)
+def merge(base: Tensor, sources: Tensor, p: NearSwap, at: Place) -> Tensor:
+    """Merge one chunk.
+
+    Args:
+        base: ``[m]``, the common ancestor.
+        sources: ``[1, m]``.
+        p: parameters.
+        at: not used.
+
+    Returns:
+        ``[m]``. The original formula, a blend with weight ``min(t / |source - base|, 1)``, is a
+        change clamped to ``t``: written so, nothing is divided.
+    """
+    return base + (sources[0] - base).clamp_(-p.t, p.t)

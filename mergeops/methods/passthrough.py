@@ -1,0 +1,37 @@
+"""Pass one source through, at most scaled: the method of stacked layers (frankenmerges).
+
+Kim et al. 2023, https://arxiv.org/abs/2312.15166, section 2 (depth up-scaling), without training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mergeops.methods import Place, method
+
+
+@dataclass(frozen=True)
+class Passthrough:
+    """Parameters of ``passthrough``."""
+
+    scale: float = 1.0
+    """Factor on the source's weights."""
+
+
+@method("passthrough", source_parameters=("scale",), max_sources=1)
+def merge(base: Tensor | None, sources: Tensor, p: Passthrough, at: Place) -> Tensor:
+    """Merge one chunk.
+
+    Args:
+        base: not used.
+        sources: ``[1, m]``.
+        p: parameters.
+        at: gives the factor.
+
+    Returns:
+        ``[m]``, the source times ``scale``.
+    """
+    (scale,) = at.per_source["scale"]
+    return sources[0] * scale
