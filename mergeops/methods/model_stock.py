@@ -85,7 +85,7 @@ def _row_ratios(rows: Tensor) -> Tensor:
             length = norms[i] * norms[j]
             cosine = row_sums(exact[i] * exact[j]) / length.where(length > 0, 1.0)
             cosines.append(cosine)
-    cosine = _sum(cosines).div_(len(cosines)).clamp_(-1.0, 1.0)
+    cosine = _sum(cosines).mul_(1.0 / len(cosines)).clamp_(-1.0, 1.0)
     below = 1.0 + cosine * (n - 1)
     found = cosine * n / below.where(below > 0, 1.0)
     return found.where(below > 0, LEAST_RATIO).clamp_(min=LEAST_RATIO)

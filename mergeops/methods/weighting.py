@@ -26,21 +26,22 @@ def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
     return total
 
 
-def check_mean(method: str, weights: Sequence[float], switch: str) -> None:
+def check_mean(method: str, weights: Sequence[float], switch: str | None = None) -> None:
     """Refuse to divide by weights that cancel.
 
     Args:
         method: its name.
         weights: of the sources.
-        switch: the parameter that turns the division off.
+        switch: the parameter that turns the division off, if there is one.
 
     Raises:
         ConfigError: the sum is zero but for rounding, and not all weights are zero.
     """
     if any(weights) and abs(sum(weights)) < 1e-6 * max(1.0, sum(map(abs, weights))):
+        remedy = f"change them or set method.{switch}=false" if switch else "change them"
         raise ConfigError(
             f"the weights {', '.join(f'{w:g}' for w in weights)} add up to {sum(weights):g}, which "
-            f"{method} cannot normalize; change them or set method.{switch}=false"
+            f"{method} cannot normalize; {remedy}"
         )
 
 

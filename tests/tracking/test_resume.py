@@ -87,6 +87,7 @@ def check_whole_and_single(case: Any, version: int) -> None:
     assert [int(found.version) for found in versions] == [version] == [1]
 
 
+@pytest.mark.slow
 def test_a_trial_killed_after_any_write_is_completed_by_the_same_command(
     fresh_case: Callable[[], Any],
 ) -> None:

@@ -1,0 +1,117 @@
+"""NuSLERP: walk along the arc between two sources, by weight, for tensors, rows or columns.
+
+Shoemake 1985, https://doi.org/10.1145/325165.325242, section 3.3; with a base, the arc lies between
+the two task vectors. Norms and dot products are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mergeops.methods import Place, Scan, method
+from mergeops.methods.columns import column_products, spread
+from mergeops.methods.reduction import gram, row_sums, vectors
+from mergeops.methods.weighting import check_mean
+
+LEAST_SINE = 1e-8
+"""Below this the two directions are one, and the arc is the straight line."""
+OPPOSITE_SINE = 1e-3
+"""Below this, two opposite directions leave it to rounding on which side the arc goes round."""
+
+
+@dataclass(frozen=True)
+class NuSlerp:
+    """Parameters of ``nuslerp``."""
+
+    weight: float = 1.0
+    """Weight of a source that sets none; the second one's share of the sum is the place on the
+    arc."""
+    nuslerp_flatten: bool = True
+    """Take each tensor as one vector."""
+    nuslerp_row_wise: bool = False
+    """Without flatten: arcs between columns (vectors along the first dimension), not between
+    rows (along the last)."""
+
+
+def check(per_source: Mapping[str, Sequence[float]], p: NuSlerp) -> None:
+    """Refuse weights that have no shares."""
+    check_mean("nuslerp", per_source["weight"])
+
+
+def whole_rows(p: NuSlerp) -> bool:
+    """Arcs between rows need whole rows."""
+    return not p.nuslerp_flatten and not p.nuslerp_row_wise
+
+
+def factors(scan: Scan, p: NuSlerp, at: Place) -> Tensor | None:
+    """The factors ``[2, c]`` of the two sources, for each of c columns or (c = 1) the tensor."""
+    if whole_rows(p):
+        return None
+    if p.nuslerp_flatten:
+        (aa, ab), (_, bb) = gram(scan)
+        products = torch.tensor([[aa], [ab], [bb]], dtype=torch.float64)
+    else:
+        length = at.shape[0] if at.shape else 1
+        products = column_products(scan, at.numel // length, length)
+    return _arc_factors(products, _place_on_arc(at))
+
+
+@method(
+    "nuslerp",
+    source_parameters=("weight",),
+    optional_base=True,
+    min_sources=2,
+    max_sources=2,
+    statistics=factors,
+    check=check,
+    whole_rows=whole_rows,
+)
+def merge(base: Tensor | None, sources: Tensor, p: NuSlerp, at: Place) -> Tensor:
+    """Merge one chunk.
+
+    Args:
+        base: ``[m]``, or None to go between the weights themselves.
+        sources: ``[2, m]``, from and to.
+        p: parameters.
+        at: gives weights, and the factors or the length of a row.
+
+    Returns:
+        ``[m]``. The straight line where a vector is zero or the two are parallel or opposite.
+    """
+    rows = vectors(base, sources)
+    a, b = rows
+    if whole_rows(p):
+        a, b = rows.view(2, -1, at.row_length)
+        exact_a, exact_b = a.double(), b.double()
+        products = [row_sums(x * y) for x, y in ((exact_a, exact_a), (exact_a, exact_b))]
+        products.append(row_sums(exact_b * exact_b))
+        of_rows = _arc_factors(torch.stack(products).cpu(), _place_on_arc(at))[..., None]
+        first, second = of_rows.to(rows)
+    else:
+        first, second = spread(at.statistics, at.offset, rows.shape[1]).to(rows)
+    change = (a * first + b * second).view(-1)
+    return change if base is None else base + change
+
+
+def _place_on_arc(at: Place) -> float:
+    first, second = at.per_source["weight"]
+    return second / (first + second) if first or second else 0.5
+
+
+def _arc_factors(products: Tensor, t: float) -> Tensor:
+    """Shoemake's factors ``[2, c]`` from the dot products aa, ab, bb ``[3, c]``, on the CPU."""
+    aa, ab, bb = products
+    has_no_angle = (aa == 0) | (bb == 0)
+    length = (aa.sqrt() * bb.sqrt()).masked_fill(has_no_angle, 1.0)
+    cosine = (ab / length).clamp_(-1.0, 1.0)
+    angle = cosine.acos()
+    sine = angle.sin()
+    straight = has_no_angle | (sine < torch.where(cosine > 0, LEAST_SINE, OPPOSITE_SINE))
+    sine.masked_fill_(straight, 1.0)
+    first = torch.where(straight, 1.0 - t, ((1.0 - t) * angle).sin() / sine)
+    second = torch.where(straight, t, (t * angle).sin() / sine)
+    return torch.stack([first, second])
