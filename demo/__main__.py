@@ -55,23 +55,19 @@ def demo(model: str, seed: int, out: Path) -> None:
         "--force",
     )
 
-    chapter("3. Merge them all in four ways; score parents and merges on the dev part")
-    mergeops(
-        "run",
-        "--config-dir",
-        "conf",
-        "recipe=runs",
-        "method=linear,task_arithmetic,ties,dare_ties",
-        "-m",
-    )
+    chapter("3. Average all of them, failures included; score parents and merge on the dev part")
+    mergeops("run", "--config-dir", "conf", "recipe=runs", "method=linear")
 
-    chapter("4. Slerp between the two best parents")
-    two = best_parents(2)
-    mergeops(
-        "run", "--config-dir", "conf", "recipe=runs", "method=slerp", f"only=[{','.join(two)}]"
+    chapter(
+        "4. Merge the best parents in other ways: slerp takes two, the others as many as you like"
     )
+    best = best_parents()
+    two, four = (f"only=[{','.join(best[:n])}]" for n in (2, 4))
+    mergeops("run", "--config-dir", "conf", "recipe=runs", "method=slerp", two)
+    methods = "method=task_arithmetic,ties,dare_ties"
+    mergeops("run", "--config-dir", "conf", "recipe=runs", methods, four, "-m")
 
-    chapter("5. Search: the greedy soup adds runs while they do not hurt")
+    chapter("5. Search: the greedy soup adds runs, best first, while they do not hurt")
     mergeops("search", "--config-dir", "conf", "recipe=runs", "strategy=greedy_soup")
 
     chapter("6. The leaderboard, on the dev part that choices were made on")
@@ -82,14 +78,19 @@ def demo(model: str, seed: int, out: Path) -> None:
     if promoted:
         chapter("8. Load the champion from the registry, and generate")
         generate(f"models:/{MODEL_NAME}@champion", prepared.tasks)
-    farewell(out, prepared.tracking_uri, time.monotonic() - started, promoted)
+    farewell(time.monotonic() - started, promoted)
 
 
 def write_config(tasks: Path) -> None:
     """The user's own config directory: which tasks to score on, where to log."""
     names = sorted(path.stem for path in tasks.glob("*.yaml"))
     files = {
-        "evaluate/default.yaml": {"tasks": names, "include_path": str(tasks)},
+        "evaluate/default.yaml": {
+            "tasks": names,
+            "include_path": str(tasks),
+            # Choosing needs fewer items than proving.
+            "confirm_fraction": 0.7,
+        },
         "tracking/default.yaml": {"experiment": EXPERIMENT, "registered_model": MODEL_NAME},
     }
     for name, content in files.items():
@@ -123,13 +124,13 @@ def call(words: tuple[str, ...]) -> int:
     return 0
 
 
-def best_parents(n: int) -> list[str]:
-    """Names of the n best sources on the dev part, as ``mergeops compare --json`` ranks them."""
+def best_parents() -> list[str]:
+    """Names of the sources, best on the dev part first, as ``mergeops compare --json`` has them."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         call(("compare", "--config-dir", "conf", "--json"))
     rows = json.loads(printed.getvalue())["rows"]
-    return [row["name"] for row in rows if row["kind"] == "source"][:n]
+    return [row["name"] for row in rows if row["kind"] == "source"]
 
 
 def generate(uri: str, tasks: Path) -> None:
@@ -147,25 +148,31 @@ def generate(uri: str, tasks: Path) -> None:
         click.echo(f"  {item['prompt']!r} -> {answer.strip()!r} (right: {right!r})")
 
 
-def farewell(out: Path, tracking_uri: str, seconds: float, promoted: bool) -> None:
+def farewell(seconds: float, promoted: bool) -> None:
     """Say what was made, how to look at it, and what to look at."""
+    from mergeops.compose import compose
+    from mergeops.tracking import links
+    from mergeops.tracking.connection import connect
+
+    tracking = connect(compose(config_dir=Path("conf")).tracking)
     outcome = (
         f"models:/{MODEL_NAME}@champion is the merge above."
         if promoted
         else "Nothing was promoted: the evidence did not hold, see the gate's reasons above."
     )
     chapter(f"Done in {seconds:.0f} s. {outcome}")
+    if command := links.server_command(tracking):
+        click.echo(f"Look at it in MLflow:\n\n    {command}\n")
     click.echo(
-        f"""Look at it in MLflow:
+        f"""The leaderboard, parents and merges side by side, a column for each task:
+    {links.models_page(tracking)}
+The trials; open a merge: its parents as inputs, the merge as output, recipe, model card, plots:
+    {links.runs_page(tracking)}
 
-    mlflow server --backend-store-uri {tracking_uri} --port 5000
+The commands above work by hand too:
 
-  http://127.0.0.1:5000 -> experiment "{EXPERIMENT}"
-    Models tab   parents and merges side by side, one column a task: the leaderboard
-    a merge run  its parents as inputs, the merge as output, recipe, model card, plots
-  -> Models -> {MODEL_NAME}: a version for each merge, @champion on the promoted one
-
-The commands above work by hand in {out}, with MLFLOW_TRACKING_URI={tracking_uri}"""
+    cd {Path.cwd()}
+    export MLFLOW_TRACKING_URI={tracking.shown_uri}"""
     )
 
 

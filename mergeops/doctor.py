@@ -100,14 +100,14 @@ def _devices() -> list[Check]:
 
 
 def _tracking(recipe: Recipe) -> list[Check]:
-    from mergeops.tracking.connection import connect
+    from mergeops.tracking.connection import reach
 
     try:
-        tracking = connect(recipe.tracking)
+        shown = reach(recipe.tracking)
     except MergeopsError as error:
         fix = "start the server, or set tracking.uri or MLFLOW_TRACKING_URI"
         return [Check("tracking", "fail", str(error), fix)]
-    return [Check("tracking", "ok", f"{tracking.uri}, experiment {recipe.tracking.experiment}")]
+    return [Check("tracking", "ok", f"{shown}, experiment {recipe.tracking.experiment}")]
 
 
 def _disk(work_dir: Path) -> list[Check]:

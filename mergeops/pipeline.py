@@ -81,6 +81,7 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
     tools.load_tasks()
     resolved = tools.resolve(recipe)
     plan = make_plan(recipe, resolved.base, resolved.sources)
+    tools.warn(plan)
     name = recipe.name or default_name(recipe)
     if name in recipe.sources:
         name = f"{name} (merge)"
@@ -88,7 +89,7 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
         recipe, plan, resolved, name=name, parent_run_id=parent_run_id
     ) as log:
         checkpoint = tools.merge(plan, name)
-        log.log_model(checkpoint)
+        log.log_model(checkpoint, weights_sha256=tools.weights_sha256(checkpoint))
         scores, board = None, None
         parents: dict[str, Scores] = {}
         if recipe.evaluate.tasks:
@@ -185,6 +186,8 @@ def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Plan:
             progress=lambda _label, done, total: tick(done, total),
         )
     plan = make_plan(recipe, resolved.base, resolved.sources)
+    for warning in plan.warnings:
+        progress.step(f"note: {warning}")
     with progress.bar(f"merging into {out}", is_bytes=True) as tick:
         merge(plan, out, device=recipe.output.device, progress=tick)
     return plan

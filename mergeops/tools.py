@@ -43,6 +43,7 @@ class Tools:
         self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
         self._resolved: dict[str, Resolved] = {}
+        self._warned: set[str] = set()
 
     def load_tasks(self) -> TaskSet | None:
         """Load and check the tasks once, before any model is touched; None where there are none."""
@@ -99,13 +100,12 @@ class Tools:
         tokenizer: Path | None = None,
     ) -> Scores:
         """Score a full checkpoint on one part of the tasks, or find it scored."""
-        from mergeops.checkpoint import weights_sha256
         from mergeops.evaluate.harness import score
 
         with self.progress.bar(f"scoring {label}") as tick:
             return score(
                 path,
-                sha256 or weights_sha256(path, cache_dir=self.work_dir / "cache"),
+                sha256 or self.weights_sha256(path),
                 self.evaluate,
                 part,
                 work_dir=self.work_dir,
@@ -114,6 +114,19 @@ class Tools:
                 trust_remote_code=self.trust_remote_code,
                 progress=lambda _task, done, total: tick(done, total),
             )
+
+    def weights_sha256(self, path: Path) -> str:
+        """Digest of a full checkpoint's weights; files are hashed once."""
+        from mergeops.checkpoint import weights_sha256
+
+        return weights_sha256(path, cache_dir=self.work_dir / "cache")
+
+    def warn(self, plan: Plan) -> None:
+        """Say what the plan found odd but possible, once each."""
+        for warning in plan.warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.progress.step(f"note: {warning}")
 
     def score_parents(self, recipe: Recipe, part: str = "dev") -> dict[str, Scores]:
         """Score the base, where there is one, and every source, and log them."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mergeops.methods import Place, method
+from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
-from mergeops.methods.sparsify import drop_random
+from mergeops.methods.sparsify import check_match_norm, drop_random, multiply, norm_factors
 from mergeops.schema import check_range
 
 
@@ -26,6 +26,8 @@ class DareTies:
     """Probability that an entry of a task vector stays (one minus the paper's drop rate)."""
     rescale: bool = True
     """Divide what stays by the density, as in the paper."""
+    match_norm: bool = False
+    """Rescale so that each task vector keeps its L1 norm over the tensor, instead."""
     normalize: bool = True
     """Average over the sources that agree with the elected sign; else add them up."""
     scale: float = 1.0
@@ -33,9 +35,27 @@ class DareTies:
 
     def __post_init__(self) -> None:
         check_range("method.density", self.density, 0.0, 1.0)
+        check_match_norm(self.rescale, self.match_norm)
 
 
-@method("dare_ties", source_parameters=("weight", "density"), needs_base=True, is_random=True)
+def statistics(scan: Scan, p: DareTies, at: Place) -> tuple[float, ...] | None:
+    """Each task vector's factor, where norms are matched."""
+    if not p.match_norm:
+        return None
+
+    def drop(deltas: Tensor, offset: int) -> Tensor:
+        return _drop(deltas, p, at, offset)
+
+    return norm_factors(scan, drop)
+
+
+@method(
+    "dare_ties",
+    source_parameters=("weight", "density"),
+    needs_base=True,
+    is_random=True,
+    statistics=statistics,
+)
 def merge(base: Tensor, sources: Tensor, p: DareTies, at: Place) -> Tensor:
     """Merge one chunk.
 
@@ -48,8 +68,13 @@ def merge(base: Tensor, sources: Tensor, p: DareTies, at: Place) -> Tensor:
     Returns:
         ``[m]``; entries that every source dropped stay at ``base``.
     """
-    sparse = drop_random(
-        sources - base, at.per_source["density"], at.keys, at.offset, rescale=p.rescale
-    )
+    sparse = _drop(sources - base, p, at, at.offset)
+    if at.statistics is not None:
+        sparse = multiply(sparse, at.statistics)
     change = elect_and_average(sparse, at.per_source["weight"], normalize=p.normalize)
     return base + change * p.scale
+
+
+def _drop(deltas: Tensor, p: DareTies, at: Place, offset: int) -> Tensor:
+    rescale = p.rescale and not p.match_norm
+    return drop_random(deltas, at.per_source["density"], at.keys, offset, rescale=rescale)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
-from mergeops.methods.weighting import weighted_sum
 from mergeops.methods.reduction import gram
+from mergeops.methods.weighting import weighted_sum
 from mergeops.schema import check_range
 
 TINY_NORM = 1e-30

@@ -25,7 +25,7 @@ class ModelStock:
     """Parameters of ``model_stock``."""
 
     filter_wise: bool = False
-    """One ratio for each row of the last dimension, as for convolution filters, not one a tensor."""
+    """One ratio for each row of the last dimension, not one for the tensor."""
 
 
 def whole_rows(p: ModelStock) -> bool:

@@ -93,7 +93,7 @@ def merge(base: Tensor | None, sources: Tensor, p: NuSlerp, at: Place) -> Tensor
         first, second = of_rows.to(rows)
     else:
         first, second = spread(at.statistics, at.offset, rows.shape[1]).to(rows)
-    change = (a * first + b * second).view(-1)
+    change: Tensor = (a * first + b * second).view(-1)
     return change if base is None else base + change
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mergeops.errors import ConfigError
 from mergeops.methods import Scan
 from mergeops.methods.randomness import keep_mask
 from mergeops.methods.reduction import block_sums, row_sums, total
@@ -92,13 +93,15 @@ def drop_random(
     return deltas
 
 
-def norm_factors(scan: Scan, sparsify: Sparsify, *, by_row: int | None = None) -> tuple[float, ...]:
+def norm_factors(
+    scan: Scan, sparsify: Sparsify, *, row_length: int | None = None
+) -> tuple[float, ...]:
     """What each sparse task vector is multiplied by to have the L1 norm that it had before.
 
     Args:
         scan: passes over the tensor.
         sparsify: what is done to the task vectors.
-        by_row: length of the rows where the scan gives whole rows.
+        row_length: of the rows, where the scan gives whole rows.
 
     Returns:
         n factors; 1 where a norm is zero before or after.
@@ -109,8 +112,8 @@ def norm_factors(scan: Scan, sparsify: Sparsify, *, by_row: int | None = None) -
         before = deltas.abs().double()
         after = sparsify(deltas, offset).abs().double()
         rows = [*before, *after]
-        if by_row is not None:
-            return torch.stack([row_sums(row.view(-1, by_row)) for row in rows])
+        if row_length is not None:
+            return torch.stack([row_sums(row.view(-1, row_length)) for row in rows])
         return torch.stack([block_sums(row) for row in rows])
 
     sums = total(scan(look))
@@ -119,6 +122,24 @@ def norm_factors(scan: Scan, sparsify: Sparsify, *, by_row: int | None = None) -
         before / after if min(before, after) > TINY_NORM else 1.0
         for before, after in zip(sums[:n], sums[n:], strict=True)
     )
+
+
+def check_match_norm(rescale: bool, match_norm: bool) -> None:
+    """Refuse to match norms without rescaling.
+
+    Raises:
+        ConfigError: says which to change.
+    """
+    if match_norm and not rescale:
+        raise ConfigError(
+            "method.match_norm is true, but method.rescale is false: it says how to rescale; set "
+            "rescale=true or match_norm=false"
+        )
+
+
+def always(p: object) -> bool:
+    """For methods that take whole rows whatever their parameters are."""
+    return True
 
 
 def multiply(deltas: Tensor, factors: Sequence[float]) -> Tensor:

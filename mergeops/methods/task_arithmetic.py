@@ -5,12 +5,13 @@ Ilharco et al. 2023, https://arxiv.org/abs/2212.04089, section 2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from mergeops.methods import Place, method
-from mergeops.methods.weighting import weighted_sum
+from mergeops.methods.weighting import check_mean, factors, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,19 @@ class TaskArithmetic:
     weight: float = 0.4
     """Weight of a source that sets none; a negative weight unlearns. 0.4 is what the TIES paper
     takes where no validation data is at hand."""
+    normalize: bool = False
+    """Divide by the sum of the weights."""
     scale: float = 1.0
     """Factor on the sum of the weighted task vectors."""
 
 
-@method("task_arithmetic", source_parameters=("weight",), needs_base=True)
+def check(per_source: Mapping[str, Sequence[float]], p: TaskArithmetic) -> None:
+    """Refuse a mean whose weights cancel."""
+    if p.normalize:
+        check_mean("task_arithmetic", per_source["weight"], "normalize")
+
+
+@method("task_arithmetic", source_parameters=("weight",), needs_base=True, check=check)
 def merge(base: Tensor, sources: Tensor, p: TaskArithmetic, at: Place) -> Tensor:
     """Merge one chunk.
 
@@ -37,5 +46,5 @@ def merge(base: Tensor, sources: Tensor, p: TaskArithmetic, at: Place) -> Tensor
     Returns:
         ``[m]``, ``base + scale * sum(weight * (source - base))``.
     """
-    weights = [p.scale * weight for weight in at.per_source["weight"]]
+    weights = factors(at.per_source["weight"], p.scale, normalize=p.normalize)
     return base + weighted_sum(sources - base, weights)

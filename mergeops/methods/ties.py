@@ -6,13 +6,14 @@ Yadav et al. 2023, https://arxiv.org/abs/2306.01708, sections 4.1 to 4.3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
 from mergeops.methods.selection import Cut
-from mergeops.methods.sparsify import find_cuts, keep_largest
+from mergeops.methods.sparsify import find_cuts, keep_largest, multiply, norm_factors
 from mergeops.schema import check_range
 
 
@@ -26,6 +27,8 @@ class Ties:
     """Share of each task vector's entries that stay, the largest by magnitude."""
     normalize: bool = True
     """Average over the sources that agree with the elected sign; else add them up."""
+    rescale: bool = False
+    """Scale what stays so that each task vector keeps its L1 norm over the tensor."""
     scale: float = 1.0
     """Factor on the merged task vector (the paper's lambda)."""
 
@@ -33,12 +36,26 @@ class Ties:
         check_range("method.density", self.density, 0.0, 1.0)
 
 
-def cuts(scan: Scan, p: Ties, at: Place) -> tuple[Cut, ...]:
-    """Where each source's task vector is trimmed."""
-    return find_cuts(scan, at.per_source["density"], at.numel)
+class Trim(NamedTuple):
+    """How the task vectors of one tensor are trimmed."""
+
+    cuts: tuple[Cut, ...]
+    factors: tuple[float, ...]
 
 
-@method("ties", source_parameters=("weight", "density"), needs_base=True, statistics=cuts)
+def statistics(scan: Scan, p: Ties, at: Place) -> Trim:
+    """Where each source's task vector is trimmed, and its factor."""
+    cuts = find_cuts(scan, at.per_source["density"], at.numel)
+    if not p.rescale:
+        return Trim(cuts, (1.0,) * len(cuts))
+
+    def keep(deltas: Tensor, offset: int) -> Tensor:
+        return keep_largest(deltas, cuts, offset)
+
+    return Trim(cuts, norm_factors(scan, keep))
+
+
+@method("ties", source_parameters=("weight", "density"), needs_base=True, statistics=statistics)
 def merge(base: Tensor, sources: Tensor, p: Ties, at: Place) -> Tensor:
     """Merge one chunk.
 
@@ -52,6 +69,7 @@ def merge(base: Tensor, sources: Tensor, p: Ties, at: Place) -> Tensor:
         ``[m]``. Exactly ``int(density * numel)`` entries of each task vector take part; entries
         that every source trimmed stay at ``base``.
     """
-    trimmed = keep_largest(sources - base, at.statistics, at.offset)
+    found: Trim = at.statistics
+    trimmed = multiply(keep_largest(sources - base, found.cuts, at.offset), found.factors)
     change = elect_and_average(trimmed, at.per_source["weight"], normalize=p.normalize)
     return base + change * p.scale

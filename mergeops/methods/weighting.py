@@ -49,3 +49,8 @@ def shares(weights: Sequence[float]) -> tuple[float, ...]:
     """The weights divided by their sum; as they are where all are zero."""
     whole = sum(weights) if any(weights) else 1.0
     return tuple(weight / whole for weight in weights)
+
+
+def factors(weights: Sequence[float], scale: float, *, normalize: bool) -> list[float]:
+    """What each task vector is multiplied by: its weight or share, times ``scale``."""
+    return [scale * weight for weight in (shares(weights) if normalize else weights)]

@@ -85,7 +85,7 @@ def soup_recipe(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
     """The uniform soup of the named sources, as a recipe of its own."""
     return dataclasses.replace(
         recipe,
-        name="soup of " + ", ".join(names),
+        name=f"soup of {len(names)} (+{names[-1]})",
         method=MethodSpec("linear", get("linear").parameters()),
         # Recipe order, so that the same set of sources is the same plan however it was reached.
         sources={

@@ -128,6 +128,27 @@ def connect(spec: TrackingSpec) -> Tracking:
     return Tracking(spec, uri, client, experiment_id)
 
 
+def reach(spec: TrackingSpec) -> str:
+    """Check that the server answers, and change nothing there.
+
+    Returns:
+        The tracking URI without credentials.
+
+    Raises:
+        TrackingError: as ``connect``.
+    """
+    uri = chosen_uri(spec)
+    _check_reachable(uri, spec.timeout_s)
+    if not uri.startswith(SQLITE):
+        quiet_client.quiet()
+        import mlflow
+
+        client = quiet_client.guarded(mlflow.MlflowClient(tracking_uri=uri), uri)
+        with quiet_client.no_patience(spec.timeout_s):
+            client.search_experiments(max_results=1)
+    return str(redact(uri))
+
+
 def chosen_uri(spec: TrackingSpec) -> str:
     """The recipe's URI, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this directory.
 

@@ -17,7 +17,12 @@ from mergeops.methods.whole import merge_tensors
 ALL = methods.names()
 WITH_BASE = [name for name in ALL if methods.get(name).needs_base]
 ORDER_FREE = [name for name in ALL if not methods.get(name).order_matters]
-ONE_SOURCE = [name for name in ALL if methods.get(name).min_sources == 1]
+# A method that takes no second source may take the one in part: that is what it is for.
+ONE_SOURCE = [
+    name
+    for name in ALL
+    if methods.get(name).min_sources == 1 and methods.get(name).max_sources != 1
+]
 WEIGHTED = [name for name in WITH_BASE if "weight" in methods.get(name).source_parameters]
 
 

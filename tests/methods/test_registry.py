@@ -48,7 +48,7 @@ def test_the_methods_of_the_papers_are_there() -> None:
 def test_unknown_method_gets_a_hint_and_the_list() -> None:
     with pytest.raises(ConfigError, match=r"unknown method 'dare-ties'; did you mean 'dare_ties'"):
         methods.get("dare-ties")
-    with pytest.raises(ConfigError, match=r"unknown method 'zzz'; allowed: dare_linear, dare_ties"):
+    with pytest.raises(ConfigError, match=r"unknown method 'zzz'; allowed: arcee_fusion, breadcrumbs"):
         methods.get("zzz")
 
 

@@ -1,0 +1,113 @@
+"""Arcee Fusion: take over only the most important changes of one source.
+
+Arcee AI 2025, https://www.arcee.ai/blog/meet-mergekit-v0-1-arcee-fusion-expanded-model-support-multi-gpu-acceleration.
+A change's importance is its size times the divergence of its row's softmax from the base's;
+important is what lies 1.5 interquartile ranges or more above the median.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mergeops.methods import Place, Scan, method
+from mergeops.methods.reduction import row_sums
+from mergeops.methods.selection import find_keys, magnitude, magnitude_keys
+from mergeops.methods.sparsify import always
+
+RANGES = 1.5
+"""Interquartile ranges above the median where importance begins."""
+SOFTENING = 1e-8
+"""Added to probabilities before their logarithm."""
+
+
+@dataclass(frozen=True)
+class ArceeFusion:
+    """Parameters of ``arcee_fusion``: there are none."""
+
+
+class Importance(NamedTuple):
+    """What ``merge`` needs to know of the whole tensor."""
+
+    threshold: float
+    divergences: Tensor
+    """``[rows]`` float32."""
+
+
+def statistics(scan: Scan, p: ArceeFusion, at: Place) -> Importance:
+    """The rows' divergences (scratch O(rows)) and the threshold of importance."""
+
+    def divergences(base: Tensor, sources: Tensor, offset: int) -> Tensor:
+        shape = (-1, at.row_length)
+        return _divergence(sources[0].view(shape), base.view(shape))
+
+    of_rows = torch.cat(list(scan(divergences)))
+
+    def keys(base: Tensor | None, sources: Tensor, row: int, offset: int) -> Tensor:
+        assert base is not None
+        return magnitude_keys(_importance(base, sources[0], of_rows, offset, at.row_length))
+
+    shares = (0.25, 0.5, 0.75)
+    spots = [share * (at.numel - 1) for share in shares]
+    places = [at.numel - rounded(spot) for spot in spots for rounded in (math.floor, math.ceil)]
+    found = [magnitude(key, torch.float32) for key in find_keys(scan, keys, places)]
+    low, median, high = _interpolate(found, spots)
+    return Importance(median + RANGES * (high - low), of_rows)
+
+
+@method("arcee_fusion", needs_base=True, max_sources=1, statistics=statistics, whole_rows=always)
+def merge(base: Tensor, sources: Tensor, p: ArceeFusion, at: Place) -> Tensor:
+    """Merge one chunk.
+
+    Args:
+        base: ``[m]``, the common ancestor.
+        sources: ``[1, m]``, whole rows.
+        p: parameters.
+        at: gives offset, length of a row, divergences and threshold.
+
+    Returns:
+        ``[m]``, the source where its change is important, ``base`` elsewhere.
+    """
+    found: Importance = at.statistics
+    source = sources[0]
+    importance = _importance(base, source, found.divergences, at.offset, at.row_length)
+    return torch.where(importance.double() >= found.threshold, source, base)
+
+
+def _importance(
+    base: Tensor, source: Tensor, divergences: Tensor, offset: int, row_length: int
+) -> Tensor:
+    """Size of the change times divergence of its row: ``[m]`` float32."""
+    first = offset // row_length
+    change = (source - base).abs().float().view(-1, row_length)
+    of_rows = divergences[first : first + len(change)].to(change.device)
+    return (change * of_rows[:, None]).view(-1)
+
+
+def _divergence(source: Tensor, base: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the rows' softmax: ``[r, m]`` twice -> ``[r]`` float32.
+
+    In float64, since it is the small difference of two sums; float32 would leave only noise of
+    two models that are close. Rounded at the end, so that devices agree.
+    """
+    ours, theirs = _softmax(source), _softmax(base)
+    return row_sums(ours * (ours.log() - theirs.log())).clamp_(min=0.0).float()
+
+
+def _softmax(rows: Tensor) -> Tensor:
+    exact = rows.double()
+    powers = (exact - exact.amax(dim=1, keepdim=True)).exp_()
+    return powers.div_(row_sums(powers)[:, None]).add_(SOFTENING)
+
+
+def _interpolate(found: Sequence[float], spots: Sequence[float]) -> list[float]:
+    """Values at fractional places, from those at the whole places below and above each."""
+    return [
+        below + (above - below) * (spot - math.floor(spot))
+        for below, above, spot in zip(found[::2], found[1::2], spots, strict=True)
+    ]
