@@ -20,6 +20,12 @@ import click
 
 MODEL_NAME = "skills"
 EXPERIMENT = "merges"
+SPLITS = {
+    "tiny": {"confirm_fraction": 0.7},
+    # Scoring takes a second for every 30 items.
+    "smollm2": {"confirm_fraction": 0.8, "limit": 200},
+}
+"""Share of the items kept for the confirm part: choosing needs fewer than proving."""
 
 
 @click.command()
@@ -41,7 +47,7 @@ def demo(model: str, seed: int, out: Path) -> None:
     chapter("1. The runs that a team has: trained now, tracked by the HF Trainer's MLflow callback")
     prepared = prepare(Path.cwd(), model, seed)
     os.environ["MLFLOW_TRACKING_URI"] = prepared.tracking_uri
-    write_config(prepared.tasks)
+    write_config(model, prepared.tasks)
 
     chapter("2. Adopt them: every run that left a checkpoint is an ingredient, whatever its status")
     mergeops(
@@ -81,15 +87,14 @@ def demo(model: str, seed: int, out: Path) -> None:
     farewell(time.monotonic() - started, promoted)
 
 
-def write_config(tasks: Path) -> None:
+def write_config(model: str, tasks: Path) -> None:
     """The user's own config directory: which tasks to score on, where to log."""
     names = sorted(path.stem for path in tasks.glob("*.yaml"))
     files = {
         "evaluate/default.yaml": {
             "tasks": names,
             "include_path": str(tasks),
-            # Choosing needs fewer items than proving.
-            "confirm_fraction": 0.7,
+            **SPLITS[model],
         },
         "tracking/default.yaml": {"experiment": EXPERIMENT, "registered_model": MODEL_NAME},
     }
