@@ -23,12 +23,12 @@ def experiment_leaderboard(
         reference: name to take differences from; None takes the best parent.
 
     Raises:
-        TrackingError: nothing was scored there yet.
+        TrackingError: no such experiment, or nothing was scored there yet.
         EvaluationError: no model is called ``reference``.
     """
     from mergeops.tracking.connection import connect
 
-    found = connect(spec).scored(part)
+    found = connect(spec, create=False).scored(part)
     if not found:
         raise TrackingError(
             f"experiment {spec.experiment!r} has no scores on the {part} part yet; "

@@ -227,9 +227,10 @@ def _one_line(error: BaseException) -> str:
     parts: list[str] = []
     current: BaseException | None = error
     while current is not None:
-        for line in str(current).splitlines():
+        # What follows is where Hydra looked, a line for each directory.
+        for line in str(current).partition("Config search path")[0].splitlines():
             line = line.strip()
             if line and line not in parts and not line.startswith(("full_key", "object_type")):
                 parts.append(line)
         current = current.__cause__
-    return "; ".join(parts)
+    return "; ".join(parts).replace(":;", ":")

@@ -104,12 +104,17 @@ class Tracking:
         return scores.scored_runs(self, part)
 
 
-def connect(spec: TrackingSpec) -> Tracking:
+def connect(spec: TrackingSpec, *, create: bool = True) -> Tracking:
     """Reach the server, find or create the experiment, and point MLflow at both registry and store.
+
+    Args:
+        spec: names server and experiment.
+        create: make the experiment where there is none; commands that only read do not.
 
     Raises:
         TrackingError: within about ``spec.timeout_s`` seconds when the server cannot be reached or
-            refuses, when the URI is none that mergeops can use, or the experiment is deleted.
+            refuses, when the URI is none that mergeops can use, or the experiment is deleted (or
+            not there, without ``create``).
     """
     uri = chosen_uri(spec)
     _check_reachable(uri, spec.timeout_s)
@@ -123,7 +128,7 @@ def connect(spec: TrackingSpec) -> Tracking:
         plain = mlflow.MlflowClient(tracking_uri=uri, registry_uri=spec.registry_uri)
     client = quiet_client.guarded(plain, uri)
     with quiet_client.no_patience(spec.timeout_s):
-        experiment_id = _experiment(client, uri, spec.experiment)
+        experiment_id = _experiment(client, uri, spec.experiment, create)
     quiet_client.patience(spec.timeout_s)
     return Tracking(spec, uri, client, experiment_id)
 
@@ -206,8 +211,13 @@ def _behind_proxy(scheme: str, host: str) -> bool:
     return scheme in getproxies() and not proxy_bypass(host)
 
 
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+def _experiment(client: MlflowClient, uri: str, name: str, create: bool) -> str:
     found = client.get_experiment_by_name(name)
+    if found is None and not create:
+        raise TrackingError(
+            f"there is no experiment {name!r} at {redact(uri)}; `mergeops run` makes it, or set "
+            "tracking.experiment or --experiment to another"
+        )
     if found is None:
         location = _artifact_location(uri, name)
         tags = {EXPERIMENT_KIND: "custom_model_development"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import os
 import socket
@@ -199,3 +200,12 @@ def test_a_full_disk_is_a_tracking_error_and_a_bug_stays_a_bug() -> None:
         raise OSError(28, "No space left on device")
     with pytest.raises(KeyError), translated("sqlite:///x.db", "log artifact"):
         raise KeyError("bug")
+
+
+def test_who_only_reads_makes_no_experiment(spec: TrackingSpec) -> None:
+    absent = dataclasses.replace(spec, experiment="absent")
+    with pytest.raises(
+        TrackingError, match="there is no experiment 'absent' at sqlite"
+    ):
+        connect(absent, create=False)
+    assert connect(spec).client.get_experiment_by_name("absent") is None
