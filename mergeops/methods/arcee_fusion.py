@@ -7,8 +7,6 @@ important is what lies 1.5 interquartile ranges or more above the median.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,11 +50,10 @@ def statistics(scan: Scan, p: ArceeFusion, at: Place) -> Importance:
         assert base is not None
         return magnitude_keys(_importance(base, sources[0], of_rows, offset, at.row_length))
 
-    shares = (0.25, 0.5, 0.75)
-    spots = [share * (at.numel - 1) for share in shares]
-    places = [at.numel - rounded(spot) for spot in spots for rounded in (math.floor, math.ceil)]
-    found = [magnitude(key, torch.float32) for key in find_keys(scan, keys, places)]
-    low, median, high = _interpolate(found, spots)
+    # A quartile is an entry: the one at that share of the way through all, rounded down.
+    places = [at.numel - quarter * (at.numel - 1) // 4 for quarter in (1, 2, 3)]
+    found = find_keys(scan, keys, places)
+    low, median, high = (magnitude(key, torch.float32) for key in found)
     return Importance(median + RANGES * (high - low), of_rows)
 
 
@@ -103,11 +100,3 @@ def _softmax(rows: Tensor) -> Tensor:
     exact = rows.double()
     powers = (exact - exact.amax(dim=1, keepdim=True)).exp_()
     return powers.div_(row_sums(powers)[:, None]).add_(SOFTENING)
-
-
-def _interpolate(found: Sequence[float], spots: Sequence[float]) -> list[float]:
-    """Values at fractional places, from those at the whole places below and above each."""
-    return [
-        below + (above - below) * (spot - math.floor(spot))
-        for below, above, spot in zip(found[::2], found[1::2], spots, strict=True)
-    ]

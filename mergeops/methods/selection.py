@@ -18,7 +18,8 @@ from mergeops.methods import Scan
 DIGIT_BITS = 16
 
 Keys = Callable[[Tensor | None, Tensor, int, int], Tensor]
-"""``keys(base, sources, row, offset) -> [m]`` int32 or int64, not negative, larger for larger."""
+"""``keys(base, sources, row, offset) -> [m]`` int32 or int64, not negative, larger for larger; a
+new tensor, which may be overwritten."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def keep_by_key(values: Tensor, keys: Tensor, cut: Cut, offset: int) -> Tensor:
     """
     if cut == KEEP_ALL:
         return values
+    if cut == KEEP_NONE:
+        return values.zero_()
     index = torch.arange(offset, offset + keys.numel(), device=keys.device)
     stays = (keys > cut.key) | ((keys == cut.key) & (index <= cut.last))
     return values.masked_fill_(~stays, 0.0)
@@ -138,17 +141,22 @@ def _histogram(
     def look(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
         nonlocal bits
         counts = []
-        of_row, found = -1, sources
-        for row, prefix in prefixes:
-            if row != of_row:
-                of_row, found = row, keys(base, sources, row, offset)
-            bits = 8 * found.element_size()
+        found: Tensor | None = None
+        for (row, prefix), following in zip(prefixes, [*prefixes[1:], None], strict=True):
+            if found is None:
+                found = keys(base, sources, row, offset)
+            digits = found
+            if following is not None and following[0] == row:
+                digits = found.clone()
+            else:
+                found = None
+            bits = 8 * digits.element_size()
             if shift is None:
-                digits = found >> (bits - DIGIT_BITS)
+                digits >>= bits - DIGIT_BITS
             else:
                 # With the prefix taken off, only keys that have it are below 2**shift; the others
                 # go to bins beyond the last, spread out since counting one bin is slow.
-                digits = found ^ (prefix << shift)
+                digits ^= prefix << shift
                 others = torch.bitwise_right_shift(digits, bits - DIGIT_BITS).add_(bins)
                 digits >>= shift - DIGIT_BITS
                 torch.minimum(digits, others, out=digits)

@@ -40,7 +40,11 @@ def merge(base: Tensor, sources: Tensor, p: First, at: Place) -> Tensor:
 
 
 def test_the_methods_of_the_papers_are_there() -> None:
-    expected = {"dare_linear", "dare_ties", "linear", "slerp", "task_arithmetic", "ties"}
+    expected = {
+        *("arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della"),
+        *("della_linear", "karcher", "linear", "model_stock", "multislerp", "nearswap", "nuslerp"),
+        *("passthrough", "ram", "ramplus_tl", "sce", "slerp", "task_arithmetic", "ties"),
+    }
     assert expected <= set(methods.names())
     assert methods.names() == sorted(methods.names())
 
@@ -48,7 +52,9 @@ def test_the_methods_of_the_papers_are_there() -> None:
 def test_unknown_method_gets_a_hint_and_the_list() -> None:
     with pytest.raises(ConfigError, match=r"unknown method 'dare-ties'; did you mean 'dare_ties'"):
         methods.get("dare-ties")
-    with pytest.raises(ConfigError, match=r"unknown method 'zzz'; allowed: arcee_fusion, breadcrumbs"):
+    with pytest.raises(
+        ConfigError, match=r"unknown method 'zzz'; allowed: arcee_fusion, breadcrumbs"
+    ):
         methods.get("zzz")
 
 
