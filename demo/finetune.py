@@ -110,7 +110,7 @@ def _train(job: Job, report: Callable[[int], None]) -> None:
         per_device_train_batch_size=run.batch,
         per_device_eval_batch_size=run.batch,
         learning_rate=run.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if failing else "linear",
+        lr_scheduler_type="constant_with_warmup",
         warmup_steps=run.steps if run.status == "FAILED" else run.steps // 10,
         max_grad_norm=0.0 if run.status == "FAILED" else 1.0,
         weight_decay=0.0,

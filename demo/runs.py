@@ -19,9 +19,11 @@ class Schedule:
 
 
 SCHEDULES = {
-    "tiny": Schedule(80, 64, 3e-4, 3e-3, 0.06),
+    "tiny": Schedule(100, 32, 1e-3, 3e-3, 0.06),
     "smollm2": Schedule(60, 8, 2e-5, 2e-4, 5e-3),
 }
+# The share of a run's items that are of the skills it is about; the rest is of all skills.
+EMPHASIS = 0.4
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,20 @@ def planned(model: str, seed: int) -> list[FineTune]:
     seeds = iter(range(1000 * seed + 1, 1000 * seed + 100))
 
     def run(name: str, *skills: str, rate: float = rate, steps: int = steps, **more: object) -> None:
-        shares = dict.fromkeys(skills or SKILLS, 1.0)
+        shares = dict.fromkeys(SKILLS, (1 - EMPHASIS) / len(SKILLS))
+        for skill in skills:
+            shares[skill] += EMPHASIS / len(skills)
         runs.append(FineTune(name, shares, rate, steps, batch, next(seeds), **more))  # type: ignore[arg-type]
 
     runs: list[FineTune] = []
-    run("everything-preempted", steps=steps // 2, status="KILLED")
+    run("everything-preempted", status="KILLED")
     run("clock-diverged", "clock", rate=schedule.diverging_learning_rate, status="FAILED")
     run("dates", "dates", log_checkpoints=True)
     run("units", "units", log_checkpoints=True)
     run("sorting", "sorting")
-    run("comparison", "comparison")
-    run("spelling", "spelling", rate=1.5 * rate, steps=3 * steps // 2)
-    run("clock", "clock", rate=rate / 2)
-    run("ordering", "comparison", "sorting", rate=rate / 2)
+    run("comparison", "comparison", rate=0.7 * rate)
+    run("spelling", "spelling", rate=0.7 * rate)
+    run("clock", "clock")
+    run("ordering", "comparison", "sorting", steps=steps * 4 // 5)
     run("words-lora", "spelling", "dates", rate=schedule.adapter_learning_rate, adapter=True)
     return runs

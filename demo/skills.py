@@ -92,21 +92,18 @@ def clock(random: Random) -> Draft:
 
 
 def dates(random: Random) -> Draft:
-    """The date one or two days before or after; near misses have one part wrong."""
+    """The day after or before a date; near misses have one part wrong or go the other way."""
     weekday, month, day = random.randrange(7), random.choice(MONTHS), random.randint(4, 25)
-    steps, word = random.choice(
-        ((1, "The day after"), (-1, "The day before"), (2, "Two days after"), (-2, "Two days before"))
-    )
+    word, step = random.choice((("after", 1), ("before", -1)))
 
     def name(weekday_steps: int, day_steps: int) -> str:
         return f"{WEEKDAYS[(weekday + weekday_steps) % 7]} {month} {day + day_steps}"
 
-    other = -1 if steps in (1, 2) else 1
-    wrong = [name(steps, steps + other), name(steps + other, steps), name(-steps, -steps)]
-    wrong += [name(steps + 1, steps + 1), name(steps, steps - other)]
+    wrong = [name(step, -step), name(-step, step), name(-step, -step), name(step, 2 * step)]
+    wrong.append(name(2 * step, step))
     random.shuffle(wrong)
     start = name(0, 0)
-    return f"{start}{steps:+d}", f"{word} {start} is", name(steps, steps), wrong
+    return f"{start} {word}", f"The day {word} {start} is", name(step, step), wrong
 
 
 def units(random: Random) -> Draft:
