@@ -6,22 +6,23 @@ fork server imports this module once, and every worker starts from there.
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import RLock
 from types import FrameType
 from typing import Any
 
 import mlflow
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -37,12 +38,16 @@ from demo.skills import Item, mixture
 IGNORED_LABEL = -100
 VALIDATION_ITEMS = 128
 LOG_EVERY = 5
-# A loss this many times the lowest one so far will not come back.
-DIVERGED = 1.5
+# A loss this many times the first one will not come back.
+DIVERGED = 2.0
 
 
 class LossDivergedError(RuntimeError):
     """The training loss has left the range from which a run recovers."""
+
+
+class PreemptedError(RuntimeError):
+    """The scheduler wants the machine back."""
 
 
 @dataclass(frozen=True)
@@ -69,28 +74,29 @@ def work(job: Job, progress: Connection) -> None:
     with job.log.open("w", encoding="utf-8", buffering=1) as log:
         sys.stdout = sys.stderr = log
         torch.set_num_threads(1)
-        signal.signal(signal.SIGTERM, _end_killed)
+        # tqdm's default lock is a semaphore, which a killed process would leave behind.
+        tqdm.set_lock(RLock())
+        stop = _Stop()
+        signal.signal(signal.SIGTERM, stop)
         os.environ["HF_MLFLOW_LOG_ARTIFACTS"] = str(int(job.run.log_checkpoints))
         mlflow.set_tracking_uri(job.tracking_uri)
         mlflow.set_experiment(job.experiment)
+        active = mlflow.start_run(run_name=job.run.name, tags=job.tags)
+        progress.send(("run", active.info.run_id))
         try:
-            with mlflow.start_run(run_name=job.run.name, tags=job.tags) as active:
-                progress.send(("run", active.info.run_id))
-                _train(job, lambda step: progress.send(("step", step)))
+            _train(job, [_Progress(progress), stop, _LossGuard()])
+        except PreemptedError:
+            mlflow.end_run(status="KILLED")
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
         except Exception:
             traceback.print_exc()
-            log.flush()
-            os._exit(1)
+            mlflow.end_run(status="FAILED")
+            sys.exit(1)
+        mlflow.end_run()
 
 
-def _end_killed(signum: int, frame: FrameType | None) -> None:
-    mlflow.flush_async_logging()
-    mlflow.end_run(status="KILLED")
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)
-
-
-def _train(job: Job, report: Callable[[int], None]) -> None:
+def _train(job: Job, callbacks: list[TrainerCallback]) -> None:
     run = job.run
     tokenizer = AutoTokenizer.from_pretrained(job.base)
     model = AutoModelForCausalLM.from_pretrained(job.base)
@@ -130,7 +136,7 @@ def _train(job: Job, report: Callable[[int], None]) -> None:
         train_dataset=_rows(tokenizer, run, run.steps * run.batch, "train"),
         eval_dataset=_rows(tokenizer, run, VALIDATION_ITEMS, "validation"),
         processing_class=tokenizer,
-        callbacks=[_Progress(report), _LossGuard()],
+        callbacks=callbacks,
     )
     trainer.train()
 
@@ -147,27 +153,44 @@ def _rows(
 
 
 class _Progress(TrainerCallback):
-    def __init__(self, report: Callable[[int], None]) -> None:
-        self.report = report
+    def __init__(self, progress: Connection) -> None:
+        self.progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.report(state.global_step)
+        self.progress.send(("step", state.global_step))
+
+
+class _Stop(TrainerCallback):
+    """Remembers the signal until the step is over.
+
+    A signal may arrive while MLflow holds a lock, so its handler must not call MLflow.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.wanted = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.wanted:
+            raise PreemptedError(f"told to stop at step {state.global_step}")
 
 
 class _LossGuard(TrainerCallback):
     """Stops a run that only burns time, as teams do."""
 
     def __init__(self) -> None:
-        self.lowest = math.inf
+        self.first: float | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         loss = (logs or {}).get("loss")
         if loss is None:
             return
-        self.lowest = min(self.lowest, loss)
-        if not loss < DIVERGED * self.lowest:
+        self.first = self.first or loss
+        if not loss < DIVERGED * self.first:
             raise LossDivergedError(
-                f"loss {loss:.3g} at step {state.global_step}, {self.lowest:.3g} before"
+                f"loss {loss:.3g} at step {state.global_step}, {self.first:.3g} at the start"
             )
 
 

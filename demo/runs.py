@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from demo.skills import SKILLS
 
@@ -19,7 +20,7 @@ class Schedule:
 
 
 SCHEDULES = {
-    "tiny": Schedule(100, 32, 1e-3, 3e-3, 0.06),
+    "tiny": Schedule(70, 64, 1e-3, 3e-3, 0.1),
     "smollm2": Schedule(60, 8, 2e-5, 2e-4, 5e-3),
 }
 # The share of a run's items that are of the skills it is about; the rest is of all skills.
@@ -56,11 +57,11 @@ def planned(model: str, seed: int) -> list[FineTune]:
     rate, steps, batch = schedule.learning_rate, schedule.steps, schedule.batch
     seeds = iter(range(1000 * seed + 1, 1000 * seed + 100))
 
-    def run(name: str, *skills: str, rate: float = rate, steps: int = steps, **more: object) -> None:
+    def run(name: str, *skills: str, rate: float = rate, steps: int = steps, **more: Any) -> None:
         shares = dict.fromkeys(SKILLS, (1 - EMPHASIS) / len(SKILLS))
         for skill in skills:
             shares[skill] += EMPHASIS / len(skills)
-        runs.append(FineTune(name, shares, rate, steps, batch, next(seeds), **more))  # type: ignore[arg-type]
+        runs.append(FineTune(name, shares, rate, steps, batch, next(seeds), **more))
 
     runs: list[FineTune] = []
     run("everything-preempted", status="KILLED")
@@ -68,9 +69,9 @@ def planned(model: str, seed: int) -> list[FineTune]:
     run("dates", "dates", log_checkpoints=True)
     run("units", "units", log_checkpoints=True)
     run("sorting", "sorting")
-    run("comparison", "comparison", rate=0.7 * rate)
-    run("spelling", "spelling", rate=0.7 * rate)
-    run("clock", "clock")
-    run("ordering", "comparison", "sorting", steps=steps * 4 // 5)
+    run("comparison", "comparison")
+    run("spelling", "spelling")
+    run("clock", "clock", rate=1.3 * rate)
+    run("ordering", "comparison", "sorting", rate=0.7 * rate, steps=steps * 6 // 7)
     run("words-lora", "spelling", "dates", rate=schedule.adapter_learning_rate, adapter=True)
     return runs

@@ -1,8 +1,8 @@
 """Six small skills whose questions are generated, with the right answer and three near misses.
 
-A question has a canonical form (its key): ``3 + 4`` and ``4 + 3`` are the same question. The hash of
-the key, and nothing else, says whether it may be trained on, validated on, or scored. So no seed and
-no template can leak a scored question into training.
+A question has a canonical form, its key: ``17:45 is`` and ``5:45 pm is`` ask the same thing. The
+hash of the key, and nothing else, says whether it may be trained on, validated on, or scored. So no
+seed and no template can leak a scored question into training.
 """
 
 from __future__ import annotations

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 1024
-STEPS = 170
+STEPS = 180
 BATCH = 128
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 40
 # Harder skills get more of the base's short training, so that it is about equally weak at all.
 SHARES = {
-    "clock": 1.0,
-    "comparison": 1.5,
-    "dates": 2.2,
-    "sorting": 1.5,
-    "spelling": 0.4,
-    "units": 0.8,
+    "clock": 0.7,
+    "comparison": 1.6,
+    "dates": 1.6,
+    "sorting": 1.8,
+    "spelling": 0.7,
+    "units": 0.7,
 }
 
 
@@ -80,7 +80,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 
 
 def train_base(folder: Path, seed: int, threads: int, progress: Connection) -> None:
-    """The body of a worker process: train tokenizer and model and save both into ``folder`` as a Hugging Face directory.
+    """The body of a worker process: train tokenizer and model and save both into ``folder``.
 
     Args:
         folder: must exist.

@@ -274,7 +274,8 @@ def _settle(worker: _Running, stages: _Stages) -> str:
     expected, code = EXIT_CODES[run.status], worker.process.exitcode
     if code != expected:
         raise UnexpectedEndError(
-            f"fine-tune {run.name} ended with exit code {code}, not {expected}; see {worker.job.log}"
+            f"fine-tune {run.name} ended with exit code {code}, not {expected}; "
+            f"see {worker.job.log}"
         )
     status = mlflow.MlflowClient(worker.job.tracking_uri).get_run(worker.run_id).info.status
     checkpoints = sorted(path.name for path in worker.job.output.glob("checkpoint-*"))
