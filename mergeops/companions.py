@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergeops.checkpoint.digest import file_sha256
 from mergeops.checkpoint.layout import read_json
@@ -70,8 +70,19 @@ def find_companions(
     return tuple(Companion(n, str(p), file_sha256(p)) for n, p in sorted(found.items()))
 
 
-def write_companions(companions: Sequence[Companion], out: Path, save_dtype: str) -> list[str]:
+def write_companions(
+    companions: Sequence[Companion],
+    out: Path,
+    save_dtype: str,
+    changes: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Copy the files; config.json gets the dtype that the weights are saved in.
+
+    Args:
+        companions: what to copy.
+        out: where to.
+        save_dtype: as config.json words it.
+        changes: what else differs in config.json; mappings inside it are changed, not replaced.
 
     Returns:
         The names written.
@@ -87,7 +98,7 @@ def write_companions(companions: Sequence[Companion], out: Path, save_dtype: str
                 "writes it"
             )
         if companion.name == CONFIG:
-            config = read_json(source)
+            config = changed(read_json(source), changes or {})
             # Old readers know torch_dtype, new ones dtype.
             if "torch_dtype" in config:
                 config["torch_dtype"] = save_dtype
@@ -97,3 +108,13 @@ def write_companions(companions: Sequence[Companion], out: Path, save_dtype: str
         else:
             (out / companion.name).write_bytes(source.read_bytes())
     return [companion.name for companion in companions]
+
+
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with ``changes``; mappings that both have are merged in the same way."""
+    result = dict(config)
+    for key, value in changes.items():
+        ours = result.get(key)
+        both = isinstance(ours, Mapping) and isinstance(value, Mapping)
+        result[key] = changed(ours, value) if both else value  # type: ignore[arg-type]
+    return result

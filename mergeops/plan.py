@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,16 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Part:
+    """One input of a tensor of the result."""
+
+    input: int
+    """Position in ``Plan.inputs``."""
+    tensor: str
+    """Its name there."""
+
+
+@dataclass(frozen=True)
 class TensorTask:
     """One tensor of the result."""
 
@@ -46,11 +56,16 @@ class TensorTask:
     dtype: str
     """safetensors name of the format it is saved in."""
     kind: str
-    """merge, or copy for whole numbers, which all inputs must agree on."""
+    """merge; copy for whole numbers, which all inputs must agree on; take for real numbers that
+    are not merged, since one input alone has them."""
     shared: Mapping[str, float]
     """Global parameters as the rules leave them."""
     per_source: Mapping[str, tuple[float, ...]]
     """Source parameters, in the order of the sources."""
+    base: Part | None = None
+    """What the base of this tensor is, where ``sources`` says what its sources are."""
+    sources: tuple[Part, ...] = ()
+    """What it is merged from; empty stands for the tensor of this name of every source."""
 
     @property
     def numel(self) -> int:
@@ -100,6 +115,8 @@ class Plan:
     seed: int
     recipe: Mapping[str, Any]
     """``Recipe.weights_dict`` of what was planned."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What differs in config.json from the file that is copied, e.g. the number of layers."""
     warnings: tuple[str, ...] = ()
     """What the user should know; no part of the digest."""
 
@@ -113,10 +130,29 @@ class Plan:
             "sources": [source.sha256 for source in self.sources],
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
             "companions": [[c.name, c.sha256] for c in self.companions],
+            "config": dict(self.config),
             "compute": self.compute,
             "seed": self.seed,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def inputs(self) -> tuple[PlannedInput, ...]:
+        """The base, where there is one, and the sources."""
+        return (*([self.base] if self.base else []), *self.sources)
+
+    def has_base(self, task: TensorTask) -> bool:
+        """Whether the first of the task's parts is a base."""
+        if task.sources:
+            return task.base is not None
+        return methods.get(self.method).uses_base(self.base is not None)
+
+    def parts(self, task: TensorTask) -> tuple[Part, ...]:
+        """The inputs of a task: the base, where its method uses one, and the sources."""
+        if task.sources:
+            return (*([task.base] if task.base else []), *task.sources)
+        unused = self.base is not None and not self.has_base(task)
+        return tuple(Part(i, task.name) for i in range(unused, len(self.inputs)))
 
     @property
     def save_dtype(self) -> str:
