@@ -28,6 +28,8 @@ from mergeops.parameters import resolve_parameters
 from mergeops.preflight import check_configs, check_sources, check_tensors, check_tokenizers
 from mergeops.schema import build
 from mergeops.shards import assign_shards, parse_size
+from mergeops.tokens.layout import VocabularyLayout, lay_out_vocabulary, resized
+from mergeops.tokens.spec import SAME
 
 if TYPE_CHECKING:
     from mergeops.recipe import Recipe
@@ -117,6 +119,8 @@ class Plan:
     """``Recipe.weights_dict`` of what was planned."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """What differs in config.json from the file that is copied, e.g. the number of layers."""
+    vocabulary: VocabularyLayout | None = None
+    """Where rows of embeddings come from, where inputs have different vocabularies."""
     warnings: tuple[str, ...] = ()
     """What the user should know; no part of the digest."""
 
@@ -129,11 +133,14 @@ class Plan:
             "base": self.base.sha256 if self.base else None,
             "sources": [source.sha256 for source in self.sources],
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
-            "companions": [[c.name, c.sha256] for c in self.companions],
+            "companions": [companion.identity for companion in self.companions],
             "config": dict(self.config),
             "compute": self.compute,
             "seed": self.seed,
         }
+        if self.vocabulary is not None:
+            inputs = [*([self.base.name] if self.base else []), *(s.name for s in self.sources)]
+            content["vocabulary"] = self.vocabulary.identity(inputs)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -204,9 +211,19 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
     check_sources(method, planned_base, planned_sources)
     inputs = [*([planned_base] if planned_base else []), *planned_sources]
     warnings = check_configs(inputs)
-    check_tensors(headers)
     chosen = _tokenizer_input(recipe, inputs)
-    warnings += check_tokenizers(chosen, inputs)
+    vocabulary = None
+    if recipe.tokenizer.source != SAME:
+        vocabulary, told = lay_out_vocabulary(
+            recipe.tokenizer, inputs, headers, has_base=planned_base is not None
+        )
+        warnings += told
+        headers = resized(headers, vocabulary) if vocabulary else headers
+    check_tensors(headers)
+    if recipe.tokenizer.source == SAME:
+        warnings += check_tokenizers(chosen, inputs)
+    companions, told = find_companions(inputs, chosen, recipe.tokenizer.chat_template, vocabulary)
+    warnings += told
     tasks = _tasks(recipe, method, headers[inputs[0].name])
     return Plan(
         method=method.name,
@@ -217,7 +234,8 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
         shards=tuple(
             Shard(name, tuple(tasks)) for name, tasks in assign_shards(tasks, shard_bytes).items()
         ),
-        companions=find_companions(inputs, chosen),
+        companions=companions,
+        vocabulary=vocabulary,
         compute=recipe.dtype.compute,
         seed=recipe.seed,
         recipe=recipe.weights_dict(),

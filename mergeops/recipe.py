@@ -18,6 +18,7 @@ from typing import Any
 from mergeops.errors import ConfigError
 from mergeops.schema import build, check_choice, unknown_key
 from mergeops.settings import EvaluateSpec, OutputSpec, PromoteSpec, SearchSpec, TrackingSpec
+from mergeops.tokens.spec import TokenizerSpec, check_names
 
 Value = float | tuple[float, ...]
 """A parameter: one number, or a gradient over the layers, linearly interpolated."""
@@ -55,14 +56,6 @@ class MethodSpec:
     name: str
     parameters: Any
     """The method's own frozen parameter dataclass."""
-
-
-@dataclass(frozen=True)
-class TokenizerSpec:
-    """Which tokenizer the merge has."""
-
-    source: str = "base"
-    """``base`` or the name of a source; every input must have the same vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +121,7 @@ class Recipe:
                 "rules": _rules(raw.get("rules") or [], method.name, sources),
             },
         )
-        if built.tokenizer.source != "base" and built.tokenizer.source not in sources:
-            raise ConfigError(
-                f"tokenizer.source is {built.tokenizer.source!r}; allowed: base, "
-                + ", ".join(sources)
-            )
+        check_names(built.tokenizer, sources, has_base=built.base is not None)
         return built
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from mergeops import methods
 from mergeops.checkpoint.dtypes import BY_WORD, DTYPES, item_size, word
 from mergeops.errors import MergeError, SourceError
+from mergeops.inputs import open_inputs
 from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, NonFiniteInputError, Part
 from mergeops.methods.randomness import random_key
 
 if TYPE_CHECKING:
-    from mergeops.checkpoint.reader import TensorReader
     from mergeops.plan import Plan, TensorTask
 
 READ_AHEAD = 16
@@ -71,12 +71,9 @@ class TensorStream:
         parts = {part.input for task in tasks for part in plan.parts(task)}
         self._inputs = [planned for i, planned in enumerate(plan.inputs) if i in parts]
         self._positions = {input: i for i, input in enumerate(sorted(parts))}
-        self._readers: list[TensorReader] = []
+        everything = [*([plan.base] if plan.base else []), *plan.sources]
         with contextlib.ExitStack() as opened:
-            for planned in self._inputs:
-                reader = planned.open(compute)
-                self._readers.append(reader)
-                opened.callback(reader.close)
+            self._readers = open_inputs(opened, self._inputs, everything, plan.vocabulary, compute)
             self._files = opened.pop_all()
         most = max(len(plan.parts(task)) for task in tasks)
         longest = max(self._step(task) for task in tasks)

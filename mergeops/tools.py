@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from mergeops.plan import Plan, make_plan
 from mergeops.progress import Progress
-from mergeops.recipe import MethodSpec, Recipe, TokenizerSpec
+from mergeops.recipe import MethodSpec, Recipe
+from mergeops.tokens.spec import TokenizerSpec
 
 if TYPE_CHECKING:
     from mergeops.evaluate import Scores

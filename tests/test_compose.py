@@ -75,7 +75,7 @@ def test_a_source_can_be_deleted_and_others_selected() -> None:
             ["sources.a.uri=x", "sources.a.weight=heavy"],
             "sources.a.weight is 'heavy'; it takes a nu",
         ),
-        (["tokenizer.source=b"], "tokenizer.source is 'b'; allowed: base"),
+        (["tokenizer.source=b"], "tokenizer.source is 'b'; allowed: same, union, base"),
         (["recipe=nope"], "Could not find 'recipe/nope'.*soup"),
         (["evaluate.batch_size=0"], "evaluate.batch_size is 0; allowed: at least 1"),
         (["promote.against=[parent]"], r"promote.against\[0\] is 'parent'; allowed: best_parent"),

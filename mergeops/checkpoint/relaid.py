@@ -1,0 +1,124 @@
+"""A checkpoint whose embeddings are read in another order of rows, some of them from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mergeops.checkpoint.reader import TensorReader
+
+Ints = npt.NDArray[np.int64]
+GAP_BYTES = 1 << 16
+"""Rows that are nearer to each other than this are read in one go: cheaper than to ask twice."""
+
+
+class RowTable:
+    """Which row of which input each row is, for one input.
+
+    Args:
+        runs: flat triples (origin, first row there, how many). An origin is an input's number, -1
+            for zeros, or -2 - k for the k-th of ``means``.
+        means: flat pairs (input's number, first row there), whose rows are averaged.
+    """
+
+    def __init__(self, runs: Sequence[int], means: Sequence[Sequence[int]]) -> None:
+        triples = np.asarray(runs, dtype=np.int64).reshape(-1, 3)
+        lengths = triples[:, 2]
+        starts = np.cumsum(lengths) - lengths
+        within = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+        self.origin: Ints = np.repeat(triples[:, 0], lengths)
+        self.row: Ints = np.repeat(triples[:, 1], lengths) + within
+        self.means = [list(zip(flat[::2], flat[1::2], strict=True)) for flat in means]
+
+
+class RelaidReader:
+    """Reads one input of several by its row table; other tensors are read as they are.
+
+    Args:
+        own: this input.
+        readers: all inputs, in the order that numbers them.
+        table: where its rows come from.
+        columns: tensor with a row for each token -> elements in a row.
+        compute: dtype that rows of different inputs are brought to.
+    """
+
+    def __init__(
+        self,
+        own: TensorReader,
+        readers: Sequence[TensorReader],
+        table: RowTable,
+        columns: Mapping[str, int],
+        compute: torch.dtype,
+    ) -> None:
+        self._own = own
+        self._readers = readers
+        self._table = table
+        self._columns = columns
+        self._compute = compute
+
+    def read(self, name: str, start: int, stop: int, staging: Tensor) -> Tensor:
+        """See ``TensorReader``; re-laid rows come as stored where they lie together, else in the
+        compute dtype."""
+        if name not in self._columns or start == stop:
+            return self._own.read(name, start, stop, staging)
+        columns = self._columns[name]
+        first, last = start // columns, -(-stop // columns)
+        origin, row = self._table.origin[first:last], self._table.row[first:last]
+        if (
+            origin[0] >= 0
+            and (origin == origin[0]).all()
+            and row[-1] - row[0] == last - first - 1
+            and (np.diff(row) == 1).all()
+        ):
+            moved = (int(row[0]) - first) * columns
+            reader = self._readers[int(origin[0])]
+            return reader.read(name, start + moved, stop + moved, staging)
+        rows = torch.zeros(last - first, columns, dtype=self._compute)
+        for source in np.unique(origin).tolist():
+            at = np.flatnonzero(origin == source)
+            if source >= 0:
+                rows[at] = self._gather(source, name, row[at], columns)
+            elif source < -1:
+                pairs = self._table.means[-2 - source]
+                total = torch.zeros(at.size, columns, dtype=torch.float64)
+                for number, begin in pairs:
+                    total += self._gather(number, name, row[at] + begin, columns)
+                rows[at] = (total / len(pairs)).to(self._compute)
+        wanted = rows.view(-1)[start - first * columns : stop - first * columns]
+        target = staging[: wanted.numel() * self._compute.itemsize].view(self._compute)
+        return target.copy_(wanted)
+
+    def prefetch(self, name: str, start: int, stop: int) -> None:
+        """See ``TensorReader``; for rows of other inputs, the system reads ahead by itself."""
+        if name not in self._columns:
+            self._own.prefetch(name, start, stop)
+
+    def check_unchanged(self) -> None:
+        """See ``TensorReader``."""
+        for reader in self._readers:
+            reader.check_unchanged()
+
+    def close(self) -> None:
+        """See ``TensorReader``; the other inputs are closed by their own."""
+        self._own.close()
+
+    def _gather(self, number: int, name: str, rows: Ints, columns: int) -> Tensor:
+        """Rows of one input, ``[rows, columns]``, in the compute dtype."""
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        near = max(1, GAP_BYTES // (columns * self._compute.itemsize))
+        edges = np.flatnonzero(np.diff(ordered) > near) + 1
+        gathered = torch.empty(rows.size, columns, dtype=self._compute)
+        for begin, end in zip([0, *edges], [*edges, rows.size], strict=True):
+            low, high = int(ordered[begin]), int(ordered[end - 1]) + 1
+            raw = torch.empty((high - low) * columns * 8, dtype=torch.uint8)
+            span = self._readers[number].read(name, low * columns, high * columns, raw)
+            place = torch.from_numpy(ordered[begin:end] - low)
+            gathered[torch.from_numpy(order[begin:end])] = span.view(-1, columns)[place].to(
+                self._compute
+            )
+        return gathered
