@@ -19,17 +19,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops import methods
+from mergeops.assembly import assemble
 from mergeops.checkpoint.dtypes import BY_WORD, FLOATS, item_size, word
 from mergeops.checkpoint.header import StoredTensor, encode_header
-from mergeops.companions import Companion, find_companions
+from mergeops.companions import Companion, changed, find_companions
 from mergeops.errors import MergeError
-from mergeops.inputs import PlannedInput, read_input
+from mergeops.inputs import PlannedInput, config_of, read_input
 from mergeops.parameters import resolve_parameters
-from mergeops.preflight import check_configs, check_sources, check_tensors, check_tokenizers
+from mergeops.pieces import Ingredient, Piece
+from mergeops.preflight import check_configs, check_sources, check_tokenizers
+from mergeops.recipe import REFUSE
 from mergeops.schema import build
 from mergeops.shards import assign_shards, parse_size
+from mergeops.slices import BASE
 from mergeops.tokens.layout import VocabularyLayout, lay_out_vocabulary, resized
 from mergeops.tokens.spec import SAME
+from mergeops.views import see
 
 if TYPE_CHECKING:
     from mergeops.recipe import Recipe
@@ -208,9 +213,10 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
     method = methods.get(recipe.method.name)
     shard_bytes = parse_size("output.shard_size", recipe.output.shard_size)
     planned_base, planned_sources, headers = _read_inputs(recipe, base, sources)
-    check_sources(method, planned_base, planned_sources)
+    sliced = bool(recipe.slices or recipe.modules)
+    check_sources(method, planned_base, planned_sources, sliced=sliced)
     inputs = [*([planned_base] if planned_base else []), *planned_sources]
-    warnings = check_configs(inputs)
+    warnings = check_configs(inputs, _settled(recipe))
     chosen = _tokenizer_input(recipe, inputs)
     vocabulary = None
     if recipe.tokenizer.source != SAME:
@@ -219,12 +225,15 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
         )
         warnings += told
         headers = resized(headers, vocabulary) if vocabulary else headers
-    check_tensors(headers)
+    configs = {planned.name: config_of(planned) for planned in inputs}
+    views = see(headers, recipe.tied_head, configs[inputs[0].name])
+    assembly = assemble(recipe, method, views.inputs, configs)
+    warnings += views.warnings
     if recipe.tokenizer.source == SAME:
         warnings += check_tokenizers(chosen, inputs)
     companions, told = find_companions(inputs, chosen, recipe.tokenizer.chat_template, vocabulary)
     warnings += told
-    tasks = _tasks(recipe, method, headers[inputs[0].name])
+    tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
     return Plan(
         method=method.name,
         method_version=method.version,
@@ -235,6 +244,7 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
             Shard(name, tuple(tasks)) for name, tasks in assign_shards(tasks, shard_bytes).items()
         ),
         companions=companions,
+        config=changed(views.config, assembly.config),
         vocabulary=vocabulary,
         compute=recipe.dtype.compute,
         seed=recipe.seed,
@@ -288,24 +298,41 @@ def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedI
     return inputs[0]
 
 
+def _settled(recipe: Recipe) -> list[str]:
+    """Settings of config.json that inputs may differ in, since the recipe decides them."""
+    layers = ["num_hidden_layers"] if recipe.slices or recipe.modules else []
+    return layers + (["tie_word_embeddings"] if recipe.tied_head != REFUSE else [])
+
+
 def _tasks(
-    recipe: Recipe, method: methods.Method, reference: Mapping[str, StoredTensor]
+    recipe: Recipe, method: methods.Method, pieces: Sequence[Piece], inputs: Sequence[str]
 ) -> list[TensorTask]:
-    parameters = resolve_parameters(recipe, method, reference)
+    parameters = resolve_parameters(recipe, method, pieces)
+
+    def part(ingredient: Ingredient) -> Part:
+        return Part(inputs.index(ingredient.source), ingredient.stored.name)
+
     tasks = []
-    for name, stored in reference.items():
-        is_real = stored.dtype in FLOATS
-        saved = stored.dtype
+    for piece in pieces:
+        is_real = piece.like.dtype in FLOATS
+        saved = piece.like.dtype
         if is_real and recipe.dtype.save != "auto":
             saved = BY_WORD[recipe.dtype.save]
-        tasks.append(
-            TensorTask(
-                name=name,
-                shape=stored.shape,
-                dtype=saved,
-                kind="merge" if is_real else "copy",
-                shared=parameters[name].shared if is_real else {},
-                per_source=parameters[name].per_source if is_real else {},
-            )
+        is_merged = is_real and not piece.is_taken
+        found = parameters[piece.name]
+        task = TensorTask(
+            name=piece.name,
+            shape=piece.like.shape,
+            dtype=saved,
+            kind="merge" if is_merged else "take" if is_real else "copy",
+            shared=found.shared if is_merged else {},
+            per_source=found.per_source if is_merged else {},
+            base=part(piece.base) if piece.base else None,
+            sources=tuple(part(source) for source in piece.sources),
         )
+        plain = [i for i, name in enumerate(inputs) if name != BASE or piece.base]
+        own = [Part(i, piece.name) for i in plain]
+        if own == [*([task.base] if task.base else []), *task.sources]:
+            task = dataclasses.replace(task, base=None, sources=())
+        tasks.append(task)
     return tasks

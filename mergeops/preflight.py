@@ -16,18 +16,32 @@ Headers = Mapping[str, StoredTensor]
 
 
 def check_sources(
-    method: Method, base: PlannedInput | None, sources: Sequence[PlannedInput]
+    method: Method,
+    base: PlannedInput | None,
+    sources: Sequence[PlannedInput],
+    *,
+    sliced: bool = False,
 ) -> None:
     """The right number of sources, a base where one is needed, no source twice.
+
+    Args:
+        method: the merge method.
+        base: the recipe's base.
+        sources: in order.
+        sliced: whether slices say how many of them a tensor has, and how often each.
 
     Raises:
         MergeError: says what is missing or too much.
     """
+    if not sliced:
+        check_source_count(method, len(sources))
     if method.needs_base and base is None:
         raise MergeError(
             f"{method.name} merges task vectors and needs a base: set base to the model that the "
             "sources were fine-tuned from"
         )
+    if sliced:
+        return
     seen: dict[str, str] = {}
     for source in sources:
         if source.sha256 in seen:

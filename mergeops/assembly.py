@@ -1,0 +1,237 @@
+"""Assembly: the recipe's slices and modules as a list of tensors, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergeops.architecture import layer_depths
+from mergeops.errors import ConfigError, MergeError
+from mergeops.methods import Method
+from mergeops.pieces import Assembler, Piece
+from mergeops.preflight import check_source_count, check_tensors
+from mergeops.recipe import REFUSE, Recipe
+from mergeops.slices import BASE, Module, Slice, SlicePart
+from mergeops.stacks import Stack, find_stacks, get, is_per_layer, pick, resized
+from mergeops.views import View
+
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What the result is made of."""
+
+    pieces: tuple[Piece, ...]
+    config: Mapping[str, Any]
+    """What changes in config.json."""
+
+
+def assemble(
+    recipe: Recipe, method: Method, views: Mapping[str, View], configs: Configs
+) -> Assembly:
+    """Decide what every tensor of the result is merged from.
+
+    Args:
+        recipe: what the user wrote.
+        method: its method.
+        views: each input's tensors, the base first where there is one.
+        configs: each input's config.json.
+
+    Raises:
+        ConfigError: a slice or module does not fit the models.
+        MergeError: the inputs' tensors do not fit each other.
+    """
+    after = 0.0 if recipe.compat == "mergekit" else 1.0
+    leave_out = recipe.missing != REFUSE
+    assembler = Assembler(method, views, recipe.sources, after=after, leave_out=leave_out)
+    first = next(iter(views))
+    if not recipe.slices and not recipe.modules:
+        if not leave_out:
+            check_tensors(views)
+        names = dict.fromkeys(name for view in views.values() for name in view)
+        return Assembly(tuple(assembler.plain(names)), {})
+    stacks = find_stacks(views[first], configs[first])
+    layout = _Layout(assembler, stacks, views[first], configs)
+    if recipe.slices:
+        main = pick(stacks, None)
+        return layout.assemble({main: Module(recipe.slices)}, main)
+    return layout.assemble(
+        {pick(stacks, word): module for word, module in recipe.modules.items()}, None
+    )
+
+
+class _Layout:
+    """The stacks of the model that gives the config, and what is made of them."""
+
+    def __init__(
+        self, assembler: Assembler, stacks: Sequence[Stack], reference: View, configs: Configs
+    ) -> None:
+        self._assembler = assembler
+        self._stacks = stacks
+        self._reference = reference
+        self._configs = configs
+        self._config = next(iter(configs.values()))
+
+    def assemble(self, modules: Mapping[Stack, Module], rest: Stack | None) -> Assembly:
+        """All pieces, in the order of the reference.
+
+        Args:
+            modules: the stacks that the recipe names.
+            rest: whose first slice gives the other stacks; None merges them from all sources.
+        """
+        owners = {name: self._owner(name) for name in self._reference}
+        plain = [n for n, owner in owners.items() if owner not in modules and rest is None]
+        pieces = {piece.name: piece for piece in self._assembler.plain(plain)}
+        config: dict[str, Any] = {}
+        ordered: list[Piece] = []
+        begun: set[Stack] = set()
+        depths = layer_depths(owners)
+        for name, owner in owners.items():
+            module = modules.get(owner)
+            if name in pieces:
+                ordered.append(pieces[name])
+            elif module is None:
+                assert rest is not None
+                one, settings = modules[rest].slices[0], modules[rest].parameters
+                ordered.append(self._assembler.piece(name, depths[name], one, (settings,), {}))
+            elif owner.layer(name) is None or name in self._of_stack(owner):
+                ordered.append(self._assembler.outside(name, module.slices, module.parameters))
+            elif owner not in begun:
+                begun.add(owner)
+                layers, changes = self._layers(owner, module)
+                ordered += layers
+                config = _joined(config, changes)
+        return Assembly(tuple(ordered), config)
+
+    def _owner(self, name: str) -> Stack:
+        """The stack that a tensor is in, or nearest to by name; the last one where none is."""
+        ours = name.split(".")
+
+        def shared(stack: Stack) -> int:
+            theirs = stack.prefix.split(".")
+            pairs = enumerate(zip(ours, theirs, strict=False))
+            return next((i for i, (a, b) in pairs if a != b), len(theirs))
+
+        inside = next((s for s in self._stacks if s.layer(name) is not None), None)
+        return inside or max(reversed(self._stacks), key=shared)
+
+    def _suffixes(self, stack: Stack, view: View, layer: int) -> set[str]:
+        found = (stack.layer(name) for name in view)
+        return {place[1] for place in found if place is not None and place[0] == layer}
+
+    def _of_stack(self, stack: Stack) -> set[str]:
+        """Tensors in the first layer that are the whole stack's, e.g. T5's relative positions."""
+        first, *others = (
+            self._suffixes(stack, self._reference, i) for i in range(min(stack.count, 3))
+        )
+        if not others or any(other - first for other in others):
+            return set()
+        extra = first.difference(*others)
+        return {f"{stack.prefix}0.{suffix}" for suffix in extra}
+
+    def _layers(self, stack: Stack, module: Module) -> tuple[list[Piece], dict[str, Any]]:
+        assembler = self._assembler
+        shared = {name.removeprefix(f"{stack.prefix}0.") for name in self._of_stack(stack)}
+        pieces: list[Piece] = []
+        origins: list[tuple[Mapping[str, Any], int]] = []
+        for one, depth, numbers in self._each_layer(stack, module):
+            check_source_count(assembler.method, len(one.sources))
+            k = len(origins)
+            lead, i = one.sources[0].source, numbers[0]
+            suffixes = dict.fromkeys(
+                place[1]
+                for place in map(stack.layer, assembler.views[lead])
+                if place is not None and place[0] == i
+            )
+            for p, part in enumerate(one.sources):
+                self._check_same_parts(stack, part.source, numbers[p], lead, i, shared)
+            for suffix in suffixes:
+                if suffix in shared:
+                    continue
+                names = {p: f"{stack.prefix}{n}.{suffix}" for p, n in numbers.items()}
+                name = f"{stack.prefix}{k}.{suffix}"
+                pieces.append(assembler.piece(name, depth, one, (module.parameters,), names))
+            origins.append((self._configs[lead], i))
+        changes = resized(stack, self._config, origins)
+        self._check_kinds(stack, pieces, changes, shared)
+        return pieces, changes
+
+    def _each_layer(
+        self, stack: Stack, module: Module
+    ) -> Iterator[tuple[Slice, float, dict[int, int]]]:
+        """For each layer of the result: its slice, depth, and the number of the layer in each part
+        of the slice (-1 is the base)."""
+        for number, one in enumerate(module.slices):
+            ranges = [self._range(stack, part, number) for part in one.sources]
+            starts = {p: start for p, (start, _) in enumerate(ranges)}
+            if self._assembler.has_base:
+                if one.base is not None:
+                    starts[-1] = self._range(stack, one.base, number)[0]
+                elif len(set(ranges)) == 1:
+                    starts[-1] = self._range(stack, SlicePart(BASE, ranges[0]), number)[0]
+                else:
+                    raise ConfigError(
+                        f"slice {number} merges layers {', '.join(map(str, map(list, ranges)))}; "
+                        "say which of the base's they are task vectors to, with base: [from, to]"
+                    )
+            length = ranges[0][1] - ranges[0][0]
+            for i in range(length):
+                depth = i / (length - 1) if length > 1 else 1.0
+                yield one, depth, {p: start + i for p, start in starts.items()}
+
+    def _range(self, stack: Stack, part: SlicePart, number: int) -> tuple[int, int]:
+        view = self._assembler.views.get(part.source)
+        if view is None:
+            raise ConfigError(f"slice {number} names base, but the recipe has no base")
+        found = [place[0] for place in map(stack.layer, view) if place is not None]
+        count = max(found, default=-1) + 1
+        layers = part.layers or (0, count)
+        if layers[1] > count:
+            raise ConfigError(
+                f"slice {number} takes layers {list(layers)} of {part.source}, whose "
+                f"{stack.prefix}* has {count} layers; allowed: up to [0, {count}]"
+            )
+        return layers
+
+    def _check_same_parts(
+        self, stack: Stack, name: str, i: int, lead: str, j: int, shared: set[str]
+    ) -> None:
+        if self._assembler.leave_out:
+            return
+        views = self._assembler.views
+        ours = self._suffixes(stack, views[lead], j) - shared
+        theirs = self._suffixes(stack, views[name], i) - shared
+        if ours != theirs:
+            example = min(ours ^ theirs)
+            raise MergeError(
+                f"layer {i} of {name} and layer {j} of {lead} are of different kinds: only one has "
+                f"{example}"
+            )
+
+    def _check_kinds(
+        self, stack: Stack, pieces: Sequence[Piece], changes: Mapping[str, Any], shared: set[str]
+    ) -> None:
+        """Where layers differ in kind, the config must be able to say which is which."""
+        kinds = [self._suffixes(stack, self._reference, i) - shared for i in range(stack.count)]
+        if all(kind == kinds[0] for kind in kinds):
+            return
+        if any(
+            isinstance(v, list) and is_per_layer(k) for k, v in get(changes, stack.section).items()
+        ):
+            return
+        view = {piece.name: piece.like for piece in pieces}
+        for k in range(max(place[0] for place in map(stack.layer, view) if place) + 1):
+            if self._suffixes(stack, view, k) != kinds[min(k, stack.count - 1)]:
+                raise MergeError(
+                    f"layer {k} of the merge would be of another kind than config.json makes it: "
+                    f"{stack.prefix}* has layers of several kinds and no list that says which; "
+                    "keep every layer at a place of its kind"
+                )
+
+
+def _joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    from mergeops.companions import changed
+
+    return changed(one, other)
