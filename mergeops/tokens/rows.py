@@ -134,13 +134,11 @@ def _fill(
     several = np.flatnonzero((count > 1) & (origin == NOWHERE))
     # Tokens next to each other for everybody are averaged together.
     steps = np.where(has[:, several], own[:, several] - several, -rows - 1)
-    starts = np.flatnonzero(
-        np.r_[True, (np.diff(steps, axis=1) != 0).any(axis=0) | (np.diff(several) != 1)]
-        if several.size
-        else np.empty(0, dtype=bool)
-    )
+    breaks = (np.diff(steps, axis=1) != 0).any(axis=0) | (np.diff(several) != 1)
+    starts = np.flatnonzero(np.r_[np.ones(min(several.size, 1), dtype=bool), breaks])
+    ends = [*starts, several.size][1:]
     means = []
-    for k, (begin, end) in enumerate(zip(starts, [*starts[1:], several.size], strict=True)):
+    for k, (begin, end) in enumerate(zip(starts, ends, strict=True)):
         place = several[begin]
         means.append(tuple(int(v) for j in range(n) if has[j, place] for v in (j, own[j, place])))
         origin[several[begin:end]] = FIRST_MEAN - k

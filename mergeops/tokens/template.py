@@ -55,7 +55,7 @@ def choose_template(
     text = own if own is not None else max(votes, key=votes.count)
     holders = [name for name, theirs in texts.items() if theirs == text]
     others = [name for name in texts if name not in holders]
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if others:
         warnings = (
             f"chat templates differ: the merge keeps that of {', '.join(holders)}, not that of "
