@@ -308,7 +308,7 @@ def check_uris(recipe: Recipe) -> None:
     """
     known: list[str] = []
     for label, one in [*recipe.merges.items(), ("", recipe)]:
-        for uri in [one.base, *(source.uri for source in one.sources.values())]:
+        for uri in [one.base, *(u for s in one.sources.values() for u in (s.uri, s.base))]:
             name = (uri or "").removeprefix(MERGE)
             if uri is None or name == uri:
                 continue

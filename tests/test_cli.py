@@ -16,7 +16,8 @@ FROZEN = {
     " --json --quiet --debug",
     "compare": "OVERRIDES --config-dir --experiment --part --reference --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
-    "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --config-dir --cfg --json --quiet --debug",
+    "convert": "CONFIG_FILE OUT --force --compat --json --debug",
+    "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json --quiet --debug",
     "methods": "NAME --json --debug",
     "promote": "NAME OVERRIDES --version --expect-current --force --reason --config-dir --json"
     " --quiet --debug",
