@@ -97,7 +97,11 @@ class _Layout:
                 one, settings = modules[rest].slices[0], modules[rest].parameters
                 ordered.append(self._assembler.piece(name, depths[name], one, (settings,), {}))
             elif owner.layer(name) is None or name in self._of_stack(owner):
-                ordered.append(self._assembler.outside(name, module.slices, module.parameters))
+                # A tensor of the stack that stands in its first layer is needed before the layers.
+                before = owner.layer(name) is not None
+                ordered.append(
+                    self._assembler.outside(name, module.slices, module.parameters, before=before)
+                )
             elif owner not in begun:
                 begun.add(owner)
                 layers, changes = self._layers(owner, module)
@@ -182,9 +186,7 @@ class _Layout:
                 yield one, depth, {p: start + i for p, start in starts.items()}
 
     def _range(self, stack: Stack, part: SlicePart, number: int) -> tuple[int, int]:
-        view = self._assembler.views.get(part.source)
-        if view is None:
-            raise ConfigError(f"slice {number} names base, but the recipe has no base")
+        view = self._assembler.views.get(part.source, {})
         found = [place[0] for place in map(stack.layer, view) if place is not None]
         count = max(found, default=-1) + 1
         layers = part.layers or (0, count)

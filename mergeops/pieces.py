@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mergeops.architecture import is_before_layers, layer_depths
 from mergeops.checkpoint.header import StoredTensor
-from mergeops.errors import MergeError
+from mergeops.errors import ConfigError, MergeError
 from mergeops.methods import Method
 from mergeops.preflight import check_fit, check_source_count
 from mergeops.slices import BASE, Slice, SlicePart
@@ -78,9 +78,11 @@ class Assembler:
         whole = Slice(self.sources)
         return [self.piece(name, depths[name], whole, (), {}) for name in names]
 
-    def outside(self, name: str, slices: Sequence[Slice], settings: Mapping[str, Setting]) -> Piece:
+    def outside(
+        self, name: str, slices: Sequence[Slice], settings: Mapping[str, Setting], *, before: bool
+    ) -> Piece:
         """A tensor outside the layers of a stack: as the first or the last slice."""
-        before = is_before_layers(name)
+        before = before or is_before_layers(name)
         one = slices[0] if before else slices[-1]
         return self.piece(name, 0.0 if before else self.after, one, (settings,), {})
 
@@ -102,6 +104,7 @@ class Assembler:
             names: position of a part (-1 is the base) -> the tensor's name there, where it differs.
 
         Raises:
+            ConfigError: the slice names a base that is not there.
             MergeError: an input lacks it, or shapes differ.
         """
         base = None
@@ -121,6 +124,8 @@ class Assembler:
         return self._incomplete(name, depth, sources, base, parameters)
 
     def _find(self, part: SlicePart, tensor: str) -> Ingredient | None:
+        if part.source not in self.views:
+            raise ConfigError(f"a slice names {part.source}, but the recipe has none")
         stored = self.views[part.source].get(tensor)
         if stored is not None:
             return Ingredient(part.source, stored, part.parameters)

@@ -134,7 +134,7 @@ def test_another_method_on_the_command_line_replaces_the_files_method(tmp_path: 
     [
         ("[1, 2]", "holds no mapping"),
         ("a: [", "is not YAML"),
-        ("merge_method: ties\nmodels: []", "mergekit config"),
+        ("merge_method: ties\nmodels: []", "r.yaml, line 2: models is empty"),
         ("sources: {x: {uri: u}}\ntypo: 1", "unknown key typo"),
     ],
 )

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from mergeops.compose import compose
-from mergeops.errors import ConfigError, MergeError
+from mergeops.errors import ConfigError
 from mergeops.mergekit_yaml import read_mergekit
 from mergeops.mergekit_yaml.settings import glob
 from mergeops.progress import Progress
@@ -335,7 +335,9 @@ def test_the_converted_recipe_gives_the_same_bytes(name: str, here: Path) -> Non
     plan = pipeline.merge_only(
         compose([], recipe_file=here / "native.yml"), here / "same", Progress(quiet=True)
     )
-    assert plan.digest == yaml.safe_load((here / "out" / "mergeops.json").read_text())["plan_digest"]
+    assert (
+        plan.digest == yaml.safe_load((here / "out" / "mergeops.json").read_text())["plan_digest"]
+    )
     for file in (here / "out").iterdir():
         assert file.read_bytes() == (here / "same" / file.name).read_bytes(), file.name
 
@@ -355,3 +357,305 @@ def test_the_run_command_takes_the_file_with_recipe_mergekit(here: Path) -> None
 def test_filters_are_parts_of_names_never_patterns() -> None:
     assert glob("a[0]*") == "*a[[]0][*]*"
     assert glob(None) == "*"
+
+
+LISTED = "models: [{model: a}, {model: b}]\n"
+ERRORS = [
+    ("merge_method: tise\n" + LISTED, "line 1: merge_method is 'tise'; did you mean 'ties'"),
+    (LISTED, "line 1: merge_method is missing"),
+    ("merge_method: ties\n", "line 1: the merge has none of them; it needs one of models, sl"),
+    (
+        "merge_method: ties\nslices: []\n" + LISTED,
+        "the merge has models and slices; it needs one of",
+    ),
+    ("merge_method: ties\ndtpye: float16\n" + LISTED, "line 2: dtpye is an unknown key; .*'dtype'"),
+    ("merge_method: ties\ndtype: int64\n" + LISTED, "line 2: dtype is 'int64'; allowed: bfloat16"),
+    ("merge_method: linear\nmodels: 3\n", "line 2: models is 3; it takes a list of models"),
+    ("merge_method: linear\nmodels: []\n", "line 2: models is empty"),
+    (
+        "merge_method: linear\nmodels: [{modle: a}]\n",
+        r"models\[0\].modle is an unknown key; .*model'",
+    ),
+    ("merge_method: linear\nmodels: [{parameters: {}}]\n", r"line 2: models\[0\] has no model"),
+    (
+        "merge_method: linear\nmodels:\n  - model: a\n    parameters: {wieght: 1}\n",
+        r"line 4: models\[0\].parameters.wieght is an unknown key of linear; did you mean 'weight'",
+    ),
+    (
+        "merge_method: linear\nmodels:\n  - model: a\n    parameters: {weight: heavy}\n",
+        r"line 4: models\[0\].parameters.weight is 'heavy'; it takes a number",
+    ),
+    ("merge_method: linear\n" + LISTED, r"line 2: models\[0\] is missing; linear needs weight for"),
+    (
+        "merge_method: linear\n" + LISTED + "parameters: {weight: [{filter: mlp, value: 1}]}\n",
+        r"line 3: parameters.weight\[0\].value has no value where no filter matches",
+    ),
+    (
+        "merge_method: linear\n" + LISTED + "parameters: {weight: [1, {value: 2}]}\n",
+        "line 3: parameters.weight mixes numbers with {filter",
+    ),
+    (
+        "merge_method: linear\n" + LISTED + "parameters: {weight: [{filter: mlp}]}\n",
+        r"parameters.weight\[0\] has no value",
+    ),
+    ("merge_method: linear\n" + LISTED + "parameters: {weight: []}\n", "weight is an empty list"),
+    ("merge_method: ties\n" + LISTED, "line 1: base_model is missing; ties needs it"),
+    ("merge_method: slerp\nbase_model: a\n" + LISTED, "line 1: parameters.t is missing; slerp nee"),
+    (
+        "merge_method: slerp\nbase_model: a\nparameters: {t: 1.5}\n" + LISTED,
+        "line 3: parameters.t is 1.5; allowed: from 0 to 1",
+    ),
+    (
+        "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b, parameters: {t: 1}}]\n",
+        "line 3: .*t is given for one model, but t of slerp is one value for all; move it",
+    ),
+    (
+        "merge_method: ties\nbase_model: base\nparameters: {weight: 1, normalize: 2}\n" + LISTED,
+        "line 3: parameters.normalize is 2; it takes true or false",
+    ),
+    (
+        "merge_method: ties\nbase_model: base\nparameters: {weight: 1, normalize: [0, 1]}\n"
+        + LISTED,
+        "normalize is one value for the whole merge",
+    ),
+    (
+        "merge_method: linear\nmodels: [{model: a}, {model: b}, {model: a}]\n",
+        r"models\[2\] is the same model as models\[0\] in line 2; write it once, with the sum",
+    ),
+    (
+        "merge_method: linear\nmerge_method: ties\n" + LISTED,
+        "line 2: merge_method is given twice, first in line 1",
+    ),
+    (
+        "merge_method: linear\nmodels: [{model: ./gone}]\n",
+        "model is './gone', which is no directory here and no ORG/NAME",
+    ),
+    ("merge_method: linear\nmodels: [{model: a+b+c}]\n", "model is 'a.b.c'; only one"),
+    ("merge_method: linear\nmodels: [{model: o/n@}]\n", "model is 'o/n@'; write PATH or PATH@REV"),
+    (
+        "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2, 1]}]}]\n",
+        r"slices\[0\].sources\[0\].layer_range is \[2, 1\]; it takes the first layer and",
+    ),
+    (
+        "merge_method: passthrough\nslices: [{sources: [{model: a}]}]\n",
+        r"slices\[0\].sources\[0\] has no layer_range",
+    ),
+    (
+        "merge_method: linear\nparameters: {weight: 1}\nslices:\n- sources:\n"
+        "  - {model: a, layer_range: [0, 1]}\n  - {model: b, layer_range: [0, 2]}\n",
+        r"line 6: .* has 2 layers \[0, 2\], the first source of the slice 1 \[0, 1\]",
+    ),
+    (
+        "merge_method: passthrough\nmodels: [{model: a}]\ntokenizer_source: base\ntokenizer: {}\n",
+        "tokenizer_source and tokenizer are both given",
+    ),
+    (
+        "merge_method: passthrough\nmodels: [{model: a}]\ntokenizer_source: b\n",
+        "line 3: tokenizer_source is no model of the merge; it takes union, base or a model",
+    ),
+    (
+        "merge_method: passthrough\nmodels: [{model: a}]\nchat_template: chatlm\n",
+        "chat_template is 'chatlm'; allowed: auto, alpaca, chatml",
+    ),
+    (
+        "merge_method: passthrough\nmodels: [{model: a}]\ntokenizer: {tokens: {x: {source: {kind: z}}}}",
+        "tokens.x.source.kind is 'z'; allowed: zero, model_token",
+    ),
+    ("merge_method: passthrough\nmodels: [{model: a}]\n---\n" * 2, "2 of 2 documents have no name"),
+    (
+        "name: x\nmerge_method: passthrough\nmodels: [{model: y}]\n---\n"
+        "name: y\nmerge_method: passthrough\nmodels: [{model: x}]\n---\n"
+        "merge_method: passthrough\nmodels: [{model: x}]\n",
+        "the merge 'x' is made from itself, over x, y",
+    ),
+    ("merge_method: [\n", "is not YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "match"), ERRORS, ids=range(len(ERRORS)))
+def test_what_is_wrong_is_named_with_its_line(here: Path, text: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        native(here, text)
+    assert "\n" not in str(caught.value)
+    assert "config.yml" in str(caught.value)
+
+
+def test_slices_beyond_the_model_are_refused_with_its_layers(here: Path) -> None:
+    text = FRANKEN.replace("[1, 4]", "[1, 40]")
+    with pytest.raises(ConfigError, match=r"slice 1 takes layers \[1, 40\] of b, .*has 4 layers"):
+        plan_tasks(here, text)
+
+
+def test_model_references(here: Path) -> None:
+    text = """
+    merge_method: linear
+    parameters: {weight: 1}
+    models:
+      - model: org/name@v1+a
+      - model: {model: {path: org/name, revision: v2}, lora: {path: org/lora}}
+      - model: models:/merged/3
+      - model: org/7b-chat
+    """
+    sources = native(here, text)["sources"]
+    assert [(s["uri"], s.get("base")) for s in sources.values()] == [
+        ("a", "hf://org/name@v1"),
+        ("hf://org/lora", "hf://org/name@v2"),
+        ("models:/merged/3", None),
+        ("hf://org/7b-chat", None),
+    ]
+    assert list(sources) == ["a", "lora", "m_3", "m_7b_chat"]
+
+
+def test_a_directory_with_plus_and_at_in_its_name_is_that_directory(
+    here: Path, models: dict[str, Path]
+) -> None:
+    (here / "x+y@z").symlink_to(models["a"])
+    text = "merge_method: passthrough\nmodels: [{model: x+y@z}]\n"
+    assert native(here, text)["sources"]["x_y"]["uri"] == "x+y@z"
+
+
+def test_numbers_without_a_dot_before_the_exponent_are_numbers(here: Path) -> None:
+    text = "merge_method: nearswap\nbase_model: base\nmodels: [{model: a}]\nparameters: {t: 1e-5}\n"
+    assert native(here, text)["method"]["t"] == 1e-5
+
+
+def test_tokenizer_blocks_and_chat_templates(here: Path) -> None:
+    text = """
+    merge_method: linear
+    base_model: base
+    models: [{model: base}, {model: a}]
+    parameters: {weight: 1}
+    tokenizer:
+      source: union
+      pad_to_multiple_of: 8
+      tokens:
+        <x>: {source: a, force: true}
+        <y>: {source: {kind: zero}}
+        <z>: {source: {kind: model_token, model: base, token: th}}
+        <w>: {source: {kind: model_token, model: a, token_id: 7}}
+    chat_template: chatml
+    """
+    found = native(here, text)["tokenizer"]
+    assert found["source"] == "union"
+    assert found["pad_to_multiple_of"] == 8
+    assert found["tokens"] == {
+        "<x>": {"source": "a", "force": True},
+        "<y>": {"source": "zero"},
+        "<z>": {"source": {"source": "m_base", "token": "th"}},
+        "<w>": {"source": {"source": "a", "token_id": 7}},
+    }
+    assert "<|im_start|>" in found["chat_template"]
+    text = "merge_method: passthrough\nmodels: [{model: a}]\ntokenizer: {}\n"
+    assert native(here, text)["tokenizer"]["source"] == "union"
+
+
+@pytest.mark.parametrize("name", ["alpaca", "chatml", "exaone", "llama3", "mistral"])
+def test_named_chat_templates_render_in_the_order_of_the_messages(name: str) -> None:
+    import jinja2
+
+    from mergeops.mergekit_yaml.chat_templates import TEMPLATES
+
+    text = (
+        jinja2.Environment()
+        .from_string(TEMPLATES[name])
+        .render(
+            messages=[
+                {"role": "system", "content": "RULES"},
+                {"role": "user", "content": "ASK"},
+                {"role": "assistant", "content": "ANSWER"},
+            ],
+            bos_token="<s>",
+            eos_token="</s>",
+            add_generation_prompt=True,
+        )
+    )
+    assert text.index("RULES") < text.index("ASK") < text.index("ANSWER")
+
+
+ROLES = {
+    "arcee_fusion": "models: [{model: a}]\nbase_model: base",
+    "breadcrumbs": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "breadcrumbs_ties": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "dare_linear": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "dare_ties": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "della": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "della_linear": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "karcher": "models: [{model: a}, {model: b}]",
+    "linear": "models: [{model: a}, {model: b}]",
+    "model_stock": "models: [{model: base}, {model: a}, {model: b}]\nbase_model: base",
+    "multislerp": "models: [{model: a}, {model: b}, {model: c}]",
+    "nearswap": "models: [{model: a}]\nbase_model: base",
+    "nuslerp": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "passthrough": "models: [{model: a}]",
+    "ram": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "ramplus_tl": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "sce": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "slerp": "models: [{model: b}]\nbase_model: a",
+    "task_arithmetic": "models: [{model: a}, {model: b}]\nbase_model: base",
+    "ties": "models: [{model: a}, {model: b}]\nbase_model: base",
+}
+
+
+@pytest.mark.parametrize("method", ROLES)
+def test_every_method_of_mergekit_runs(method: str, here: Path) -> None:
+    from mergeops.mergekit_yaml.method_table import METHODS
+
+    described = METHODS[method]
+    every = {**described.per_model, **described.shared}
+    given = [f"{name}: 0.5" for name, default in every.items() if default is None]
+    text = f"merge_method: {method}\n{ROLES[method]}\nparameters: {{{', '.join(given)}}}\n"
+    found = merged(here, text + "dtype: bfloat16\n")
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert all(tensor.isfinite().all() for tensor in found.values())
+
+
+def test_all_of_mergekits_methods_are_known() -> None:
+    from mergeops.mergekit_yaml.method_table import METHODS
+
+    assert METHODS.keys() == ROLES.keys()
+    assert len(METHODS) == 20
+
+
+def test_the_base_of_karcher_is_one_more_point_and_that_of_slerp_the_start(here: Path) -> None:
+    text = "merge_method: karcher\nbase_model: base\nmodels: [{model: a}]\n"
+    assert list(native(here, text)["sources"]) == ["a", "m_base"]
+    text = "merge_method: slerp\nbase_model: base\nmodels: [{model: a}]\nparameters: {t: 0.5}\n"
+    assert list(native(here, text)["sources"]) == ["m_base", "a"]
+
+
+def test_rescale_is_the_papers_unless_mergekits_is_asked_for(here: Path) -> None:
+    text = (
+        f"merge_method: dare_ties\n{ROLES['dare_ties']}\nparameters: {{weight: 1, density: 0.5}}\n"
+    )
+    assert native(here, text)["method"]["rescale"] is True
+    compat = native(here, text, compat=True)["method"]
+    assert (compat["rescale"], compat["match_norm"]) == (True, True)
+
+
+def test_a_lora_is_applied_to_its_model(
+    here: Path, models: dict[str, Path], tiny_lora: Make
+) -> None:
+    adapter = tiny_lora(models["base"])
+    (here / "lora").symlink_to(adapter)
+    text = "merge_method: passthrough\nmodels: [{model: base+lora}]\ndtype: float32\n"
+    found, base = merged(here, text), tensors_of(models["base"])
+    low = tensors_of(adapter)
+    prefix = "base_model.model." + Q.format(1).removesuffix(".weight")
+    change = low[f"{prefix}.lora_B.weight"] @ low[f"{prefix}.lora_A.weight"] * (8 / 4)
+    torch.testing.assert_close(found[Q.format(1)], base[Q.format(1)] + change)
+    text = (
+        "merge_method: ties\nbase_model: base+lora\nmodels: [{model: a}]\nparameters: {weight: 1}\n"
+    )
+    with pytest.raises(ConfigError, match="line 2: base_model is an adapted model, which cannot"):
+        native(here, text)
+
+
+def test_pickled_weights_stay_refused(here: Path, models: dict[str, Path]) -> None:
+    from mergeops.errors import SourceError
+
+    (here / "pickled").mkdir()
+    (here / "pickled" / "config.json").write_text((models["a"] / "config.json").read_text())
+    (here / "pickled" / "pytorch_model.bin").write_bytes(b"")
+    text = "merge_method: passthrough\nmodels: [{model: ./pickled}]\n"
+    with pytest.raises(SourceError, match="safetensors only"):
+        plan_tasks(here, text)

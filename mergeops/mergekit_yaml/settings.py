@@ -78,7 +78,7 @@ class Settings:
             elif default is not REQUIRED:
                 values[native] = default
         if self.method in NORM_MATCHED and self._compat and values.get("rescale"):
-            values |= {"rescale": False, "match_norm": True}
+            values["match_norm"] = True
         return values
 
     def model_values(
