@@ -406,7 +406,7 @@ ERRORS = [
         "line 3: parameters.t is 1.5; allowed: from 0 to 1",
     ),
     (
-        "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b, parameters: {t: 1}}]\n",
+        "merge_method: slerp\nbase_model: a\nmodels: [{model: b, parameters: {t: 1}}]\n",
         "line 3: .*t is given for one model, but t of slerp is one value for all; move it",
     ),
     (
@@ -458,7 +458,8 @@ ERRORS = [
         "chat_template is 'chatlm'; allowed: auto, alpaca, chatml",
     ),
     (
-        "merge_method: passthrough\nmodels: [{model: a}]\ntokenizer: {tokens: {x: {source: {kind: z}}}}",
+        "merge_method: passthrough\nmodels: [{model: a}]\n"
+        "tokenizer: {tokens: {x: {source: {kind: z}}}}",
         "tokens.x.source.kind is 'z'; allowed: zero, model_token",
     ),
     ("merge_method: passthrough\nmodels: [{model: a}]\n---\n" * 2, "2 of 2 documents have no name"),
