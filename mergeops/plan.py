@@ -231,8 +231,8 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
     warnings += views.warnings
     if recipe.tokenizer.source == SAME:
         warnings += check_tokenizers(chosen, inputs)
-    companions, told = find_companions(inputs, chosen, recipe.tokenizer.chat_template, vocabulary)
-    warnings += told
+    companions, kept = find_companions(inputs, chosen, recipe.tokenizer.chat_template, vocabulary)
+    warnings += kept
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
     return Plan(
         method=method.name,

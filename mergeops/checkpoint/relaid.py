@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,9 @@ from mergeops.checkpoint.reader import TensorReader
 Ints = npt.NDArray[np.int64]
 GAP_BYTES = 1 << 16
 """Rows that are nearer to each other than this are read in one go: cheaper than to ask twice."""
+AVERAGE = -2
+AVERAGED_ROWS = 1024
+"""Rows at a time when all are averaged."""
 
 
 class RowTable:
@@ -21,7 +25,8 @@ class RowTable:
 
     Args:
         runs: flat triples (origin, first row there, how many). An origin is an input's number, -1
-            for zeros, or -2 - k for the k-th of ``means``.
+            for zeros, ``AVERAGE`` for the mean of all rows of other origins, or -3 - k for the
+            k-th of ``means``.
         means: flat pairs (input's number, first row there), whose rows are averaged.
     """
 
@@ -59,6 +64,8 @@ class RelaidReader:
         self._table = table
         self._columns = columns
         self._compute = compute
+        self._averages: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
 
     def read(self, name: str, start: int, stop: int, staging: Tensor) -> Tensor:
         """See ``TensorReader``; re-laid rows come as stored where they lie together, else in the
@@ -77,17 +84,9 @@ class RelaidReader:
             moved = (int(row[0]) - first) * columns
             reader = self._readers[int(origin[0])]
             return reader.read(name, start + moved, stop + moved, staging)
-        rows = torch.zeros(last - first, columns, dtype=self._compute)
-        for source in np.unique(origin).tolist():
-            at = np.flatnonzero(origin == source)
-            if source >= 0:
-                rows[at] = self._gather(source, name, row[at], columns)
-            elif source < -1:
-                pairs = self._table.means[-2 - source]
-                total = torch.zeros(at.size, columns, dtype=torch.float64)
-                for number, begin in pairs:
-                    total += self._gather(number, name, row[at] + begin, columns)
-                rows[at] = (total / len(pairs)).to(self._compute)
+        rows = self._rows(name, first, last, columns)
+        if (is_average := torch.from_numpy(origin == AVERAGE)).any():
+            rows[is_average] = self._average(name, columns)
         wanted = rows.view(-1)[start - first * columns : stop - first * columns]
         target = staging[: wanted.numel() * self._compute.itemsize].view(self._compute)
         return target.copy_(wanted)
@@ -106,6 +105,34 @@ class RelaidReader:
         """See ``TensorReader``; the other inputs are closed by their own."""
         self._own.close()
 
+    def _rows(self, name: str, first: int, last: int, columns: int) -> Tensor:
+        """Rows ``first`` to ``last`` in the compute dtype; those that are an average are zeros."""
+        origin, row = self._table.origin[first:last], self._table.row[first:last]
+        rows = torch.zeros(last - first, columns, dtype=self._compute)
+        for source in np.unique(origin).tolist():
+            at = np.flatnonzero(origin == source)
+            if source >= 0:
+                rows[at] = self._gather(source, name, row[at], columns)
+            elif source < AVERAGE:
+                pairs = self._table.means[AVERAGE - 1 - source]
+                total = torch.zeros(at.size, columns, dtype=torch.float64)
+                for number, begin in pairs:
+                    total += self._gather(number, name, row[at] + begin, columns)
+                rows[at] = (total / len(pairs)).to(self._compute)
+        return rows
+
+    def _average(self, name: str, columns: int) -> Tensor:
+        """``[columns]``, the mean of all rows that are none themselves; read once a tensor."""
+        with self._lock:
+            if name not in self._averages:
+                counted = self._table.origin != AVERAGE
+                total = torch.zeros(columns, dtype=torch.float64)
+                for first in range(0, counted.size, AVERAGED_ROWS):
+                    last = min(first + AVERAGED_ROWS, counted.size)
+                    total += _sum_of_rows(self._rows(name, first, last, columns).double())
+                self._averages[name] = (total / int(counted.sum())).to(self._compute)
+            return self._averages[name]
+
     def _gather(self, number: int, name: str, rows: Ints, columns: int) -> Tensor:
         """Rows of one input, ``[rows, columns]``, in the compute dtype."""
         order = np.argsort(rows, kind="stable")
@@ -122,3 +149,12 @@ class RelaidReader:
                 self._compute
             )
         return gathered
+
+
+def _sum_of_rows(rows: Tensor) -> Tensor:
+    """Add rows pair by pair: the order, and so the result, is the same on any number of threads."""
+    while len(rows) > 1:
+        half = len(rows) // 2
+        pairs = rows[:half] + rows[half : 2 * half]
+        rows = torch.cat([pairs, rows[2 * half :]])
+    return rows[0]

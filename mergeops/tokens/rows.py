@@ -14,7 +14,9 @@ from mergeops.tokens.spec import ZERO, TokenSource, TokenSpec
 Ints = npt.NDArray[np.int64]
 NOWHERE = -1
 """Origin of a row of zeros."""
-FIRST_MEAN = -2
+AVERAGE = -2
+"""Origin of a row that is the mean of all rows of other origins."""
+FIRST_MEAN = -3
 """Origin of rows of the first entry of ``Rows.means``; the next one's is one less."""
 
 
@@ -23,8 +25,8 @@ class Rows:
     """The rows of every input, laid out alike."""
 
     runs: Mapping[str, tuple[int, ...]]
-    """Input -> flat triples (origin, first row there, how many): an input's number, ``NOWHERE``, or
-    a mean. Inputs that are as the result already are left out."""
+    """Input -> flat triples (origin, first row there, how many): an input's number, ``NOWHERE``,
+    ``AVERAGE`` or a mean. Inputs that are as the result already are left out."""
     means: tuple[tuple[int, ...], ...]
     """Flat pairs (input's number, first row there), to be averaged."""
     borrowed: Mapping[str, int]
@@ -64,7 +66,8 @@ def lay_out(
     A token that an input lacks has the base's row there, else that of the only input that has one,
     else the mean of those that have one. Rows that are no token's are padding: an input that has a
     token there, or nothing, takes the row of the input whose tokenizer it is; beyond that one's
-    rows there are zeros.
+    rows each is the mean of all others (Hewitt 2021,
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html), which no output head prefers.
 
     Args:
         ids: token -> row of the result.
@@ -123,6 +126,7 @@ def _fill(
     origin = np.full(rows, NOWHERE, dtype=np.int64)
     row = np.arange(rows, dtype=np.int64)
     origin[:padding][~is_token[:padding]] = first
+    origin[padding:][~is_token[padding:]] = AVERAGE
     has = own >= 0
     count = has.sum(axis=0)
     only = count == 1

@@ -51,7 +51,7 @@ class TokenizerSpec:
     tokens: Mapping[str, TokenSpec] = field(default_factory=dict)
     """Token -> where its embedding comes from. A token that the tokenizer lacks is added to it."""
     pad_to_multiple_of: int | None = None
-    """Append rows of zeros up to a multiple of this."""
+    """Append rows, each the mean of all others, up to a multiple of this."""
     chat_template: str = AUTO
     """``auto``: the tokenizer's own, else the one that most inputs have; the name of an input whose
     template is taken; or the template itself, recognised by a ``{``."""

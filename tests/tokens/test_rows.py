@@ -7,7 +7,7 @@ import pytest
 
 from mergeops.checkpoint.relaid import RowTable
 from mergeops.errors import MergeError
-from mergeops.tokens.rows import FIRST_MEAN, NOWHERE, InputTokens, Rows, lay_out
+from mergeops.tokens.rows import AVERAGE, FIRST_MEAN, NOWHERE, InputTokens, Rows, lay_out
 from mergeops.tokens.spec import TokenSource, TokenSpec
 
 BASE = InputTokens("base", {"x": 0, "y": 1, "z": 2}, 3)
@@ -70,10 +70,10 @@ def test_padding_is_that_of_the_input_whose_tokenizer_it_is() -> None:
     padded = InputTokens("base", BASE.ids, 5)
     smaller = InputTokens("a", {"x": 0, "y": 1, "z": 2}, 4)
     found = lay_out(BASE.ids, 8, [padded, smaller], first=0, base=0, tokens={})
-    nowhere = [(NOWHERE, 5), (NOWHERE, 6), (NOWHERE, 7)]
-    assert table(found, "base") == [(0, i) for i in range(5)] + nowhere
+    average = [(AVERAGE, 5), (AVERAGE, 6), (AVERAGE, 7)]
+    assert table(found, "base") == [(0, i) for i in range(5)] + average
     # Row 3 is padding of both, row 4 of the base only.
-    assert table(found, "a") == [(1, i) for i in range(4)] + [(0, 4)] + nowhere
+    assert table(found, "a") == [(1, i) for i in range(4)] + [(0, 4)] + average
 
 
 def test_padding_never_is_another_inputs_token() -> None:
