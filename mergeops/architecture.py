@@ -22,7 +22,7 @@ MEANING = (
 ROPE = ("rope_parameters", "rope_theta", "rope_scaling")
 
 _LAYER = re.compile(r"^(.*?\.)?(\d+)\.")
-_BEFORE_LAYERS = re.compile(r"embed|\bwte\b|\bwpe\b")
+_BEFORE_LAYERS = re.compile(r"embed|\bwte\b|\bwpe\b|\bshared\b|\bpatch|\bconv\d?\b")
 
 
 def is_before_layers(name: str) -> bool:

@@ -110,16 +110,18 @@ class _Layout:
         return Assembly(tuple(ordered), config)
 
     def _owner(self, name: str) -> Stack:
-        """The stack that a tensor is in, or nearest to by name; the last one where none is."""
+        """The stack that a tensor is in, or nearest to by name; that which writes the text where
+        none is nearer."""
         ours = name.split(".")
 
-        def shared(stack: Stack) -> int:
+        def nearness(stack: Stack) -> tuple[int, bool]:
             theirs = stack.prefix.split(".")
             pairs = enumerate(zip(ours, theirs, strict=False))
-            return next((i for i, (a, b) in pairs if a != b), len(theirs))
+            shared = next((i for i, (a, b) in pairs if a != b), len(theirs))
+            return shared, stack.kind in ("text", "decoder")
 
         inside = next((s for s in self._stacks if s.layer(name) is not None), None)
-        return inside or max(reversed(self._stacks), key=shared)
+        return inside or max(self._stacks, key=nearness)
 
     def _suffixes(self, stack: Stack, view: View, layer: int) -> set[str]:
         found = (stack.layer(name) for name in view)

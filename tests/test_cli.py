@@ -17,7 +17,8 @@ FROZEN = {
     "compare": "OVERRIDES --config-dir --experiment --part --reference --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
-    "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json --quiet --debug",
+    "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
+    " --quiet --debug",
     "methods": "NAME --json --debug",
     "promote": "NAME OVERRIDES --version --expect-current --force --reason --config-dir --json"
     " --quiet --debug",
