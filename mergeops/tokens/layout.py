@@ -105,6 +105,7 @@ def lay_out_vocabulary(
     )
     if not found.runs and not added:
         return None, warnings
+    _check_heads(known)
     return (
         VocabularyLayout(
             rows=rows,
@@ -129,6 +130,20 @@ def resized(headers: Headers, layout: VocabularyLayout) -> dict[str, dict[str, S
         }
         for name, tensors in headers.items()
     }
+
+
+def _check_heads(known: Sequence[_Input]) -> None:
+    """A row that is another input's must be in the tensor of the same name there."""
+    one, *others = known
+    for other in others:
+        if one.columns.keys() != other.columns.keys():
+            name = min(one.columns.keys() ^ other.columns.keys())
+            has, lacks = (one, other) if name in one.columns else (other, one)
+            raise MergeError(
+                f"{name} is in {has.planned.name} but not in {lacks.planned.name}, and their "
+                "vocabularies differ: rows of such heads cannot be matched by token; save both "
+                "models with the same tie_word_embeddings first"
+            )
 
 
 def _describe(planned: PlannedInput, tensors: Mapping[str, StoredTensor]) -> _Input:

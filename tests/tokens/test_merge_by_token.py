@@ -291,6 +291,43 @@ def test_the_digest_depends_on_the_layout(
     assert len(digests) == len(settings)
 
 
+def test_tied_and_untied_heads_with_different_vocabularies_are_refused(
+    plan_of: Make, base: Path, tiny_llama: Make, tmp_path: Path
+) -> None:
+    larger = extended(base, tmp_path / "larger", ["<|x|>"], seed=1)
+    tied = tiny_llama(tied=True)
+    match = "lm_head.weight is in larger but not in tied, and their vocabularies differ"
+    with pytest.raises(MergeError, match=match):
+        plan_of(
+            {"name": "linear"},
+            None,
+            {"tied": tied, "larger": larger},
+            tokenizer={"source": "union"},
+            tied_head="untie",
+        )
+
+
+def test_layers_of_models_with_different_vocabularies_are_stacked(
+    plan_of: Make, base: Path, tmp_path: Path
+) -> None:
+    one = extended(base, tmp_path / "one", ["<|one|>"], seed=1)
+    two = extended(base, tmp_path / "two", ["<|two|>"], seed=2)
+    plan = plan_of(
+        {"name": "passthrough"},
+        None,
+        {"one": one, "two": two},
+        slices=[{"sources": {"one": [0, 2]}}, {"sources": {"two": [1, 2]}}],
+        tokenizer={"source": "union"},
+    )
+    out = merge(plan, tmp_path / "out")
+    found = tensors_of(out)
+    # Embeddings are the first slice's, the head is the last one's, rows in the union's order.
+    assert torch.equal(found[EMBEDDINGS][:129], tensors_of(one)[EMBEDDINGS])
+    assert torch.equal(found[HEAD][[*range(128), 129]], tensors_of(two)[HEAD])
+    assert torch.equal(found[HEAD][128], tensors_of(one)[HEAD][128])
+    generates(out)
+
+
 def test_an_adapter_is_re_laid_like_a_full_model(
     plan_of: Make, base: Path, fine: dict[str, Path], tiny_lora: Make, tmp_path: Path
 ) -> None:
