@@ -73,6 +73,7 @@ class _Layout:
         self._reference = reference
         self._configs = configs
         self._config = next(iter(configs.values()))
+        self._indexes: dict[tuple[Stack, str | None], dict[int, dict[str, None]]] = {}
 
     def assemble(self, modules: Mapping[Stack, Module], rest: Stack | None) -> Assembly:
         """All pieces, in the order of the reference.
@@ -88,6 +89,9 @@ class _Layout:
         ordered: list[Piece] = []
         begun: set[Stack] = set()
         depths = layer_depths(owners)
+        shared = {
+            f"{stack.prefix}0.{suffix}" for stack in modules for suffix in self._shared(stack)
+        }
         for name, owner in owners.items():
             module = modules.get(owner)
             if name in pieces:
@@ -96,7 +100,7 @@ class _Layout:
                 assert rest is not None
                 one, settings = modules[rest].slices[0], modules[rest].parameters
                 ordered.append(self._assembler.piece(name, depths[name], one, (settings,), {}))
-            elif owner.layer(name) is None or name in self._of_stack(owner):
+            elif owner.layer(name) is None or name in shared:
                 # A tensor of the stack that stands in its first layer is needed before the layers.
                 before = owner.layer(name) is not None
                 ordered.append(
@@ -123,34 +127,37 @@ class _Layout:
         inside = next((s for s in self._stacks if s.layer(name) is not None), None)
         return inside or max(self._stacks, key=nearness)
 
-    def _suffixes(self, stack: Stack, view: View, layer: int) -> set[str]:
-        found = (stack.layer(name) for name in view)
-        return {place[1] for place in found if place is not None and place[0] == layer}
+    def _by_layer(self, stack: Stack, source: str | None) -> dict[int, dict[str, None]]:
+        """Number of a layer -> the rest of its tensors' names, of a source or the reference."""
+        found = self._indexes.get((stack, source))
+        if found is None:
+            found = {}
+            view = self._reference if source is None else self._assembler.views.get(source, {})
+            for name in view:
+                place = stack.layer(name)
+                if place is not None:
+                    found.setdefault(place[0], {})[place[1]] = None
+            self._indexes[stack, source] = found
+        return found
 
-    def _of_stack(self, stack: Stack) -> set[str]:
-        """Tensors in the first layer that are the whole stack's, e.g. T5's relative positions."""
-        first, *others = (
-            self._suffixes(stack, self._reference, i) for i in range(min(stack.count, 3))
-        )
+    def _shared(self, stack: Stack) -> set[str]:
+        """What only the first layer has, for the whole stack, e.g. T5's relative positions."""
+        layers = self._by_layer(stack, None)
+        first, *others = (layers[i].keys() for i in range(min(stack.count, 3)))
         if not others or any(other - first for other in others):
             return set()
-        extra = first.difference(*others)
-        return {f"{stack.prefix}0.{suffix}" for suffix in extra}
+        return set(first).difference(*others)
 
     def _layers(self, stack: Stack, module: Module) -> tuple[list[Piece], dict[str, Any]]:
         assembler = self._assembler
-        shared = {name.removeprefix(f"{stack.prefix}0.") for name in self._of_stack(stack)}
+        shared = self._shared(stack)
         pieces: list[Piece] = []
         origins: list[tuple[Mapping[str, Any], int]] = []
         for one, depth, numbers in self._each_layer(stack, module):
             check_source_count(assembler.method, len(one.sources))
             k = len(origins)
             lead, i = one.sources[0].source, numbers[0]
-            suffixes = dict.fromkeys(
-                place[1]
-                for place in map(stack.layer, assembler.views[lead])
-                if place is not None and place[0] == i
-            )
+            suffixes = self._by_layer(stack, lead)[i]
             for p, part in enumerate(one.sources):
                 self._check_same_parts(stack, part.source, numbers[p], lead, i, shared)
             for suffix in suffixes:
@@ -188,9 +195,7 @@ class _Layout:
                 yield one, depth, {p: start + i for p, start in starts.items()}
 
     def _range(self, stack: Stack, part: SlicePart, number: int) -> tuple[int, int]:
-        view = self._assembler.views.get(part.source, {})
-        found = [place[0] for place in map(stack.layer, view) if place is not None]
-        count = max(found, default=-1) + 1
+        count = max(self._by_layer(stack, part.source), default=-1) + 1
         layers = part.layers or (0, count)
         if layers[1] > count:
             raise ConfigError(
@@ -204,9 +209,8 @@ class _Layout:
     ) -> None:
         if self._assembler.leave_out:
             return
-        views = self._assembler.views
-        ours = self._suffixes(stack, views[lead], j) - shared
-        theirs = self._suffixes(stack, views[name], i) - shared
+        ours = self._by_layer(stack, lead)[j].keys() - shared
+        theirs = self._by_layer(stack, name)[i].keys() - shared
         if ours != theirs:
             example = min(ours ^ theirs)
             raise MergeError(
@@ -218,16 +222,21 @@ class _Layout:
         self, stack: Stack, pieces: Sequence[Piece], changes: Mapping[str, Any], shared: set[str]
     ) -> None:
         """Where layers differ in kind, the config must be able to say which is which."""
-        kinds = [self._suffixes(stack, self._reference, i) - shared for i in range(stack.count)]
+        layers = self._by_layer(stack, None)
+        kinds = [layers[i].keys() - shared for i in range(stack.count)]
         if all(kind == kinds[0] for kind in kinds):
             return
         if any(
             isinstance(v, list) and is_per_layer(k) for k, v in get(changes, stack.section).items()
         ):
             return
-        view = {piece.name: piece.like for piece in pieces}
-        for k in range(max(place[0] for place in map(stack.layer, view) if place) + 1):
-            if self._suffixes(stack, view, k) != kinds[min(k, stack.count - 1)]:
+        made: dict[int, set[str]] = {}
+        for piece in pieces:
+            place = stack.layer(piece.name)
+            assert place is not None
+            made.setdefault(place[0], set()).add(place[1])
+        for k, kind in made.items():
+            if kind != kinds[min(k, stack.count - 1)]:
                 raise MergeError(
                     f"layer {k} of the merge would be of another kind than config.json makes it: "
                     f"{stack.prefix}* has layers of several kinds and no list that says which; "

@@ -470,6 +470,22 @@ ERRORS = [
         "the merge 'x' is made from itself, over x, y",
     ),
     ("merge_method: [\n", "is not YAML"),
+    (
+        "merge_method: linear\nparamters:\n  weight: 1\n" + LISTED,
+        "line 2: paramters is an unknown key; did you mean 'parameters'",
+    ),
+    ("merge_method: linear\nmodels: [a]\n", r"models\[0\] is 'a'; it takes a model with param"),
+    ("merge_method: !!int ties\n" + LISTED, "line 1: merge_method cannot be read: invalid literal"),
+    (
+        "merge_method: !!python/name:os.x\n" + LISTED,
+        "line 1: merge_method cannot be read: could not",
+    ),
+    ("merge_method: linear\n<<: 3\n" + LISTED, "line 1: cannot be read: .*merging"),
+    ("merge_method: linear\nmodels: &m [*m]\n", "is nested too deeply or too large"),
+    (
+        "merge_method: linear\nparameters: {weight: .nan}\n" + LISTED,
+        "parameters.weight is nan; it takes a number",
+    ),
 ]
 
 

@@ -165,6 +165,84 @@ def test_encoder_and_decoder_are_sliced_each_for_itself(plan_of: Make, tmp_path:
     assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=2).shape[0] == 1
 
 
+def llava() -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    text = LlamaConfig(
+        **SIZES,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    return LlavaConfig(vision_config=vision, text_config=text, image_token_id=63)
+
+
+def test_slices_of_a_multimodal_model_are_those_of_its_text(plan_of: Make, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    auto = "AutoModelForImageTextToText"
+    sources = {n: saved(llava(), tmp_path / n, i, auto) for i, n in enumerate("ab")}
+    slices = [{"sources": {"a": [0, 4]}}, {"sources": {"b": [2, 4]}}]
+    out = merge(plan_of({"name": "passthrough"}, None, sources, slices=slices), tmp_path / "out")
+    model, loading = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert model.config.text_config.num_hidden_layers == 6
+    assert model.config.vision_config.num_hidden_layers == 3
+    assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2).shape[0] == 1
+    a, found = tensors_of(sources["a"]), tensors_of(out)
+    vision = [name for name in a if "vision" in name]
+    assert vision
+    assert all(found[name].equal(a[name]) for name in vision)
+
+
+def bart() -> Any:
+    from transformers import BartConfig
+
+    return BartConfig(
+        **SIZES,
+        d_model=16,
+        encoder_layers=3,
+        decoder_layers=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        max_position_embeddings=32,
+        decoder_start_token_id=2,
+        forced_eos_token_id=2,
+    )
+
+
+def test_both_numbers_of_layers_of_an_encoder_decoder_are_written(
+    plan_of: Make, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    source = saved(bart(), tmp_path / "a", 0, "AutoModelForSeq2SeqLM")
+    modules = {
+        "encoder": {"slices": [{"sources": {"a": [0, 2]}}]},
+        "decoder": {"slices": [{"sources": {"a": [0, 2]}}, {"sources": {"a": [1, 2]}}]},
+    }
+    plan = plan_of({"name": "passthrough"}, None, {"a": source}, modules=modules)
+    out = merge(plan, tmp_path / "out")
+    model, loading = AutoModelForSeq2SeqLM.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert (model.config.encoder_layers, model.config.decoder_layers) == (2, 3)
+    assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=2).shape[0] == 1
+
+
 def test_a_module_may_be_merged_whole_with_parameters_of_its_own(
     plan_of: Make, tmp_path: Path
 ) -> None:

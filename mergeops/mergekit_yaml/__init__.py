@@ -48,6 +48,8 @@ def is_mergekit(text: str) -> bool:
 
     from mergeops.mergekit_yaml.nodes import read_documents
 
+    if "merge_method" not in text:
+        return False
     return any(
         isinstance(item.node, yaml.MappingNode)
         and any(key.value == "merge_method" for key, _ in item.node.value)

@@ -25,11 +25,13 @@ class Item:
     file: str
     path: str
     """Keys that lead to it, e.g. ``models[1].parameters.weight``."""
+    key: yaml.Node | None = None
+    """Its key, where it has one."""
 
     @property
     def line(self) -> int:
-        """Counted from 1."""
-        return int(self.node.start_mark.line) + 1
+        """Line of the key, or of the value itself; counted from 1."""
+        return int((self.key or self.node).start_mark.line) + 1
 
     def error(self, message: str) -> ConfigError:
         """An error that begins with the file, the line and the key."""
@@ -39,12 +41,7 @@ class Item:
     @property
     def value(self) -> Any:
         """As plain Python types."""
-        # Constructing once for each item keeps aliases cheap; the tree's size is checked.
-        loader = yaml.SafeLoader("")
-        try:
-            return loader.construct_object(self.node, deep=True)
-        except yaml.YAMLError as error:
-            raise self.error(f"cannot be read: {' '.join(str(error).split())}") from error
+        return self._construct(self.node)
 
     @property
     def is_null(self) -> bool:
@@ -71,16 +68,16 @@ class Item:
             return {}
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error(f"is {self._shown()}; it takes {what}")
-        loader = yaml.SafeLoader("")
-        loader.flatten_mapping(self.node)
+        try:
+            yaml.SafeLoader("").flatten_mapping(self.node)
+        except yaml.YAMLError as error:
+            raise self._unreadable(error) from error
         found: dict[str, Item] = {}
         for key_node, value_node in self.node.value:
-            key = str(loader.construct_object(key_node, deep=True))
-            path = f"{self.path}.{key}" if self.path else key
-            item = Item(value_node, self.file, path)
+            key = str(self._construct(key_node))
+            item = Item(value_node, self.file, f"{self.path}.{key}" if self.path else key, key_node)
             if key in found:
-                at = Item(key_node, self.file, path)
-                raise at.error(f"is given twice, first in line {found[key].line}")
+                raise item.error(f"is given twice, first in line {found[key].line}")
             found[key] = item
         return found
 
@@ -180,6 +177,15 @@ class Item:
         if value not in (0.0, 1.0):
             raise self.error(f"is {self._shown()}; it takes true or false")
         return bool(value)
+
+    def _construct(self, node: yaml.Node) -> Any:
+        try:
+            return yaml.SafeLoader("").construct_object(node, deep=True)
+        except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ConfigError:
+        return self.error(f"cannot be read: {' '.join(str(error).split())}")
 
     def _shown(self) -> str:
         if isinstance(self.node, yaml.ScalarNode):
