@@ -139,16 +139,20 @@ class RelaidReader:
         ordered = rows[order]
         near = max(1, GAP_BYTES // (columns * self._compute.itemsize))
         edges = np.flatnonzero(np.diff(ordered) > near) + 1
-        gathered = torch.empty(rows.size, columns, dtype=self._compute)
-        for begin, end in zip([0, *edges], [*edges, rows.size], strict=True):
-            low, high = int(ordered[begin]), int(ordered[end - 1]) + 1
-            raw = torch.empty((high - low) * columns * 8, dtype=torch.uint8)
-            span = self._readers[number].read(name, low * columns, high * columns, raw)
-            place = torch.from_numpy(ordered[begin:end] - low)
-            gathered[torch.from_numpy(order[begin:end])] = span.view(-1, columns)[place].to(
-                self._compute
+        begins, ends = np.r_[0, edges], np.r_[edges, rows.size]
+        lows, highs = ordered[begins], ordered[ends - 1] + 1
+        offsets = np.cumsum(highs - lows) - (highs - lows)
+        raw = torch.empty(int((highs - lows).sum()) * columns * 8, dtype=torch.uint8)
+        read, width = self._readers[number].read, columns * 8
+        spans = [
+            read(name, low * columns, high * columns, raw[offset * width :])
+            for low, high, offset in zip(
+                lows.tolist(), highs.tolist(), offsets.tolist(), strict=True
             )
-        return gathered
+        ]
+        place = np.empty_like(rows)
+        place[order] = ordered + np.repeat(offsets - lows, ends - begins)
+        return torch.cat(spans).view(-1, columns)[torch.from_numpy(place)].to(self._compute)
 
 
 def _sum_of_rows(rows: Tensor) -> Tensor:
