@@ -125,6 +125,14 @@ base_model: {base}
 parameters: {weight: [{filter: norm, value: 0.5}, {filter: "*", value: 0.3}], normalize: true}
 dtype: float32
 """,
+    "outliers_of_none": """
+merge_method: breadcrumbs
+models:
+  - {model: {a}, parameters: {weight: 1.0, density: 0.5, gamma: 0}}
+  - {model: {b}, parameters: {weight: 0.5, density: 0.5}}
+base_model: {base}
+dtype: float32
+""",
     "base_in_the_middle": """
 merge_method: slerp
 models: [{model: {a}}, {model: {base}}]
