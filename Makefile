@@ -7,7 +7,7 @@ MODEL ?= tiny
 SEED ?= 0
 OUT ?= demo-out/$(MODEL)-$(SEED)
 
-.PHONY: help install demo test lint format types wheel ui clean
+.PHONY: help install demo test parity lint format types wheel ui clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,16 @@ ui: $(VENV)/.demo ## Open the demo's MLflow UI on http://127.0.0.1:5000
 
 test: $(VENV)/.dev ## Run the tests
 	$(BIN)/python -m pytest
+
+# mergekit pins versions that exclude ours, so it has an environment of its own.
+.venv-mergekit/.mergekit: .ci/install-torch
+	$(PYTHON) -m venv .venv-mergekit
+	.ci/install-torch .venv-mergekit/bin/python
+	.venv-mergekit/bin/python -m pip install --quiet torch==2.13.0 mergekit==0.1.5
+	touch $@
+
+parity: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare merges with mergekit's, tensor by tensor
+	$(BIN)/python -m pytest -m parity tests/parity
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check .

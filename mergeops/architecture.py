@@ -22,15 +22,24 @@ MEANING = (
 ROPE = ("rope_parameters", "rope_theta", "rope_scaling")
 
 _LAYER = re.compile(r"^(.*?\.)?(\d+)\.")
-_BEFORE_LAYERS = re.compile(r"embed|\bwte\b|\bwpe\b")
+_BEFORE_LAYERS = re.compile(r"embed|\bwte\b|\bwpe\b|\bshared\b|\bpatch|\bconv\d?\b")
 
 
-def layer_depths(names: Iterable[str]) -> dict[str, float]:
+def is_before_layers(name: str) -> bool:
+    """Whether a tensor outside the layers comes before them: embeddings do."""
+    return bool(_BEFORE_LAYERS.search(name))
+
+
+def layer_depths(names: Iterable[str], after: float = 1.0) -> dict[str, float]:
     """How deep each tensor sits: 0 in or before the first layer, 1 in or after the last.
 
     A layer is the first number in a name; layers that share what comes before it are one stack.
     Outside the stacks, embeddings are before the layers and the rest (final norm, output head)
-    after them. A single layer has depth 0.
+    after them. A single layer has depth 1.
+
+    Args:
+        names: of the tensors.
+        after: depth of those after the layers.
     """
     names = list(names)
     places: dict[str, tuple[str, int]] = {}
@@ -45,17 +54,20 @@ def layer_depths(names: Iterable[str]) -> dict[str, float]:
     for name in names:
         if name in places:
             stack, layer = places[name]
-            depths[name] = layer / last[stack] if last[stack] else 0.0
+            depths[name] = layer / last[stack] if last[stack] else 1.0
         else:
-            depths[name] = 0.0 if _BEFORE_LAYERS.search(name) else 1.0
+            depths[name] = 0.0 if is_before_layers(name) else after
     return depths
 
 
-def check_same_architecture(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def check_same_architecture(
+    configs: Mapping[str, Mapping[str, Any]], settled: Iterable[str] = ()
+) -> list[str]:
     """Compare every config.json with the first.
 
     Args:
         configs: name of the input -> content.
+        settled: settings that may differ, since the recipe says what the result has.
 
     Returns:
         Warnings: differences that a merge can live with.
@@ -66,7 +78,7 @@ def check_same_architecture(configs: Mapping[str, Mapping[str, Any]]) -> list[st
     warnings = []
     (first, reference), *others = configs.items()
     for name, config in others:
-        for key in MEANING:
+        for key in (key for key in MEANING if key not in settled):
             ours, theirs = reference.get(key), config.get(key)
             if ours is not None and theirs is not None and ours != theirs:
                 raise MergeError(

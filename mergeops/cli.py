@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from mergeops import __version__
+from mergeops.cli_recipe import convert, merge
 from mergeops.errors import MergeopsError
 from mergeops.options import (
     AS_JSON,
@@ -20,6 +20,8 @@ from mergeops.options import (
     name_first,
     options,
     pairs,
+    print_result,
+    show_recipe,
 )
 from mergeops.progress import Progress
 
@@ -33,34 +35,8 @@ def cli() -> None:
     """
 
 
-@cli.command()
-@click.argument("recipe_file", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@OVERRIDES
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--seed", type=int, help="Seed of random methods, in place of the recipe's.")
-@options(CONFIG_DIR, SHOW, AS_JSON, QUIET)
-def merge(
-    recipe_file: Path,
-    out: Path,
-    overrides: tuple[str, ...],
-    device: str,
-    seed: int | None,
-    config_dir: Path | None,
-    cfg: str | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked."""
-    from mergeops import compose, pipeline
-
-    extra = [f"output.device={device}", *([f"seed={seed}"] if seed is not None else [])]
-    recipe = compose.compose([*overrides, *extra], config_dir=config_dir, recipe_file=recipe_file)
-    if cfg:
-        return _show(recipe)
-    plan = pipeline.merge_only(recipe, out, Progress(quiet=quiet))
-    result = {"checkpoint": str(out), "plan_digest": plan.digest}
-    _print(result if as_json else f"merged into {out} (plan {plan.digest[:12]})", as_json)
+cli.add_command(merge)
+cli.add_command(convert)
 
 
 @cli.command()
@@ -82,12 +58,12 @@ def run(
     recipes = [compose.compose(job, config_dir=config_dir) for job in jobs]
     if cfg:
         for recipe in recipes:
-            _show(recipe)
+            show_recipe(recipe)
         return
     trials = pipeline.run_all(recipes, Progress(quiet=quiet), name=" ".join(overrides))
     if as_json:
         plain = [trial.to_dict() for trial in trials]
-        return _print(plain if multirun else plain[0], True)
+        return print_result(plain if multirun else plain[0], True)
     from mergeops.report import terminal
 
     terminal.print_trials(trials)
@@ -113,10 +89,10 @@ def search(
     ]
     recipe = compose.compose(spelled, config_dir=config_dir)
     if cfg:
-        return _show(recipe)
+        return show_recipe(recipe)
     found = run_search(recipe, Progress(quiet=quiet))
     if as_json:
-        return _print(found.to_dict(), True)
+        return print_result(found.to_dict(), True)
     from mergeops.report import terminal
 
     terminal.print_search(recipe.search.strategy, found)
@@ -168,7 +144,7 @@ def adopt(
     if recipe_path is not None:
         write_recipe(adopted.found, recipe_path, path_map=moved, force=force)
     if as_json:
-        return _print(adopted.rows(), True)
+        return print_result(adopted.rows(), True)
     terminal.print_adoption(adopted, recipe_path)
 
 
@@ -194,7 +170,7 @@ def compare(
     recipe = compose.compose([*overrides, *extra], config_dir=config_dir)
     board = experiment_leaderboard(recipe.tracking, part, reference)
     if as_json:
-        return _print(board.to_dict(), True)
+        return print_result(board.to_dict(), True)
     from mergeops.report import terminal
 
     terminal.print_leaderboard(board)
@@ -234,7 +210,7 @@ def promote(
         reason=reason,
     )
     if as_json:
-        _print(outcome.to_dict(), True)
+        print_result(outcome.to_dict(), True)
     else:
         from mergeops.report import terminal
 
@@ -259,7 +235,7 @@ def rollback(
     tracking = compose.compose(overrides, config_dir=config_dir).tracking
     change = confirm.rollback(tracking, name or tracking.registered_model)
     text = f"{change.name}@champion is version {change.to} again (was {change.came_from})"
-    _print(change.to_dict() if as_json else text, as_json)
+    print_result(change.to_dict() if as_json else text, as_json)
 
 
 @cli.command()
@@ -273,7 +249,7 @@ def verify(where: str, as_json: bool) -> None:
     path = locate(where)
     problems = rehash(path)
     if as_json:
-        _print({"checkpoint": str(path), "problems": problems}, True)
+        print_result({"checkpoint": str(path), "problems": problems}, True)
     else:
         for problem in problems:
             click.echo(problem)
@@ -292,7 +268,7 @@ def methods(name: str | None, as_json: bool) -> None:
 
     described = page.describe(name)
     if as_json:
-        return _print(described, True)
+        return print_result(described, True)
     page.print_page(described)
 
 
@@ -306,7 +282,7 @@ def doctor(overrides: tuple[str, ...], config_dir: Path | None, as_json: bool) -
 
     results = checks.examine(compose.compose(overrides, config_dir=config_dir))
     if as_json:
-        _print([check.to_dict() for check in results], True)
+        print_result([check.to_dict() for check in results], True)
     else:
         checks.print_checks(results)
     if any(check.status == "fail" for check in results):
@@ -337,13 +313,3 @@ def _fail(message: str, code: int) -> None:
         traceback.print_exc()
     click.echo(f"mergeops: error: {message}", err=True)
     sys.exit(code)
-
-
-def _show(recipe: Any) -> None:
-    import yaml
-
-    click.echo(yaml.safe_dump(recipe.to_dict(), sort_keys=False), nl=False)
-
-
-def _print(result: Any, as_json: bool) -> None:
-    click.echo(json.dumps(result, indent=2) if as_json else result)

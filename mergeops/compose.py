@@ -21,6 +21,8 @@ from mergeops.schema import unknown_key
 
 GROUPS = ("recipe", "method", "evaluate", "search", "tracking", "promote")
 _FILE_RECIPE = "from_file"
+MERGEKIT = "mergekit"
+FILE = "file"
 # Hydra keeps its state in a process singleton.
 _LOCK = threading.Lock()
 
@@ -50,8 +52,11 @@ def compose(
     Raises:
         ConfigError: anything that Hydra or the schema refuses.
     """
-    file_content = _read_recipe_file(recipe_file) if recipe_file else None
     parsed = _parse(overrides)
+    if recipe_file is None:
+        recipe_file, parsed = _mergekit_file(parsed)
+    compat = _value_of(parsed, "compat")
+    file_content = read_recipe_file(recipe_file, compat) if recipe_file else None
     for override in parsed:
         _check_key(override)
         if override.is_sweep_override():
@@ -91,7 +96,7 @@ def _parse(overrides: Sequence[str]) -> list[Any]:
 
 def _check_key(override: Any) -> None:
     top = override.key_or_group.split(".")[0].split("/")[0]
-    known = {f.name for f in dataclasses.fields(Recipe)} | set(GROUPS) | {"only"}
+    known = {f.name for f in dataclasses.fields(Recipe)} | set(GROUPS) | {"only", FILE}
     if top not in known:
         raise unknown_key("", override.key_or_group, sorted(known))
 
@@ -171,22 +176,51 @@ def _store_nodes(file_content: Mapping[str, Any] | None) -> None:
         store.store(group="recipe", name=_FILE_RECIPE, node=node, package="_global_")
 
 
-def _read_recipe_file(path: Path) -> dict[str, Any]:
+def _mergekit_file(parsed: list[Any]) -> tuple[Path | None, list[Any]]:
+    """``recipe=mergekit file=config.yml``: the file, and the overrides but for these two."""
+    file = _value_of(parsed, FILE)
+    is_asked = _value_of(parsed, "recipe") == MERGEKIT
+    if file is None and is_asked:
+        raise ConfigError(f"recipe={MERGEKIT} needs {FILE}=config.yml, the mergekit config")
+    if file is None:
+        return None, parsed
+    if not is_asked:
+        raise ConfigError(f"{FILE}={file} is read with recipe={MERGEKIT} only; add it")
+    kept = [override for override in parsed if override.key_or_group not in ("recipe", FILE)]
+    return Path(str(file)), kept
+
+
+def _value_of(parsed: Iterable[Any], key: str) -> Any:
+    """What the last override of a key sets; None where there is none."""
+    values = [o.value() for o in parsed if o.key_or_group == key and not o.is_delete()]
+    return values[-1] if values else None
+
+
+def read_recipe_file(path: Path, compat: Any = None) -> dict[str, Any]:
+    """A recipe file as a plain dict: native, or mergekit's YAML.
+
+    Args:
+        path: the file.
+        compat: ``mergekit`` asks for mergekit's numbers where ours differ by choice.
+
+    Raises:
+        ConfigError: it cannot be read; what mergekit's YAML says is checked with line numbers.
+    """
     import yaml
+
+    from mergeops.mergekit_yaml import is_mergekit, read_mergekit
 
     if not path.is_file():
         raise ConfigError(f"recipe file {path} does not exist")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if is_mergekit(text):
+            return dict(read_mergekit(path, compat=compat == MERGEKIT).recipe)
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe file {path} is not YAML: {_one_line(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"recipe file {path} holds no mapping; it needs method and sources")
-    if "merge_method" in content:
-        raise ConfigError(
-            f"{path} is a mergekit config (it has merge_method), which this version does not read; "
-            "write base, sources and method instead: see `mergeops methods` and conf/recipe/"
-        )
     if isinstance(content.get("method"), str):
         content["method"] = {"name": content["method"]}
     return content

@@ -188,7 +188,7 @@ def _write_all(
     journal = Journal(partial, plan.digest)
     try:
         files = _write_shards(plan, partial, journal, device, progress, tuning)
-        write_companions(plan.companions, partial, plan.save_dtype)
+        write_companions(plan.companions, partial, plan.save_dtype, plan.config)
     except MergeopsError as error:
         if not isinstance(error.__cause__, OSError):
             # Going on would fail in the same way: nothing of it is worth keeping.

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mergeops.checkpoint.header import StoredTensor
-from mergeops.checkpoint.layout import ADAPTER_CONFIG, FileStamp, open_checkpoint, stamp
+from mergeops.checkpoint.layout import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    FileStamp,
+    open_checkpoint,
+    read_json,
+    stamp,
+)
 from mergeops.checkpoint.lora import AdapterReader, open_adapter
 from mergeops.checkpoint.reader import CheckpointReader, TensorReader
+from mergeops.checkpoint.relaid import RelaidReader, RowTable
 from mergeops.errors import SourceError
 
 if TYPE_CHECKING:
     from mergeops.sources import Source
+    from mergeops.tokens.layout import VocabularyLayout
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,62 @@ class PlannedInput:
             )
         adapter = open_adapter(Path(self.path), Path(self.adapter_base))
         return AdapterReader(adapter, compute, self.base_stamps, self.stamps)
+
+
+def open_inputs(
+    opened: contextlib.ExitStack,
+    used: Sequence[PlannedInput],
+    inputs: Sequence[PlannedInput],
+    vocabulary: VocabularyLayout | None,
+    compute: torch.dtype,
+) -> list[TensorReader]:
+    """Readers of the inputs that are merged, with their rows as the vocabulary lays them out.
+
+    Args:
+        opened: closes the readers.
+        used: those that are merged.
+        inputs: all of the plan, in the order that numbers them.
+        vocabulary: the plan's.
+        compute: dtype in which adapted and re-laid tensors are delivered.
+
+    Raises:
+        SourceError: a file is missing or not the one that was planned with.
+    """
+
+    def open_one(planned: PlannedInput) -> TensorReader:
+        reader = planned.open(compute)
+        opened.callback(reader.close)
+        return reader
+
+    if vocabulary is None:
+        return [open_one(planned) for planned in used]
+    every = {planned.name: open_one(planned) for planned in inputs}
+    readers = []
+    for planned in used:
+        reader = every[planned.name]
+        if planned.name in vocabulary.runs:
+            table = RowTable(vocabulary.runs[planned.name], vocabulary.means)
+            columns = vocabulary.columns[planned.name]
+            reader = RelaidReader(reader, list(every.values()), table, columns, compute)
+        readers.append(reader)
+    return readers
+
+
+def has_config(planned: PlannedInput) -> bool:
+    """Whether the input has a config.json, be it its adapter's base's."""
+    return any((directory / CONFIG).is_file() for directory in planned.directories)
+
+
+def config_of(planned: PlannedInput) -> dict[str, Any]:
+    """The input's config.json; empty where it has none.
+
+    Raises:
+        SourceError: it is no JSON object.
+    """
+    for directory in planned.directories:
+        if (directory / CONFIG).is_file():
+            return read_json(directory / CONFIG)
+    return {}
 
 
 def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:

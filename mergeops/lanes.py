@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 
 class NonFiniteInputError(Exception):
-    """An input's chunk holds NaN or infinity; carries the input's position."""
+    """An input's chunk holds NaN or infinity; carries the position of the chunk's part."""
 
     def __init__(self, position: int) -> None:
         super().__init__(position)
@@ -41,10 +41,22 @@ class NonFiniteInputError(Exception):
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A range of one tensor's elements."""
+class Part:
+    """One input of a tensor of the result."""
 
+    reader: int
+    """Position among the open readers."""
     tensor: str
+    """Its name there."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A range of the elements of one tensor of the result, in each of its inputs."""
+
+    parts: tuple[Part, ...]
+    """The base first, where there is one."""
+    has_base: bool
     start: int
     stop: int
 
@@ -53,8 +65,8 @@ class Lane:
     """One worker's buffers and stream.
 
     Args:
-        readers: the inputs, base first where there is one.
-        has_base: whether the first reader is the base.
+        readers: all inputs.
+        parts: how many of them a chunk may have, the same one counted as often as it is read.
         chunk: largest number of elements at a time.
         compute: dtype of the arithmetic.
         device: where it is done.
@@ -63,20 +75,20 @@ class Lane:
     def __init__(
         self,
         readers: Sequence[TensorReader],
-        has_base: bool,
+        parts: int,
         chunk: int,
         compute: torch.dtype,
         device: torch.device,
     ) -> None:
         self._readers = readers
-        self._has_base = has_base
         self._device = device
         on_cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
         self._staging = [
-            torch.empty(chunk * _WIDEST, dtype=torch.uint8, pin_memory=on_cuda) for _ in readers
+            torch.empty(chunk * _WIDEST, dtype=torch.uint8, pin_memory=on_cuda)
+            for _ in range(parts)
         ]
-        self._inputs = torch.empty(len(readers), chunk, dtype=compute, device=device)
+        self._inputs = torch.empty(parts, chunk, dtype=compute, device=device)
 
     def stream(self) -> contextlib.AbstractContextManager[object]:
         """Makes the lane's stream the current one."""
@@ -90,8 +102,8 @@ class Lane:
     def raw(self, chunk: Chunk) -> list[Tensor]:
         """The chunk of each input as stored, on the CPU."""
         return [
-            reader.read(chunk.tensor, chunk.start, chunk.stop, staging)
-            for reader, staging in zip(self._readers, self._staging, strict=True)
+            self._readers[part.reader].read(part.tensor, chunk.start, chunk.stop, staging)
+            for part, staging in zip(chunk.parts, self._staging, strict=False)
         ]
 
     def load(self, chunk: Chunk) -> tuple[Tensor | None, Tensor]:
@@ -99,18 +111,18 @@ class Lane:
 
         Valid until the lane's next ``load``.
         """
-        inputs = self._inputs[:, : chunk.stop - chunk.start]
+        inputs = self._inputs[: len(chunk.parts), : chunk.stop - chunk.start]
         for row, raw in zip(inputs, self.raw(chunk), strict=True):
             row.copy_(raw.to(self._device, non_blocking=True))
-        return (inputs[0], inputs[1:]) if self._has_base else (None, inputs)
+        return (inputs[0], inputs[1:]) if chunk.has_base else (None, inputs)
 
     def check_finite(self, chunk: Chunk) -> None:
         """Refuse NaN and infinity in what ``load`` gave; waits for the device.
 
         Raises:
-            NonFiniteInputError: with the position of the input.
+            NonFiniteInputError: with the position of the part.
         """
-        inputs = self._inputs[:, : chunk.stop - chunk.start]
+        inputs = self._inputs[: len(chunk.parts), : chunk.stop - chunk.start]
         # One sum is one quick pass; only where it is not finite, every element is looked at.
         for position, total in enumerate(inputs.sum(dim=1).tolist()):
             if not math.isfinite(total) and not bool(inputs[position].isfinite().all()):

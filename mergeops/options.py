@@ -1,7 +1,8 @@
-"""Options that several commands share."""
+"""What several commands share: options, and how results are printed."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,3 +57,15 @@ def name_first(name: str | None, overrides: tuple[str, ...]) -> tuple[str | None
     if name is not None and ("=" in name or name.startswith("~")):
         return None, (name, *overrides)
     return name, overrides
+
+
+def show_recipe(recipe: Any) -> None:
+    """Print a recipe as YAML."""
+    import yaml
+
+    click.echo(yaml.safe_dump(recipe.to_dict(), sort_keys=False), nl=False)
+
+
+def print_result(result: Any, as_json: bool) -> None:
+    """Print a command's result to stdout."""
+    click.echo(json.dumps(result, indent=2) if as_json else result)

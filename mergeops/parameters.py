@@ -1,17 +1,18 @@
-"""From a recipe's numbers, lists and rules to each tensor's own parameters."""
+"""From a recipe's numbers, gradients, choices and rules to each tensor's own parameters."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mergeops.architecture import layer_depths
 from mergeops.errors import ConfigError
 from mergeops.methods import Method
-from mergeops.recipe import Recipe, Value
+from mergeops.pieces import Ingredient, Piece
+from mergeops.recipe import Recipe
+from mergeops.values import Setting, Value, choose, interpolate, numbers
 
 
 @dataclass(frozen=True)
@@ -21,77 +22,86 @@ class TensorParameters:
     shared: Mapping[str, float]
     """Global parameters that a rule may set."""
     per_source: Mapping[str, tuple[float, ...]]
-    """Source parameters, in recipe order."""
-
-
-def interpolate(value: Value, depth: float) -> float:
-    """A number is itself; a list is a gradient, evenly spaced over the depth 0 to 1."""
-    if not isinstance(value, tuple):
-        return value
-    position = depth * (len(value) - 1)
-    left = min(int(position), max(len(value) - 2, 0))
-    right = min(left + 1, len(value) - 1)
-    share = position - left
-    return value[left] * (1.0 - share) + value[right] * share
+    """Source parameters, in the order of the tensor's sources."""
 
 
 def resolve_parameters(
-    recipe: Recipe, method: Method, names: Iterable[str]
+    recipe: Recipe, method: Method, pieces: Iterable[Piece]
 ) -> dict[str, TensorParameters]:
-    """Apply sources' values and rules to every tensor.
+    """Apply rules and all settings to every tensor.
 
-    A rule wins over the source's own value, and that over the method's global parameter; of
-    several rules that set a parameter for a tensor, the first wins.
+    A rule wins over what a part of a slice sets, that over the source, the slice, the module, and
+    all over the method's global parameter; of several rules or choices, the first that matches.
+    Rules and what is one value for all go by the tensor's name in the result, the others by its
+    name in the source.
 
     Raises:
         ConfigError: a value is out of range, a rule matches no tensor, or the method refuses a
             combination.
     """
-    names = list(names)
+    pieces = list(pieces)
     p = recipe.method.parameters
     _check_values(recipe, method)
-    _check_matches(recipe, names)
-    depths = layer_depths(names)
+    _check_matches(recipe, [piece.name for piece in pieces])
     shared_keys = [k for k in method.tensor_parameters if k not in method.source_parameters]
     resolved: dict[str, TensorParameters] = {}
     checked: set[tuple[Any, ...]] = set()
-    for name in names:
-        rules = [r.parameters for r in recipe.rules if fnmatch.fnmatchcase(name, r.match)]
+    for piece in pieces:
+        rules = [r.parameters for r in recipe.rules if fnmatch.fnmatchcase(piece.name, r.match)]
         shared = {
-            key: interpolate(
-                next((r[key] for r in rules if key in r), getattr(p, key)),  # type: ignore[arg-type]
-                depths[name],
-            )
-            for key in shared_keys
+            key: interpolate(_shared(p, piece, rules, key), piece.depth) for key in shared_keys
         }
         per_source = {
             key: tuple(
-                interpolate(_of_source(recipe, rules, key, source), depths[name])
-                for source in recipe.sources
+                interpolate(_of_source(recipe, piece, rules, key, source), piece.depth)
+                for source in piece.sources
             )
             for key in method.source_parameters
         }
         combination = (*shared.values(), *per_source.values())
-        if method.check is not None and combination not in checked:
+        if method.check is not None and combination not in checked and not piece.is_taken:
             checked.add(combination)
-            _check(method, name, dataclasses.replace(p, **shared), per_source)
-        resolved[name] = TensorParameters(shared, per_source)
+            _check(method, piece.name, dataclasses.replace(p, **shared), per_source)
+        resolved[piece.name] = TensorParameters(shared, per_source)
     return resolved
 
 
-def _of_source(recipe: Recipe, rules: list[Mapping[str, Any]], key: str, source: str) -> Value:
+def _shared(p: Any, piece: Piece, rules: list[Mapping[str, Any]], key: str) -> Value:
+    for rule in rules:
+        if key in rule:
+            decided: Value = rule[key]
+            return decided
+    for settings in piece.parameters:
+        value = choose(settings.get(key), piece.name)
+        if value is not None:
+            return value
+    default: Value = getattr(p, key)
+    return default
+
+
+def _of_source(
+    recipe: Recipe, piece: Piece, rules: list[Mapping[str, Any]], key: str, source: Ingredient
+) -> Value:
     for rule in rules:
         value = rule.get(key)
         if isinstance(value, Mapping):
-            value = value.get(source)
+            value = value.get(source.source)
         if value is not None:
-            found: Value = value
+            decided: Value = value
+            return decided
+    own = recipe.sources[source.source].parameters if source.source in recipe.sources else {}
+    for settings in (source.parameters, own, *piece.parameters):
+        found = choose(settings.get(key), source.stored.name)
+        if found is not None:
             return found
     default: Value = getattr(recipe.method.parameters, key)
-    return recipe.sources[source].parameters.get(key, default)
+    return default
 
 
 def _check_values(recipe: Recipe, method: Method) -> None:
+    for where, parameters in _sliced(recipe):
+        for key, value in parameters.items():
+            _check_range(recipe.method.parameters, key, value, where)
     for name, source in recipe.sources.items():
         for key, value in source.parameters.items():
             _check_range(recipe.method.parameters, key, value, f"sources.{name}.")
@@ -102,8 +112,21 @@ def _check_values(recipe: Recipe, method: Method) -> None:
                 _check_range(recipe.method.parameters, key, value, f"rules[{i}].")
 
 
-def _check_range(p: Any, key: str, value: Value, prefix: str) -> None:
-    for number in value if isinstance(value, tuple) else (value,):
+def _sliced(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Setting]]]:
+    """Everything that slices and modules set, with where it stands."""
+    stacks = [("", recipe.slices)] if recipe.slices else []
+    stacks += [(f"modules.{name}.", module.slices) for name, module in recipe.modules.items()]
+    for name, module in recipe.modules.items():
+        yield f"modules.{name}.", module.parameters
+    for prefix, slices in stacks:
+        for i, one in enumerate(slices):
+            yield f"{prefix}slices[{i}].", one.parameters
+            for j, part in enumerate(one.sources):
+                yield f"{prefix}slices[{i}].sources[{j}].", part.parameters
+
+
+def _check_range(p: Any, key: str, value: Setting, prefix: str) -> None:
+    for number in numbers(value):
         try:
             dataclasses.replace(p, **{key: number})
         except ConfigError as error:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergeops.merges_first import merge_dir, resolve_with_merges
 from mergeops.plan import Plan, make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
@@ -25,6 +26,7 @@ from mergeops.tools import Tools
 if TYPE_CHECKING:
     from mergeops.evaluate import Scores
     from mergeops.report.leaderboard import Leaderboard
+    from mergeops.sources import Resolved
 
 
 @dataclass(frozen=True)
@@ -179,15 +181,25 @@ def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Plan:
     from mergeops.execute import merge
     from mergeops.sources import resolve
 
-    with progress.bar("reading sources", is_bytes=True) as tick:
-        resolved = resolve(
-            recipe,
-            cache_dir=Path(recipe.output.dir) / "cache",
-            progress=lambda _label, done, total: tick(done, total),
-        )
+    work_dir = Path(recipe.output.dir)
+
+    def find(one: Recipe) -> Resolved:
+        with progress.bar("reading sources", is_bytes=True) as tick:
+            return resolve(
+                one,
+                cache_dir=work_dir / "cache",
+                progress=lambda _label, done, total: tick(done, total),
+            )
+
+    def execute(plan: Plan, label: str, into: Path) -> Path:
+        with progress.bar(f"merging {label}", is_bytes=True) as tick:
+            return merge(plan, into, device=recipe.output.device, progress=tick)
+
+    resolved = resolve_with_merges(
+        recipe, find, lambda plan, name: execute(plan, name, merge_dir(work_dir, plan))
+    )
     plan = make_plan(recipe, resolved.base, resolved.sources)
     for warning in plan.warnings:
         progress.step(f"note: {warning}")
-    with progress.bar(f"merging into {out}", is_bytes=True) as tick:
-        merge(plan, out, device=recipe.output.device, progress=tick)
+    execute(plan, f"into {out}", out)
     return plan

@@ -13,21 +13,28 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops import methods
+from mergeops.assembly import assemble
 from mergeops.checkpoint.dtypes import BY_WORD, FLOATS, item_size, word
 from mergeops.checkpoint.header import StoredTensor, encode_header
-from mergeops.companions import Companion, find_companions
+from mergeops.companions import Companion, changed, find_companions
 from mergeops.errors import MergeError
-from mergeops.inputs import PlannedInput, read_input
+from mergeops.inputs import PlannedInput, config_of, read_input
 from mergeops.parameters import resolve_parameters
-from mergeops.preflight import check_configs, check_sources, check_tensors, check_tokenizers
+from mergeops.pieces import Ingredient, Piece
+from mergeops.preflight import check_configs, check_sources, check_tokenizers
+from mergeops.recipe import REFUSE
 from mergeops.schema import build
 from mergeops.shards import assign_shards, parse_size
+from mergeops.slices import BASE
+from mergeops.tokens.layout import VocabularyLayout, lay_out_vocabulary, resized
+from mergeops.tokens.spec import SAME
+from mergeops.views import see
 
 if TYPE_CHECKING:
     from mergeops.recipe import Recipe
@@ -35,6 +42,16 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Raised when the engine writes other bytes for the same plan."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One input of a tensor of the result."""
+
+    input: int
+    """Position in ``Plan.inputs``."""
+    tensor: str
+    """Its name there."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +63,16 @@ class TensorTask:
     dtype: str
     """safetensors name of the format it is saved in."""
     kind: str
-    """merge, or copy for whole numbers, which all inputs must agree on."""
+    """merge; copy for whole numbers, which all inputs must agree on; take for real numbers that
+    are not merged, since one input alone has them."""
     shared: Mapping[str, float]
     """Global parameters as the rules leave them."""
     per_source: Mapping[str, tuple[float, ...]]
     """Source parameters, in the order of the sources."""
+    base: Part | None = None
+    """What the base of this tensor is, where ``sources`` says what its sources are."""
+    sources: tuple[Part, ...] = ()
+    """What it is merged from; empty stands for the tensor of this name of every source."""
 
     @property
     def numel(self) -> int:
@@ -100,6 +122,10 @@ class Plan:
     seed: int
     recipe: Mapping[str, Any]
     """``Recipe.weights_dict`` of what was planned."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What differs in config.json from the file that is copied, e.g. the number of layers."""
+    vocabulary: VocabularyLayout | None = None
+    """Where rows of embeddings come from, where inputs have different vocabularies."""
     warnings: tuple[str, ...] = ()
     """What the user should know; no part of the digest."""
 
@@ -112,11 +138,33 @@ class Plan:
             "base": self.base.sha256 if self.base else None,
             "sources": [source.sha256 for source in self.sources],
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
-            "companions": [[c.name, c.sha256] for c in self.companions],
+            "companions": [companion.identity for companion in self.companions],
+            "config": dict(self.config),
             "compute": self.compute,
             "seed": self.seed,
         }
+        if self.vocabulary is not None:
+            inputs = [*([self.base.name] if self.base else []), *(s.name for s in self.sources)]
+            content["vocabulary"] = self.vocabulary.identity(inputs)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def inputs(self) -> tuple[PlannedInput, ...]:
+        """The base, where there is one, and the sources."""
+        return (*([self.base] if self.base else []), *self.sources)
+
+    def has_base(self, task: TensorTask) -> bool:
+        """Whether the first of the task's parts is a base."""
+        if task.sources:
+            return task.base is not None
+        return methods.get(self.method).uses_base(self.base is not None)
+
+    def parts(self, task: TensorTask) -> tuple[Part, ...]:
+        """The inputs of a task: the base, where its method uses one, and the sources."""
+        if task.sources:
+            return (*([task.base] if task.base else []), *task.sources)
+        unused = self.base is not None and not self.has_base(task)
+        return tuple(Part(i, task.name) for i in range(unused, len(self.inputs)))
 
     @property
     def save_dtype(self) -> str:
@@ -165,13 +213,27 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
     method = methods.get(recipe.method.name)
     shard_bytes = parse_size("output.shard_size", recipe.output.shard_size)
     planned_base, planned_sources, headers = _read_inputs(recipe, base, sources)
-    check_sources(method, planned_base, planned_sources)
+    sliced = bool(recipe.slices or recipe.modules)
+    check_sources(method, planned_base, planned_sources, sliced=sliced)
     inputs = [*([planned_base] if planned_base else []), *planned_sources]
-    warnings = check_configs(inputs)
-    check_tensors(headers)
+    warnings = check_configs(inputs, _settled(recipe))
     chosen = _tokenizer_input(recipe, inputs)
-    warnings += check_tokenizers(chosen, inputs)
-    tasks = _tasks(recipe, method, headers[inputs[0].name])
+    vocabulary = None
+    if recipe.tokenizer.source != SAME:
+        vocabulary, told = lay_out_vocabulary(
+            recipe.tokenizer, inputs, headers, has_base=planned_base is not None
+        )
+        warnings += told
+        headers = resized(headers, vocabulary) if vocabulary else headers
+    configs = {planned.name: config_of(planned) for planned in inputs}
+    views = see(headers, recipe.tied_head, configs[inputs[0].name])
+    assembly = assemble(recipe, method, views.inputs, configs)
+    warnings += views.warnings
+    if recipe.tokenizer.source == SAME:
+        warnings += check_tokenizers(chosen, inputs)
+    companions, kept = find_companions(inputs, chosen, recipe.tokenizer.chat_template, vocabulary)
+    warnings += kept
+    tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
     return Plan(
         method=method.name,
         method_version=method.version,
@@ -181,7 +243,9 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
         shards=tuple(
             Shard(name, tuple(tasks)) for name, tasks in assign_shards(tasks, shard_bytes).items()
         ),
-        companions=find_companions(inputs, chosen),
+        companions=companions,
+        config=changed(views.config, assembly.config),
+        vocabulary=vocabulary,
         compute=recipe.dtype.compute,
         seed=recipe.seed,
         recipe=recipe.weights_dict(),
@@ -234,24 +298,41 @@ def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedI
     return inputs[0]
 
 
+def _settled(recipe: Recipe) -> list[str]:
+    """Settings of config.json that inputs may differ in, since the recipe decides them."""
+    layers = ["num_hidden_layers"] if recipe.slices or recipe.modules else []
+    return layers + (["tie_word_embeddings"] if recipe.tied_head != REFUSE else [])
+
+
 def _tasks(
-    recipe: Recipe, method: methods.Method, reference: Mapping[str, StoredTensor]
+    recipe: Recipe, method: methods.Method, pieces: Sequence[Piece], inputs: Sequence[str]
 ) -> list[TensorTask]:
-    parameters = resolve_parameters(recipe, method, reference)
+    parameters = resolve_parameters(recipe, method, pieces)
+
+    def part(ingredient: Ingredient) -> Part:
+        return Part(inputs.index(ingredient.source), ingredient.stored.name)
+
     tasks = []
-    for name, stored in reference.items():
-        is_real = stored.dtype in FLOATS
-        saved = stored.dtype
+    for piece in pieces:
+        is_real = piece.like.dtype in FLOATS
+        saved = piece.like.dtype
         if is_real and recipe.dtype.save != "auto":
             saved = BY_WORD[recipe.dtype.save]
-        tasks.append(
-            TensorTask(
-                name=name,
-                shape=stored.shape,
-                dtype=saved,
-                kind="merge" if is_real else "copy",
-                shared=parameters[name].shared if is_real else {},
-                per_source=parameters[name].per_source if is_real else {},
-            )
+        is_merged = is_real and not piece.is_taken
+        found = parameters[piece.name]
+        task = TensorTask(
+            name=piece.name,
+            shape=piece.like.shape,
+            dtype=saved,
+            kind="merge" if is_merged else "take" if is_real else "copy",
+            shared=found.shared if is_merged else {},
+            per_source=found.per_source if is_merged else {},
+            base=part(piece.base) if piece.base else None,
+            sources=tuple(part(source) for source in piece.sources),
         )
+        plain = [i for i, name in enumerate(inputs) if name != BASE or piece.base]
+        own = [Part(i, piece.name) for i in plain]
+        if own == [*([task.base] if task.base else []), *task.sources]:
+            task = dataclasses.replace(task, base=None, sources=())
+        tasks.append(task)
     return tasks

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mergeops.architecture import check_same_architecture
 from mergeops.checkpoint.dtypes import FLOATS
 from mergeops.checkpoint.header import StoredTensor
-from mergeops.checkpoint.layout import read_json
 from mergeops.errors import MergeError
-from mergeops.inputs import PlannedInput
+from mergeops.inputs import PlannedInput, config_of, has_config
 from mergeops.methods import Method
 from mergeops.tokenizer import check_same_vocabulary, tokenizer_directory
 
@@ -18,19 +16,32 @@ Headers = Mapping[str, StoredTensor]
 
 
 def check_sources(
-    method: Method, base: PlannedInput | None, sources: Sequence[PlannedInput]
+    method: Method,
+    base: PlannedInput | None,
+    sources: Sequence[PlannedInput],
+    *,
+    sliced: bool = False,
 ) -> None:
     """The right number of sources, a base where one is needed, no source twice.
+
+    Args:
+        method: the merge method.
+        base: the recipe's base.
+        sources: in order.
+        sliced: whether slices say how many of them a tensor has, and how often each.
 
     Raises:
         MergeError: says what is missing or too much.
     """
-    check_source_count(method, len(sources))
+    if not sliced:
+        check_source_count(method, len(sources))
     if method.needs_base and base is None:
         raise MergeError(
             f"{method.name} merges task vectors and needs a base: set base to the model that the "
             "sources were fine-tuned from"
         )
+    if sliced:
+        return
     seen: dict[str, str] = {}
     for source in sources:
         if source.sha256 in seen:
@@ -58,20 +69,15 @@ def check_source_count(method: Method, n: int) -> None:
     raise MergeError(f"{method.name} takes {allowed} source{plural}, not {n}")
 
 
-def check_configs(inputs: Sequence[PlannedInput]) -> list[str]:
-    """Compare the config.json files; returns warnings.
+def check_configs(inputs: Sequence[PlannedInput], settled: Sequence[str] = ()) -> list[str]:
+    """Compare the config.json files, but for settings that are settled; returns warnings.
 
     Raises:
         MergeError: different architectures.
         SourceError: a config.json is not JSON.
     """
-    configs: dict[str, Mapping[str, Any]] = {}
-    for planned in inputs:
-        for directory in planned.directories:
-            if (directory / "config.json").is_file():
-                configs[planned.name] = read_json(directory / "config.json")
-                break
-    return check_same_architecture(configs) if len(configs) > 1 else []
+    configs = {planned.name: config_of(planned) for planned in inputs if has_config(planned)}
+    return check_same_architecture(configs, settled) if len(configs) > 1 else []
 
 
 def check_tensors(headers: Mapping[str, Headers]) -> None:
@@ -84,16 +90,26 @@ def check_tensors(headers: Mapping[str, Headers]) -> None:
     for name, theirs in others:
         _check_names(first, reference, name, theirs)
         for tensor, stored in reference.items():
-            other = theirs[tensor]
-            if other.shape != stored.shape:
-                raise MergeError(_shape_message(first, stored, name, other))
-            if (stored.dtype in FLOATS) != (other.dtype in FLOATS) or (
-                stored.dtype not in FLOATS and stored.dtype != other.dtype
-            ):
-                raise MergeError(
-                    f"{tensor} is {stored.dtype} in {first} and {other.dtype} in {name}; only real "
-                    "numbers can be converted"
-                )
+            check_fit(tensor, [(first, stored), (name, theirs[tensor])])
+
+
+def check_fit(tensor: str, inputs: Sequence[tuple[str, StoredTensor]]) -> None:
+    """One tensor's inputs have one shape, and are all real numbers or all of one other kind.
+
+    Raises:
+        MergeError: names the tensor, the inputs and what differs.
+    """
+    (first, stored), *others = inputs
+    for name, other in others:
+        if other.shape != stored.shape:
+            raise MergeError(_shape_message(first, stored, name, other))
+        if (stored.dtype in FLOATS) != (other.dtype in FLOATS) or (
+            stored.dtype not in FLOATS and stored.dtype != other.dtype
+        ):
+            raise MergeError(
+                f"{tensor} is {stored.dtype} in {first} and {other.dtype} in {name}; only real "
+                "numbers can be converted"
+            )
 
 
 def check_tokenizers(chosen: PlannedInput, inputs: Sequence[PlannedInput]) -> list[str]:
@@ -113,19 +129,15 @@ def check_tokenizers(chosen: PlannedInput, inputs: Sequence[PlannedInput]) -> li
 def _check_names(first: str, reference: Headers, name: str, theirs: Headers) -> None:
     missing = [tensor for tensor in reference if tensor not in theirs]
     extra = [tensor for tensor in theirs if tensor not in reference]
-    if [*missing, *extra] == ["lm_head.weight"]:
-        has, lacks = (first, name) if missing else (name, first)
-        raise MergeError(
-            f"lm_head.weight is in {has} but not in {lacks}: one ties its output head to the "
-            "embeddings and the other does not; save both the same way first"
-        )
+    remedy = "set missing=leave_out to merge such tensors from the inputs that have them"
     if missing:
         raise MergeError(
-            f"{name} lacks {len(missing)} tensor(s) that {first} has, e.g. {missing[0]}"
+            f"{name} lacks {len(missing)} tensor(s) that {first} has, e.g. {missing[0]}; {remedy}"
         )
     if extra:
         raise MergeError(
-            f"{name} has {len(extra)} tensor(s) that {first} does not have, e.g. {extra[0]}"
+            f"{name} has {len(extra)} tensor(s) that {first} does not have, e.g. {extra[0]}; "
+            f"{remedy}"
         )
 
 
@@ -136,10 +148,10 @@ def _shape_message(first: str, ours: StoredTensor, name: str, theirs: StoredTens
         and ours.shape[1] == theirs.shape[1]
     )
     if is_vocabulary:
-        small = min(ours.shape[0], theirs.shape[0])
         return (
             f"vocabulary sizes differ: {ours.name} has {ours.shape[0]} rows in {first} and "
-            f"{theirs.shape[0]} in {name}; bring both to one size, e.g. with "
-            f"model.resize_token_embeddings({small}) if the added rows are padding, and save again"
+            f"{theirs.shape[0]} in {name}; rows are matched by token with tokenizer.source=base "
+            f"(the tokens of {first}), tokenizer.source={name} (those of {name}) or "
+            "tokenizer.source=union (all of them)"
         )
     return f"{ours.name} has shape {list(ours.shape)} in {first} and {list(theirs.shape)} in {name}"

@@ -18,9 +18,24 @@ from typing import Any
 from mergeops.errors import ConfigError
 from mergeops.schema import build, check_choice, unknown_key
 from mergeops.settings import EvaluateSpec, OutputSpec, PromoteSpec, SearchSpec, TrackingSpec
+from mergeops.slices import (
+    Module,
+    Slice,
+    plain_modules,
+    plain_slices,
+    read_modules,
+    read_slices,
+)
+from mergeops.tokens.spec import TokenizerSpec, check_names
+from mergeops.values import Setting, Value, plain, read_setting, read_value
 
-Value = float | tuple[float, ...]
-"""A parameter: one number, or a gradient over the layers, linearly interpolated."""
+WEIGHT_KEYS = ("base", "sources", "method", "rules", "tokenizer", "dtype", "seed")
+"""What decides the merged bytes."""
+LAYOUT_KEYS = ("slices", "modules", "tied_head", "missing", "compat", "merges")
+"""What decides them, too, but is left out of records where it is not set."""
+REFUSE = "refuse"
+MERGE = "merge:"
+"""Begins the URI of another merge of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,7 @@ class SourceSpec:
     base: str | None = None
     """For a LoRA adapter: the model it was trained on, where adapter_config.json's own
     base_model_name_or_path cannot be reached from here."""
-    parameters: Mapping[str, Value] = field(default_factory=dict)
+    parameters: Mapping[str, Setting] = field(default_factory=dict)
     """The method's per-source parameters, written beside uri: weight, density, ..."""
 
 
@@ -55,14 +70,6 @@ class MethodSpec:
     name: str
     parameters: Any
     """The method's own frozen parameter dataclass."""
-
-
-@dataclass(frozen=True)
-class TokenizerSpec:
-    """Which tokenizer the merge has."""
-
-    source: str = "base"
-    """``base`` or the name of a source; every input must have the same vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,23 @@ class Recipe:
     base: str | None = None
     """The common ancestor, as a source URI; null for methods that need none."""
     rules: tuple[Rule, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    """Where the result's layers come from, where that is not each layer from the same of all
+    sources."""
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    """The same for each stack of layers of a model that has several, e.g. encoder and decoder."""
+    tied_head: str = REFUSE
+    """Where some inputs have an output head (lm_head) and others use their embeddings as such:
+    refuse; untie, the result has a head, merged with the others' embeddings; or tie, it has none.
+    """
+    missing: str = REFUSE
+    """Where some inputs lack a tensor: refuse, or leave_out, it is merged from those that have it.
+    """
+    compat: str | None = None
+    """``mergekit`` repeats what mergekit 0.1 does where mergeops differs by choice: a gradient's
+    first value, not its last, for the tensors after the layers."""
+    merges: Mapping[str, Recipe] = field(default_factory=dict)
+    """Merges that are made first; ``merge:NAME`` is a URI for base and sources."""
     tokenizer: TokenizerSpec = TokenizerSpec()
     dtype: DtypeSpec = DtypeSpec()
     seed: int = 0
@@ -112,12 +136,16 @@ class Recipe:
             ConfigError: with the full key, the value and what is allowed.
         """
         known = [f.name for f in dataclasses.fields(cls)]
+        described = ("method", "sources", "rules", "slices", "modules", "merges")
         for key in raw:
             if key not in known:
                 raise unknown_key("", str(key), known)
+        from mergeops import methods
+
         method, source_keys = _method(raw.get("method"))
         sources = _sources(raw.get("sources") or {}, method.name, source_keys)
-        rest = {k: v for k, v in raw.items() if k not in ("method", "sources", "rules")}
+        with_parameters = methods.get(method.name)
+        rest = {k: v for k, v in raw.items() if k not in described}
         built: Recipe = build(
             cls,
             rest,
@@ -126,13 +154,15 @@ class Recipe:
                 "method": method,
                 "sources": sources,
                 "rules": _rules(raw.get("rules") or [], method.name, sources),
+                "slices": read_slices(raw.get("slices") or [], "slices", with_parameters, sources),
+                "modules": read_modules(raw.get("modules") or {}, with_parameters, sources),
+                "merges": _merges(raw.get("merges") or {}),
             },
         )
-        if built.tokenizer.source != "base" and built.tokenizer.source not in sources:
-            raise ConfigError(
-                f"tokenizer.source is {built.tokenizer.source!r}; allowed: base, "
-                + ", ".join(sources)
-            )
+        if built.slices and built.modules:
+            raise ConfigError("slices and modules are both given; write the slices into modules")
+        check_uris(built)
+        check_names(built.tokenizer, sources, has_base=built.base is not None)
         return built
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,17 +170,32 @@ class Recipe:
         raw: dict[str, Any] = dataclasses.asdict(self)
         raw["method"] = {"name": self.method.name, **dataclasses.asdict(self.method.parameters)}
         raw["sources"] = {
-            name: {"uri": s.uri, **({"base": s.base} if s.base else {}), **s.parameters}
+            name: {
+                "uri": s.uri,
+                **({"base": s.base} if s.base else {}),
+                **{key: plain(value) for key, value in s.parameters.items()},
+            }
             for name, s in self.sources.items()
         }
         raw["rules"] = [{"match": rule.match, **rule.parameters} for rule in self.rules]
-        plain: dict[str, Any] = json.loads(json.dumps(raw))
-        return plain
+        raw["slices"] = plain_slices(self.slices)
+        raw["modules"] = plain_modules(self.modules)
+        raw["merges"] = {name: merge.weights_dict() for name, merge in self.merges.items()}
+        as_json: dict[str, Any] = json.loads(json.dumps(raw))
+        return as_json
 
     def weights_dict(self) -> dict[str, Any]:
         """The part of ``to_dict`` that decides the merged bytes."""
-        keys = ("base", "sources", "method", "rules", "tokenizer", "dtype", "seed")
-        return {key: value for key, value in self.to_dict().items() if key in keys}
+        plain_recipe = self.to_dict()
+        kept = {key: plain_recipe[key] for key in WEIGHT_KEYS}
+        unset: tuple[Any, ...] = ([], {}, None, REFUSE)
+        return kept | {k: plain_recipe[k] for k in LAYOUT_KEYS if plain_recipe[k] not in unset}
+
+    def __post_init__(self) -> None:
+        check_choice("tied_head", self.tied_head, (REFUSE, "untie", "tie"))
+        check_choice("missing", self.missing, (REFUSE, "leave_out"))
+        if self.compat is not None:
+            check_choice("compat", self.compat, ("mergekit",))
 
     def sha256(self) -> str:
         """Hex digest of the whole recipe in canonical JSON."""
@@ -191,13 +236,13 @@ def _sources(raw: Any, method: str, allowed: tuple[str, ...]) -> dict[str, Sourc
             spec = {"uri": spec}
         if not isinstance(spec, Mapping) or not isinstance(spec.get("uri"), str):
             raise ConfigError(f"{where} is {spec!r}; it needs a uri, e.g. {{uri: runs:/4f2c}}")
-        parameters: dict[str, Value] = {}
+        parameters: dict[str, Setting] = {}
         for key, value in spec.items():
             if key in ("uri", "base"):
                 continue
             if key not in allowed:
                 raise unknown_key(f"{where}.", str(key), ("uri", "base", *allowed), method=method)
-            parameters[str(key)] = _value(f"{where}.{key}", value)
+            parameters[str(key)] = read_setting(f"{where}.{key}", value)
         base = spec.get("base")
         if base is not None and not isinstance(base, str):
             raise ConfigError(f"{where}.base is {base!r}; it takes a source URI")
@@ -233,19 +278,44 @@ def _rules(raw: Any, method: str, sources: Mapping[str, SourceSpec]) -> tuple[Ru
                     if source not in sources:
                         raise unknown_key(f"{where}.{key}.", str(source), tuple(sources))
                 parameters[key] = {
-                    str(s): _value(f"{where}.{key}.{s}", v) for s, v in value.items()
+                    str(s): read_value(f"{where}.{key}.{s}", v) for s, v in value.items()
                 }
             else:
-                parameters[key] = _value(f"{where}.{key}", value)
+                parameters[key] = read_value(f"{where}.{key}", value)
         rules.append(Rule(rule["match"], parameters))
     return tuple(rules)
 
 
-def _value(where: str, value: Any) -> Value:
-    if isinstance(value, bool) or not isinstance(value, int | float | list | tuple):
-        raise ConfigError(f"{where} is {value!r}; it takes a number, or a list as gradient")
-    if isinstance(value, list | tuple):
-        if not value or any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
-            raise ConfigError(f"{where} is {value!r}; a gradient is a list of numbers")
-        return tuple(float(v) for v in value)
-    return float(value)
+def _merges(raw: Any) -> dict[str, Recipe]:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"merges is {raw!r}; write {{NAME: RECIPE}}")
+    found = {}
+    for name, recipe in raw.items():
+        try:
+            if not isinstance(recipe, Mapping):
+                raise ConfigError(f"it is {recipe!r}; write a recipe")
+            found[str(name)] = Recipe.from_dict(recipe)
+        except ConfigError as error:
+            raise ConfigError(f"merges.{name}: {error}") from error
+    return found
+
+
+def check_uris(recipe: Recipe) -> None:
+    """Every ``merge:NAME`` is a merge of the recipe, and those name only earlier ones.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    known: list[str] = []
+    for label, one in [*recipe.merges.items(), ("", recipe)]:
+        for uri in [one.base, *(u for s in one.sources.values() for u in (s.uri, s.base))]:
+            name = (uri or "").removeprefix(MERGE)
+            if uri is None or name == uri:
+                continue
+            if name not in known:
+                where = f"merges.{label} names" if label else "the recipe names"
+                raise ConfigError(
+                    f"{where} {uri}, but no such merge is made before it; known there: "
+                    + (", ".join(known) or "none")
+                )
+        known.append(label)

@@ -15,11 +15,11 @@ from torch import Tensor
 from mergeops import methods
 from mergeops.checkpoint.dtypes import BY_WORD, DTYPES, item_size, word
 from mergeops.errors import MergeError, SourceError
-from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, NonFiniteInputError
+from mergeops.inputs import open_inputs
+from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, NonFiniteInputError, Part
 from mergeops.methods.randomness import random_key
 
 if TYPE_CHECKING:
-    from mergeops.checkpoint.reader import TensorReader
     from mergeops.plan import Plan, TensorTask
 
 READ_AHEAD = 16
@@ -27,7 +27,7 @@ READ_AHEAD = 16
 
 
 class DifferentValuesError(Exception):
-    """Inputs disagree on a tensor of whole numbers; carries an input's position."""
+    """Inputs disagree on a tensor of whole numbers; carries the position of a part."""
 
     def __init__(self, position: int) -> None:
         super().__init__(position)
@@ -49,7 +49,8 @@ class TensorStream:
     Args:
         plan: what to do.
         device: where the arithmetic is done.
-        chunk: elements at a time, a multiple of ``methods.BLOCK``.
+        chunk: elements at a time, a multiple of ``methods.BLOCK``; a method that takes whole rows
+            gets about as many.
         lanes: parallel chunks.
         unwritten: how many finished chunks may wait to be written.
 
@@ -66,20 +67,21 @@ class TensorStream:
         self._chunk = chunk
         self._parameters = self._method.parameters(**plan.parameters)
         compute = DTYPES[BY_WORD[plan.compute]]
-        has_base = self._method.needs_base
-        self._inputs = [*([plan.base] if has_base and plan.base else []), *plan.sources]
-        self._readers: list[TensorReader] = []
+        tasks = [task for shard in plan.shards for task in shard.tensors]
+        parts = {part.input for task in tasks for part in plan.parts(task)}
+        self._inputs = [planned for i, planned in enumerate(plan.inputs) if i in parts]
+        self._positions = {input: i for i, input in enumerate(sorted(parts))}
+        everything = [*([plan.base] if plan.base else []), *plan.sources]
         with contextlib.ExitStack() as opened:
-            for planned in self._inputs:
-                reader = planned.open(compute)
-                self._readers.append(reader)
-                opened.callback(reader.close)
+            self._readers = open_inputs(opened, self._inputs, everything, plan.vocabulary, compute)
             self._files = opened.pop_all()
-        self._lanes = Lanes(lambda: Lane(self._readers, has_base, chunk, compute, device), lanes)
+        most = max(len(plan.parts(task)) for task in tasks)
+        longest = max(self._step(task) for task in tasks)
+        self._lanes = Lanes(lambda: Lane(self._readers, most, longest, compute, device), lanes)
         # Results come in order, so all that are under way must find a buffer.
         count = self._lanes.window + unwritten + 1
-        widest = max(item_size(task.dtype) for shard in plan.shards for task in shard.tensors)
-        self._buffers = BufferPool(count, chunk * widest, device.type == "cuda")
+        widest = max(item_size(task.dtype) for task in tasks)
+        self._buffers = BufferPool(count, longest * widest, device.type == "cuda")
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +110,8 @@ class TensorStream:
         except NonFiniteInputError as error:
             raise self._describe_input(task, error.position) from error
         except DifferentValuesError as error:
-            first, other = self._inputs[0].name, self._inputs[error.position].name
+            parts = self._parts(task)
+            first, other = (self._inputs[parts[i].reader].name for i in (0, error.position))
             raise MergeError(
                 f"{task.name} holds whole numbers, which are copied, but differs between {first} "
                 f"and {other}"
@@ -131,14 +134,11 @@ class TensorStream:
         place = methods.Place(
             numel=task.numel,
             per_source=task.per_source,
-            keys=tuple(
-                random_key(self._plan.seed, source.sha256, task.name)
-                for source in self._plan.sources
-            )
-            if self._method.is_random
-            else (),
+            keys=self._keys(task) if self._method.is_random else (),
+            shape=task.shape,
         )
-        if self._method.statistics is not None and task.numel:
+        is_taken = task.kind == "take"
+        if self._method.statistics is not None and task.numel and not is_taken:
             found = self._method.statistics(self._scanner(task), p, place)
             place = dataclasses.replace(place, statistics=found)
         saved = DTYPES[task.dtype]
@@ -146,7 +146,7 @@ class TensorStream:
         def work(lane: Lane, chunk: Chunk) -> tuple[Tensor, int]:
             base, sources = lane.load(chunk)
             at = dataclasses.replace(place, offset=chunk.start)
-            merged = self._method.merge(base, sources, p, at)
+            merged = sources[0] if is_taken else self._method.merge(base, sources, p, at)
             rounded = merged.to(saved)
             buffer = self._buffers.take()
             try:
@@ -188,26 +188,52 @@ class TensorStream:
 
     def _chunks(self, task: TensorTask, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
         stop = task.numel if stop is None else min(stop, task.numel)
-        ahead = READ_AHEAD * self._chunk
-        for number, begin in enumerate(range(start, stop, self._chunk)):
+        step, parts = self._step(task), self._parts(task)
+        has_base = self._plan.has_base(task)
+        for number, begin in enumerate(range(start, stop, step)):
             if number % READ_AHEAD == 0:
-                for reader in self._readers:
-                    reader.prefetch(task.name, begin, min(begin + 2 * ahead, stop))
-            yield Chunk(task.name, begin, min(begin + self._chunk, stop))
+                end = min(begin + 2 * READ_AHEAD * step, stop)
+                for part in parts:
+                    self._readers[part.reader].prefetch(part.tensor, begin, end)
+            yield Chunk(parts, has_base, begin, min(begin + step, stop))
+
+    def _step(self, task: TensorTask) -> int:
+        """How many elements to take at a time."""
+        if task.kind != "merge":
+            return self._chunk
+        p = dataclasses.replace(self._parameters, **task.shared)
+        row = task.shape[-1] if task.shape else 1
+        return self._method.chunk_length(p, max(row, 1), self._chunk)
+
+    def _parts(self, task: TensorTask) -> tuple[Part, ...]:
+        parts = self._plan.parts(task)
+        return tuple(Part(self._positions[part.input], part.tensor) for part in parts)
+
+    def _keys(self, task: TensorTask) -> tuple[int, ...]:
+        """A random key for each source, another one for each tensor and each time it is read."""
+        keys = []
+        parts = self._plan.parts(task)[self._plan.has_base(task) :]
+        for i, part in enumerate(parts):
+            name = task.name if part.tensor == task.name else f"{task.name} of {part.tensor}"
+            before = parts[:i].count(part)
+            digest = self._plan.inputs[part.input].sha256
+            keys.append(random_key(self._plan.seed, digest, f"{name} {before}" if before else name))
+        return tuple(keys)
 
     def _describe_input(self, task: TensorTask, position: int) -> SourceError:
         """Say where an input is not finite, after reading all of its tensor."""
-        name = self._inputs[position].name
-        staging = torch.empty(self._chunk * 8, dtype=torch.uint8)
+        part = self._parts(task)[position]
+        name = self._inputs[part.reader].name
+        staging = torch.empty(self._step(task) * 8, dtype=torch.uint8)
         count, first, value = 0, 0, 0.0
         for chunk in self._chunks(task):
-            values = self._readers[position].read(task.name, chunk.start, chunk.stop, staging)
+            values = self._readers[part.reader].read(part.tensor, chunk.start, chunk.stop, staging)
             bad = (~values.isfinite()).nonzero()[:, 0]
             if count == 0 and bad.numel():
                 first, value = chunk.start + int(bad[0]), float(values[bad[0]])
             count += bad.numel()
         return SourceError(
-            f"{name} holds {count} value(s) that are NaN or infinite in {task.name}, the first "
+            f"{name} holds {count} value(s) that are NaN or infinite in {part.tensor}, the first "
             f"({value:g}) at {_unravel(first, task.shape)}; leave this source out"
         )
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from mergeops.checkpoint.layout import read_json
 from mergeops.errors import MergeError
+from mergeops.tokens.vocabulary import read_vocabulary
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -23,24 +22,13 @@ TOKENIZER_FILES = (
 )
 CHAT_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 # Any one of these makes a tokenizer.
-_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def tokenizer_directory(directories: Sequence[Path]) -> Path | None:
     """The first directory that holds a tokenizer."""
     for directory in directories:
-        if any((directory / name).is_file() for name in _VOCABULARY_FILES):
-            return directory
-    return None
-
-
-def chat_template_directory(directories: Sequence[Path]) -> Path | None:
-    """The first directory that holds a chat template, in a file of its own or in the config."""
-    for directory in directories:
-        if any((directory / name).is_file() for name in CHAT_TEMPLATE_FILES):
-            return directory
-        config = directory / "tokenizer_config.json"
-        if config.is_file() and read_json(config).get("chat_template"):
+        if any((directory / name).is_file() for name in VOCABULARY_FILES):
             return directory
     return None
 
@@ -64,12 +52,12 @@ def check_same_vocabulary(directories: Mapping[str, Path]) -> list[str]:
         return []
     (first, file), *others = files.items()
     content = file.read_bytes()
-    reference = vocabulary(file)
+    reference = read_vocabulary(file.parent).ids
     warnings = []
     for name, other in others:
         if other.read_bytes() == content:
             continue
-        theirs = vocabulary(other)
+        theirs = read_vocabulary(other.parent).ids
         _compare(first, reference, name, theirs)
         only = len(theirs.keys() ^ reference.keys())
         if only:
@@ -78,27 +66,6 @@ def check_same_vocabulary(directories: Mapping[str, Path]) -> list[str]:
                 f"of {first}"
             )
     return warnings
-
-
-def vocabulary(file: Path) -> dict[str, int]:
-    """Token -> id of a tokenizer.json, added tokens included.
-
-    Raises:
-        MergeError: it has no vocabulary.
-    """
-    content = read_json(file)
-    model = content.get("model")
-    found: Any = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(found, dict):
-        tokens = dict(found)
-    elif isinstance(found, list):
-        # Unigram: a list of [token, score], the id being the position.
-        tokens = {str(entry[0]): i for i, entry in enumerate(found)}
-    else:
-        raise MergeError(f"{file} has no vocabulary")
-    for added in content.get("added_tokens") or []:
-        tokens[added["content"]] = added["id"]
-    return tokens
 
 
 def _compare(
@@ -117,5 +84,6 @@ def _compare(
         )
         raise MergeError(
             f"the tokenizers of {first} and {name} disagree on {len(clashes)} token(s): "
-            f"{examples}; only models with one vocabulary can be merged"
+            f"{examples}; set tokenizer.source to base, union or a source's name to match rows by "
+            "token"
         )

@@ -10,9 +10,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergeops.merges_first import merge_dir, resolve_with_merges
 from mergeops.plan import Plan, make_plan
 from mergeops.progress import Progress
-from mergeops.recipe import MethodSpec, Recipe, TokenizerSpec
+from mergeops.recipe import MethodSpec, Recipe
+from mergeops.tokens.spec import TokenizerSpec
 
 if TYPE_CHECKING:
     from mergeops.evaluate import Scores
@@ -57,14 +59,18 @@ class Tools:
         """Find and pin the recipe's base and sources."""
         from mergeops.sources import resolve
 
-        key = repr((recipe.base, sorted(recipe.sources.items(), key=lambda item: item[0])))
-        if key not in self._resolved:
+        def find(one: Recipe) -> Resolved:
             with self.progress.bar("reading sources", is_bytes=True) as tick:
-                self._resolved[key] = resolve(
-                    recipe,
+                return resolve(
+                    one,
                     cache_dir=self.work_dir / "cache",
                     progress=lambda _label, done, total: tick(done, total),
                 )
+
+        sources = sorted(recipe.sources.items(), key=lambda item: item[0])
+        key = repr((recipe.base, sources, recipe.merges))
+        if key not in self._resolved:
+            self._resolved[key] = resolve_with_merges(recipe, find, self.merge)
         return self._resolved[key]
 
     def resolve_one(self, recipe: Recipe, uri: str) -> Source:
@@ -85,7 +91,7 @@ class Tools:
         with self.progress.bar(f"merging {label}", is_bytes=True) as tick:
             return merge(
                 plan,
-                self.work_dir / "merges" / plan.digest[:16],
+                merge_dir(self.work_dir, plan),
                 device=self.device,
                 progress=tick,
             )

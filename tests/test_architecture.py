@@ -6,7 +6,7 @@ import pytest
 
 from mergeops.architecture import check_same_architecture, layer_depths
 from mergeops.errors import MergeError
-from mergeops.parameters import interpolate
+from mergeops.values import interpolate
 
 
 def test_depth_of_a_llama() -> None:
@@ -41,8 +41,8 @@ def test_every_stack_has_its_own_depth() -> None:
     assert list(layer_depths(names).values()) == [0.0, 1.0, 0.0, 1.0]
 
 
-def test_single_layer_is_at_the_beginning() -> None:
-    assert layer_depths(["model.layers.0.w"]) == {"model.layers.0.w": 0.0}
+def test_single_layer_is_at_the_end() -> None:
+    assert layer_depths(["model.layers.0.w"]) == {"model.layers.0.w": 1.0}
 
 
 def test_gradient_between_its_values() -> None:

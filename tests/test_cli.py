@@ -16,7 +16,9 @@ FROZEN = {
     " --json --quiet --debug",
     "compare": "OVERRIDES --config-dir --experiment --part --reference --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
-    "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --config-dir --cfg --json --quiet --debug",
+    "convert": "CONFIG_FILE OUT --force --compat --json --debug",
+    "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
+    " --quiet --debug",
     "methods": "NAME --json --debug",
     "promote": "NAME OVERRIDES --version --expect-current --force --reason --config-dir --json"
     " --quiet --debug",
@@ -49,9 +51,10 @@ def test_an_error_is_one_line_on_stderr_and_the_exit_code_of_its_class(tmp_path:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "mergeops: error: unknown key methd; did you mean 'method'? allowed: base, dtype, "
-        "evaluate, method, name, only, output, path_map, promote, recipe, rules, search, seed, sources, "
-        "tokenizer, tracking, trust_remote_code"
+        "mergeops: error: unknown key methd; did you mean 'method'? allowed: base, compat, dtype, "
+        "evaluate, file, merges, method, missing, modules, name, only, output, path_map, promote, "
+        "recipe, rules, search, seed, slices, sources, tied_head, tokenizer, tracking, "
+        "trust_remote_code"
     ]
 
 

@@ -75,7 +75,7 @@ def test_a_source_can_be_deleted_and_others_selected() -> None:
             ["sources.a.uri=x", "sources.a.weight=heavy"],
             "sources.a.weight is 'heavy'; it takes a nu",
         ),
-        (["tokenizer.source=b"], "tokenizer.source is 'b'; allowed: base"),
+        (["tokenizer.source=b"], "tokenizer.source is 'b'; allowed: same, union, base"),
         (["recipe=nope"], "Could not find 'recipe/nope'.*soup"),
         (["evaluate.batch_size=0"], "evaluate.batch_size is 0; allowed: at least 1"),
         (["promote.against=[parent]"], r"promote.against\[0\] is 'parent'; allowed: best_parent"),
@@ -134,7 +134,7 @@ def test_another_method_on_the_command_line_replaces_the_files_method(tmp_path: 
     [
         ("[1, 2]", "holds no mapping"),
         ("a: [", "is not YAML"),
-        ("merge_method: ties\nmodels: []", "mergekit config"),
+        ("merge_method: ties\nmodels: []", "r.yaml, line 2: models is empty"),
         ("sources: {x: {uri: u}}\ntypo: 1", "unknown key typo"),
     ],
 )

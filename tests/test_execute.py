@@ -85,7 +85,7 @@ def test_every_method_gives_what_it_gives_on_tensors_at_hand(
         expected = merge_tensors(
             name,
             [source[tensor].float() for source in sources],
-            base[tensor].float() if method.needs_base else None,
+            base[tensor].float(),
             seed=3,
             digests=[source.sha256 for source in plan.sources],
             tensor=tensor,
@@ -94,11 +94,13 @@ def test_every_method_gives_what_it_gives_on_tensors_at_hand(
         assert found.equal(expected.bfloat16()), tensor
 
 
-@pytest.mark.parametrize("name", ["slerp", "ties", "dare_ties"])
+@pytest.mark.parametrize("name", ["slerp", "ties", "dare_ties", "model_stock", "della"])
 def test_chunks_and_lanes_do_not_change_a_byte(
     name: str, plan_of: Make, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    plan = plan_of({"name": name}, models["base"], {n: models[n] for n in "ab"})
+    # By rows, model_stock takes whole ones, and della always does.
+    method = {"name": name} | ({"filter_wise": True} if name == "model_stock" else {})
+    plan = plan_of(method, models["base"], {n: models[n] for n in "ab"})
     found = []
     for i, (chunk, lanes) in enumerate([(BLOCK, 1), (BLOCK, 3), (2 * BLOCK, 2), (1 << 18, 1)]):
         tuning = Tuning(chunk=chunk, lanes=lanes)

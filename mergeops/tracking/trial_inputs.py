@@ -11,6 +11,7 @@ from mergeops.recipe import Recipe
 from mergeops.tracking.client import log_params
 from mergeops.tracking.keys import flatten, param_value, redact, tag_value
 from mergeops.tracking.parents import ensure_parent_model, run_tags
+from mergeops.values import plain
 
 if TYPE_CHECKING:
     from mergeops.sources import Source
@@ -38,8 +39,9 @@ def tags(
     runs = []
     for source_name, source in sources.items():
         if source.run_id:
+            own = recipe.sources[source_name].parameters.get("weight")
             default = getattr(recipe.method.parameters, "weight", "default")
-            weight = recipe.sources[source_name].parameters.get("weight", default)
+            weight = default if own is None else plain(own)
             found[f"mergeops.parent.{source.run_id}"] = tag_value(weight)
             runs.append(source.run_id)
     if runs:

@@ -1,0 +1,164 @@
+"""A checkpoint whose embeddings are read in another order of rows, some of them from elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mergeops.checkpoint.reader import TensorReader
+
+Ints = npt.NDArray[np.int64]
+GAP_BYTES = 1 << 16
+"""Rows that are nearer to each other than this are read in one go: cheaper than to ask twice."""
+AVERAGE = -2
+AVERAGED_ROWS = 1024
+"""Rows at a time when all are averaged."""
+
+
+class RowTable:
+    """Which row of which input each row is, for one input.
+
+    Args:
+        runs: flat triples (origin, first row there, how many). An origin is an input's number, -1
+            for zeros, ``AVERAGE`` for the mean of all rows of other origins, or -3 - k for the
+            k-th of ``means``.
+        means: flat pairs (input's number, first row there), whose rows are averaged.
+    """
+
+    def __init__(self, runs: Sequence[int], means: Sequence[Sequence[int]]) -> None:
+        triples = np.asarray(runs, dtype=np.int64).reshape(-1, 3)
+        lengths = triples[:, 2]
+        starts = np.cumsum(lengths) - lengths
+        within = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+        self.origin: Ints = np.repeat(triples[:, 0], lengths)
+        self.row: Ints = np.repeat(triples[:, 1], lengths) + within
+        self.means = [list(zip(flat[::2], flat[1::2], strict=True)) for flat in means]
+
+
+class RelaidReader:
+    """Reads one input of several by its row table; other tensors are read as they are.
+
+    Args:
+        own: this input.
+        readers: all inputs, in the order that numbers them.
+        table: where its rows come from.
+        columns: tensor with a row for each token -> elements in a row.
+        compute: dtype that rows of different inputs are brought to.
+    """
+
+    def __init__(
+        self,
+        own: TensorReader,
+        readers: Sequence[TensorReader],
+        table: RowTable,
+        columns: Mapping[str, int],
+        compute: torch.dtype,
+    ) -> None:
+        self._own = own
+        self._readers = readers
+        self._table = table
+        self._columns = columns
+        self._compute = compute
+        self._averages: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str, start: int, stop: int, staging: Tensor) -> Tensor:
+        """See ``TensorReader``; re-laid rows come as stored where they lie together, else in the
+        compute dtype."""
+        if name not in self._columns or start == stop:
+            return self._own.read(name, start, stop, staging)
+        columns = self._columns[name]
+        first, last = start // columns, -(-stop // columns)
+        origin, row = self._table.origin[first:last], self._table.row[first:last]
+        if (
+            origin[0] >= 0
+            and (origin == origin[0]).all()
+            and row[-1] - row[0] == last - first - 1
+            and (np.diff(row) == 1).all()
+        ):
+            moved = (int(row[0]) - first) * columns
+            reader = self._readers[int(origin[0])]
+            return reader.read(name, start + moved, stop + moved, staging)
+        rows = self._rows(name, first, last, columns)
+        if (is_average := torch.from_numpy(origin == AVERAGE)).any():
+            rows[is_average] = self._average(name, columns)
+        wanted = rows.view(-1)[start - first * columns : stop - first * columns]
+        target = staging[: wanted.numel() * self._compute.itemsize].view(self._compute)
+        return target.copy_(wanted)
+
+    def prefetch(self, name: str, start: int, stop: int) -> None:
+        """See ``TensorReader``; for rows of other inputs, the system reads ahead by itself."""
+        if name not in self._columns:
+            self._own.prefetch(name, start, stop)
+
+    def check_unchanged(self) -> None:
+        """See ``TensorReader``."""
+        for reader in self._readers:
+            reader.check_unchanged()
+
+    def close(self) -> None:
+        """See ``TensorReader``; the other inputs are closed by their own."""
+        self._own.close()
+
+    def _rows(self, name: str, first: int, last: int, columns: int) -> Tensor:
+        """Rows ``first`` to ``last`` in the compute dtype; those that are an average are zeros."""
+        origin, row = self._table.origin[first:last], self._table.row[first:last]
+        rows = torch.zeros(last - first, columns, dtype=self._compute)
+        for source in np.unique(origin).tolist():
+            at = np.flatnonzero(origin == source)
+            if source >= 0:
+                rows[at] = self._gather(source, name, row[at], columns)
+            elif source < AVERAGE:
+                pairs = self._table.means[AVERAGE - 1 - source]
+                total = torch.zeros(at.size, columns, dtype=torch.float64)
+                for number, begin in pairs:
+                    total += self._gather(number, name, row[at] + begin, columns)
+                rows[at] = (total / len(pairs)).to(self._compute)
+        return rows
+
+    def _average(self, name: str, columns: int) -> Tensor:
+        """``[columns]``, the mean of all rows that are none themselves; read once a tensor."""
+        with self._lock:
+            if name not in self._averages:
+                counted = self._table.origin != AVERAGE
+                total = torch.zeros(columns, dtype=torch.float64)
+                for first in range(0, counted.size, AVERAGED_ROWS):
+                    last = min(first + AVERAGED_ROWS, counted.size)
+                    total += _sum_of_rows(self._rows(name, first, last, columns).double())
+                self._averages[name] = (total / int(counted.sum())).to(self._compute)
+            return self._averages[name]
+
+    def _gather(self, number: int, name: str, rows: Ints, columns: int) -> Tensor:
+        """Rows of one input, ``[rows, columns]``, in the compute dtype."""
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        near = max(1, GAP_BYTES // (columns * self._compute.itemsize))
+        edges = np.flatnonzero(np.diff(ordered) > near) + 1
+        begins, ends = np.r_[0, edges], np.r_[edges, rows.size]
+        lows, highs = ordered[begins], ordered[ends - 1] + 1
+        offsets = np.cumsum(highs - lows) - (highs - lows)
+        raw = torch.empty(int((highs - lows).sum()) * columns * 8, dtype=torch.uint8)
+        read, width = self._readers[number].read, columns * 8
+        spans = [
+            read(name, low * columns, high * columns, raw[offset * width :])
+            for low, high, offset in zip(
+                lows.tolist(), highs.tolist(), offsets.tolist(), strict=True
+            )
+        ]
+        place = np.empty_like(rows)
+        place[order] = ordered + np.repeat(offsets - lows, ends - begins)
+        return torch.cat(spans).view(-1, columns)[torch.from_numpy(place)].to(self._compute)
+
+
+def _sum_of_rows(rows: Tensor) -> Tensor:
+    """Add rows pair by pair: the order, and so the result, is the same on any number of threads."""
+    while len(rows) > 1:
+        half = len(rows) // 2
+        pairs = rows[:half] + rows[half : 2 * half]
+        rows = torch.cat([pairs, rows[2 * half :]])
+    return rows[0]

@@ -1,0 +1,94 @@
+"""The commands that take a recipe file: merge it, or convert mergekit's YAML to one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mergeops.errors import ConfigError
+from mergeops.options import (
+    AS_JSON,
+    CONFIG_DIR,
+    OVERRIDES,
+    QUIET,
+    SHOW,
+    options,
+    print_result,
+    show_recipe,
+)
+from mergeops.progress import Progress
+
+COMPAT = click.option(
+    "--compat",
+    type=click.Choice(["mergekit"]),
+    help="mergekit's numbers where ours differ by choice: see docs/mergekit.md.",
+)
+
+
+@click.command()
+@click.argument("recipe_file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--seed", type=int, help="Seed of random methods, in place of the recipe's.")
+@options(COMPAT, CONFIG_DIR, SHOW, AS_JSON, QUIET)
+def merge(
+    recipe_file: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    device: str,
+    seed: int | None,
+    compat: str | None,
+    config_dir: Path | None,
+    cfg: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked.
+
+    RECIPE_FILE is a recipe of mergeops or an unchanged mergekit YAML.
+    """
+    from mergeops import compose, pipeline
+
+    extra = [f"output.device={device}", *([f"seed={seed}"] if seed is not None else [])]
+    extra += [f"compat={compat}"] if compat else []
+    recipe = compose.compose([*overrides, *extra], config_dir=config_dir, recipe_file=recipe_file)
+    if cfg:
+        return show_recipe(recipe)
+    plan = pipeline.merge_only(recipe, out, Progress(quiet=quiet))
+    for warning in plan.warnings:
+        if not quiet:
+            click.echo(f"mergeops: warning: {warning}", err=True)
+    result = {
+        "checkpoint": str(out),
+        "plan_digest": plan.digest,
+        "warnings": list(plan.warnings),
+    }
+    print_result(result if as_json else f"merged into {out} (plan {plan.digest[:12]})", as_json)
+
+
+@click.command()
+@click.argument("config_file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.option("--force", is_flag=True, help="Overwrite OUT.")
+@options(COMPAT, AS_JSON)
+def convert(
+    config_file: Path, out: Path | None, force: bool, compat: str | None, as_json: bool
+) -> None:
+    """Write the recipe of a mergekit YAML to OUT, or print it."""
+    from mergeops.mergekit_yaml import read_mergekit
+    from mergeops.recipe import Recipe
+
+    if not config_file.is_file():
+        raise ConfigError(f"{config_file} does not exist")
+    converted = read_mergekit(config_file, compat=compat is not None)
+    Recipe.from_dict(converted.recipe)
+    if out is not None:
+        if out.exists() and not force:
+            raise ConfigError(f"{out} exists; choose another name, or add --force")
+        out.write_text(converted.yaml(config_file.name), encoding="utf-8")
+    if as_json:
+        return print_result(dict(converted.recipe), True)
+    text = converted.yaml(config_file.name).rstrip("\n") if out is None else f"wrote {out}"
+    print_result(text, False)

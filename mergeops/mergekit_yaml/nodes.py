@@ -1,0 +1,231 @@
+"""YAML with line numbers: every value knows where it stands, for errors that say it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from mergeops.errors import ConfigError
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_DEEPEST = 40
+_MOST_NODES = 100_000
+
+
+@dataclass(frozen=True)
+class Item:
+    """One value of a YAML file."""
+
+    node: yaml.Node
+    file: str
+    path: str
+    """Keys that lead to it, e.g. ``models[1].parameters.weight``."""
+    key: yaml.Node | None = None
+    """Its key, where it has one."""
+
+    @property
+    def line(self) -> int:
+        """Line of the key, or of the value itself; counted from 1."""
+        return int((self.key or self.node).start_mark.line) + 1
+
+    def error(self, message: str) -> ConfigError:
+        """An error that begins with the file, the line and the key."""
+        where = f" {self.path}" if self.path else ""
+        return ConfigError(f"{self.file}, line {self.line}:{where} {message}")
+
+    @property
+    def value(self) -> Any:
+        """As plain Python types."""
+        return self._construct(self.node)
+
+    @property
+    def is_null(self) -> bool:
+        """Whether it is null or left empty."""
+        return isinstance(self.node, yaml.ScalarNode) and self.node.tag == "tag:yaml.org,2002:null"
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether it has keys."""
+        return isinstance(self.node, yaml.MappingNode)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it has items."""
+        return isinstance(self.node, yaml.SequenceNode)
+
+    def entries(self, what: str) -> dict[str, Item]:
+        """Its keys, whatever they are; null has none.
+
+        Raises:
+            ConfigError: it is no mapping, or a key is there twice.
+        """
+        if self.is_null:
+            return {}
+        if not isinstance(self.node, yaml.MappingNode):
+            raise self.error(f"is {self._shown()}; it takes {what}")
+        try:
+            yaml.SafeLoader("").flatten_mapping(self.node)
+        except yaml.YAMLError as error:
+            raise self._unreadable(error) from error
+        found: dict[str, Item] = {}
+        for key_node, value_node in self.node.value:
+            key = str(self._construct(key_node))
+            item = Item(value_node, self.file, f"{self.path}.{key}" if self.path else key, key_node)
+            if key in found:
+                raise item.error(f"is given twice, first in line {found[key].line}")
+            found[key] = item
+        return found
+
+    def mapping(self, allowed: Iterable[str], what: str = "a mapping") -> dict[str, Item]:
+        """Its keys, all of which are allowed.
+
+        Raises:
+            ConfigError: as ``entries``, or a key is not allowed.
+        """
+        allowed = tuple(allowed)
+        found = self.entries(what)
+        for key, item in found.items():
+            if key not in allowed:
+                raise item.unknown(key, allowed)
+        return {key: item for key, item in found.items() if not item.is_null}
+
+    def unknown(self, key: str, allowed: Iterable[str], of: str = "") -> ConfigError:
+        """The error for a key that nobody reads, which this is the value of."""
+        allowed = tuple(allowed)
+        close = difflib.get_close_matches(key, allowed, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return self.error(f"is an unknown key{of}; {hint}allowed: {', '.join(allowed)}")
+
+    def items(self, what: str) -> list[Item]:
+        """The items of a list.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        if not isinstance(self.node, yaml.SequenceNode):
+            raise self.error(f"is {self._shown()}; it takes {what}")
+        return [
+            Item(node, self.file, f"{self.path}[{i}]") for i, node in enumerate(self.node.value)
+        ]
+
+    def text(self, what: str = "a text") -> str:
+        """A text.
+
+        Raises:
+            ConfigError: it is none, or empty.
+        """
+        value = self.value if isinstance(self.node, yaml.ScalarNode) else None
+        # A model or tokenizer may be called 7 or 1.5.
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert isinstance(self.node, yaml.ScalarNode)
+            value = self.node.value
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(f"is {self._shown()}; it takes {what}")
+        return value
+
+    def choice(self, allowed: Iterable[str]) -> str:
+        """One of these words.
+
+        Raises:
+            ConfigError: it is another.
+        """
+        allowed = tuple(allowed)
+        value = self.text()
+        if value not in allowed:
+            close = difflib.get_close_matches(value, allowed, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise self.error(f"is {value!r}; {hint}allowed: {', '.join(allowed)}")
+        return value
+
+    def number(self) -> float:
+        """A number; true and false are 1 and 0, as mergekit takes them.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        value = self.value if isinstance(self.node, yaml.ScalarNode) else None
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            # YAML 1.1 takes 1e-5, without a dot, for a text.
+            return float(value)
+        if not isinstance(value, int | float) or not abs(value) < float("inf"):
+            raise self.error(f"is {self._shown()}; it takes a number")
+        return float(value)
+
+    def whole(self) -> int:
+        """A whole number.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        value = self.number()
+        if value != int(value):
+            raise self.error(f"is {self._shown()}; it takes a whole number")
+        return int(value)
+
+    def truth(self) -> bool:
+        """True or false.
+
+        Raises:
+            ConfigError: it is neither, nor 1 or 0.
+        """
+        value = self.number()
+        if value not in (0.0, 1.0):
+            raise self.error(f"is {self._shown()}; it takes true or false")
+        return bool(value)
+
+    def _construct(self, node: yaml.Node) -> Any:
+        try:
+            return yaml.SafeLoader("").construct_object(node, deep=True)
+        except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ConfigError:
+        return self.error(f"cannot be read: {' '.join(str(error).split())}")
+
+    def _shown(self) -> str:
+        if isinstance(self.node, yaml.ScalarNode):
+            return "empty" if self.is_null else repr(self.value)
+        return "a mapping" if self.is_mapping else "a list"
+
+
+def read_documents(text: str, file: str) -> list[Item]:
+    """The documents of a YAML file, but for empty ones.
+
+    Raises:
+        ConfigError: it is not YAML, or so nested that no config would be.
+    """
+    try:
+        nodes = [
+            node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None
+        ]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    found = [Item(node, file, "") for node in nodes]
+    for item in found:
+        _check_size(item)
+    return [item for item in found if not item.is_null]
+
+
+def _check_size(document: Item) -> None:
+    """Aliases can make a short text an endless tree."""
+    count = 0
+    level = [document.node]
+    for _ in range(_DEEPEST):
+        below: list[yaml.Node] = []
+        for node in level:
+            if isinstance(node, yaml.MappingNode):
+                below += [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                below += node.value
+        count += len(below)
+        if not below:
+            return
+        if count > _MOST_NODES:
+            break
+        level = below
+    raise document.error("is nested too deeply or too large for a merge config")

@@ -1,0 +1,229 @@
+"""mergekit's parameters, level by level, as settings of a native recipe.
+
+In mergekit the first level that has a value for a tensor decides: the model's own, the slice's, the
+module's, the config's. Choices fall through to the next level where no filter matches; so levels
+that are joined into one list mean the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mergeops import methods
+from mergeops.errors import ConfigError
+from mergeops.mergekit_yaml.document import Choice, Parameters
+from mergeops.mergekit_yaml.method_table import IGNORED, METHODS, REQUIRED, Described, ours
+from mergeops.mergekit_yaml.nodes import Item
+
+NORM_MATCHED = ("dare_linear", "dare_ties", "della", "della_linear")
+"""Methods whose rescale is the paper's here, and a matching of L1 norms in mergekit."""
+
+
+class Settings:
+    """Reads one document's parameters.
+
+    Args:
+        method: mergekit's name, which is ours.
+        compat: whether mergekit's numbers are wanted where ours differ by choice.
+    """
+
+    def __init__(self, method: str, *, compat: bool) -> None:
+        self.method = method
+        self.described: Described = METHODS[method]
+        self._compat = compat
+        self._native = methods.get(method)
+        self._types = {p.name: p.type for p in self._native.describe()}
+
+    def check_names(self, parameters: Parameters, *, of_model: bool) -> None:
+        """Refuse parameters that the method does not have at this level.
+
+        Raises:
+            ConfigError: with the line and what is allowed.
+        """
+        shared, own = self.described.shared, self.described.per_model
+        allowed = own if of_model else {**own, **shared}
+        for name, choices in parameters.items():
+            item = choices[0].value
+            if name in IGNORED:
+                continue
+            if of_model and name in shared:
+                raise item.error(
+                    f"is given for one model, but {name} of {self.method} is one value for all; "
+                    "move it to the parameters of the slice, the module or the whole merge"
+                )
+            if name not in allowed:
+                shown = (*allowed, *IGNORED)
+                raise item.unknown(name, shown, f" of {self.method}")
+
+    def method_values(self, config: Parameters) -> dict[str, Any]:
+        """The native method's own parameters: those with one value for the whole merge.
+
+        Raises:
+            ConfigError: a value has the wrong type, or is out of range.
+        """
+        values: dict[str, Any] = {}
+        defaults = {**self.described.per_model, **self.described.shared}
+        for name, default in defaults.items():
+            native = ours(self.method, name)
+            if native is None:
+                continue
+            choices = config.get(name, ())
+            single = self._single(choices)
+            if single is not None:
+                values[native] = self._scalar(native, single)
+            elif self._types[native] != "float" and choices:
+                raise self._one_value(name, choices[0].value)
+            elif default is not REQUIRED:
+                values[native] = default
+        if self.method in NORM_MATCHED and self._compat and values.get("rescale"):
+            values["match_norm"] = True
+        return values
+
+    def model_values(
+        self, where: Item, levels: Iterable[Parameters], config: Parameters
+    ) -> dict[str, Any]:
+        """A source's settings.
+
+        Args:
+            where: the model, for errors.
+            levels: its own parameters, then those of slice and module.
+            config: the whole merge's; left out where ``method_values`` has them.
+
+        Raises:
+            ConfigError: a required one is missing, has the wrong type, or is out of range.
+        """
+        levels = list(levels)
+        values = {}
+        for name, default in self.described.per_model.items():
+            native = ours(self.method, name)
+            if native is None:
+                continue
+            own = [choice for level in levels for choice in level.get(name, ())]
+            every = [*own, *config.get(name, ())]
+            if default is REQUIRED and not any(choice.filter is None for choice in every):
+                missing = "has no value where no filter matches" if every else "is missing"
+                at = every[-1].value if every else where
+                raise at.error(f"{missing}; {self.method} needs {name} for every model")
+            if own or (every and self._single(every) is None):
+                values[native] = self._setting(native, every)
+        return values
+
+    def slice_values(self, levels: Iterable[Parameters], config: Parameters) -> dict[str, Any]:
+        """A slice's settings of what is one value for all sources."""
+        levels = list(levels)
+        values = {}
+        for name in self.described.shared:
+            native = ours(self.method, name)
+            own = [choice for level in levels for choice in level.get(name, ())]
+            if native is None or not own:
+                continue
+            if self._types[native] != "float":
+                raise self._one_value(name, own[0].value)
+            values[native] = self._setting(native, [*own, *config.get(name, ())])
+        return values
+
+    def rules(self, config: Parameters, decided: Iterable[str]) -> list[dict[str, Any]]:
+        """Rules for what is one value for all sources but differs between tensors.
+
+        Args:
+            config: the whole merge's parameters.
+            decided: native names that slices set, with the config's choices behind theirs.
+        """
+        decided = set(decided)
+        rules = []
+        for name in self.described.shared:
+            native = ours(self.method, name)
+            choices = config.get(name, ())
+            if native is None or native in decided or self._single(choices) is not None:
+                continue
+            for choice in _reachable(choices):
+                rules.append(
+                    {"match": glob(choice.filter), native: self._value(native, choice.value)}
+                )
+        return rules
+
+    def check_required(self, item: Item, config: Parameters, decided: Iterable[str]) -> None:
+        """Refuse a config that leaves a required shared parameter open."""
+        decided = set(decided)
+        for name, default in self.described.shared.items():
+            choices = config.get(name, ())
+            if default is not REQUIRED or name in decided:
+                continue
+            if not any(choice.filter is None for choice in choices):
+                missing = "has no value where no filter matches" if choices else "is missing"
+                at = choices[-1].value if choices else item
+                raise at.error(
+                    f"{'' if choices else f'parameters.{name} '}{missing}; {self.method} needs it"
+                )
+
+    def _single(self, choices: Iterable[Choice]) -> Item | None:
+        """The one value for all tensors; None where there are several, or a gradient."""
+        reachable = _reachable(choices)
+        if len(reachable) == 1 and reachable[0].filter is None and not reachable[0].value.is_list:
+            return reachable[0].value
+        return None
+
+    def _setting(self, native: str, choices: Iterable[Choice]) -> Any:
+        reachable = _reachable(choices)
+        if len(reachable) == 1 and reachable[0].filter is None:
+            return self._value(native, reachable[0].value)
+        return [
+            {"match": glob(choice.filter), "value": self._value(native, choice.value)}
+            for choice in reachable
+        ]
+
+    def _value(self, native: str, item: Item) -> Any:
+        if not item.is_list:
+            return self._scalar(native, item)
+        if not item.items(""):
+            raise item.error("is an empty list; a gradient has numbers")
+        return [self._scalar(native, one) for one in item.items("")]
+
+    def _scalar(self, native: str, item: Item) -> Any:
+        kind = self._types[native]
+        value: Any
+        if kind == "bool":
+            value = item.truth()
+        elif kind == "int":
+            value = item.whole()
+        else:
+            value = item.number()
+        try:
+            dataclasses.replace(self._native.parameters(), **{native: value})
+        except ConfigError as error:
+            # "method.density is 2.0; allowed: ..." after the YAML's own name for it.
+            raise item.error(str(error).removeprefix(f"method.{native} ")) from error
+        return value
+
+    def _one_value(self, name: str, item: Item) -> ConfigError:
+        return item.error(
+            f"differs between tensors, but {name} is one value for the whole merge; write one "
+            "value into the parameters of the whole merge"
+        )
+
+
+def glob(word: str | None) -> str:
+    """mergekit's filter, a part of the name, as a glob."""
+    if word is None:
+        return "*"
+    escaped = "".join(f"[{c}]" if c in "*?[" else c for c in word)
+    return f"*{escaped}*"
+
+
+def _reachable(choices: Iterable[Choice]) -> list[Choice]:
+    """Choices up to the first that takes every tensor."""
+
+    def until_all() -> Iterator[Choice]:
+        for choice in choices:
+            yield choice
+            if choice.filter is None:
+                return
+
+    return list(until_all())
+
+
+def names_of(settings: Iterable[Mapping[str, Any]]) -> set[str]:
+    """All keys of several settings."""
+    return {key for one in settings for key in one}

@@ -1,0 +1,109 @@
+"""mergekit's tokenizer_source, tokenizer block and chat_template as the native tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mergeops.mergekit_yaml.chat_templates import TEMPLATES
+from mergeops.mergekit_yaml.document import Document
+from mergeops.mergekit_yaml.nodes import Item
+from mergeops.mergekit_yaml.references import Reference, read_reference
+from mergeops.tokens.spec import AUTO, BASE, SAME, UNION, ZERO
+
+NameOf = Callable[[Reference], str | None]
+MIN_TEMPLATE = 20
+"""Characters of the shortest literal template, as in mergekit: shorter ones are typos."""
+
+
+def tokenizer_of(document: Document, name_of: NameOf, merges: Iterable[str]) -> dict[str, Any]:
+    """The native tokenizer.
+
+    Args:
+        document: one merge.
+        name_of: reference -> name of the input; None if it is none.
+        merges: names of the config's merges.
+
+    Raises:
+        ConfigError: with the line, the key, the value and what is allowed.
+    """
+    reader = _Reader(name_of, merges)
+    result: dict[str, Any] = {"source": SAME}
+    if document.tokenizer_source is not None:
+        result["source"] = reader.source(document.tokenizer_source)
+    elif document.tokenizer is not None:
+        result = reader.block(document.tokenizer)
+    if document.chat_template is not None:
+        result["chat_template"] = _template(document.chat_template)
+    return result
+
+
+class _Reader:
+    def __init__(self, name_of: NameOf, merges: Iterable[str]) -> None:
+        self._name_of = name_of
+        self._merges = merges
+
+    def source(self, item: Item) -> str:
+        if not item.is_mapping and item.text() in (UNION, BASE):
+            return item.text()
+        return self.model(item, "union, base or a model of the merge")
+
+    def model(self, item: Item, allowed: str) -> str:
+        name = self._name_of(read_reference(item, self._merges))
+        if name is None:
+            raise item.error(f"is no model of the merge; it takes {allowed}")
+        return name
+
+    def block(self, item: Item) -> dict[str, Any]:
+        keys = item.mapping(("source", "tokens", "pad_to_multiple_of"))
+        result: dict[str, Any] = {
+            "source": self.source(keys["source"]) if "source" in keys else UNION
+        }
+        if "tokens" in keys:
+            entries = keys["tokens"].entries("{TOKEN: {source: MODEL}}")
+            result["tokens"] = {token: self.token(one) for token, one in entries.items()}
+        if "pad_to_multiple_of" in keys:
+            multiple = keys["pad_to_multiple_of"].whole()
+            if multiple < 1:
+                raise keys["pad_to_multiple_of"].error(f"is {multiple}; allowed: at least 1")
+            result["pad_to_multiple_of"] = multiple
+        return result
+
+    def token(self, item: Item) -> dict[str, Any]:
+        keys = item.mapping(("source", "force"))
+        result: dict[str, Any] = {}
+        if "source" in keys:
+            result["source"] = self.token_source(keys["source"])
+        if "force" in keys:
+            result["force"] = keys["force"].truth()
+        return result
+
+    def token_source(self, item: Item) -> Any:
+        if not item.is_mapping or "kind" not in item.entries(""):
+            return self.model(item, "a model of the merge, or {kind: zero}")
+        kind = item.entries("")["kind"].choice(("zero", "model_token"))
+        if kind == "zero":
+            item.mapping(("kind",))
+            return ZERO
+        keys = item.mapping(("kind", "model", "token", "token_id"))
+        if "model" not in keys or ("token" in keys) == ("token_id" in keys):
+            raise item.error("needs a model and either token or token_id")
+        result: dict[str, Any] = {"source": self.model(keys["model"], "a model of the merge")}
+        if "token" in keys:
+            return {**result, "token": keys["token"].text()}
+        return {**result, "token_id": keys["token_id"].whole()}
+
+
+def _template(item: Item) -> str:
+    text = item.text("auto, a name or a Jinja template")
+    if text == AUTO:
+        return AUTO
+    if text in TEMPLATES:
+        return TEMPLATES[text]
+    if "{" not in text or len(text) < MIN_TEMPLATE:
+        allowed = ", ".join((AUTO, *TEMPLATES))
+        raise item.error(
+            f"is {text!r}; allowed: {allowed}, or a Jinja template of {MIN_TEMPLATE} characters or "
+            "more with a '{'"
+        )
+    return text

@@ -1,0 +1,75 @@
+"""Variations of a family of tiny models: other vocabularies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Make = Callable[..., Any]
+HEADS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def _rewrite(folder: Path, rows: Any, tokenizer: Any) -> None:
+    """Replace every tensor with a row for each token by ``rows(tensor)``."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    for name in HEADS:
+        tensors[name] = rows(tensors[name]).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] = tensors[HEADS[0]].shape[0]
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer.save_pretrained(folder)
+
+
+def add_tokens(folder: Path, tokens: list[str], tokenizer: Any, *, padding: int = 0) -> None:
+    """Add tokens with random rows behind the others, and rows that are no token's."""
+    import torch
+    from transformers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in tokens])
+    generator = torch.Generator().manual_seed(len(str(tokens)))
+
+    def longer(tensor: Any) -> Any:
+        n = len(tokens) + padding
+        return torch.cat([tensor, torch.randn(n, tensor.shape[1], generator=generator) * 0.1])
+
+    _rewrite(folder, longer, tokenizer)
+
+
+def permute(folder: Path, make_tokenizer: Make) -> None:
+    """Give the tokens another order, and the rows with them."""
+    import torch
+
+    old = make_tokenizer().get_vocab()
+    tokenizer = make_tokenizer(first="zyxw987")
+    new = tokenizer.get_vocab()
+    order = torch.tensor([old[token] for token in sorted(new, key=lambda token: new[token])])
+    _rewrite(folder, lambda tensor: tensor[order], tokenizer)
+
+
+def _permuted(places: dict[str, Path], make_tokenizer: Make) -> dict[str, Path]:
+    permute(places["b"], make_tokenizer)
+    return places
+
+
+def _added(places: dict[str, Path], make_tokenizer: Make) -> dict[str, Path]:
+    add_tokens(places["a"], ["<|one|>", "<|both|>"], make_tokenizer())
+    add_tokens(places["b"], ["<|both|>", "<|two|>"], make_tokenizer())
+    return places
+
+
+def _padded(places: dict[str, Path], make_tokenizer: Make) -> dict[str, Path]:
+    add_tokens(places["base"], [], make_tokenizer(), padding=8)
+    add_tokens(places["a"], ["<|one|>"], make_tokenizer(), padding=7)
+    return places
+
+
+VARIATIONS: dict[str, Callable[[dict[str, Path], Make], dict[str, Path]]] = {
+    "permuted": _permuted,
+    "added": _added,
+    "padded": _padded,
+}
