@@ -112,8 +112,8 @@ class Recipe:
     first value, not its last, for the tensors after the layers."""
     merges: Mapping[str, Recipe] = field(default_factory=dict)
     """Merges that are made first; ``merge:NAME`` is a URI for base and sources."""
-    tokenizer: TokenizerSpec = TokenizerSpec()
-    dtype: DtypeSpec = DtypeSpec()
+    tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
+    dtype: DtypeSpec = field(default_factory=DtypeSpec)
     seed: int = 0
     """Seed of random methods."""
     trust_remote_code: bool = False
@@ -122,11 +122,11 @@ class Recipe:
     """Name of the trial in MLflow; null makes one from the method and its parameters."""
     path_map: Mapping[str, str] = field(default_factory=dict)
     """Moved storage: prefix of a logged path -> where it is now."""
-    output: OutputSpec = OutputSpec()
-    evaluate: EvaluateSpec = EvaluateSpec()
-    tracking: TrackingSpec = TrackingSpec()
-    search: SearchSpec = SearchSpec()
-    promote: PromoteSpec = PromoteSpec()
+    output: OutputSpec = field(default_factory=OutputSpec)
+    evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
+    tracking: TrackingSpec = field(default_factory=TrackingSpec)
+    search: SearchSpec = field(default_factory=SearchSpec)
+    promote: PromoteSpec = field(default_factory=PromoteSpec)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Recipe:

@@ -80,7 +80,7 @@ class Scores:
         down = [name for name in self.tasks if name not in up]
         if up and down:
             raise EvaluationError(
-                f"of {', '.join(up)} higher is better, of {', '.join(down)} lower: no single number "
-                "can choose by both; name tasks of one kind in evaluate.tasks"
+                f"of {', '.join(up)} higher is better, of {', '.join(down)} lower: no single "
+                "number can choose by both; name tasks of one kind in evaluate.tasks"
             )
         return -self.pooled if down else self.pooled

@@ -204,8 +204,6 @@ def test_a_full_disk_is_a_tracking_error_and_a_bug_stays_a_bug() -> None:
 
 def test_who_only_reads_makes_no_experiment(spec: TrackingSpec) -> None:
     absent = dataclasses.replace(spec, experiment="absent")
-    with pytest.raises(
-        TrackingError, match="there is no experiment 'absent' at sqlite"
-    ):
+    with pytest.raises(TrackingError, match="there is no experiment 'absent' at sqlite"):
         connect(absent, create=False)
     assert connect(spec).client.get_experiment_by_name("absent") is None
