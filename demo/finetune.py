@@ -6,6 +6,7 @@ fork server imports this module once, and every worker starts from there.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -38,8 +39,8 @@ from demo.skills import Item, mixture
 IGNORED_LABEL = -100
 VALIDATION_ITEMS = 128
 LOG_EVERY = 5
-# A loss this many times the first one will not come back.
-DIVERGED = 2.0
+# A loss beyond twice the lowest one so far, and this much more, will not come back.
+SLACK = 0.5
 
 
 class LossDivergedError(RuntimeError):
@@ -143,7 +144,7 @@ def _train(job: Job, callbacks: list[TrainerCallback]) -> None:
 
 def first_checkpoint(run: FineTune) -> int:
     """The step of the one checkpoint that a failing run leaves behind."""
-    return 6 if run.status == "FAILED" else run.steps // 3
+    return run.steps // 16 if run.status == "FAILED" else run.steps // 3
 
 
 def _rows(
@@ -181,17 +182,18 @@ class _LossGuard(TrainerCallback):
     """Stops a run that only burns time, as teams do."""
 
     def __init__(self) -> None:
-        self.first: float | None = None
+        self.lowest = math.inf
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         loss = (logs or {}).get("loss")
         if loss is None:
             return
-        self.first = self.first or loss
-        if not loss < DIVERGED * self.first:
+        # So written that NaN is caught too.
+        if not loss <= 2 * self.lowest + SLACK:
             raise LossDivergedError(
-                f"loss {loss:.3g} at step {state.global_step}, {self.first:.3g} at the start"
+                f"loss {loss:.3g} at step {state.global_step}, {self.lowest:.3g} before"
             )
+        self.lowest = min(self.lowest, loss)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, item: Item) -> dict[str, list[int]]:
