@@ -17,7 +17,7 @@ from mergeops.sources.path_map import moved
         ("/data/big/run", "s3://bucket/run"),
         ("file:///data/run", "/new/run"),
         ("s3://old/run", "s3://other/place/run"),
-        ("outputs/run", "/work/outputs/run"),
+        ("outputs/run", "/train/outputs/run"),
         ("elsewhere", "elsewhere"),
     ],
 )
@@ -26,7 +26,7 @@ def test_the_longest_prefix_of_whole_components_is_replaced(logged: str, now: st
         "/data": "/new",
         "/data/big/": "s3://bucket",
         "s3://old": "s3://other/place/",
-        "outputs": "/work/outputs",
+        "outputs": "/train/outputs",
         "": "/never",
     }
     assert moved(logged, path_map) == now
