@@ -109,6 +109,22 @@ def test_a_ties_config_becomes_a_recipe_with_mergekits_defaults(here: Path) -> N
     assert "rules" not in recipe
 
 
+@pytest.mark.parametrize("method", ["model_stock", "sce", "ram"])
+def test_a_weight_where_all_models_weigh_alike_is_read_and_has_no_effect(
+    here: Path, method: str
+) -> None:
+    def text(parameters: str) -> str:
+        return f"""
+        merge_method: {method}
+        base_model: base
+        models:
+          - {{model: a{parameters}}}
+          - {{model: b}}
+        """
+
+    assert native(here, text(", parameters: {weight: 0.3}")) == native(here, text(""))
+
+
 def test_out_dtype_decides_what_is_saved(here: Path) -> None:
     text = "models: [{model: a}]\nmerge_method: passthrough\ndtype: torch.bfloat16\n"
     assert native(here, text)["dtype"]["save"] == "bfloat16"

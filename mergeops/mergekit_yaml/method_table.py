@@ -10,8 +10,10 @@ from mergeops import methods
 REQUIRED = None
 """In place of a default: the config must say it."""
 Default = float | bool | int | None
-IGNORED = ("int8_mask",)
-"""Saves memory in mergekit and changes no number."""
+IGNORED = ("int8_mask", "weight")
+"""Read and without effect, as in mergekit, where a method does not take them: the first saves
+memory there and changes no number; the second stands in many files of methods that weigh all models
+alike."""
 RENAMED = {"lambda": "scale"}
 
 NEEDED, OPTIONAL, FIRST, POINT, LISTED = "needed", "optional", "first", "point", "listed"

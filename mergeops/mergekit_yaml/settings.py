@@ -46,7 +46,7 @@ class Settings:
         allowed = own if of_model else {**own, **shared}
         for name, choices in parameters.items():
             item = choices[0].value
-            if name in IGNORED:
+            if name in IGNORED and name not in own:
                 continue
             if of_model and name in shared:
                 raise item.error(
@@ -54,7 +54,7 @@ class Settings:
                     "move it to the parameters of the slice, the module or the whole merge"
                 )
             if name not in allowed:
-                shown = (*allowed, *IGNORED)
+                shown = dict.fromkeys((*allowed, *IGNORED))
                 raise item.unknown(name, shown, f" of {self.method}")
 
     def method_values(self, config: Parameters) -> dict[str, Any]:
