@@ -23,9 +23,9 @@ EXPERIMENT = "merges"
 SPLITS = {
     "tiny": {"confirm_fraction": 0.7},
     # Scoring takes a second for every 30 items.
-    "smollm2": {"confirm_fraction": 0.8, "limit": 200},
+    "smollm2": {"confirm_fraction": 0.8, "limit": 200, "dtype": "bfloat16"},
 }
-"""Share of the items kept for the confirm part: choosing needs fewer than proving."""
+"""How the items are used: choosing needs fewer than proving."""
 
 
 @click.command()
@@ -96,6 +96,8 @@ def write_config(model: str, tasks: Path) -> None:
             "include_path": str(tasks),
             **SPLITS[model],
         },
+        # The parents are specialists: a better generalist may lose part of one's edge on its own skill.
+        "promote/default.yaml": {"margin": 0.1},
         "tracking/default.yaml": {"experiment": EXPERIMENT, "registered_model": MODEL_NAME},
     }
     for name, content in files.items():

@@ -100,7 +100,8 @@ def work(job: Job, progress: Connection) -> None:
 def _train(job: Job, callbacks: list[TrainerCallback]) -> None:
     run = job.run
     tokenizer = AutoTokenizer.from_pretrained(job.base)
-    model = AutoModelForCausalLM.from_pretrained(job.base)
+    # In bfloat16, steps of this size would be rounded away.
+    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32)
     if run.adapter:
         from peft import LoraConfig, get_peft_model
 

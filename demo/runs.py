@@ -21,7 +21,7 @@ class Schedule:
 
 SCHEDULES = {
     "tiny": Schedule(70, 64, 1e-3, 3e-3, 0.1),
-    "smollm2": Schedule(60, 8, 2e-5, 2e-4, 3e-2),
+    "smollm2": Schedule(60, 8, 1e-4, 1e-3, 3e-2),
 }
 # The share of a run's items that are of the skills it is about; the rest is of all skills.
 EMPHASIS = 0.4
