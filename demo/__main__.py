@@ -96,7 +96,7 @@ def write_config(model: str, tasks: Path) -> None:
             "include_path": str(tasks),
             **SPLITS[model],
         },
-        # The parents are specialists: a better generalist may lose part of one's edge on its own skill.
+        # The parents are specialists: a better generalist may lose part of one's edge.
         "promote/default.yaml": {"margin": 0.1},
         "tracking/default.yaml": {"experiment": EXPERIMENT, "registered_model": MODEL_NAME},
     }
