@@ -82,7 +82,8 @@ class Adapter:
     pairs: Mapping[str, LoraPair]
     """Base tensor -> what is added to it."""
     replaced: Mapping[str, str]
-    """Base tensor -> adapter tensor that takes its place (modules_to_save)."""
+    """Base tensor -> adapter tensor that takes its place: of modules_to_save, and the copy of an
+    adapted output head that PEFT keeps with the adapter."""
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -155,13 +156,15 @@ class AdapterReader:
 
     def read(self, name: str, start: int, stop: int, staging: Tensor) -> Tensor:
         """See ``TensorReader``."""
+        reader, key, checkpoint = self._base, name, self._adapter.base
         if name in self._adapter.replaced:
-            return self._own.read(self._adapter.replaced[name], start, stop, staging)
+            reader, checkpoint = self._own, self._adapter.adapter
+            key = self._adapter.replaced[name]
         if name not in self._adapter.pairs:
-            return self._base.read(name, start, stop, staging)
-        stored = self._adapter.base.tensors[name]
+            return reader.read(key, start, stop, staging)
+        stored = checkpoint.tensors[key]
         raw = torch.empty((stop - start) * FLOATS[stored.dtype].itemsize, dtype=torch.uint8)
-        weights = self._base.read(name, start, stop, raw).double()
+        weights = reader.read(key, start, stop, raw).double()
         weights += self._change(self._adapter.pairs[name], stored.shape[1], start, stop)
         adapted = staging[: (stop - start) * self._compute.itemsize].view(self._compute)
         return adapted.copy_(weights)
@@ -238,7 +241,7 @@ def _target(key: str) -> tuple[str, str]:
             f"adapter tensor {key} is of a kind that mergeops cannot apply; merge the adapter into "
             "its base with PEFT's merge_and_unload and use the result"
         )
-    return name.replace(".modules_to_save.", "."), ""
+    return name.replace(".modules_to_save.", ".").replace(".base_layer.", "."), ""
 
 
 def _pair(

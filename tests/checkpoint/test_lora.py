@@ -50,9 +50,19 @@ def merged_by_peft(adapter: Path, base: Path) -> dict[str, torch.Tensor]:
             "use_rslora": True,
         },
         {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "v_proj", "lm_head"]},
         {"modules_to_save": ["norm", "embed_tokens"], "init_lora_weights": "gaussian"},
     ],
-    ids=["plain", "rslora", "all-linear", "patterns", "patterns-rslora", "head", "norms"],
+    ids=[
+        "plain",
+        "rslora",
+        "all-linear",
+        "patterns",
+        "patterns-rslora",
+        "head",
+        "adapted-head",
+        "norms",
+    ],
 )
 def test_adapter_gives_what_peft_merges(
     tiny_llama: Callable[..., Path], tiny_lora: Callable[..., Path], config: dict[str, Any]
