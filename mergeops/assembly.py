@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from mergeops.architecture import layer_depths
@@ -57,9 +58,22 @@ def assemble(
     if recipe.slices:
         main = pick(stacks, None)
         return layout.assemble({main: Module(recipe.slices)}, main)
-    return layout.assemble(
-        {pick(stacks, word): module for word, module in recipe.modules.items()}, None
-    )
+    modules: dict[Stack, Module] = {}
+    parts: dict[str, Module] = {}
+    for word, module in recipe.modules.items():
+        # T5's embeddings, ``shared``, are a module without layers.
+        if _is_part(word, module, views[first], stacks):
+            parts[f"{word}."] = module
+        else:
+            modules[pick(stacks, word)] = module
+    return layout.assemble(modules, None, parts)
+
+
+def _is_part(word: str, module: Module, view: View, stacks: Sequence[Stack]) -> bool:
+    is_whole = all(part.layers is None for one in module.slices for part in one.sources)
+    inside = [name for name in view if name.startswith(f"{word}.")]
+    layers = [name for name in inside if any(s.layer(name) is not None for s in stacks)]
+    return is_whole and bool(inside) and not layers
 
 
 class _Layout:
@@ -75,15 +89,31 @@ class _Layout:
         self._config = next(iter(configs.values()))
         self._indexes: dict[tuple[Stack, str | None], dict[int, dict[str, None]]] = {}
 
-    def assemble(self, modules: Mapping[Stack, Module], rest: Stack | None) -> Assembly:
+    def assemble(
+        self,
+        modules: Mapping[Stack, Module],
+        rest: Stack | None,
+        parts: Mapping[str, Module] = MappingProxyType({}),
+    ) -> Assembly:
         """All pieces, in the order of the reference.
 
         Args:
             modules: the stacks that the recipe names.
             rest: whose first slice gives the other stacks; None merges them from all sources.
+            parts: modules without layers, by the prefix of their tensors' names.
         """
         owners = {name: self._owner(name) for name in self._reference}
-        plain = [n for n, owner in owners.items() if owner not in modules and rest is None]
+        apart = {
+            name: module
+            for name in self._reference
+            for prefix, module in parts.items()
+            if name.startswith(prefix)
+        }
+        plain = [
+            name
+            for name, owner in owners.items()
+            if owner not in modules and rest is None and name not in apart
+        ]
         pieces = {piece.name: piece for piece in self._assembler.plain(plain)}
         config: dict[str, Any] = {}
         ordered: list[Piece] = []
@@ -96,10 +126,15 @@ class _Layout:
             module = modules.get(owner)
             if name in pieces:
                 ordered.append(pieces[name])
+            elif name in apart:
+                one = apart[name]
+                ordered.append(
+                    self._assembler.outside(name, one.slices, one.parameters, before=True)
+                )
             elif module is None:
                 assert rest is not None
-                one, settings = modules[rest].slices[0], modules[rest].parameters
-                ordered.append(self._assembler.piece(name, depths[name], one, (settings,), {}))
+                first, settings = modules[rest].slices[0], modules[rest].parameters
+                ordered.append(self._assembler.piece(name, depths[name], first, (settings,), {}))
             elif owner.layer(name) is None or name in shared:
                 # A tensor of the stack that stands in its first layer is needed before the layers.
                 before = owner.layer(name) is not None

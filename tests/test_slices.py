@@ -259,6 +259,20 @@ def test_a_module_may_be_merged_whole_with_parameters_of_its_own(
     assert weights["decoder.block.3.layer.0.SelfAttention.q.weight"] == (2.0, 2.0)
 
 
+def test_a_module_without_layers_has_parameters_of_its_own(plan_of: Make, tmp_path: Path) -> None:
+    auto = "AutoModelForSeq2SeqLM"
+    sources = {n: saved(t5(), tmp_path / n, i, auto) for i, n in enumerate("ab")}
+    modules = {
+        "shared": {"sources": {"a": {"weight": 5.0}, "b": {"weight": 1.0}}},
+        "encoder": {"sources": {"a": {"weight": 3.0}, "b": {"weight": 1.0}}},
+    }
+    plan = plan_of({"name": "linear"}, None, sources, modules=modules)
+    weights = {t.name: t.per_source["weight"] for s in plan.shards for t in s.tensors}
+    assert weights["shared.weight"] == (5.0, 1.0)
+    assert weights["encoder.block.1.layer.0.SelfAttention.q.weight"] == (3.0, 1.0)
+    assert weights["decoder.block.1.layer.0.SelfAttention.q.weight"] == (1.0, 1.0)
+
+
 def test_several_stacks_need_modules(plan_of: Make, tmp_path: Path) -> None:
     source = saved(t5(), tmp_path / "a", 0, "AutoModelForSeq2SeqLM")
     slices = [{"sources": {"a": [0, 2]}}]
