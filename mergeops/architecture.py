@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mergeops.errors import MergeError
+from mergeops.errors import MergeError, key_of
 
 # The settings that change what the weights mean without changing their shapes.
 MEANING = (
@@ -83,7 +83,9 @@ def check_same_architecture(
             if ours is not None and theirs is not None and ours != theirs:
                 raise MergeError(
                     f"{first} and {name} have different architectures: {key} is {_short(ours)} in "
-                    f"{first} and {_short(theirs)} in {name}"
+                    f"{first} and {_short(theirs)} in {name}; only models of one architecture and "
+                    "size can be merged, usually fine-tunes of one model",
+                    at=key_of(name),
                 )
         for key in ROPE:
             if reference.get(key) != config.get(key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from mergeops.errors import SourceError
 from mergeops.settings import TrackingSpec
@@ -24,6 +25,7 @@ class Resolver:
         path_map: moved storage.
         base: the recipe's base, which adapters may be meant for.
         progress: called with (what, bytes done, bytes in all).
+        digests: directory -> digest of its weights, where that is known.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Resolver:
         path_map: Mapping[str, str],
         base: str | None,
         progress: Progress | None = None,
+        digests: Mapping[Path, str] = MappingProxyType({}),
     ) -> None:
         self._cache_dir = cache_dir
         self._tracking = tracking
@@ -41,7 +44,7 @@ class Resolver:
         self._progress = progress
         self._store: Store | None = None
         self._found: dict[str, tuple[Location, Path]] = {}
-        self._digests: dict[Path, str] = {}
+        self._digests = dict(digests)
 
     def source(self, name: str, uri: str, base: str | None = None) -> Source:
         """A full checkpoint, or an adapter with its base.
@@ -62,6 +65,17 @@ class Resolver:
             progress=self._ticking(f"hashing {name}"),
         )
         return _source(name, uri, location, path, digest, applied_to)
+
+    def adapter(self, name: str, uri: str, base: str | None) -> Source:
+        """An adapter with its base.
+
+        Raises:
+            SourceError: it is a full model, or as ``source``.
+        """
+        found = self.source(name, uri, base)
+        if not found.is_adapter:
+            raise SourceError(f"{name}_adapter is {uri}, a full model; it takes a LoRA adapter")
+        return found
 
     def full(self, name: str, uri: str) -> Source:
         """A full checkpoint.
