@@ -28,7 +28,6 @@ from mergeops.inputs import PlannedInput, config_of, read_input
 from mergeops.parameters import resolve_parameters
 from mergeops.pieces import Ingredient, Piece
 from mergeops.preflight import check_configs, check_sources, check_tokenizers
-from mergeops.recipe import REFUSE
 from mergeops.schema import build
 from mergeops.shards import assign_shards, parse_size
 from mergeops.slices import BASE
@@ -222,7 +221,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     with about("method"):
         check_sources(method, planned_base, planned_sources, sliced=sliced)
     inputs = [*([planned_base] if planned_base else []), *planned_sources]
-    warnings = check_configs(inputs, _settled(recipe))
+    warnings = check_configs(inputs, recipe)
     chosen = _tokenizer_input(recipe, inputs)
     vocabulary = None
     if recipe.tokenizer.source != SAME:
@@ -306,12 +305,6 @@ def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedI
         if planned.name == recipe.tokenizer.source:
             return planned
     return inputs[0]
-
-
-def _settled(recipe: Recipe) -> list[str]:
-    """Settings of config.json that inputs may differ in, since the recipe decides them."""
-    layers = ["num_hidden_layers"] if recipe.slices or recipe.modules else []
-    return layers + (["tie_word_embeddings"] if recipe.tied_head != REFUSE else [])
 
 
 def _tasks(

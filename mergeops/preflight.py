@@ -11,6 +11,7 @@ from mergeops.checkpoint.header import StoredTensor
 from mergeops.errors import MergeError, key_of
 from mergeops.inputs import PlannedInput, config_of, has_config
 from mergeops.methods import Method
+from mergeops.recipe import REFUSE, Recipe
 from mergeops.tokenizer import check_same_vocabulary, tokenizer_directory
 
 Headers = Mapping[str, StoredTensor]
@@ -75,15 +76,20 @@ def check_source_count(method: Method, n: int) -> None:
     raise MergeError(f"{method.name} takes {allowed} source{plural}, not {n}")
 
 
-def check_configs(inputs: Sequence[PlannedInput], settled: Sequence[str] = ()) -> list[str]:
-    """Compare the config.json files, but for settings that are settled; returns warnings.
+def check_configs(inputs: Sequence[PlannedInput], recipe: Recipe) -> list[str]:
+    """Compare the config.json files, but for settings that the recipe decides; returns warnings.
 
     Raises:
         MergeError: different architectures.
         SourceError: a config.json is not JSON.
     """
     configs = {planned.name: config_of(planned) for planned in inputs if has_config(planned)}
-    return check_same_architecture(configs, settled) if len(configs) > 1 else []
+    if len(configs) < 2:
+        return []
+    settled = ["num_hidden_layers"] if recipe.slices or recipe.modules else []
+    settled += ["tie_word_embeddings"] if recipe.tied_head != REFUSE else []
+    mixed = recipe.mixed_architectures != REFUSE
+    return check_same_architecture(configs, settled, mixed=mixed)
 
 
 def check_tensors(headers: Mapping[str, Headers]) -> None:

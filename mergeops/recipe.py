@@ -38,6 +38,7 @@ LAYOUT_KEYS = (
     "modules",
     "tied_head",
     "missing",
+    "mixed_architectures",
     "compat",
     "merges",
 )
@@ -116,6 +117,9 @@ class Recipe:
     missing: str = REFUSE
     """Where some inputs lack a tensor: refuse, or leave_out, it is merged from those that have it.
     """
+    mixed_architectures: str = REFUSE
+    """Where config.json files name different architectures or settings that change what weights
+    mean: refuse, or allow, the merge gets the base's, or the first source's."""
     compat: str | None = None
     """``mergekit`` repeats what mergekit 0.1 does where mergeops differs by choice: a gradient's
     first value, not its last, for the tensors after the layers."""
@@ -220,6 +224,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_choice("tied_head", self.tied_head, (REFUSE, "untie", "tie"))
         check_choice("missing", self.missing, (REFUSE, "leave_out"))
+        check_choice("mixed_architectures", self.mixed_architectures, (REFUSE, "allow"))
         if self.compat is not None:
             check_choice("compat", self.compat, ("mergekit",))
 

@@ -282,3 +282,17 @@ def test_a_base_adapter_that_is_a_full_model_is_refused(here: Path) -> None:
     assert refused(text, SourceError) == (
         "config.yml, line 4, base_model: base_adapter is b, a full model; it takes a LoRA adapter"
     )
+
+
+def test_models_of_two_names_and_one_shape_merge_where_that_is_allowed(
+    here: Path, models: dict[str, Path]
+) -> None:
+    changed("other", models["b"], {}, architectures=["MistralForCausalLM"], model_type="mistral")
+    text = LINEAR.format(other="other")
+    assert "model_type is llama in a and mistral in other; choose fine-tunes" in refused(text)
+    found, plain = (
+        merge(text, "mixed_architectures=allow"),
+        merge(LINEAR.format(other="b"), out="p"),
+    )
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert json.loads(Path("out/config.json").read_text())["model_type"] == "llama"
