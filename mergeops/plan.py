@@ -239,7 +239,9 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         warnings += check_tokenizers(chosen, inputs)
     with about("tokenizer"):
         template = recipe.tokenizer.chat_template
-        companions, kept = find_companions(inputs, chosen, template, vocabulary)
+        companions, kept = find_companions(
+            inputs, chosen, template, vocabulary, trust_code=recipe.trust_remote_code
+        )
     warnings += kept
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
     return Plan(

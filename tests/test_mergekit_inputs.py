@@ -284,6 +284,28 @@ def test_a_base_adapter_that_is_a_full_model_is_refused(here: Path) -> None:
     )
 
 
+def test_a_checkpoints_code_is_copied_where_it_is_trusted(
+    here: Path, models: dict[str, Path]
+) -> None:
+    changed("own", models["a"], {}, auto_map={"AutoModelForCausalLM": "modeling_own.OwnModel"})
+    Path("own/modeling_own.py").write_text("import torch\n")
+    Path("own/layers_own.py").write_text("import torch\n")
+    text = LINEAR.format(other="b").replace("model: a", "model: own")
+    Path("config.yml").write_text(text)
+    warned = pipeline.merge_only(
+        compose([], recipe_file=Path("config.yml")), Path("out"), Progress(quiet=True)
+    ).warnings
+    assert not list(Path("out").glob("*.py"))
+    (warning,) = warned
+    assert "has transformers run modeling_own.py, code of its own, which is not copied" in warning
+    assert warning.endswith("set trust_remote_code=true")
+    merge(text, "trust_remote_code=true", out="trusted")
+    found = sorted(file.name for file in Path("trusted").glob("*.py"))
+    assert found == ["layers_own.py", "modeling_own.py"]
+    manifest = json.loads(Path("trusted/mergeops.json").read_text())
+    assert "modeling_own.py" in manifest["files"]
+
+
 def test_models_of_two_names_and_one_shape_merge_where_that_is_allowed(
     here: Path, models: dict[str, Path]
 ) -> None:

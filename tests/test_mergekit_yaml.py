@@ -678,14 +678,3 @@ def test_a_lora_is_applied_to_its_model(
     prefix = "base_model.model." + Q.format(1).removesuffix(".weight")
     change = low[f"{prefix}.lora_B.weight"] @ low[f"{prefix}.lora_A.weight"] * (8 / 4)
     torch.testing.assert_close(found[Q.format(1)], base[Q.format(1)] + change)
-
-
-def test_pickled_weights_stay_refused(here: Path, models: dict[str, Path]) -> None:
-    from mergeops.errors import SourceError
-
-    (here / "pickled").mkdir()
-    (here / "pickled" / "config.json").write_text((models["a"] / "config.json").read_text())
-    (here / "pickled" / "pytorch_model.bin").write_bytes(b"")
-    text = "merge_method: passthrough\nmodels: [{model: ./pickled}]\n"
-    with pytest.raises(SourceError, match="safetensors only"):
-        plan_tasks(here, text)

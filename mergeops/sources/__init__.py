@@ -92,7 +92,15 @@ def resolve(
     tracking = recipe.tracking
     if tracking_uri is not None:
         tracking = dataclasses.replace(tracking, uri=tracking_uri)
-    resolver = Resolver(cache_dir, tracking, recipe.path_map, recipe.base, progress, digests)
+    resolver = Resolver(
+        cache_dir,
+        tracking,
+        recipe.path_map,
+        recipe.base,
+        progress,
+        digests,
+        code=recipe.trust_remote_code,
+    )
     base = None
     with about("base"):
         if recipe.base_adapter is not None:

@@ -26,6 +26,7 @@ class Resolver:
         base: the recipe's base, which adapters may be meant for.
         progress: called with (what, bytes done, bytes in all).
         digests: directory -> digest of its weights, where that is known.
+        code: whether the code that hub repositories carry is wanted, too.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Resolver:
         base: str | None,
         progress: Progress | None = None,
         digests: Mapping[Path, str] = MappingProxyType({}),
+        code: bool = False,
     ) -> None:
         self._cache_dir = cache_dir
         self._tracking = tracking
@@ -45,6 +47,7 @@ class Resolver:
         self._store: Store | None = None
         self._found: dict[str, tuple[Location, Path]] = {}
         self._digests = dict(digests)
+        self._code = code
 
     def source(self, name: str, uri: str, base: str | None = None) -> Source:
         """A full checkpoint, or an adapter with its base.
@@ -103,14 +106,25 @@ class Resolver:
         if uri.startswith(models.SCHEME):
             return models.find(uri, self._reach())
         if uri.startswith(hub.SCHEME):
-            snapshot = hub.find(uri)
-            kind = local.find(uri, snapshot.path)
-            return Location(LocalPlace(snapshot.path), kind, revision=snapshot.revision)
+            snapshot = hub.find(uri, code=self._code)
+            if examine(LocalPlace(snapshot.path)).kind is None:
+                snapshot = hub.find(uri, code=self._code, pickled=True)
+            here = self._readable(snapshot.path)
+            kind = local.find(uri, here)
+            return Location(LocalPlace(here), kind, revision=snapshot.revision)
         path = local_path(uri)
         if path is None:
             return self._in_store(uri)
-        path = path.absolute()
+        path = self._readable(path.absolute())
         return Location(LocalPlace(path), local.find(uri, path))
+
+    def _readable(self, path: Path) -> Path:
+        """The directory, or where its pickled weights are kept as safetensors."""
+        if not path.is_dir() or examine(LocalPlace(path)).pickled is None:
+            return path
+        from mergeops.checkpoint.pickled import converted
+
+        return converted(path, self._cache_dir, self._ticking(f"converting {path.name}"))
 
     def _in_store(self, uri: str) -> Location:
         # Only the server knows where mlflow-artifacts: are; a bucket needs none.
@@ -133,7 +147,7 @@ class Resolver:
         if said is not None:
             there = adapter.reachable(said, self._path_map)
             if there is not None:
-                return there.absolute()
+                return self._readable(there.absolute())
             if self._base is not None and adapter.is_same(said, self._base):
                 return self.full("base", self._base).path
         trained_on = (
