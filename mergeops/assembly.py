@@ -19,6 +19,9 @@ from mergeops.views import View
 
 Configs = Mapping[str, Mapping[str, Any]]
 
+OTHER_NAMES = {"multi_modal_projector": ("merger", "connector", "mm_projector")}
+"""mergekit's name of a module without layers -> what models call it."""
+
 
 @dataclass(frozen=True)
 class Assembly:
@@ -63,19 +66,32 @@ def assemble(
     parts: dict[str, Module] = {}
     for word, module in recipe.modules.items():
         # T5's embeddings, ``shared``, are a module without layers.
-        if _is_part(word, module, views[first], stacks):
-            parts[f"{word}."] = module
+        prefix = _part(word, module, views[first], stacks)
+        if prefix is not None:
+            parts[prefix] = module
         else:
             with about(f"modules.{word}"):
                 modules[pick(stacks, word)] = module
     return layout.assemble(modules, None, parts)
 
 
-def _is_part(word: str, module: Module, view: View, stacks: Sequence[Stack]) -> bool:
-    is_whole = all(part.layers is None for one in module.slices for part in one.sources)
-    inside = [name for name in view if name.startswith(f"{word}.")]
+def _part(word: str, module: Module, view: View, stacks: Sequence[Stack]) -> str | None:
+    """What the names of a module without layers begin with; None where it is no such module."""
+    if any(part.layers is not None for one in module.slices for part in one.sources):
+        return None
+    words = (word, *OTHER_NAMES.get(word, ()))
+    prefixes = {
+        ".".join(parts[: i + 1]) + "."
+        for parts in (name.split(".") for name in view)
+        for i, part in enumerate(parts[:-1])
+        if part in words
+    }
+    if len(prefixes) != 1:
+        return None
+    (prefix,) = prefixes
+    inside = [name for name in view if name.startswith(prefix)]
     layers = [name for name in inside if any(s.layer(name) is not None for s in stacks)]
-    return is_whole and bool(inside) and not layers
+    return None if layers else prefix
 
 
 class _Layout:

@@ -28,12 +28,15 @@ COUNTS = (
 INDEX_LISTS = (
     "mlp_only_layers",
     "cross_attention_layers",
+    "moe_layers",
     "attn_layer_indices",
     "full_attn_idxs",
     "fullatt_block_indexes",
     "deepstack_visual_indexes",
 )
 """Settings that list layers by number."""
+LEADING_COUNTS = ("first_k_dense_replace", "num_dense_layers")
+"""Settings that count layers of one kind, which come first."""
 SECTIONS = {
     "vision": ("vision", "visual", "image"),
     "audio": ("audio", "speech"),
@@ -136,11 +139,16 @@ def resized(
 
     Returns:
         The settings that change, nested as in the config.
+
+    Raises:
+        MergeError: layers that must come first would not.
     """
     ours = get(config, stack.section)
     changes: dict[str, Any] = dict.fromkeys(stack.keys, len(layers))
     for key, value in ours.items():
-        if key in INDEX_LISTS and isinstance(value, list):
+        if key in LEADING_COUNTS and isinstance(value, int):
+            changes[key] = _leading(stack, key, [(get(c, stack.section), i) for c, i in layers])
+        elif key in INDEX_LISTS and isinstance(value, list):
             changes[key] = [
                 k for k, (c, i) in enumerate(layers) if i in (get(c, stack.section).get(key) or ())
             ]
@@ -152,6 +160,19 @@ def resized(
     for name in reversed(stack.section):
         changes = {name: changes}
     return changes
+
+
+def _leading(stack: Stack, key: str, layers: Sequence[tuple[Mapping[str, Any], int]]) -> int:
+    """How many of the result's layers are of the kind that comes first."""
+    are_first = [i < (config.get(key) or 0) for config, i in layers]
+    count = are_first.index(False) if False in are_first else len(are_first)
+    if any(are_first[count:]):
+        raise MergeError(
+            f"layer {count + are_first[count:].index(True)} of the merge is one of those that "
+            f"{key} counts, which must come before all others of {stack.prefix}*; put its slice "
+            "first"
+        )
+    return count
 
 
 def is_per_layer(key: str) -> bool:

@@ -310,6 +310,19 @@ def test_lists_of_layer_numbers_are_renumbered() -> None:
     assert resized(stack, config, layers)["mlp_only_layers"] == [0, 2, 3]
 
 
+def test_layers_that_a_setting_counts_from_the_first_must_come_first() -> None:
+    config = {"num_hidden_layers": 4, "first_k_dense_replace": 2, "moe_layers": [2, 3]}
+    (stack,) = find_stacks([f"model.layers.{i}.w" for i in range(4)], config)
+    changes = resized(stack, config, [(config, i) for i in (1, 2, 2, 3, 3)])
+    assert changes == {
+        "num_hidden_layers": 5,
+        "first_k_dense_replace": 1,
+        "moe_layers": [1, 2, 3, 4],
+    }
+    with pytest.raises(MergeError, match="layer 2 of the merge is one of those that first_k_dense"):
+        resized(stack, config, [(config, i) for i in (0, 3, 1)])
+
+
 def test_layers_of_several_kinds_must_stay_where_the_config_expects_them(
     plan_of: Make, tiny_llama: Make, tmp_path: Path
 ) -> None:
