@@ -309,6 +309,23 @@ def test_slice_parameters_win_over_the_configs(here: Path) -> None:
     assert tasks["lm_head.weight"].shared["t"] == 0.9
 
 
+def test_a_switch_in_every_slice_is_that_of_the_whole_merge(here: Path) -> None:
+    text = """
+    merge_method: ties
+    base_model: base
+    parameters: {weight: 1}
+    slices:
+      - sources: [{model: a, layer_range: [0, 2]}]
+        parameters: {normalize: false}
+      - sources: [{model: b, layer_range: [2, 4]}]
+        parameters: {normalize: false}
+    """
+    assert native(here, text)["method"]["normalize"] is False
+    # A slice without one has the method's default.
+    one = text.replace("false", "true", 1).rpartition("        parameters")[0]
+    assert native(here, one)["method"]["normalize"] is True
+
+
 def test_a_later_document_merges_an_earlier_one(here: Path, models: dict[str, Path]) -> None:
     text = """
     name: first
@@ -432,7 +449,24 @@ ERRORS = [
     (
         "merge_method: ties\nbase_model: base\nparameters: {weight: 1, normalize: [0, 1]}\n"
         + LISTED,
-        "normalize is one value for the whole merge",
+        "line 3: parameters.normalize differs between tensors, but normalize of ties is one value",
+    ),
+    (
+        "merge_method: ties\nbase_model: base\nparameters: {weight: 1}\nslices:\n"
+        "- sources: [{model: a, layer_range: [0, 2]}]\n  parameters: {normalize: false}\n"
+        "- sources: [{model: a, layer_range: [2, 4]}]\n  parameters: {normalize: true}\n",
+        r"line 8: slices\[1\].parameters.normalize differs between tensors, but normalize of ties",
+    ),
+    (
+        "merge_method: ties\nbase_model: base\nparameters: {weight: 1}\nslices:\n"
+        "- sources: [{model: a, layer_range: [0, 2]}]\n  parameters: {normalize: false}\n"
+        "- sources: [{model: a, layer_range: [2, 4]}]\n",
+        r"line 6: slices\[0\].parameters.normalize differs between tensors",
+    ),
+    (
+        "merge_method: ties\nbase_model: base\nparameters: {weight: 1}\n"
+        "models: [{model: a, parameters: {normalize: true}}]\n",
+        "line 4: .*normalize is given for one model, but normalize of ties is one value for all",
     ),
     (
         "merge_method: linear\nmodels: [{model: a}, {model: b}, {model: a}]\n",

@@ -73,7 +73,12 @@ class _Conversion:
                 **parts.get(name, {}),
             }
         settings.check_required(document.item, config, decided)
-        result["method"] = {"name": document.method, **settings.method_values(config)}
+        levels = [(one.parameters, m.parameters) for m in self._each_module() for one in m.slices]
+        result["method"] = {
+            "name": document.method,
+            **settings.method_values(config),
+            **settings.common_values(levels, config),
+        }
         rules = settings.rules(config, decided)
         if rules:
             result["rules"] = rules

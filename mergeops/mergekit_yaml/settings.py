@@ -8,7 +8,7 @@ that are joined into one list mean the same.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mergeops import methods
@@ -121,9 +121,44 @@ class Settings:
             own = [choice for level in levels for choice in level.get(name, ())]
             if native is None or not own:
                 continue
-            if self._types[native] != "float":
-                raise self._one_value(name, own[0].value)
-            values[native] = self._setting(native, [*own, *config.get(name, ())])
+            if self._types[native] == "float":
+                values[native] = self._setting(native, [*own, *config.get(name, ())])
+        return values
+
+    def common_values(
+        self, slices: Iterable[Sequence[Parameters]], config: Parameters
+    ) -> dict[str, Any]:
+        """What slices and modules set that is one value for the whole merge: they must agree.
+
+        Args:
+            slices: for each slice its own parameters and its module's.
+            config: the whole merge's.
+
+        Raises:
+            ConfigError: they do not, or a value differs between tensors.
+        """
+        slices = list(slices)
+        values = {}
+        for name, default in self.described.shared.items():
+            native = ours(self.method, name)
+            if native is None or self._types[native] == "float":
+                continue
+            if not any(name in level for levels in slices for level in levels):
+                continue
+            found: list[tuple[Any, Item | None]] = []
+            for levels in slices:
+                choices = [c for level in (*levels, config) for c in level.get(name, ())]
+                single = self._single(choices)
+                if single is None and choices:
+                    raise self._one_value(name, choices[0].value)
+                found.append((self._scalar(native, single) if single else default, single))
+            value = found[0][0]
+            for other, item in found:
+                if other != value:
+                    at = item or found[0][1]
+                    assert at is not None
+                    raise self._one_value(name, at)
+            values[native] = value
         return values
 
     def rules(self, config: Parameters, decided: Iterable[str]) -> list[dict[str, Any]]:
@@ -206,8 +241,8 @@ class Settings:
 
     def _one_value(self, name: str, item: Item) -> ConfigError:
         return item.error(
-            f"differs between tensors, but {name} is one value for the whole merge; write one "
-            "value into the parameters of the whole merge"
+            f"differs between tensors, but {name} of {self.method} is one value for the whole "
+            "merge; write one value into the parameters of the whole merge"
         )
 
 
