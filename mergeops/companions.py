@@ -164,12 +164,16 @@ def _content(companion: Companion) -> bytes:
     if companion.text is not None:
         return companion.text.encode()
     source = Path(companion.path)
-    if file_sha256(source) != companion.sha256:
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{source} cannot be read: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != companion.sha256:
         raise SourceError(
             f"{source} changed after the merge was planned; run the command again when nobody "
             "writes it"
         )
-    return source.read_bytes()
+    return content
 
 
 def _copy(file: Path) -> Companion:

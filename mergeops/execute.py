@@ -216,6 +216,14 @@ def _write_shards(
     lanes = tuning.lanes or (CUDA_LANES if device.type == "cuda" else lane_count())
     written: dict[str, WrittenFile] = {}
     before = 0
+
+    def tell(before: int) -> Callable[[int], None]:
+        def at(position: int) -> None:
+            if progress is not None:
+                progress(before + position, plan.bytes_to_write)
+
+        return at
+
     with (
         TensorStream(plan, device, chunk, lanes, UNWRITTEN) as stream,
         OrderedWriter(UNWRITTEN) as writer,
@@ -226,6 +234,7 @@ def _write_shards(
                 shard.header,
                 [(tensor.name, tensor.nbytes) for tensor in shard.tensors],
                 journal,
+                tell(before),
             )
 
             def put(
@@ -235,11 +244,14 @@ def _write_shards(
                     to.write(buffer[:nbytes].numpy().data)
                 finally:
                     stream.release(buffer)
-                if progress is not None:
-                    progress(before + to.position, plan.bytes_to_write)
+                tell(before)(to.position)
 
+            finished = set(shard_writer.done)
             try:
-                for task in shard.tensors[len(shard_writer.done) :]:
+                for task in shard.tensors:
+                    if task.name in finished:
+                        writer.submit(shard_writer.keep, task.name)
+                        continue
                     for buffer, nbytes in stream.results(task):
                         writer.submit(put, buffer, nbytes)
                     writer.submit(shard_writer.finish_tensor, task.name)
@@ -249,6 +261,5 @@ def _write_shards(
                 writer.settle()
                 shard_writer.close()
             before += shard.nbytes
-            if progress is not None:
-                progress(before, plan.bytes_to_write)
+            tell(before)(0)
     return written

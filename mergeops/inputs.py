@@ -140,7 +140,8 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         What the plan keeps of it, and its tensors in the order of the data.
 
     Raises:
-        SourceError: a file is missing, corrupt or of an unsupported kind.
+        SourceError: a file is missing, corrupt, of an unsupported kind, or changed since it was
+            hashed.
     """
     config_stamp = None
     if source.adapter_base is None:
@@ -151,6 +152,11 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         tensors, stamps = adapter.tensors, adapter.adapter.stamps
         base_stamps = adapter.base.stamps
         config_stamp = stamp(source.path / ADAPTER_CONFIG)
+    for file, hashed in source.stamps.items():
+        if stamp(file) != hashed:
+            raise SourceError(
+                f"{file} changed after it was hashed; run the command again when nobody writes it"
+            )
     planned = PlannedInput(
         name=source.name,
         uri=source.uri,

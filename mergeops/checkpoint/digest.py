@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mergeops.checkpoint.layout import ADAPTER, ADAPTER_CONFIG, read_json, weight_files
+from mergeops.checkpoint.layout import ADAPTER, ADAPTER_CONFIG, read_json, stamp, weight_files
 from mergeops.errors import SourceError
 
 CACHE_FILE = "sha256.json"
@@ -26,11 +26,11 @@ def weights_sha256(
 
     Args:
         path: the checkpoint's directory.
-        cache_dir: where digests of files are remembered, by path, size, mtime and inode.
+        cache_dir: where digests of files are remembered, by path and stamp.
         progress: told how far the hashing is.
 
     Raises:
-        SourceError: the checkpoint has no weights or cannot be read.
+        SourceError: the checkpoint has no weights, cannot be read, or changes meanwhile.
     """
     return _digest(weight_files(path), cache_dir, progress)
 
@@ -80,16 +80,12 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
 
 
 def _digest(files: Sequence[Path], cache_dir: Path | None, progress: Progress | None) -> str:
-    keys, total = {}, 0
-    for file in files:
-        try:
-            status = os.stat(file)
-        except OSError as error:
-            raise SourceError(f"{file} cannot be read: {error.strerror or error}") from error
-        keys[file] = (
-            f"{os.path.realpath(file)}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
-        )
-        total += status.st_size
+    stamps = {file: stamp(file) for file in files}
+    keys = {
+        file: f"{os.path.realpath(file)}|{s.size}|{s.mtime_ns}|{s.ctime_ns}|{s.inode}"
+        for file, s in stamps.items()
+    }
+    total = sum(s.size for s in stamps.values())
     known = _read_cache(cache_dir) if cache_dir else {}
     found, done = {}, 0
 
@@ -102,9 +98,14 @@ def _digest(files: Sequence[Path], cache_dir: Path | None, progress: Progress | 
     for file, key in keys.items():
         if key in known:
             found[key] = known[key]
-            advance(os.stat(file).st_size)
+            advance(stamps[file].size)
         else:
             found[key] = file_sha256(file, advance)
+            if stamp(file) != stamps[file]:
+                raise SourceError(
+                    f"{file} changed while it was hashed; run the command again when nobody "
+                    "writes it"
+                )
     if cache_dir is not None and not found.keys() <= known.keys():
         _extend_cache(cache_dir, found)
     lines = [f"{file.name} {found[key]}" for file, key in sorted(keys.items())]

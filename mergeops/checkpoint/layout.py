@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mergeops.checkpoint.header import StoredTensor, read_header
 from mergeops.errors import SourceError
@@ -24,6 +24,14 @@ class FileStamp:
 
     size: int
     mtime_ns: int
+    ctime_ns: int
+    """Moves with every change, and nobody can set it back."""
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """The stamp in a file's status."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def stamp(file: Path) -> FileStamp:
         status = os.stat(file)
     except OSError as error:
         raise SourceError(f"{file} cannot be read: {error.strerror or error}") from error
-    return FileStamp(status.st_size, status.st_mtime_ns)
+    return FileStamp.of(status)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -34,13 +34,15 @@ def write_manifest(
             and brought to the disk.
         known: digests of files that are on the disk.
     """
-    described = {}
+    described: dict[str, dict[str, Any]] = {}
     for name in sorted(names):
         file = known.get(name)
         if file is None:
             _sync_file(directory / name)
             file = WrittenFile(file_sha256(directory / name), (directory / name).stat().st_size)
         described[name] = {"sha256": file.sha256, "size": file.size}
+        if file.tensors:
+            described[name]["tensors"] = dict(file.tensors)
     text = json.dumps({"format": FORMAT, **content, "files": described}, indent=2) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     _sync_file(directory / MANIFEST)

@@ -129,7 +129,7 @@ class CheckpointReader:
             raise SourceError(f"{self._path} has other weight files than when it was planned with")
         for name, file in self._files.items():
             status = os.fstat(file)
-            if FileStamp(status.st_size, status.st_mtime_ns) != self._stamps[name]:
+            if FileStamp.of(status) != self._stamps[name]:
                 raise SourceError(
                     f"{self._path / name} changed after the merge was planned; run the command "
                     "again when nobody writes it"

@@ -1,8 +1,8 @@
 """Writing one safetensors file front to back, so that a killed merge can go on where it was.
 
-The journal keeps, for each finished tensor, the sha256 of the file from its first byte to the end
-of that tensor. A resumed file is read once: that verifies what is there and leaves the running
-digest where the writing goes on; at the end it is the digest of the file.
+The journal keeps a checksum of each finished tensor (XXH3, 128 bits, as fast as memory). A resumed
+file is read once: what is as the journal says is kept, whatever is not is written again, and the
+running sha256 is where the writing goes on; at the end it is the digest of the file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+
+import xxhash
 
 from mergeops.errors import MergeError
 
@@ -31,6 +33,8 @@ class WrittenFile:
 
     sha256: str
     size: int
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    """Tensor -> XXH3 of its bytes, for a file of tensors."""
 
 
 class Journal:
@@ -44,13 +48,13 @@ class Journal:
     def __init__(self, directory: Path, plan_digest: str) -> None:
         self._path = directory / JOURNAL
         self.finished: dict[tuple[str, str], str] = {}
-        """(file, tensor) -> sha256 of the file up to the tensor's end."""
+        """(file, tensor) -> XXH3 of the tensor's bytes, 32 hexadecimal digits."""
         head = {"plan_digest": plan_digest}
         lines, valid = _read_lines(self._path)
         if not lines or lines[0] != head:
             lines, valid = [], 0
         for line in lines[1:]:
-            self.finished[line["file"], line["tensor"]] = line["sha256"]
+            self.finished[line["file"], line["tensor"]] = line["xxh3"]
         # What a crash tore off the last line must not end up inside the next one.
         self._path.touch()
         os.truncate(self._path, valid)
@@ -58,9 +62,9 @@ class Journal:
         if not lines:
             self._append(head)
 
-    def add(self, file: str, tensor: str, sha256: str) -> None:
+    def add(self, file: str, tensor: str, xxh3: str) -> None:
         """Remember a finished tensor."""
-        self._append({"file": file, "tensor": tensor, "sha256": sha256})
+        self._append({"file": file, "tensor": tensor, "xxh3": xxh3})
 
     def close(self) -> None:
         """Close the file; it stays."""
@@ -72,33 +76,48 @@ class Journal:
 
 
 class ShardWriter:
-    """Writes one file of known layout in order.
+    """Writes one file of known layout in order, past the tensors that an earlier try finished.
 
     Args:
         path: the file.
         header: its first bytes.
         tensors: (name, bytes) in order.
         journal: where finished tensors are noted, and found.
+        progress: called with the position in the file while what is there is checked.
 
     Raises:
-        MergeError: the file cannot be written.
+        MergeError: the file cannot be written, or not be read again.
     """
 
     def __init__(
-        self, path: Path, header: bytes, tensors: Sequence[tuple[str, int]], journal: Journal
+        self,
+        path: Path,
+        header: bytes,
+        tensors: Sequence[tuple[str, int]],
+        journal: Journal,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         self._path = path
         self._journal = journal
+        self._ends: dict[str, int] = {}
+        end = len(header)
+        for name, size in tensors:
+            end += size
+            self._ends[name] = end
+        self._size = end
+        self.done: dict[str, str] = {}
+        """Finished tensors -> XXH3; at first those that an earlier try finished."""
         self._digest = hashlib.sha256()
-        self._size = len(header) + sum(size for _, size in tensors)
-        self.done: list[str] = []
-        """Tensors that an earlier try finished."""
-        self._file = _open(path, self._size)
+        self._tensor = xxhash.xxh3_128()
         self._position = 0
-        self._resume(len(header), tensors)
-        if not self.done:
-            self._digest, self._position = hashlib.sha256(), 0
+        self._file = _open(path, self._size)
+        try:
             self.write(memoryview(header))
+            self._tensor.reset()
+            self._resume(progress)
+        except MergeError:
+            self.close()
+            raise
 
     @property
     def position(self) -> int:
@@ -112,6 +131,7 @@ class ShardWriter:
             MergeError: the disk is full or fails.
         """
         self._digest.update(data)
+        self._tensor.update(data)
         view = data
         try:
             while view:
@@ -122,8 +142,25 @@ class ShardWriter:
             raise write_error(self._path, error) from error
 
     def finish_tensor(self, name: str) -> None:
-        """Note that all bytes up to here are written."""
-        self._journal.add(self._path.name, name, self._digest.hexdigest())
+        """Note that the bytes of a tensor are all written."""
+        self.done[name] = self._tensor.hexdigest()
+        self._tensor.reset()
+        self._journal.add(self._path.name, name, self.done[name])
+
+    def keep(self, name: str) -> None:
+        """Go past the next tensor, one of ``done``.
+
+        Raises:
+            MergeError: it cannot be read, or changes while it is read.
+        """
+        start, self._position = self._position, max(self._position, self._ends[name])
+        if start == self._position:
+            return
+        if self._hash(start, self._position, self._digest) != self.done[name]:
+            raise MergeError(
+                f"{self._path} changed while the merge went on; run the same command again when "
+                "nobody else writes it"
+            )
 
     def finish(self) -> WrittenFile:
         """Bring the file to the disk and close it."""
@@ -133,7 +170,9 @@ class ShardWriter:
         except OSError as error:
             raise write_error(self._path, error) from error
         self.close()
-        return WrittenFile(self._digest.hexdigest(), self._size)
+        return WrittenFile(
+            self._digest.hexdigest(), self._size, {n: self.done[n] for n in self._ends}
+        )
 
     def close(self) -> None:
         """Close the file, finished or not."""
@@ -141,29 +180,40 @@ class ShardWriter:
             os.close(self._file)
             self._file = -1
 
-    def _resume(self, header_size: int, tensors: Sequence[tuple[str, int]]) -> None:
-        known = self._journal.finished
-        digest = hashlib.sha256()
-        position, end = 0, header_size
-        for name, size in tensors:
-            end += size
-            expected = known.get((self._path.name, name))
-            if expected is None or not self._hash_range(digest, position, end):
-                break
-            position = end
-            if digest.hexdigest() != expected:
-                break
-            self.done.append(name)
-            self._digest, self._position = digest.copy(), position
+    def _resume(self, progress: Callable[[int], None] | None) -> None:
+        """Check what the journal says is there; the digest goes along to the first gap."""
+        start = self._position
+        for name, end in self._ends.items():
+            expected = self._journal.finished.get((self._path.name, name))
+            if expected is not None:
+                is_next = self._position == start
+                digest = self._digest.copy() if is_next else None
+                if self._hash(start, end, digest) == expected:
+                    self.done[name] = expected
+                    if digest is not None:
+                        self._digest, self._position = digest, end
+                        if progress is not None:
+                            progress(end)
+            start = end
 
-    def _hash_range(self, digest: hashlib._Hash, start: int, stop: int) -> bool:
+    def _hash(self, start: int, stop: int, digest: hashlib._Hash | None) -> str | None:
+        """XXH3 of a range of the file, which ``digest`` gets, too; None where it ends early."""
+        found = xxhash.xxh3_128()
         while start < stop:
-            data = os.pread(self._file, min(_READ_BYTES, stop - start), start)
+            try:
+                data = os.pread(self._file, min(_READ_BYTES, stop - start), start)
+            except OSError as error:
+                raise MergeError(
+                    f"{self._path} cannot be read at byte {start}: {error.strerror}; remove "
+                    f"{self._path.parent} to begin again"
+                ) from error
             if not data:
-                return False
-            digest.update(data)
+                return None
+            found.update(data)
+            if digest is not None:
+                digest.update(data)
             start += len(data)
-        return True
+        return found.hexdigest()
 
 
 class OrderedWriter:
@@ -257,8 +307,10 @@ def _read_lines(path: Path) -> tuple[list[dict[str, str]], int]:
             line = json.loads(text)
         except ValueError:
             break
-        whole = {"plan_digest"} if not lines else {"file", "tensor", "sha256"}
+        whole = {"plan_digest"} if not lines else {"file", "tensor", "xxh3"}
         if not text.endswith(b"\n") or not isinstance(line, dict) or line.keys() != whole:
+            break
+        if not all(isinstance(value, str) for value in line.values()):
             break
         lines.append(line)
         size += len(text)

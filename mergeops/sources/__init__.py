@@ -13,7 +13,7 @@ weights, and the MLflow run and model that it came from, where known. One module
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from mergeops.errors import about
 
 if TYPE_CHECKING:
+    from mergeops.checkpoint.layout import FileStamp
     from mergeops.recipe import Recipe
     from mergeops.settings import TrackingSpec
 
@@ -48,6 +49,8 @@ class Source:
     """Registered model version, NAME/VERSION, that the URI named."""
     revision: str | None = None
     """Commit of a hub repository."""
+    stamps: Mapping[Path, FileStamp] = field(default_factory=dict)
+    """What its weight files, and its base's, looked like when they were hashed."""
 
     @property
     def is_adapter(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from mergeops.checkpoint.layout import ADAPTER, FileStamp, stamp, weight_files
 from mergeops.errors import SourceError
 from mergeops.settings import TrackingSpec
 from mergeops.sources import Source, adapter, hub, local, models, runs
@@ -48,6 +49,7 @@ class Resolver:
         self._found: dict[str, tuple[Location, Path]] = {}
         self._digests = dict(digests)
         self._code = code
+        self._stamps: dict[Path, dict[Path, FileStamp]] = {}
 
     def source(self, name: str, uri: str, base: str | None = None) -> Source:
         """A full checkpoint, or an adapter with its base.
@@ -57,17 +59,19 @@ class Resolver:
         """
         location, path = self._find(uri)
         if location.kind == "full":
-            return _source(name, uri, location, path, self._digest(path, name))
+            return self._pinned(name, uri, location, path)
         from mergeops.checkpoint import adapter_sha256
 
         applied_to = self._base_of(name, uri, path, base)
+        own = stamp(path / ADAPTER)
         digest = adapter_sha256(
             path,
             self._digest(applied_to, f"base of {name}"),
             cache_dir=self._cache_dir,
             progress=self._ticking(f"hashing {name}"),
         )
-        return _source(name, uri, location, path, digest, applied_to)
+        stamps = {path / ADAPTER: own, **self._stamps.get(applied_to.resolve(), {})}
+        return _source(name, uri, location, path, digest, stamps, applied_to)
 
     def adapter(self, name: str, uri: str, base: str | None) -> Source:
         """An adapter with its base.
@@ -92,7 +96,11 @@ class Resolver:
                 f"{name} is {uri}, a LoRA adapter; a base must be a full model: name the model "
                 f"that it was trained on ({adapter.said_base(path) or 'its config does not say'})"
             )
-        return _source(name, uri, location, path, self._digest(path, name))
+        return self._pinned(name, uri, location, path)
+
+    def _pinned(self, name: str, uri: str, location: Location, path: Path) -> Source:
+        digest = self._digest(path, name)
+        return _source(name, uri, location, path, digest, self._stamps.get(path.resolve(), {}))
 
     def _find(self, uri: str) -> tuple[Location, Path]:
         if uri not in self._found:
@@ -165,6 +173,7 @@ class Resolver:
 
         real = path.resolve()
         if real not in self._digests:
+            self._stamps[real] = {real / file.name: stamp(file) for file in weight_files(path)}
             self._digests[real] = weights_sha256(
                 path, cache_dir=self._cache_dir, progress=self._ticking(f"hashing {name}")
             )
@@ -181,6 +190,7 @@ def _source(
     location: Location,
     path: Path,
     sha256: str,
+    stamps: Mapping[Path, FileStamp],
     adapter_base: Path | None = None,
 ) -> Source:
     return Source(
@@ -193,4 +203,5 @@ def _source(
         model_id=location.model_id,
         registered=location.registered,
         revision=location.revision,
+        stamps=stamps,
     )
