@@ -60,6 +60,8 @@ class Tuning:
     """Elements at a time, a multiple of ``methods.BLOCK``; None takes what suits the device."""
     lanes: int | None = None
     """Parallel chunks; None takes one for each processor, or ``CUDA_LANES``."""
+    fused: bool = True
+    """Use compiled kernels where they give the same bits; else the methods' own functions only."""
 
 
 def merge(
@@ -225,7 +227,7 @@ def _write_shards(
         return at
 
     with (
-        TensorStream(plan, device, chunk, lanes, UNWRITTEN) as stream,
+        TensorStream(plan, device, chunk, lanes, UNWRITTEN, fused=tuning.fused) as stream,
         OrderedWriter(UNWRITTEN) as writer,
     ):
         for shard in plan.shards:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mergeops.checkpoint.reader import TensorReader
 from mergeops.errors import ConfigError
+from mergeops.methods.fused import Bits, bits_of
 
 MAX_LANES = 16
 _WIDEST = 8
@@ -84,10 +85,8 @@ class Lane:
         self._device = device
         on_cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
-        self._staging = [
-            torch.empty(chunk * _WIDEST, dtype=torch.uint8, pin_memory=on_cuda)
-            for _ in range(parts)
-        ]
+        # One allocation, so that kernels find the rows of all inputs in it.
+        self._staging = torch.empty(parts, chunk * _WIDEST, dtype=torch.uint8, pin_memory=on_cuda)
         self._inputs = torch.empty(parts, chunk, dtype=compute, device=device)
 
     def stream(self) -> contextlib.AbstractContextManager[object]:
@@ -105,6 +104,29 @@ class Lane:
             self._readers[part.reader].read(part.tensor, chunk.start, chunk.stop, staging)
             for part, staging in zip(chunk.parts, self._staging, strict=False)
         ]
+
+    def bits(self, chunk: Chunk) -> Bits | None:
+        """The chunk of all inputs as the kernels take it: as stored, where all are stored alike in
+        a format that they know; else in the compute dtype, or None if they do not know that.
+
+        Valid until the lane's next ``bits`` or ``load``.
+        """
+        raws = self.raw(chunk)
+        m = chunk.stop - chunk.start
+        rows = self._staging.view(raws[0].dtype)
+        as_stored = all(
+            raw.dtype == row.dtype and raw.data_ptr() == row.data_ptr()
+            for raw, row in zip(raws, rows, strict=False)
+        )
+        flat = bits_of(rows) if as_stored else None
+        if flat is None:
+            rows = self._inputs
+            flat = bits_of(rows)
+            if flat is None:
+                return None
+            for row, raw in zip(rows, raws, strict=False):
+                row[:m].copy_(raw)
+        return Bits(flat, rows.shape[1], len(raws), m, chunk.has_base, chunk.start)
 
     def load(self, chunk: Chunk) -> tuple[Tensor | None, Tensor]:
         """The chunk in the compute dtype on the device: base ``[m]`` or None, sources ``[n, m]``.

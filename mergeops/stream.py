@@ -17,6 +17,7 @@ from mergeops.checkpoint.dtypes import BY_WORD, DTYPES, item_size, word
 from mergeops.errors import MergeError, SourceError
 from mergeops.inputs import open_inputs
 from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, NonFiniteInputError, Part
+from mergeops.methods.fused import Formula, is_available
 from mergeops.methods.randomness import random_key
 
 if TYPE_CHECKING:
@@ -53,13 +54,21 @@ class TensorStream:
             gets about as many.
         lanes: parallel chunks.
         unwritten: how many finished chunks may wait to be written.
+        fused: use compiled kernels where they can do the same.
 
     Raises:
         SourceError: an input's file is missing or changed.
     """
 
     def __init__(
-        self, plan: Plan, device: torch.device, chunk: int, lanes: int, unwritten: int
+        self,
+        plan: Plan,
+        device: torch.device,
+        chunk: int,
+        lanes: int,
+        unwritten: int,
+        *,
+        fused: bool = True,
     ) -> None:
         self._plan = plan
         self._method = methods.get(plan.method)
@@ -67,6 +76,8 @@ class TensorStream:
         self._chunk = chunk
         self._parameters = self._method.parameters(**plan.parameters)
         compute = DTYPES[BY_WORD[plan.compute]]
+        on_cpu = device.type == "cpu" and compute == torch.float32
+        self._fused = fused and on_cpu and is_available()
         tasks = [task for shard in plan.shards for task in shard.tensors]
         parts = {part.input for task in tasks for part in plan.parts(task)}
         self._inputs = [planned for i, planned in enumerate(plan.inputs) if i in parts]
@@ -142,16 +153,25 @@ class TensorStream:
             found = self._method.statistics(self._scanner(task), p, place)
             place = dataclasses.replace(place, statistics=found)
         saved = DTYPES[task.dtype]
+        formula: Formula | None = None
+        if self._fused and self._method.formula is not None and task.numel and not is_taken:
+            count = len(self._plan.parts(task)) - self._plan.has_base(task)
+            formula = self._method.formula(p, place, count)
 
         def work(lane: Lane, chunk: Chunk) -> tuple[Tensor, int]:
-            base, sources = lane.load(chunk)
-            at = dataclasses.replace(place, offset=chunk.start)
-            merged = sources[0] if is_taken else self._method.merge(base, sources, p, at)
-            rounded = merged.to(saved)
             buffer = self._buffers.take()
+            nbytes = (chunk.stop - chunk.start) * saved.itemsize
+            target = buffer[:nbytes].view(saved)
             try:
-                nbytes = rounded.numel() * saved.itemsize
-                buffer[:nbytes].view(saved).copy_(rounded, non_blocking=True)
+                if formula is not None:
+                    bits = lane.bits(chunk)
+                    if bits is not None and formula.merge(bits, place.row_length, target):
+                        return buffer, nbytes
+                base, sources = lane.load(chunk)
+                at = dataclasses.replace(place, offset=chunk.start)
+                merged = sources[0] if is_taken else self._method.merge(base, sources, p, at)
+                rounded = merged.to(saved)
+                target.copy_(rounded, non_blocking=True)
                 lane.check_finite(chunk)
                 _check_result(merged, rounded, chunk)
                 lane.wait()
@@ -175,8 +195,19 @@ class TensorStream:
         return self._lanes.run(work, self._chunks(task))
 
     def _scanner(self, task: TensorTask) -> methods.Scan:
-        def scan(look: methods.Look, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        def scan(
+            look: methods.Look,
+            start: int = 0,
+            stop: int | None = None,
+            *,
+            fused: methods.FusedLook | None = None,
+        ) -> Iterator[Tensor]:
             def work(lane: Lane, chunk: Chunk) -> Tensor:
+                if fused is not None and self._fused:
+                    bits = lane.bits(chunk)
+                    counted = None if bits is None else fused(bits)
+                    if counted is not None:
+                        return counted
                 base, sources = lane.load(chunk)
                 found = look(base, sources, chunk.start)
                 lane.check_finite(chunk)

@@ -64,14 +64,26 @@ Look = Callable[[Any, Tensor, int], Tensor]
 """``look(base [m] | None, sources [n, m], offset) -> a tensor of any shape``."""
 
 
+FusedLook = Callable[[Any], Tensor | None]
+"""The same from a ``fused.Bits``, or None where it cannot."""
+
+
 class Scan(Protocol):
     """One pass over a tensor."""
 
-    def __call__(self, look: Look, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+    def __call__(
+        self,
+        look: Look,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        fused: FusedLook | None = None,
+    ) -> Iterator[Tensor]:
         """Yield what ``look`` gives for each chunk, in order, on the CPU.
 
         Args:
             look: may run in several threads and on any device.
+            fused: may be called instead, for the same values.
             start: first element, a multiple of ``BLOCK`` (of the row length with whole rows).
             stop: one past the last element, or None for the end of the tensor.
         """
@@ -82,6 +94,7 @@ MergeFunction = Callable[[Any, Tensor, Any, Place], Tensor]
 StatisticsFunction = Callable[[Scan, Any, Place], Any]
 CheckFunction = Callable[[Mapping[str, Sequence[float]], Any], None]
 WholeRowsFunction = Callable[[Any], bool]
+FormulaFunction = Callable[[Any, Place, int], Any]
 
 
 class ParameterDescription(NamedTuple):
@@ -122,6 +135,8 @@ class Method:
     """Refuses combinations of per-source values before any weight is read (ConfigError)."""
     whole_rows: WholeRowsFunction | None = None
     """``whole_rows(p)``: whether chunks must hold whole rows with these parameters."""
+    formula: FormulaFunction | None = None
+    """``formula(p, at, n)``: what ``merge`` does with n sources; a ``fused.Formula`` or None."""
 
     def uses_base(self, present: bool) -> bool:
         """Whether ``merge`` gets the base's chunks, for a recipe with or without a base."""
@@ -188,6 +203,7 @@ def method(
     statistics: StatisticsFunction | None = None,
     check: CheckFunction | None = None,
     whole_rows: WholeRowsFunction | None = None,
+    formula: FormulaFunction | None = None,
 ) -> Callable[[MergeFunction], MergeFunction]:
     """Register a merge function; the annotation of its third argument names its parameters."""
 
@@ -215,6 +231,7 @@ def method(
             statistics=statistics,
             check=check,
             whole_rows=whole_rows,
+            formula=formula,
         )
         return merge
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
+from mergeops.methods.fused import Formula
 from mergeops.methods.trimming import Trim, find_trim, trim
 from mergeops.methods.weighting import check_mean, factors, weighted_sum
 from mergeops.schema import check_range
@@ -49,11 +50,21 @@ def statistics(scan: Scan, p: Breadcrumbs, at: Place) -> Trim:
     return find_trim(scan, at, rescale=p.rescale)
 
 
+def formula(p: Breadcrumbs, at: Place, n: int) -> Formula:
+    """What ``merge`` does."""
+    return Formula(
+        factors(at.per_source["weight"], p.scale, normalize=p.normalize),
+        factors=at.statistics.factors,
+        windows=at.statistics.windows,
+    )
+
+
 @method(
     "breadcrumbs",
     source_parameters=("weight", "density", "gamma"),
     needs_base=True,
     statistics=statistics,
+    formula=formula,
     check=check,
 )
 def merge(base: Tensor, sources: Tensor, p: Breadcrumbs, at: Place) -> Tensor:

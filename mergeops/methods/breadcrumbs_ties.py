@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
+from mergeops.methods.fused import Formula
 from mergeops.methods.trimming import Trim, find_trim, trim
 from mergeops.schema import check_range
 
@@ -43,11 +44,24 @@ def statistics(scan: Scan, p: BreadcrumbsTies, at: Place) -> Trim:
     return find_trim(scan, at, rescale=p.rescale)
 
 
+def formula(p: BreadcrumbsTies, at: Place, n: int) -> Formula:
+    """What ``merge`` does."""
+    return Formula(
+        at.per_source["weight"],
+        scale=p.scale,
+        factors=at.statistics.factors,
+        windows=at.statistics.windows,
+        vote=True,
+        normalize=p.normalize,
+    )
+
+
 @method(
     "breadcrumbs_ties",
     source_parameters=("weight", "density", "gamma"),
     needs_base=True,
     statistics=statistics,
+    formula=formula,
 )
 def merge(base: Tensor, sources: Tensor, p: BreadcrumbsTies, at: Place) -> Tensor:
     """Merge one chunk.

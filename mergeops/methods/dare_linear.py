@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
+from mergeops.methods.fused import Drops, Formula
 from mergeops.methods.sparsify import check_match_norm, drop_random, multiply, norm_factors
 from mergeops.methods.weighting import check_mean, factors, weighted_sum
 from mergeops.schema import check_range
@@ -52,7 +53,17 @@ def statistics(scan: Scan, p: DareLinear, at: Place) -> tuple[float, ...] | None
     def drop(deltas: Tensor, offset: int) -> Tensor:
         return _drop(deltas, p, at, offset)
 
-    return norm_factors(scan, drop)
+    sparse = Formula([1.0] * len(at.keys), drops=_drops(p, at))
+    return norm_factors(scan, drop, sparse)
+
+
+def formula(p: DareLinear, at: Place, n: int) -> Formula:
+    """What ``merge`` does."""
+    return Formula(
+        factors(at.per_source["weight"], p.scale, normalize=p.normalize),
+        factors=at.statistics,
+        drops=_drops(p, at),
+    )
 
 
 @method(
@@ -61,6 +72,7 @@ def statistics(scan: Scan, p: DareLinear, at: Place) -> tuple[float, ...] | None
     needs_base=True,
     is_random=True,
     statistics=statistics,
+    formula=formula,
     check=check,
 )
 def merge(base: Tensor, sources: Tensor, p: DareLinear, at: Place) -> Tensor:
@@ -85,3 +97,8 @@ def merge(base: Tensor, sources: Tensor, p: DareLinear, at: Place) -> Tensor:
 def _drop(deltas: Tensor, p: DareLinear, at: Place, offset: int) -> Tensor:
     rescale = p.rescale and not p.match_norm
     return drop_random(deltas, at.per_source["density"], at.keys, offset, rescale=rescale)
+
+
+def _drops(p: DareLinear, at: Place) -> Drops:
+    rescale = p.rescale and not p.match_norm
+    return Drops(at.per_source["density"], at.keys, rescale)

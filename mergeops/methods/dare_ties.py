@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
+from mergeops.methods.fused import Drops, Formula
 from mergeops.methods.sparsify import check_match_norm, drop_random, multiply, norm_factors
 from mergeops.schema import check_range
 
@@ -46,7 +47,20 @@ def statistics(scan: Scan, p: DareTies, at: Place) -> tuple[float, ...] | None:
     def drop(deltas: Tensor, offset: int) -> Tensor:
         return _drop(deltas, p, at, offset)
 
-    return norm_factors(scan, drop)
+    sparse = Formula([1.0] * len(at.keys), drops=_drops(p, at))
+    return norm_factors(scan, drop, sparse)
+
+
+def formula(p: DareTies, at: Place, n: int) -> Formula:
+    """What ``merge`` does."""
+    return Formula(
+        at.per_source["weight"],
+        scale=p.scale,
+        factors=at.statistics,
+        drops=_drops(p, at),
+        vote=True,
+        normalize=p.normalize,
+    )
 
 
 @method(
@@ -55,6 +69,7 @@ def statistics(scan: Scan, p: DareTies, at: Place) -> tuple[float, ...] | None:
     needs_base=True,
     is_random=True,
     statistics=statistics,
+    formula=formula,
 )
 def merge(base: Tensor, sources: Tensor, p: DareTies, at: Place) -> Tensor:
     """Merge one chunk.
@@ -78,3 +93,8 @@ def merge(base: Tensor, sources: Tensor, p: DareTies, at: Place) -> Tensor:
 def _drop(deltas: Tensor, p: DareTies, at: Place, offset: int) -> Tensor:
     rescale = p.rescale and not p.match_norm
     return drop_random(deltas, at.per_source["density"], at.keys, offset, rescale=rescale)
+
+
+def _drops(p: DareTies, at: Place) -> Drops:
+    rescale = p.rescale and not p.match_norm
+    return Drops(at.per_source["density"], at.keys, rescale)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
+from mergeops.methods.fused import Drops, Formula
 from mergeops.methods.ranks import drop_by_rank
 from mergeops.methods.sparsify import always, check_match_norm, multiply, norm_factors
 from mergeops.schema import check_range
@@ -50,7 +51,20 @@ def statistics(scan: Scan, p: Della, at: Place) -> tuple[float, ...] | None:
     def drop(deltas: Tensor, offset: int) -> Tensor:
         return _drop(deltas, p, at, offset)
 
-    return norm_factors(scan, drop, row_length=at.row_length)
+    sparse = Formula([1.0] * len(at.keys), drops=_drops(p, at))
+    return norm_factors(scan, drop, sparse, row_length=at.row_length)
+
+
+def formula(p: Della, at: Place, n: int) -> Formula:
+    """What ``merge`` does."""
+    return Formula(
+        at.per_source["weight"],
+        scale=p.scale,
+        factors=at.statistics,
+        drops=_drops(p, at),
+        vote=True,
+        normalize=p.normalize,
+    )
 
 
 @method(
@@ -59,6 +73,7 @@ def statistics(scan: Scan, p: Della, at: Place) -> tuple[float, ...] | None:
     needs_base=True,
     is_random=True,
     statistics=statistics,
+    formula=formula,
     whole_rows=always,
 )
 def merge(base: Tensor, sources: Tensor, p: Della, at: Place) -> Tensor:
@@ -90,3 +105,8 @@ def _drop(deltas: Tensor, p: Della, at: Place, offset: int) -> Tensor:
         at.row_length,
         rescale=p.rescale and not p.match_norm,
     )
+
+
+def _drops(p: Della, at: Place) -> Drops:
+    rescale = p.rescale and not p.match_norm
+    return Drops(at.per_source["density"], at.keys, rescale, at.per_source["epsilon"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
+from mergeops.methods.fused import Drops, Formula
 from mergeops.methods.ranks import drop_by_rank
 from mergeops.methods.sparsify import always, check_match_norm, multiply, norm_factors
 from mergeops.methods.weighting import check_mean, factors, weighted_sum
@@ -57,7 +58,17 @@ def statistics(scan: Scan, p: DellaLinear, at: Place) -> tuple[float, ...] | Non
     def drop(deltas: Tensor, offset: int) -> Tensor:
         return _drop(deltas, p, at, offset)
 
-    return norm_factors(scan, drop, row_length=at.row_length)
+    sparse = Formula([1.0] * len(at.keys), drops=_drops(p, at))
+    return norm_factors(scan, drop, sparse, row_length=at.row_length)
+
+
+def formula(p: DellaLinear, at: Place, n: int) -> Formula:
+    """What ``merge`` does."""
+    return Formula(
+        factors(at.per_source["weight"], p.scale, normalize=p.normalize),
+        factors=at.statistics,
+        drops=_drops(p, at),
+    )
 
 
 @method(
@@ -66,6 +77,7 @@ def statistics(scan: Scan, p: DellaLinear, at: Place) -> tuple[float, ...] | Non
     needs_base=True,
     is_random=True,
     statistics=statistics,
+    formula=formula,
     check=check,
     whole_rows=always,
 )
@@ -98,3 +110,8 @@ def _drop(deltas: Tensor, p: DellaLinear, at: Place, offset: int) -> Tensor:
         at.row_length,
         rescale=p.rescale and not p.match_norm,
     )
+
+
+def _drops(p: DellaLinear, at: Place) -> Drops:
+    rescale = p.rescale and not p.match_norm
+    return Drops(at.per_source["density"], at.keys, rescale, at.per_source["epsilon"])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergeops.errors import ConfigError
 from mergeops.methods import Place, method
+from mergeops.methods.fused import Formula
 from mergeops.methods.weighting import weighted_sum
 
 
@@ -35,7 +36,12 @@ def check(per_source: Mapping[str, Sequence[float]], p: Linear) -> None:
         )
 
 
-@method("linear", source_parameters=("weight",), check=check)
+def formula(p: Linear, at: Place, n: int) -> Formula:
+    """What ``merge`` does."""
+    return Formula(_shares(p, at))
+
+
+@method("linear", source_parameters=("weight",), check=check, formula=formula)
 def merge(base: Tensor | None, sources: Tensor, p: Linear, at: Place) -> Tensor:
     """Merge one chunk.
 
@@ -48,8 +54,10 @@ def merge(base: Tensor | None, sources: Tensor, p: Linear, at: Place) -> Tensor:
     Returns:
         ``[m]``, the weighted sum, divided by the sum of the weights with ``normalize``.
     """
+    return weighted_sum(sources, _shares(p, at))
+
+
+def _shares(p: Linear, at: Place) -> tuple[float, ...]:
     weights = at.per_source["weight"]
-    if p.normalize:
-        total = sum(weights)
-        weights = tuple(weight / total for weight in weights)
-    return weighted_sum(sources, weights)
+    total = sum(weights) if p.normalize else 1.0
+    return tuple(weight / total for weight in weights)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
+from mergeops.methods.fused import Formula
 from mergeops.methods.reduction import gram, pairs, row_sums
 from mergeops.methods.weighting import weighted_sum
 
@@ -51,7 +52,19 @@ def ratio(scan: Scan, p: ModelStock, at: Place) -> float | None:
     return max(n * cosine / below, LEAST_RATIO) if below > 0 else LEAST_RATIO
 
 
-@method("model_stock", needs_base=True, min_sources=2, statistics=ratio, whole_rows=whole_rows)
+def formula(p: ModelStock, at: Place, n: int) -> Formula | None:
+    """The mean of the task vectors, scaled by the ratio of the tensor."""
+    return None if p.filter_wise else Formula([1.0 / n] * n, scale=float(at.statistics))
+
+
+@method(
+    "model_stock",
+    needs_base=True,
+    min_sources=2,
+    statistics=ratio,
+    whole_rows=whole_rows,
+    formula=formula,
+)
 def merge(base: Tensor, sources: Tensor, p: ModelStock, at: Place) -> Tensor:
     """Merge one chunk.
 

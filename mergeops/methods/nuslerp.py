@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.columns import column_products, spread
+from mergeops.methods.fused import Formula
 from mergeops.methods.reduction import gram, row_sums, vectors
 from mergeops.methods.weighting import check_mean
 
@@ -60,6 +61,11 @@ def factors(scan: Scan, p: NuSlerp, at: Place) -> Tensor | None:
     return _arc_factors(products, _place_on_arc(at))
 
 
+def formula(p: NuSlerp, at: Place, n: int) -> Formula | None:
+    """The two factors as weights, where each tensor is one vector."""
+    return Formula(at.statistics[:, 0].tolist()) if p.nuslerp_flatten else None
+
+
 @method(
     "nuslerp",
     source_parameters=("weight",),
@@ -69,6 +75,7 @@ def factors(scan: Scan, p: NuSlerp, at: Place) -> Tensor | None:
     statistics=factors,
     check=check,
     whole_rows=whole_rows,
+    formula=formula,
 )
 def merge(base: Tensor | None, sources: Tensor, p: NuSlerp, at: Place) -> Tensor:
     """Merge one chunk.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mergeops.methods.fused import chance_of_rank
 from mergeops.methods.randomness import draws
 from mergeops.methods.selection import magnitude_keys
 
@@ -44,11 +45,8 @@ def drop_by_rank(
     for delta, density, epsilon, key in zip(deltas, densities, epsilons, keys, strict=True):
         if density == 1.0:
             continue
-        epsilon = min(epsilon, density, 1.0 - density)
+        start, step = chance_of_rank(density, epsilon, row_length)
         ranks = twice_ranks(magnitude_keys(delta).view(-1, row_length)).view(-1)
-        # A row of one entry has rank 1 of 0 to 2: the middle.
-        step = epsilon * STEPS / max(row_length - 1, 1)
-        start = (density - epsilon) * STEPS if row_length > 1 else density * STEPS
         chances = ranks.double().mul_(step).add_(start).round_().clamp_(0, STEPS - 1)
         stays = draws(key, offset, m, delta.device) < chances.to(torch.int32)
         if rescale:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from mergeops.methods import BLOCK, Scan
+from mergeops.methods import BLOCK, Scan, fused
 
 
 def block_sums(values: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def gram(scan: Scan) -> list[list[float]]:
         rows = vectors(base, sources).double()
         return torch.stack([block_sums(rows[i] * rows[j]) for i, j in pairs(len(rows))])
 
-    sums = total(scan(look))
+    sums = total(scan(look, fused=fused.gram))
     n = (math.isqrt(8 * len(sums) + 1) - 1) // 2
     products = [[0.0] * n for _ in range(n)]
     for (i, j), value in zip(pairs(n), sums, strict=True):

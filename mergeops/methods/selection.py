@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mergeops.methods import Scan
+from mergeops.methods.fused import Bits, count_digits, count_equal
 
 DIGIT_BITS = 16
 
@@ -22,8 +24,7 @@ Keys = Callable[[Tensor | None, Tensor, int, int], Tensor]
 new tensor, which may be overwritten."""
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """Which entries stay: those above ``key``, and those equal to it up to index ``last``."""
 
     key: int
@@ -47,7 +48,12 @@ class _Search:
 
 
 def find_largest(
-    scan: Scan, keys: Keys, targets: Sequence[tuple[int, int]], numel: int
+    scan: Scan,
+    keys: Keys,
+    targets: Sequence[tuple[int, int]],
+    numel: int,
+    *,
+    of_task_vectors: bool = False,
 ) -> tuple[Cut, ...]:
     """The cuts that keep exactly the k largest entries of a row, for each target ``(row, k)``.
 
@@ -58,12 +64,14 @@ def find_largest(
         keys: what to compare.
         targets: row, as ``keys`` understands it, and number of entries to keep.
         numel: elements of the tensor.
+        of_task_vectors: whether the keys are the magnitudes of the rows' task vectors: those, the
+            kernels know how to count.
     """
     searches = [_Search(row, k) for row, k in targets]
     open_searches = [s for s in searches if 0 < s.wanted < numel]
-    _refine(scan, keys, open_searches)
+    _refine(scan, keys, open_searches, of_task_vectors)
     undecided = [s for s in open_searches if s.wanted < s.ties]
-    lasts = _find_last_ties(scan, keys, undecided) if undecided else []
+    lasts = _find_last_ties(scan, keys, undecided, of_task_vectors) if undecided else []
     last_of = {id(s): last for s, last in zip(undecided, lasts, strict=True)}
     return tuple(
         Cut(search.prefix, last_of.get(id(search), numel))
@@ -76,7 +84,7 @@ def find_largest(
 def find_keys(scan: Scan, keys: Keys, places: Sequence[int]) -> list[int]:
     """The k-th largest key of row 0 for each k (from 1) of ``places``."""
     searches = [_Search(0, k) for k in places]
-    _refine(scan, keys, searches)
+    _refine(scan, keys, searches, False)
     return [search.prefix for search in searches]
 
 
@@ -113,11 +121,11 @@ def key_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.int32 if dtype == torch.float32 else torch.int64
 
 
-def _refine(scan: Scan, keys: Keys, searches: Sequence[_Search]) -> None:
+def _refine(scan: Scan, keys: Keys, searches: Sequence[_Search], of_task_vectors: bool) -> None:
     shift: int | None = None
     while searches and shift != 0:
         prefixes = sorted({(s.row, s.prefix) for s in searches})
-        histogram, bits = _histogram(scan, keys, prefixes, shift)
+        histogram, bits = _histogram(scan, keys, prefixes, shift, of_task_vectors)
         shift = (bits if shift is None else shift) - DIGIT_BITS
         for search in searches:
             row = histogram[prefixes.index((search.row, search.prefix))]
@@ -128,7 +136,11 @@ def _refine(scan: Scan, keys: Keys, searches: Sequence[_Search]) -> None:
 
 
 def _histogram(
-    scan: Scan, keys: Keys, prefixes: Sequence[tuple[int, int]], shift: int | None
+    scan: Scan,
+    keys: Keys,
+    prefixes: Sequence[tuple[int, int]],
+    shift: int | None,
+    of_task_vectors: bool,
 ) -> tuple[Tensor, int]:
     """Counts ``[len(prefixes), bins]`` of the digit after the prefix, and how many bits a key has.
 
@@ -163,8 +175,14 @@ def _histogram(
             counts.append(torch.bincount(digits, minlength=bins)[:bins])
         return torch.stack(counts)
 
+    def count(chunk: Bits) -> Tensor | None:
+        nonlocal bits
+        bits = 32
+        digits = [(row, -1 if shift is None else prefix) for row, prefix in prefixes]
+        return count_digits(chunk, digits, bins)
+
     total = torch.zeros(len(prefixes), bins, dtype=torch.int64)
-    for counts in scan(look):
+    for counts in scan(look, fused=count if of_task_vectors else None):
         total += counts
     return total, bits
 
@@ -177,7 +195,9 @@ def _find_digit(histogram: Tensor, k: int) -> tuple[int, int]:
     return histogram.numel() - 1 - position, above
 
 
-def _find_last_ties(scan: Scan, keys: Keys, searches: Sequence[_Search]) -> list[int]:
+def _find_last_ties(
+    scan: Scan, keys: Keys, searches: Sequence[_Search], of_task_vectors: bool
+) -> list[int]:
     """Index of the ``wanted``-th entry whose key is the one found, for each search."""
 
     def count(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
@@ -186,10 +206,14 @@ def _find_last_ties(scan: Scan, keys: Keys, searches: Sequence[_Search]) -> list
         ]
         return torch.stack([*ties, torch.tensor(sources.shape[1], device=sources.device)])
 
+    def count_bits(chunk: Bits) -> Tensor | None:
+        ties = count_equal(chunk, [(s.row, s.prefix) for s in searches])
+        return None if ties is None else torch.cat([ties, torch.tensor([chunk.m])])
+
     left = [search.wanted for search in searches]
     place: dict[int, tuple[int, int]] = {}
     offset = 0
-    for counts in scan(count):
+    for counts in scan(count, fused=count_bits if of_task_vectors else None):
         *found, size = counts.tolist()
         for i, ties in enumerate(found):
             if i in place:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
-from mergeops.methods.reduction import block_sums
+from mergeops.methods.fused import Formula
+from mergeops.methods.reduction import gram
 from mergeops.methods.weighting import weighted_sum
 from mergeops.schema import check_range
 
@@ -36,8 +36,7 @@ class Slerp:
 
 def coefficients(scan: Scan, p: Slerp, at: Place) -> tuple[float, float]:
     """The factors of the two sources, from their angle over the whole tensor."""
-    parts = list(scan(_block_products))
-    aa, bb, ab = (math.fsum(torch.cat([part[i] for part in parts]).tolist()) for i in range(3))
+    (aa, ab), (_, bb) = gram(scan)
     norm_a, norm_b = math.sqrt(aa), math.sqrt(bb)
     if norm_a < TINY_NORM or norm_b < TINY_NORM:
         return 1.0 - p.t, p.t
@@ -51,12 +50,19 @@ def coefficients(scan: Scan, p: Slerp, at: Place) -> tuple[float, float]:
     )
 
 
-def _block_products(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
-    a, b = sources.double()
-    return torch.stack([block_sums(a * a), block_sums(b * b), block_sums(a * b)])
+def formula(p: Slerp, at: Place, n: int) -> Formula:
+    """The two factors as weights."""
+    return Formula(at.statistics)
 
 
-@method("slerp", min_sources=2, max_sources=2, order_matters=True, statistics=coefficients)
+@method(
+    "slerp",
+    min_sources=2,
+    max_sources=2,
+    order_matters=True,
+    statistics=coefficients,
+    formula=formula,
+)
 def merge(base: Tensor | None, sources: Tensor, p: Slerp, at: Place) -> Tensor:
     """Merge one chunk.
 

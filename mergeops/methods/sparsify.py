@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mergeops.errors import ConfigError
-from mergeops.methods import Scan
+from mergeops.methods import BLOCK, Scan
+from mergeops.methods.fused import Bits, Formula
 from mergeops.methods.randomness import keep_mask
 from mergeops.methods.reduction import block_sums, row_sums, total
 from mergeops.methods.selection import (
@@ -39,7 +40,7 @@ def find_cuts(scan: Scan, densities: Sequence[float], numel: int) -> tuple[Cut, 
         numel: elements of the tensor.
     """
     targets = [(i, int(density * numel)) for i, density in enumerate(densities)]
-    return find_largest(scan, delta_keys, targets, numel)
+    return find_largest(scan, delta_keys, targets, numel, of_task_vectors=True)
 
 
 def delta_keys(base: Tensor | None, sources: Tensor, row: int, offset: int) -> Tensor:
@@ -94,13 +95,14 @@ def drop_random(
 
 
 def norm_factors(
-    scan: Scan, sparsify: Sparsify, *, row_length: int | None = None
+    scan: Scan, sparsify: Sparsify, formula: Formula, *, row_length: int | None = None
 ) -> tuple[float, ...]:
     """What each sparse task vector is multiplied by to have the L1 norm that it had before.
 
     Args:
         scan: passes over the tensor.
         sparsify: what is done to the task vectors.
+        formula: that does the same to them.
         row_length: of the rows, where the scan gives whole rows.
 
     Returns:
@@ -116,7 +118,10 @@ def norm_factors(
             return torch.stack([row_sums(row.view(-1, row_length)) for row in rows])
         return torch.stack([block_sums(row) for row in rows])
 
-    sums = total(scan(look))
+    def add_up(bits: Bits) -> Tensor | None:
+        return formula.norms(bits, row_length or bits.m, row_length or BLOCK)
+
+    sums = total(scan(look, fused=add_up))
     n = len(sums) // 2
     return tuple(
         before / after if min(before, after) > TINY_NORM else 1.0

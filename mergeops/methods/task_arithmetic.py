@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mergeops.methods import Place, method
+from mergeops.methods.fused import Formula
 from mergeops.methods.weighting import check_mean, factors, weighted_sum
 
 
@@ -33,7 +34,18 @@ def check(per_source: Mapping[str, Sequence[float]], p: TaskArithmetic) -> None:
         check_mean("task_arithmetic", per_source["weight"], "normalize")
 
 
-@method("task_arithmetic", source_parameters=("weight",), needs_base=True, check=check)
+def formula(p: TaskArithmetic, at: Place, n: int) -> Formula:
+    """What ``merge`` does."""
+    return Formula(factors(at.per_source["weight"], p.scale, normalize=p.normalize))
+
+
+@method(
+    "task_arithmetic",
+    source_parameters=("weight",),
+    needs_base=True,
+    check=check,
+    formula=formula,
+)
 def merge(base: Tensor, sources: Tensor, p: TaskArithmetic, at: Place) -> Tensor:
     """Merge one chunk.
 

@@ -5,6 +5,7 @@ Yadav et al. 2023, https://arxiv.org/abs/2306.01708, sections 4.1 to 4.3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
-from mergeops.methods.selection import Cut
+from mergeops.methods.fused import Formula
+from mergeops.methods.selection import KEEP_NONE, Cut
 from mergeops.methods.sparsify import find_cuts, keep_largest, multiply, norm_factors
 from mergeops.schema import check_range
 
@@ -52,10 +54,29 @@ def statistics(scan: Scan, p: Ties, at: Place) -> Trim:
     def keep(deltas: Tensor, offset: int) -> Tensor:
         return keep_largest(deltas, cuts, offset)
 
-    return Trim(cuts, norm_factors(scan, keep))
+    kept = Formula([1.0] * len(cuts), windows=_windows(cuts))
+    return Trim(cuts, norm_factors(scan, keep, kept))
 
 
-@method("ties", source_parameters=("weight", "density"), needs_base=True, statistics=statistics)
+def formula(p: Ties, at: Place, n: int) -> Formula:
+    """What ``merge`` does."""
+    return Formula(
+        at.per_source["weight"],
+        scale=p.scale,
+        factors=at.statistics.factors,
+        windows=_windows(at.statistics.cuts),
+        vote=True,
+        normalize=p.normalize,
+    )
+
+
+@method(
+    "ties",
+    source_parameters=("weight", "density"),
+    needs_base=True,
+    statistics=statistics,
+    formula=formula,
+)
 def merge(base: Tensor, sources: Tensor, p: Ties, at: Place) -> Tensor:
     """Merge one chunk.
 
@@ -73,3 +94,7 @@ def merge(base: Tensor, sources: Tensor, p: Ties, at: Place) -> Tensor:
     trimmed = multiply(keep_largest(sources - base, found.cuts, at.offset), found.factors)
     change = elect_and_average(trimmed, at.per_source["weight"], normalize=p.normalize)
     return base + change * p.scale
+
+
+def _windows(cuts: Sequence[Cut]) -> list[tuple[Cut, Cut]]:
+    return [(cut, KEEP_NONE) for cut in cuts]

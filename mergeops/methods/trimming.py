@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mergeops.methods import Place, Scan
+from mergeops.methods.fused import Formula
 from mergeops.methods.selection import KEEP_NONE, Cut, find_largest
 from mergeops.methods.sparsify import delta_keys, keep_largest, multiply, norm_factors
 
@@ -37,7 +38,8 @@ def find_trim(scan: Scan, at: Place, *, rescale: bool) -> Trim:
     def keep(deltas: Tensor, offset: int) -> Tensor:
         return keep_between(deltas, windows, offset)
 
-    return Trim(windows, norm_factors(scan, keep))
+    formula = Formula([1.0] * len(windows), windows=windows)
+    return Trim(windows, norm_factors(scan, keep, formula))
 
 
 def trim(deltas: Tensor, how: Trim, offset: int) -> Tensor:
@@ -63,7 +65,7 @@ def find_windows(
         kept = int(density * numel)
         outliers = min(int(gamma * numel), numel - kept)
         targets += [(i, kept + outliers), (i, outliers)]
-    cuts = find_largest(scan, delta_keys, targets, numel)
+    cuts = find_largest(scan, delta_keys, targets, numel, of_task_vectors=True)
     return tuple(map(Window, cuts[::2], cuts[1::2]))
 
 

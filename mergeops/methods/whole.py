@@ -72,7 +72,13 @@ def merge_tensors(
         flat_base = base.reshape(-1)
     step = method.chunk_length(p, max(place.row_length, 1), chunk or max(place.numel, 1))
 
-    def scan(look: methods.Look, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+    def scan(
+        look: methods.Look,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        fused: methods.FusedLook | None = None,
+    ) -> Iterator[Tensor]:
         end = place.numel if stop is None else min(stop, place.numel)
         for at in range(start, end, step):
             part = slice(at, min(at + step, end))

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def trim(source: torch.Tensor, density: float, step: int = BLOCK) -> torch.Tensor:
     base = torch.zeros_like(source)
 
-    def scan(look, start=0, stop=None):  # type: ignore[no-untyped-def]
+    def scan(look, start=0, stop=None, *, fused=None):  # type: ignore[no-untyped-def]
         for at in range(start, min(stop or source.numel(), source.numel()), step):
             part = slice(at, min(at + step, stop or source.numel()))
             yield look(base[part], source[None, part], at)

@@ -1,0 +1,233 @@
+"""Methods as formulas that one compiled kernel computes on the CPU, with the bits of the tensors'
+way.
+
+A method whose arithmetic is "sparsify each task vector, add up or vote, go from the base" says so
+by a ``Formula``. The kernels are an optional way to the same result: where numba is missing, inputs
+are not finite, or the arithmetic is not float32 on a CPU, the method's own function is called.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mergeops.methods import BLOCK
+
+Array = npt.NDArray[Any]
+
+_STEPS = 2**31
+_NO_WINDOWS = np.empty((0, 4), np.int64)
+_NO_CHANCES = np.empty((0, 0), np.int32)
+_BITS = {torch.bfloat16: torch.uint16, torch.float32: torch.uint32}
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether the kernels can be used: numba is there and works."""
+    try:
+        import mergeops.kernels.combine
+        import mergeops.kernels.ranks
+        import mergeops.kernels.scans  # noqa: F401
+    # What numba raises where it finds no place for what it compiled, or a library that it lacks.
+    except (ImportError, RuntimeError, OSError):
+        return False
+    return True
+
+
+def bits_of(rows: Tensor) -> Array | None:
+    """Rows ``[k, n]`` on the CPU as one flat array of bits, or None for another format."""
+    kind = _BITS.get(rows.dtype)
+    return rows.view(-1).view(kind).numpy() if kind else None
+
+
+class Bits(NamedTuple):
+    """A chunk of the inputs, as bits."""
+
+    flat: Array
+    """uint16 of bfloat16 or uint32 of float32; the base's row first, where there is one."""
+    row: int
+    """From the begin of one input's row to the next."""
+    parts: int
+    m: int
+    """Entries of the chunk."""
+    has_base: bool
+    offset: int
+    """Index of the first entry in the tensor."""
+
+    @property
+    def place(self) -> tuple[Array, int, int, int]:
+        """The kernels' first arguments."""
+        return self.flat, self.row, self.m, shift(self.flat)
+
+
+@dataclass(frozen=True)
+class Drops:
+    """Entries dropped at random."""
+
+    densities: Sequence[float]
+    """Each source's probability to keep an entry."""
+    keys: Sequence[int]
+    """Each source's random key."""
+    rescale: bool
+    """Divide what stays by its probability."""
+    epsilons: Sequence[float] | None = None
+    """How far the probability follows the rank in the row: see ``ranks.drop_by_rank``."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """``base + scale * f(weights, factors * sparse(sources - base))``; without a base, on the
+    sources themselves."""
+
+    weights: Sequence[float]
+    scale: float = 1.0
+    factors: Sequence[float] | None = None
+    """On each sparse task vector."""
+    windows: Sequence[tuple[Sequence[int], Sequence[int]]] | None = None
+    """Each source's outer and inner cut: see ``trimming.Window``."""
+    drops: Drops | None = None
+    vote: bool = False
+    """Elect a sign (``consensus.elect_and_average``); else add up."""
+    normalize: bool = False
+    """Of the vote: divide by the voters' weight."""
+
+    @functools.cached_property
+    def _windows(self) -> Array:
+        if self.windows is None:
+            return _NO_WINDOWS
+        # KEEP_NONE's key is beyond any; int64 must still hold one more.
+        cuts = [[*outer, *inner] for outer, inner in self.windows]
+        return np.minimum(np.array(cuts, dtype=np.int64), 2**62)
+
+    @functools.cached_property
+    def _limits(self) -> Array:
+        if self.drops is None:
+            return np.full(len(self.weights), -1, np.int64)
+        return np.array(
+            [-1 if d == 1.0 else min(round(d * _STEPS), _STEPS - 1) for d in self.drops.densities],
+            dtype=np.int64,
+        )
+
+    @functools.cached_property
+    def _keys(self) -> Array:
+        return np.array(self.drops.keys if self.drops else [0] * len(self.weights), np.uint64)
+
+    @functools.cached_property
+    def _factors(self) -> Array:
+        factors = np.array(self.factors or [1.0] * len(self.weights), np.float32)
+        if self.drops and self.drops.rescale and self.drops.epsilons is None:
+            for i, density in enumerate(self.drops.densities):
+                if 0.0 < density < 1.0:
+                    factors[i] = 1.0 / density
+        return factors
+
+    def _sparsify(self, bits: Bits, row_length: int) -> tuple[Any, ...] | None:
+        chances, rescale = _NO_CHANCES, False
+        if self.drops is not None and self.drops.epsilons is not None:
+            found = _chances(bits, self.drops, row_length)
+            if found is None:
+                return None
+            chances, rescale = found, self.drops.rescale
+        return bits.offset, self._windows, self._limits, self._keys, chances, rescale
+
+    def merge(self, bits: Bits, row_length: int, out: Tensor) -> bool:
+        """Merge a chunk into ``out`` ``[m]``; False where an input or a result is not finite."""
+        from mergeops.kernels.combine import combine
+
+        saved = bits_of(out)
+        sparse = self._sparsify(bits, row_length)
+        if saved is None or sparse is None:
+            return False
+        return bool(
+            combine(
+                *bits.place,
+                bits.has_base,
+                *sparse,
+                self._factors,
+                np.array(self.weights, np.float32),
+                self.vote,
+                self.normalize,
+                np.float32(self.scale),
+                saved,
+                shift(saved),
+            )
+        )
+
+    def norms(self, bits: Bits, row_length: int, length: int) -> Tensor | None:
+        """Block sums ``[2n, pieces]`` of the magnitudes before and after sparsifying."""
+        from mergeops.kernels.scans import norms
+
+        sparse = self._sparsify(bits, row_length)
+        if sparse is None:
+            return None
+        sums = np.empty((2 * len(self.weights), -(-bits.m // length)))
+        return torch.from_numpy(sums) if norms(*bits.place, *sparse, length, sums) else None
+
+
+def shift(bits: Array) -> int:
+    """How far bits move up to be those of float32."""
+    return 16 if bits.dtype == np.uint16 else 0
+
+
+def gram(bits: Bits) -> Tensor | None:
+    """Block sums of products: see ``reduction.gram``."""
+    from mergeops.kernels.scans import products
+
+    n = bits.parts - bits.has_base
+    sums = np.empty((n * (n + 1) // 2, -(-bits.m // BLOCK)))
+    finite = products(*bits.place, bits.parts, bits.has_base, sums)
+    return torch.from_numpy(sums) if finite else None
+
+
+def count_digits(bits: Bits, prefixes: Sequence[tuple[int, int]], bins: int) -> Tensor | None:
+    """Histograms of the task vectors' magnitudes ``[k, bins]``, for k pairs (source, high digit);
+    -1 counts the high digits themselves."""
+    from mergeops.kernels.scans import count_digits
+
+    rows, digits = np.array(prefixes, dtype=np.int64).T.copy()
+    counts = np.zeros((len(prefixes), bins), np.int32)
+    finite = count_digits(*bits.place, rows, digits, counts)
+    return torch.from_numpy(counts) if finite else None
+
+
+def count_equal(bits: Bits, wanted: Sequence[tuple[int, int]]) -> Tensor | None:
+    """How many magnitudes are exactly this one ``[k]``, for k pairs (source, magnitude bits)."""
+    from mergeops.kernels.scans import count_equal
+
+    rows, keys = np.array(wanted, dtype=np.int64).T.copy()
+    counts = np.zeros(len(wanted), np.int64)
+    finite = count_equal(*bits.place, rows, keys, counts)
+    return torch.from_numpy(counts) if finite else None
+
+
+def _chances(bits: Bits, drops: Drops, row_length: int) -> Array | None:
+    from mergeops.kernels.ranks import chances, pack
+
+    assert drops.epsilons is not None
+    found = np.empty((len(drops.densities), bits.m), np.int32)
+    packed = np.empty(bits.m, np.int64)
+    for i, (density, epsilon) in enumerate(zip(drops.densities, drops.epsilons, strict=True)):
+        if density == 1.0:
+            continue
+        if not pack(*bits.place, i, row_length, packed):
+            return None
+        # numpy sorts integers with the processor's widest registers.
+        packed.reshape(-1, row_length).sort(axis=1)
+        start, step = chance_of_rank(density, epsilon, row_length)
+        chances(packed, row_length, start, step, found[i])
+    return found
+
+
+def chance_of_rank(density: float, epsilon: float, row_length: int) -> tuple[float, float]:
+    """Chance of rank 0, and what half a rank adds, in steps of ``2**-31``."""
+    epsilon = min(epsilon, density, 1.0 - density)
+    # A row of one entry has rank 1 of 0 to 2: the middle.
+    start = (density - epsilon) * _STEPS if row_length > 1 else density * _STEPS
+    return start, epsilon * _STEPS / max(row_length - 1, 1)
