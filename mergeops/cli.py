@@ -10,6 +10,7 @@ import click
 
 from mergeops import __version__
 from mergeops.cli_recipe import convert, merge
+from mergeops.cli_sync import sync
 from mergeops.errors import MergeopsError
 from mergeops.options import (
     AS_JSON,
@@ -37,6 +38,7 @@ def cli() -> None:
 
 cli.add_command(merge)
 cli.add_command(convert)
+cli.add_command(sync)
 
 
 @cli.command()

@@ -6,6 +6,7 @@
     ├── MergeError           4   the inputs cannot be merged, or the output cannot be written
     ├── EvaluationError      5   a task is unknown or broken, or a model cannot be scored
     ├── TrackingError        6   the MLflow server cannot be reached or refuses
+    │   └── AwayError        6   it is away for now; what was to be logged can be logged later
     └── GateRefusedError     7   the evidence does not support the promotion
 
 A message is one line: what is wrong, where, the value, and what is allowed or what to do next.
@@ -66,6 +67,11 @@ class TrackingError(MergeopsError):
     """The MLflow server cannot be reached, or refuses what it was asked."""
 
     exit_code = 6
+
+
+class AwayError(TrackingError):
+    """The server or its artifact store cannot be reached, fails inside or denies access: asking on
+    is in vain now, and the same request may pass later."""
 
 
 class GateRefusedError(MergeopsError):

@@ -36,9 +36,10 @@ class Trial:
     name: str
     plan_digest: str
     run_id: str
+    """Empty where the trial is kept for ``mergeops sync``."""
     checkpoint: Path
     registered: str
-    """NAME/VERSION in the model registry."""
+    """NAME/VERSION in the model registry; empty where the trial is kept for ``mergeops sync``."""
     scores: Scores | None
     """On the dev part; None where the recipe names no tasks."""
     parents: Mapping[str, Scores]
@@ -91,11 +92,14 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
         recipe, plan, resolved, name=name, parent_run_id=parent_run_id
     ) as log:
         checkpoint = tools.merge(plan, name)
-        log.log_model(checkpoint, weights_sha256=tools.weights_sha256(checkpoint))
+        with tools.progress.bar(f"uploading {name}", is_bytes=True) as tick:
+            log.log_model(
+                checkpoint, weights_sha256=tools.weights_sha256(checkpoint), progress=tick
+            )
         scores, board = None, None
         parents: dict[str, Scores] = {}
         if recipe.evaluate.tasks:
-            parents = tools.score_parents(recipe)
+            parents = tools.score_parents(recipe, log=log.log_parent)
             scores = tools.score(name, checkpoint, "dev")
             log.log_scores(scores)
             board = leaderboard_of({name: scores}, parents)
@@ -106,7 +110,7 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
         plan_digest=plan.digest,
         run_id=log.run_id,
         checkpoint=checkpoint,
-        registered=f"{recipe.tracking.registered_model}/{version}",
+        registered=f"{recipe.tracking.registered_model}/{version}" if version else "",
         scores=scores,
         parents=parents,
         leaderboard=board,

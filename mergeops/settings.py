@@ -78,6 +78,8 @@ class TrackingSpec:
     """The registered model whose versions are the merges."""
     timeout_s: int = 20
     """How long to wait for the server before saying that it cannot be reached."""
+    offline: bool = False
+    """Work without the server: trials are kept on disk until `mergeops sync` logs them."""
 
     def __post_init__(self) -> None:
         if not self.registered_model or set(self.registered_model) & set("/:"):

@@ -7,6 +7,7 @@ these questions, a source that was hashed.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,14 +136,34 @@ class Tools:
                 self._warned.add(warning)
                 self.progress.step(f"note: {warning}")
 
-    def score_parents(self, recipe: Recipe, part: str = "dev") -> dict[str, Scores]:
-        """Score the base, where there is one, and every source, and log them."""
+    def score_parents(
+        self,
+        recipe: Recipe,
+        part: str = "dev",
+        *,
+        log: Callable[[Source, Scores], object] | None = None,
+    ) -> dict[str, Scores]:
+        """Score the base, where there is one, and every source, and log them.
+
+        Args:
+            log: called with each and its scores, in place of logging it to the experiment.
+        """
         resolved = self.resolve(recipe)
         parents = {"base": resolved.base} if resolved.base else {}
         parents |= resolved.sources
-        return {name: self.score_parent(recipe, source, part) for name, source in parents.items()}
+        return {
+            name: self.score_parent(recipe, source, part, log=log)
+            for name, source in parents.items()
+        }
 
-    def score_parent(self, recipe: Recipe, source: Source, part: str) -> Scores:
+    def score_parent(
+        self,
+        recipe: Recipe,
+        source: Source,
+        part: str,
+        *,
+        log: Callable[[Source, Scores], object] | None = None,
+    ) -> Scores:
         """Score one parent and log it; an adapter is applied to its base first."""
         resolved = self.resolve(recipe)
         path = self.full_checkpoint(recipe, source)
@@ -156,7 +177,7 @@ class Tools:
             None,
         )
         scores = self.score(source.name, path, part, sha256=source.sha256, tokenizer=tokenizer)
-        self.tracking.log_parent(source, scores)
+        (log or self.tracking.log_parent)(source, scores)
         return scores
 
     def full_checkpoint(self, recipe: Recipe, source: Source) -> Path:

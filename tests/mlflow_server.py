@@ -1,4 +1,4 @@
-"""A real ``mlflow server`` process on loopback, with proxied artifacts."""
+"""A real ``mlflow server`` process on loopback."""
 
 from __future__ import annotations
 
@@ -9,21 +9,53 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 
 class Server:
-    """An ``mlflow server`` over sqlite in a directory of its own; start, stop, start again.
+    """An ``mlflow server`` with a directory of its own; start, stop, start again.
 
     Args:
-        folder: keeps database and artifacts.
+        folder: keeps database and artifacts, where nothing else is said.
         template: an empty MLflow database to begin with, which saves its creation.
+        store: URI of another database.
+        artifacts: where the server puts artifacts on behalf of its clients, e.g. s3://bucket; or
+            with ``direct`` where its clients put them themselves.
+        direct: clients talk to the artifact store, the server does not.
+        environment: more of it for the process.
+        password: of the user admin; the server asks for it with every request.
     """
 
-    def __init__(self, folder: Path, template: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        template: Path | None = None,
+        *,
+        store: str | None = None,
+        artifacts: str | None = None,
+        direct: bool = False,
+        environment: dict[str, str] | None = None,
+        password: str | None = None,
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(template, folder / "mlflow.db")
+        if template is not None:
+            shutil.copy(template, folder / "mlflow.db")
+        place = artifacts or str(folder / "artifacts")
+        self._options = ["--backend-store-uri", store or f"sqlite:///{folder}/mlflow.db"]
+        if direct:
+            self._options += ["--no-serve-artifacts", "--default-artifact-root", place]
+        else:
+            self._options += ["--artifacts-destination", place]
+        self._environment = environment or {}
+        if password is not None:
+            self._options += ["--app-name", "basic-auth"]
+            self._environment = {
+                **self._environment,
+                "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-the-tests",
+            }
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -35,15 +67,16 @@ class Server:
         command = [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
             *("--host", "127.0.0.1", "--port", str(self.port)),
-            *("--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"),
-            *("--artifacts-destination", str(self.folder / "artifacts")),
+            *self._options,
         ]
         environment = {
             **os.environ,
+            **self._environment,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
-        environment.pop("MLFLOW_TRACKING_URI", None)
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            environment.pop(name, None)
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -70,6 +103,7 @@ class Server:
         if self._process is None:
             return
         # The session's group is this server and its workers, nothing else.
-        os.killpg(self._process.pid, 9)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, 9)
         self._process.wait()
         self._process = None

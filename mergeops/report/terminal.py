@@ -33,10 +33,13 @@ def print_trials(trials: Sequence[Trial]) -> None:
         console.print(joint_leaderboard(trials).table())
     for trial in trials:
         console.print(f"[bold]{_escape(trial.name)}[/]")
-        console.print(f"  registered  models:/{trial.registered}")
-        console.print(f"  MLflow run  {trial.run_id}")
+        if trial.registered:
+            console.print(f"  registered  models:/{trial.registered}")
+            console.print(f"  MLflow run  {trial.run_id}")
+        else:
+            console.print("  not logged  `mergeops sync` logs it when the server is there")
         console.print(f"  checkpoint  {trial.checkpoint}")
-    if scored:
+    if scored and trials[0].registered:
         name = trials[0].registered.rsplit("/", 1)[0]
         console.print(f"\nnext: mergeops compare, then mergeops promote {name}", style="dim")
 

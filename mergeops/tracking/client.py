@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from mergeops.errors import TrackingError
+from mergeops.errors import AwayError, TrackingError
 from mergeops.tracking.keys import redact
 
 if TYPE_CHECKING:
@@ -24,11 +24,21 @@ REASONS = (
     ("getaddrinfo", "unknown host name"),
     ("No route to host", "no route to host"),
     ("timed out", "no answer in time"),
+    ("too many 429", "it asks for fewer requests"),
+    ("too many 5", "it fails inside; its log says why"),
     ("Connection aborted", "connection lost"),
+    ("RemoteDisconnected", "connection lost"),
     ("reset by peer", "connection lost"),
+    ("Connection broken", "connection lost"),
     ("certificate", "its TLS certificate is not trusted"),
 )
+FAILED_INSIDE = (" error code 500", " error code 502", " error code 503", " error code 504")
 NO_MLFLOW = ("not in a valid JSON format", "failed with error code 404", "error code 405")
+UNREACHABLE = ("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError")
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError")
+REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "(403)")
+PACKAGES = {"psycopg2": "psycopg2-binary", "psycopg": "'psycopg[binary]'"}
+DATABASE_GONE = ("could not connect", "connection failed", "closed the connection", "refused")
 
 
 def quiet() -> None:
@@ -82,6 +92,22 @@ def guarded(client: MlflowClient, uri: str) -> MlflowClient:
     return cast("MlflowClient", _Guarded(client, uri))
 
 
+def absent() -> MlflowClient:
+    """A client whose every call raises AwayError: the recipe asked to work without the server."""
+    return cast("MlflowClient", _Absent())
+
+
+class _Absent:
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            raise AwayError(
+                "tracking.offline is true, and this command needs the MLflow server; set "
+                "tracking.offline=false"
+            )
+
+        return call
+
+
 class _Guarded:
     def __init__(self, client: MlflowClient, uri: str) -> None:
         self._client = client
@@ -101,20 +127,34 @@ class _Guarded:
 
 
 @contextmanager
-def translated(uri: str, what: str) -> Iterator[None]:
-    """Raise errors of MLflow, the network, the database and the artifact store as TrackingError."""
+def translated(uri: str, what: str, location: str = "") -> Iterator[None]:
+    """Raise errors of MLflow, the network, the database and the artifact store as TrackingError.
+
+    Args:
+        uri: of the tracking server.
+        what: the step that failed, in words.
+        location: the artifact store that the block talks to, where it does.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except MlflowException as error:
-        raise TrackingError(_explain(str(error), uri, what)) from error
-    except OSError as error:
-        raise TrackingError(_explain(str(error), uri, what)) from error
+    except TrackingError:
+        raise
+    except (MlflowException, OSError) as error:
+        raise _explain(error, uri, what) from error
+    except ImportError as error:
+        missing = error.name or str(error)
+        raise TrackingError(
+            f"{redact(location or uri)} needs the package {missing}; install it: "
+            f"pip install {PACKAGES.get(missing, missing)}"
+        ) from error
     except Exception as error:
         if type(error).__module__.split(".")[0] not in STORAGE_PACKAGES:
             raise
-        raise TrackingError(_explain(str(error), uri, what)) from error
+        if type(error).__module__.startswith("sqlalchemy"):
+            raise _explain(error, uri, what) from error
+        raise _explain_store(error, uri, what, location) from error
 
 
 def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
@@ -137,21 +177,20 @@ def is_missing(error: TrackingError) -> bool:
     return error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
 
-def is_gone(error: BaseException | None) -> bool:
-    """Whether the error says that the server cannot be reached (and asking again is in vain)."""
-    return isinstance(error, TrackingError) and str(error).startswith("cannot reach ")
-
-
-def _explain(message: str, uri: str, what: str) -> str:
-    where = redact(uri)
-    if uri.startswith("http") and (
-        "API request to" in message or "Max retries" in message or "Connection" in message
-    ):
-        if " 401" in message or " 403" in message:
-            return _denied(message, where)
+def _explain(error: BaseException, uri: str, what: str) -> TrackingError:
+    where, message = redact(uri), str(error)
+    if uri.startswith("http"):
         reason = next((text for sign, text in REASONS if sign in message), "")
-        if reason:
-            return (
+        is_request = any(
+            sign in message for sign in ("API request to", "Max retries", "Connection", "HTTP")
+        )
+        if is_request and (" 401" in message or " 403" in message):
+            return _denied(message, where)
+        if any(sign in message for sign in FAILED_INSIDE):
+            reason = "it fails inside; its log says why"
+            is_request = True
+        if is_request and reason:
+            return AwayError(
                 f"cannot reach the MLflow server at {where} ({reason}); start it, or set "
                 "tracking.uri or MLFLOW_TRACKING_URI; finished work is kept, so run the same "
                 "command again then"
@@ -159,23 +198,55 @@ def _explain(message: str, uri: str, what: str) -> str:
     if "UNAUTHENTICATED" in message or "PERMISSION_DENIED" in message:
         return _denied(message, where)
     if uri.startswith("http") and any(sign in message for sign in NO_MLFLOW):
-        return (
+        return TrackingError(
             f"the server at {where} does not answer like an MLflow server; check host, port and "
             "path of tracking.uri or MLFLOW_TRACKING_URI"
         )
     # SQLAlchemy adds the statement and a link.
-    line = " ".join(redact(message.split("[SQL:")[0]).split())
+    line = _line(message.split("[SQL:")[0])
     line = line.removeprefix("RESOURCE_DOES_NOT_EXIST: ").removeprefix("INVALID_PARAMETER_VALUE: ")
-    return f"MLflow at {where} could not {what}: {line[:300]}"
+    if not uri.startswith(("http", "sqlite")) and any(sign in message for sign in DATABASE_GONE):
+        return AwayError(f"cannot reach the MLflow database at {where}: {line}")
+    return TrackingError(f"MLflow at {where} could not {what}: {line}")
 
 
-def _denied(message: str, where: str) -> str:
+def _explain_store(error: Exception, uri: str, what: str, location: str) -> TrackingError:
+    name, message = type(error).__name__, str(error)
+    where = f"the artifact store {redact(location)}".rstrip()
+    if name in NO_CREDENTIALS:
+        return AwayError(
+            f"{where} asks for credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE"
+        )
+    if name in UNREACHABLE or "Could not connect" in message:
+        endpoint = os.environ.get("MLFLOW_S3_ENDPOINT_URL")
+        at = f" at MLFLOW_S3_ENDPOINT_URL={redact(endpoint)}" if endpoint else ""
+        return AwayError(f"cannot reach {where}{at}; check that it runs, and its address")
+    if any(sign in message for sign in REFUSED):
+        return AwayError(f"{where} denies access: {_line(message)}; check the AWS credentials")
+    if "NoSuchBucket" in message:
+        return TrackingError(
+            f"{where} has no such bucket; make it, or check MLFLOW_S3_ENDPOINT_URL"
+        )
+    return TrackingError(f"MLflow at {redact(uri)} could not {what}: {_line(message)}")
+
+
+def _line(message: str) -> str:
+    return " ".join(str(redact(message)).split())[:300]
+
+
+def _denied(message: str, where: str) -> TrackingError:
     if "Invalid Host header" in message:
-        return (
+        return TrackingError(
             f"the MLflow server at {where} refuses requests under this host name; start it with "
             "--allowed-hosts, or use the name it knows"
         )
-    return (
+    if "MLFLOW_TRACKING_TOKEN" in os.environ or "MLFLOW_TRACKING_PASSWORD" in os.environ:
+        return AwayError(
+            f"the MLflow server at {where} denies access; check MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, and the user's permissions"
+        )
+    return AwayError(
         f"the MLflow server at {where} denies access; set MLFLOW_TRACKING_USERNAME and "
         "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
     )

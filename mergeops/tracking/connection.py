@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mergeops.errors import TrackingError
+from mergeops.errors import AwayError, TrackingError
 from mergeops.recipe import Recipe
 from mergeops.settings import TrackingSpec
 from mergeops.tracking import client as quiet_client
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mergeops.sources import Resolved, Source
     from mergeops.tracking.scores import Scored
     from mergeops.tracking.search_run import SearchRun
-    from mergeops.tracking.trial import Trial
+    from mergeops.tracking.trial_run import Trial
 
 EXPERIMENT_KIND = "mlflow.experimentKind"
 SQLITE = "sqlite:///"
@@ -107,6 +107,8 @@ class Tracking:
 def connect(spec: TrackingSpec, *, create: bool = True) -> Tracking:
     """Reach the server, find or create the experiment, and point MLflow at both registry and store.
 
+    With ``spec.offline`` nothing is reached: trials are kept on disk, all else is refused.
+
     Args:
         spec: names server and experiment.
         create: make the experiment where there is none; commands that only read do not.
@@ -117,6 +119,8 @@ def connect(spec: TrackingSpec, *, create: bool = True) -> Tracking:
             not there, without ``create``).
     """
     uri = chosen_uri(spec)
+    if spec.offline:
+        return Tracking(spec, uri, quiet_client.absent(), "")
     _check_reachable(uri, spec.timeout_s)
     quiet_client.quiet()
     import mlflow
@@ -199,7 +203,7 @@ def _check_reachable(uri: str, timeout_s: int) -> None:
         reason = "unknown host name" if isinstance(error, socket.gaierror) else str(error.strerror)
         if isinstance(error, TimeoutError):
             reason = f"no answer in {timeout_s} s"
-        raise TrackingError(
+        raise AwayError(
             f"cannot reach the MLflow server at {redact(uri)} ({reason.lower()}); start it, or set "
             "tracking.uri or MLFLOW_TRACKING_URI"
         ) from error

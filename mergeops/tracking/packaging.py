@@ -6,7 +6,7 @@
 
 ``mlflow.transformers.log_model`` would copy the whole model first, and fails with transformers
 5.23. Here files are sent from where they lie, and onto a local artifact store the weights are
-hard-linked.
+hard-linked. What arrived is read back and hashed, so nothing damaged is ever marked READY.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from urllib.parse import unquote, urlsplit
 
 from mergeops.errors import TrackingError
 from mergeops.tracking.client import translated
+from mergeops.tracking.keys import redact
+from mergeops.tracking.transfer import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -66,20 +68,19 @@ def upload(
     with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
         write_description(Path(folder), checkpoint, model)
         files = layout(checkpoint, Path(folder))
-        total = sum(path.stat().st_size for path in files.values())
-        there = listing(tracking, model.model_id)
         local = local_folder(model.artifact_location)
-        done = 0
+        bytes_done = _Share(progress, sum(path.stat().st_size for path in files.values()))
+        if local is not None:
+            for name, path in files.items():
+                _put(tracking, local, path, name)
+                bytes_done.add(path.stat().st_size)
+            _check(model.model_id, local, files)
+            return
+        store = Store(model.artifact_location, tracking.uri)
+        there = listing(tracking, model.model_id)
         for name, path in files.items():
-            # Small files may change without changing size, and linking costs nothing: only weights
-            # that crossed a network are kept.
-            kept = local is None and name.endswith(WEIGHTS)
-            if not (kept and there.get(name) == path.stat().st_size):
-                _send(tracking, model.model_id, path, name, local)
-            done += path.stat().st_size
-            if progress:
-                progress(done, total)
-        _check(tracking, model.model_id, files, local)
+            _send(store, path, name, there.get(name), bytes_done.tick)
+            bytes_done.add(path.stat().st_size)
 
 
 def layout(checkpoint: Path, description: Path) -> dict[str, Path]:
@@ -192,42 +193,62 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _send(tracking: Tracking, model_id: str, path: Path, name: str, local: Path | None) -> None:
-    folder = name.rpartition("/")[0]
-    if local is None or not name.endswith(WEIGHTS):
-        tracking.client.log_model_artifact(model_id, str(path), folder or None)
+class _Share:
+    """Progress over all files, told from within each."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def tick(self, done: int) -> None:
+        if self._progress:
+            self._progress(self._done + done, self._total)
+
+    def add(self, size: int) -> None:
+        self._done += size
+        self.tick(0)
+
+
+def _send(
+    store: Store, path: Path, name: str, size_there: int | None, tick: Callable[[int], None]
+) -> None:
+    wanted = sha256_of(path)
+    if size_there == path.stat().st_size and store.sha256(name) == wanted:
+        # Sent by an earlier command.
         return
+    store.send(path, name, tick)
+    found = store.sha256(name)
+    if found != wanted:
+        raise TrackingError(
+            f"{name} has sha256 {wanted[:12]}... here, but {found[:12]}... after its upload to "
+            f"{redact(store.location)}; check the artifact store, then run the same command again"
+        )
+
+
+def _put(tracking: Tracking, folder: Path, path: Path, name: str) -> None:
+    target = folder / name
     with translated(tracking.uri, f"store {name}"):
-        target = local / name
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         partial.unlink(missing_ok=True)
         try:
-            os.link(path.resolve(), partial)
+            # Weights never change; small files may be edited later.
+            link = os.link if name.endswith(WEIGHTS) else shutil.copyfile
+            link(path.resolve(), partial)
         except OSError:
             # Another file system, or one without hard links.
             shutil.copyfile(path, partial)
         partial.replace(target)
 
 
-def _check(
-    tracking: Tracking, model_id: str, files: Mapping[str, Path], local: Path | None
-) -> None:
-    there = listing(tracking, model_id)
+def _check(model_id: str, folder: Path, files: Mapping[str, Path]) -> None:
     for name, path in files.items():
-        here = path.stat().st_size
-        if there.get(name) != here:
-            found = f"{there[name]} bytes" if name in there else "nothing"
-            raise TrackingError(
-                f"{name} of model {model_id} has {here} bytes here, but MLflow's store holds "
-                f"{found}; check the artifact store, then run the same command again"
-            )
-        if local is None or path.samefile(local / name):
+        copy = folder / name
+        if copy.is_file() and path.samefile(copy):
             continue
-        if sha256_of(path) != sha256_of(local / name):
+        if not copy.is_file() or sha256_of(path) != sha256_of(copy):
             raise TrackingError(
-                f"{name} of model {model_id} differs in MLflow's store ({local / name}); delete "
-                "that file, then run the same command again"
+                f"{name} of model {model_id} differs in MLflow's store ({copy}); check its disk, "
+                "then run the same command again"
             )
 
 

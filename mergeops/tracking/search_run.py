@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mergeops.errors import TrackingError
-from mergeops.tracking.client import is_gone, log_params
+from mergeops.errors import AwayError, TrackingError
+from mergeops.tracking.client import log_params
 from mergeops.tracking.keys import flatten, redact, tag_value
 from mergeops.tracking.parents import run_tags
 from mergeops.tracking.scores import search_runs, with_tags
@@ -77,7 +77,7 @@ def search_run(
     try:
         yield SearchRun(tracking, run_id)
     except BaseException as error:
-        if not is_gone(error):
+        if not isinstance(error, AwayError):
             killed = isinstance(error, KeyboardInterrupt | SystemExit)
             try:
                 client.set_terminated(run_id, "KILLED" if killed else "FAILED")

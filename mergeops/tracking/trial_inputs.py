@@ -15,7 +15,7 @@ from mergeops.values import plain
 
 if TYPE_CHECKING:
     from mergeops.sources import Source
-    from mergeops.tracking.trial import Trial
+    from mergeops.tracking.trial_run import Trial
 
 VERSIONS_OF = ("mergeops", "torch", "transformers", "safetensors", "mlflow", "lm-eval")
 

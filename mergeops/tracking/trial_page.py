@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mergeops.recipe import Recipe
     from mergeops.report.leaderboard import Leaderboard
     from mergeops.sources import Source
-    from mergeops.tracking.trial import Trial
+    from mergeops.tracking.trial_run import Trial
 
 
 def log_leaderboard(trial: Trial, board: Leaderboard) -> None:

@@ -115,17 +115,19 @@ def test_progress_goes_up_to_all_bytes(case: Case) -> None:
 def test_a_file_that_arrived_short_keeps_the_model_from_being_ready(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = packaging._send
+    send = packaging._put
 
-    def cut_short(tracking: object, model_id: str, path: Path, name: str, local: Path) -> None:
-        send(tracking, model_id, path, name, local)
+    def cut_short(tracking: object, local: Path, path: Path, name: str) -> None:
+        send(tracking, local, path, name)
         if name == "model/config.json":
             (local / name).write_text("{}")
 
     with monkeypatch.context() as patched:
-        patched.setattr(packaging, "_send", cut_short)
+        patched.setattr(packaging, "_put", cut_short)
         with (
-            pytest.raises(TrackingError, match=r"model/config.json of .* holds 2 bytes"),
+            pytest.raises(
+                TrackingError, match=r"model/config.json of .* differs in MLflow's store"
+            ),
             case.trial() as log,
         ):
             log.log_model(case.checkpoint, weights_sha256="0" * 64)
@@ -139,16 +141,16 @@ def test_a_file_that_arrived_short_keeps_the_model_from_being_ready(
 def test_a_copy_with_other_bytes_of_the_same_size_is_found_by_its_hash(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = packaging._send
+    send = packaging._put
 
-    def garble(tracking: object, model_id: str, path: Path, name: str, local: Path) -> None:
-        send(tracking, model_id, path, name, local)
+    def garble(tracking: object, local: Path, path: Path, name: str) -> None:
+        send(tracking, local, path, name)
         if name == "model/model.safetensors":
             (local / name).unlink()
             (local / name).write_bytes(b"\0" * path.stat().st_size)
 
     with monkeypatch.context() as patched:
-        patched.setattr(packaging, "_send", garble)
+        patched.setattr(packaging, "_put", garble)
         with (
             pytest.raises(TrackingError, match=r"model.safetensors .* differs in MLflow's store"),
             case.trial() as log,
