@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mergeops import __version__
+from mergeops.cli_promote import approve, controls, history, promote, reject, rollback
 from mergeops.cli_recipe import convert, merge
 from mergeops.cli_sync import sync
 from mergeops.errors import MergeopsError
@@ -18,7 +19,6 @@ from mergeops.options import (
     OVERRIDES,
     QUIET,
     SHOW,
-    name_first,
     options,
     pairs,
     print_result,
@@ -39,6 +39,12 @@ def cli() -> None:
 cli.add_command(merge)
 cli.add_command(convert)
 cli.add_command(sync)
+cli.add_command(promote)
+cli.add_command(approve)
+cli.add_command(reject)
+cli.add_command(rollback)
+cli.add_command(history)
+cli.add_command(controls)
 
 
 @cli.command()
@@ -176,68 +182,6 @@ def compare(
     from mergeops.report import terminal
 
     terminal.print_leaderboard(board)
-
-
-@cli.command()
-@click.argument("name", required=False)
-@OVERRIDES
-@click.option("--version", type=int, help="Candidate version; default: the best on dev.")
-@click.option("--expect-current", type=int, help="Refuse unless this version is @champion now.")
-@click.option("--force", is_flag=True, help="Promote against the gate; needs --reason.")
-@click.option("--reason", help="Why the gate is overruled; kept in the audit.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
-def promote(
-    name: str | None,
-    overrides: tuple[str, ...],
-    version: int | None,
-    expect_current: int | None,
-    force: bool,
-    reason: str | None,
-    config_dir: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Move NAME@champion to a merge, if it is better on the confirm part."""
-    from mergeops import compose, confirm
-
-    name, overrides = name_first(name, overrides)
-    recipe = compose.compose(overrides, config_dir=config_dir)
-    outcome = confirm.promote(
-        recipe,
-        name or recipe.tracking.registered_model,
-        Progress(quiet=quiet),
-        version=version,
-        expect_current=expect_current,
-        force=force,
-        reason=reason,
-    )
-    if as_json:
-        print_result(outcome.to_dict(), True)
-    else:
-        from mergeops.report import terminal
-
-        terminal.print_promotion(outcome)
-    outcome.raise_if_refused()
-
-
-@cli.command()
-@click.argument("name", required=False)
-@OVERRIDES
-@options(CONFIG_DIR, AS_JSON)
-def rollback(
-    name: str | None,
-    overrides: tuple[str, ...],
-    config_dir: Path | None,
-    as_json: bool,
-) -> None:
-    """Move NAME@champion back to NAME@previous."""
-    from mergeops import compose, confirm
-
-    name, overrides = name_first(name, overrides)
-    tracking = compose.compose(overrides, config_dir=config_dir).tracking
-    change = confirm.rollback(tracking, name or tracking.registered_model)
-    text = f"{change.name}@champion is version {change.to} again (was {change.came_from})"
-    print_result(change.to_dict() if as_json else text, as_json)
 
 
 @cli.command()

@@ -1,29 +1,36 @@
 """The final comparison: open the confirm part for one candidate, judge it, and move @champion.
 
-The candidate is chosen by its dev score alone. Only then are it, its best parent (by dev score too)
-and the current champion scored on the confirm part, and the gate decides.
+The candidate is chosen by its dev score alone. What the confirm part can show is said first, and
+the use is counted, which sets the level of the test. Only then are the candidate and its references
+scored on the confirm part, and the gate decides.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import getpass
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergeops import hooks
 from mergeops import promote as registry
+from mergeops.audit import PROPOSED, Change, now
+from mergeops.beforehand import Expectation, expect
+from mergeops.candidates import Candidate, candidates, choose
 from mergeops.checkpoint.manifest import read_manifest
-from mergeops.errors import GateRefusedError, TrackingError
-from mergeops.gate import Verdict, judge
+from mergeops.errors import EvaluationError, GateRefusedError, TrackingError
+from mergeops.gate import Verdict, check_tasks, judge
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
-from mergeops.settings import TrackingSpec
+from mergeops.references import Reference, find_references
+from mergeops.spending import level_of
 from mergeops.tools import Tools
+from mergeops.tracking.confirm_uses import Use, count_use, next_number
+from mergeops.tracking.user import current_user
 
 if TYPE_CHECKING:
     from mergeops.evaluate import Scores
-    from mergeops.sources import Source
 
 
 @dataclass(frozen=True)
@@ -33,24 +40,43 @@ class Outcome:
     name: str
     version: int
     verdict: Verdict
-    change: registry.Change | None
+    use: Use
+    """Of the confirm part."""
+    expectations: tuple[Expectation, ...]
+    """What was said before it was opened."""
+    change: Change | None
     """The audit's entry; None where the gate refused."""
     refusal: GateRefusedError | None
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the version is @champion now, and not merely proposed."""
+        return self.change is not None and self.change.kind != PROPOSED
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return {
             "name": self.name,
             "version": self.version,
-            "promoted": self.change is not None,
+            "promoted": self.promoted,
+            "proposed": self.change is not None and not self.promoted,
             "change": self.change.to_dict() if self.change else None,
-            "verdict": self.verdict.to_dict(),
+            "verdict": evidence(self.verdict, self.use, self.expectations),
         }
 
     def raise_if_refused(self) -> None:
         """Raise the gate's refusal, where there is one."""
         if self.refusal is not None:
             raise self.refusal
+
+
+def evidence(verdict: Verdict, use: Use, expectations: tuple[Expectation, ...]) -> dict[str, Any]:
+    """Everything that a promotion rests on, as JSON types: what ``gate.json`` holds."""
+    return {
+        **verdict.to_dict(),
+        "confirm_use": use.to_dict(),
+        "beforehand": [expectation.to_dict() for expectation in expectations],
+    }
 
 
 def promote(
@@ -70,70 +96,70 @@ def promote(
             candidate's own recipe.
         name: the registered model.
         version: None takes the best on the dev part.
+        expect_current: refuse unless this version is @champion (NO_CHAMPION: none is). The champion
+            that the candidate was judged against must be @champion still in any case.
 
     Raises:
+        GateRefusedError: the candidate is @champion already.
         TrackingError: no such model or version, no candidate with scores, or another writer.
     """
+    registry.check_force(force, reason)
+    told = hooks.configured(settings.promote.hooks)
     tools = Tools(settings, progress)
-    candidate = _candidate(tools, name, version)
-    recipe = _recipe_of(tools, settings, candidate.run_id)
-    tools = Tools(recipe, progress, tracking=tools.tracking)
-    progress.step(
-        f"candidate: version {candidate.version} of {name}, {candidate.dev_score:.3f} on dev"
-    )
-    scores = _confirm_scores(tools, recipe, name, candidate)
-    references = _references(tools, recipe, name)
-    verdict = judge(scores, references, recipe.promote)
-    tools.tracking.reopen(candidate.run_id).log_scores(scores)
+    tracking = tools.tracking
+    candidate = choose(tracking, name, version)
+    champion = registry.champion(tracking, name)
+    registry.check_current(name, champion, expect_current)
+    if candidate.version == champion:
+        best = "" if version is not None else ", the best on dev,"
+        raise GateRefusedError(
+            f"version {candidate.version} of {name}{best} is @champion already; nothing to promote"
+        )
+    recipe = recipe_of(tools, settings, candidate)
+    tools = Tools(recipe, progress, tracking=tracking)
+    guard = _guard_tools(recipe, progress, tools)
+    references = find_references(tools, recipe, name, champion)
+    use, expectations = _open(tools, recipe, name, candidate, references)
+    scores = _score(tools, guard, recipe, name, candidate)
+    against = {r.label: _reference_scores(tools, guard, recipe, r) for r in references}
+    verdict = judge(scores, against, recipe.promote, level=use.level)
+    trial = tracking.reopen(candidate.run_id)
+    trial.log_scores(_without(scores, recipe.promote.bits_per_byte))
+    trial.log_text(verdict.markdown(), "gate.md")
+    refusal, change = None, None
     try:
         change = registry.promote(
-            tools.tracking,
+            tracking,
             name,
             candidate.version,
-            verdict.to_dict(),
+            evidence(verdict, use, expectations),
             passed=verdict.promotes,
-            user=getpass.getuser(),
-            expect_current=expect_current,
+            user=current_user(),
+            expect_current=champion or registry.NO_CHAMPION,
             force=force,
             reason=reason,
+            approval=recipe.promote.approval,
+            hooks=told,
         )
-    except GateRefusedError as refusal:
-        return Outcome(name, candidate.version, verdict, None, refusal)
-    return Outcome(name, candidate.version, verdict, change, None)
+    except GateRefusedError as error:
+        refusal = error
+    for failure in hooks.deliver(tracking, name, recipe.promote.hooks):
+        progress.step(f"note: {failure}")
+    return Outcome(name, candidate.version, verdict, use, expectations, change, refusal)
 
 
-def rollback(spec: TrackingSpec, name: str) -> registry.Change:
-    """Make @previous the @champion again.
+def recipe_of(tools: Tools, settings: Recipe, candidate: Candidate) -> Recipe:
+    """The candidate's own recipe, with where and how to work from ``settings``.
 
     Raises:
-        TrackingError: no such model, or no previous champion.
+        EvaluationError: it names no tasks.
     """
-    from mergeops.tracking.connection import connect
-
-    return registry.rollback(connect(spec), name, user=getpass.getuser())
-
-
-def _candidate(tools: Tools, name: str, version: int | None) -> registry.Candidate:
-    found = registry.candidates(tools.tracking, name)
-    if version is not None:
-        for candidate in found:
-            if candidate.version == version:
-                return candidate
-        known = ", ".join(str(c.version) for c in sorted(found, key=lambda c: c.version))
-        raise TrackingError(
-            f"version {version} of {name} is no merge of this experiment's trials; merges: "
-            f"{known or 'none'}"
+    logged = Recipe.from_dict(tools.tracking.recipe(candidate.run_id))
+    if not logged.evaluate.tasks:
+        raise EvaluationError(
+            f"version {candidate.version} was merged without evaluate.tasks, so there is nothing "
+            "to judge it by; run its recipe again with evaluate.tasks=[...]"
         )
-    scored = [candidate for candidate in found if not math.isnan(candidate.dev_score)]
-    if not scored:
-        raise TrackingError(
-            f"{name} has no merge with a dev score to choose by; run one with evaluate.tasks=[...]"
-        )
-    return scored[0]
-
-
-def _recipe_of(tools: Tools, settings: Recipe, run_id: str) -> Recipe:
-    logged = Recipe.from_dict(tools.tracking.recipe(run_id))
     return dataclasses.replace(
         logged,
         promote=settings.promote,
@@ -144,38 +170,134 @@ def _recipe_of(tools: Tools, settings: Recipe, run_id: str) -> Recipe:
             logged.evaluate,
             batch_size=settings.evaluate.batch_size,
             device=settings.evaluate.device,
+            clusters={**logged.evaluate.clusters, **settings.evaluate.clusters},
         ),
     )
 
 
-def _confirm_scores(
-    tools: Tools, recipe: Recipe, name: str, candidate: registry.Candidate
+def _guard_tools(recipe: Recipe, progress: Progress, tools: Tools) -> Tools | None:
+    """For the tasks of ``promote.bits_per_byte``, loaded and checked before anything is scored."""
+    loaded = tools.load_tasks()
+    assert loaded is not None, "a recipe without tasks was refused"
+    check_tasks(recipe.promote, loaded.tasks)
+    guards = tuple(recipe.promote.bits_per_byte)
+    if not guards:
+        return None
+    if twice := sorted(set(guards) & set(loaded.tasks)):
+        raise EvaluationError(
+            f"task {twice[0]} is in evaluate.tasks and in promote.bits_per_byte; name it in one"
+        )
+    only = dataclasses.replace(
+        recipe.evaluate,
+        tasks=guards,
+        metrics=dict.fromkeys(guards, "bits_per_byte"),
+        num_fewshot=None,
+        clusters={},
+    )
+    made = Tools(dataclasses.replace(recipe, evaluate=only), progress, tracking=tools.tracking)
+    made.load_tasks()
+    return made
+
+
+def _open(
+    tools: Tools, recipe: Recipe, name: str, candidate: Candidate, references: list[Reference]
+) -> tuple[Use, tuple[Expectation, ...]]:
+    """Say what the confirm part can show, then count its use."""
+    from mergeops.evaluate.intervals import mean_interval
+    from mergeops.evaluate.items import part_digests, part_sizes
+
+    loaded = tools.load_tasks()
+    assert loaded is not None, "a recipe without tasks was refused"
+    spec = recipe.promote
+    primary = spec.primary or tuple(loaded.tasks)
+    use = Use(
+        version=candidate.version,
+        weights_sha256=candidate.weights_sha256,
+        references={r.label: r.source.sha256 for r in references},
+        primary=primary,
+        parts=part_digests(loaded, "confirm"),
+        at=now(),
+        by=current_user(),
+        alpha=spec.alpha,
+    )
+    level = level_of(next_number(tools.tracking, name, use), spec.alpha)
+    sizes = part_sizes(loaded, "confirm")
+    n = sum(sizes[task] for task in primary)
+    rivals = _dev_scores(tools, name, candidate)
+    chosen = str(candidate.version)
+    expectations = tuple(
+        expect(chosen, rivals, r.label, r.dev, primary, n, level) for r in references
+    )
+    shown = f"{mean_interval(rivals[chosen])} on dev" if chosen in rivals else "not scored on dev"
+    tools.progress.step(f"candidate: version {candidate.version} of {name}, {shown}")
+    for expectation in expectations:
+        tools.progress.step(expectation.sentence())
+    use = count_use(tools.tracking, name, dataclasses.replace(use, at=now()))
+    tools.progress.step(
+        f"use {use.number} of this confirm part, at level {use.level:.3g} of alpha {use.alpha:g}"
+    )
+    return use, expectations
+
+
+def _dev_scores(tools: Tools, name: str, candidate: Candidate) -> dict[str, Scores]:
+    """Of every merge that the choice was among, by version."""
+    from mergeops.tracking.scores import read_scores
+
+    found = {}
+    for rival in candidates(tools.tracking, name):
+        if not rival.is_scored or rival.questions != candidate.questions:
+            continue
+        try:
+            found[str(rival.version)] = read_scores(tools.tracking, rival.run_id, "dev")
+        except TrackingError:
+            # Its items were removed; it cannot be compared item by item.
+            continue
+    return found
+
+
+def _score(
+    tools: Tools, guard: Tools | None, recipe: Recipe, name: str, candidate: Candidate
 ) -> Scores:
+    path = checkpoint_of(tools, recipe, name, candidate)
+    label, sha256 = f"version {candidate.version}", candidate.weights_sha256 or None
+    scores = tools.score(label, path, "confirm", sha256=sha256)
+    if guard is None:
+        return scores
+    return _joined(scores, guard.score(label, path, "confirm", sha256=sha256))
+
+
+def checkpoint_of(tools: Tools, recipe: Recipe, name: str, candidate: Candidate) -> Path:
+    """The candidate's directory: in the work directory, else fetched from MLflow."""
     path = tools.work_dir / "merges" / candidate.plan_digest[:16]
     if read_manifest(path) is None:
         path = tools.resolve_one(recipe, f"models:/{name}/{candidate.version}").path
-    return tools.score(
-        f"version {candidate.version}", path, "confirm", sha256=candidate.weights_sha256 or None
+    return path
+
+
+def _reference_scores(
+    tools: Tools, guard: Tools | None, recipe: Recipe, reference: Reference
+) -> Scores:
+    scores = reference.score(tools, recipe, "confirm")
+    if guard is None:
+        return scores
+    path = guard.full_checkpoint(recipe, reference.source)
+    more = guard.score(
+        reference.label,
+        path,
+        "confirm",
+        sha256=reference.source.sha256,
+        tokenizer=guard.tokenizer_for(recipe, path),
     )
+    return _joined(scores, more)
 
 
-def _references(tools: Tools, recipe: Recipe, name: str) -> dict[str, Scores]:
-    wanted = recipe.promote.against
-    resolved = tools.resolve(recipe)
-    references: dict[str, Source] = {}
-    if "best_parent" in wanted:
-        dev = tools.score_parents(recipe)
-        best = max(recipe.sources, key=lambda source: dev[source].merit)
-        references[f"best_parent:{best}"] = resolved.sources[best]
-    if "base" in wanted and resolved.base is not None:
-        references["base"] = resolved.base
-    scores = {
-        label: tools.score_parent(recipe, source, "confirm") for label, source in references.items()
-    }
-    champion = registry.champion(tools.tracking, name) if "champion" in wanted else None
-    if champion is not None:
-        found = tools.resolve_one(recipe, f"models:/{name}/{champion}")
-        scores[f"champion:{champion}"] = tools.score(
-            f"champion, version {champion}", found.path, "confirm", sha256=found.sha256
-        )
-    return scores
+def _joined(scores: Scores, more: Scores) -> Scores:
+    return _with_tasks(scores, {**scores.tasks, **more.tasks})
+
+
+def _without(scores: Scores, tasks: Mapping[str, float]) -> Scores:
+    return _with_tasks(scores, {k: v for k, v in scores.tasks.items() if k not in tasks})
+
+
+def _with_tasks(scores: Scores, tasks: dict[str, Any]) -> Scores:
+    return dataclasses.replace(scores, tasks=tasks)

@@ -53,6 +53,9 @@ class EvaluateSpec:
     """Another salt gives another split of the items into dev and confirm."""
     seed: int = 1234
     """Seed of the few-shot draws."""
+    clusters: Mapping[str, str] = field(default_factory=dict)
+    """Task -> the field of its items that names what they share, e.g. {squad: title}: standard
+    errors then count clusters, not items."""
 
     def __post_init__(self) -> None:
         check_range("evaluate.batch_size", self.batch_size, 1, None)
@@ -100,23 +103,66 @@ class SearchSpec:
 
 
 @dataclass(frozen=True)
+class HooksSpec:
+    """What is told of a promotion or rollback, after it is done."""
+
+    command: tuple[str, ...] = ()
+    """A program and its arguments; the change is JSON on its standard input."""
+    webhook: str | None = None
+    """An http(s) URL that the change is posted to, signed with HMAC-SHA256."""
+    secret_env: str = "MERGEOPS_WEBHOOK_SECRET"
+    """The environment variable that holds the webhook's secret."""
+    attempts: int = 4
+    """Tries of one command; what still fails is tried again by the next one."""
+    backoff_s: float = 1.0
+    """Wait before the second try, doubled before each further one."""
+    timeout_s: float = 30.0
+    """Of one try."""
+
+    def __post_init__(self) -> None:
+        check_range("promote.hooks.attempts", self.attempts, 1, 20)
+        check_range("promote.hooks.backoff_s", self.backoff_s, 0.0, 600.0)
+        check_range("promote.hooks.timeout_s", self.timeout_s, 0.1, 3600.0)
+        if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
+            raise ConfigError(f"promote.hooks.webhook is {self.webhook!r}; write an http(s):// URL")
+
+
+@dataclass(frozen=True)
 class PromoteSpec:
     """The gate: what a merge must show on the confirm part to become @champion."""
 
     alpha: float = 0.05
-    """Significance level of the one-sided paired test against each reference."""
+    """The chance of ever promoting a merge that is not better, over all uses of the confirm part
+    together; the k-th use is tested at alpha / (k (k + 1))."""
     against: tuple[str, ...] = ("best_parent", "champion")
     """References to beat: best_parent (by dev score), champion, base."""
     primary: tuple[str, ...] = ()
     """Tasks whose items, pooled, must be better; empty means all of evaluate.tasks."""
+    retain: tuple[str, ...] = ()
+    """Tasks that may not be lost on; empty means all of evaluate.tasks."""
     margin: float = 0.05
-    """No single task may be worse than on the reference by more than this (score units) ..."""
+    """None of them may be worse than on the reference by more than this (score units) ..."""
+    margins: Mapping[str, float] = field(default_factory=dict)
+    """... or by this, for a single task, e.g. {spelling: 0.1} ..."""
     confidence: float = 0.95
-    """... with this one-sided confidence."""
+    """... with this one-sided confidence; it holds for floors and bits_per_byte too."""
+    floors: Mapping[str, float] = field(default_factory=dict)
+    """Scores that must be reached whatever the references do, e.g. {arithmetic: 0.6}; where lower
+    is better, scores that may not be exceeded."""
+    bits_per_byte: Mapping[str, float] = field(default_factory=dict)
+    """Perplexity tasks, scored at promotion only, and by how many bits per byte each may rise over
+    each reference, e.g. {wikitext: 0.02}."""
+    approval: bool = False
+    """Promote only proposes (@challenger); another user completes with `mergeops approve`."""
+    hooks: HooksSpec = field(default_factory=HooksSpec)
 
     def __post_init__(self) -> None:
         check_range("promote.alpha", self.alpha, 1e-9, 0.5)
         check_range("promote.margin", self.margin, 0.0, 1.0)
+        for task, margin in self.margins.items():
+            check_range(f"promote.margins.{task}", margin, 0.0, 1.0)
+        for task, rise in self.bits_per_byte.items():
+            check_range(f"promote.bits_per_byte.{task}", rise, 0.0, 8.0)
         check_range("promote.confidence", self.confidence, 0.5, 0.999999)
         for i, reference in enumerate(self.against):
             check_choice(f"promote.against[{i}]", reference, ("best_parent", "champion", "base"))

@@ -51,9 +51,11 @@ class Tools:
     def load_tasks(self) -> TaskSet | None:
         """Load and check the tasks once, before any model is touched; None where there are none."""
         if self._tasks is None and self.evaluate.tasks:
+            from mergeops.evaluate.items import check_clusters
             from mergeops.evaluate.tasks import load_tasks
 
             self._tasks = load_tasks(self.evaluate)
+            check_clusters(self._tasks)
         return self._tasks
 
     def resolve(self, recipe: Recipe) -> Resolved:
@@ -109,19 +111,22 @@ class Tools:
     ) -> Scores:
         """Score a full checkpoint on one part of the tasks, or find it scored."""
         from mergeops.evaluate.harness import score
+        from mergeops.evaluate.items import with_clusters
 
+        tasks = self.load_tasks()
         with self.progress.bar(f"scoring {label}") as tick:
-            return score(
+            scores = score(
                 path,
                 sha256 or self.weights_sha256(path),
                 self.evaluate,
                 part,
                 work_dir=self.work_dir,
                 tokenizer=tokenizer,
-                tasks=self.load_tasks(),
+                tasks=tasks,
                 trust_remote_code=self.trust_remote_code,
                 progress=lambda _task, done, total: tick(done, total),
             )
+        return with_clusters(scores, tasks) if tasks else scores
 
     def weights_sha256(self, path: Path) -> str:
         """Digest of a full checkpoint's weights; files are hashed once."""
@@ -165,20 +170,20 @@ class Tools:
         log: Callable[[Source, Scores], object] | None = None,
     ) -> Scores:
         """Score one parent and log it; an adapter is applied to its base first."""
-        resolved = self.resolve(recipe)
         path = self.full_checkpoint(recipe, source)
-        of_base = (resolved.base.path, resolved.base.adapter_base) if resolved.base else ()
-        tokenizer = next(
-            (
-                place
-                for place in (path, *of_base)
-                if place is not None and (place / "tokenizer_config.json").is_file()
-            ),
-            None,
-        )
+        tokenizer = self.tokenizer_for(recipe, path)
         scores = self.score(source.name, path, part, sha256=source.sha256, tokenizer=tokenizer)
         (log or self.tracking.log_parent)(source, scores)
         return scores
+
+    def tokenizer_for(self, recipe: Recipe, path: Path) -> Path | None:
+        """The directory itself where it has a tokenizer, else the base's where that has one."""
+        base = self.resolve(recipe).base
+        of_base = (base.path, base.adapter_base) if base else ()
+        for place in (path, *of_base):
+            if place is not None and (place / "tokenizer_config.json").is_file():
+                return place
+        return None
 
     def full_checkpoint(self, recipe: Recipe, source: Source) -> Path:
         """The source's directory, or for an adapter the full model that it stands for."""

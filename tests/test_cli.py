@@ -25,7 +25,12 @@ FROZEN = {
     "methods": "NAME --json --debug",
     "promote": "NAME OVERRIDES --version --expect-current --force --reason --config-dir --json"
     " --quiet --debug",
-    "rollback": "NAME OVERRIDES --config-dir --json --debug",
+    "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json --quiet"
+    " --debug",
+    "reject": "NAME OVERRIDES --version --reason --config-dir --json --quiet --debug",
+    "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --quiet --debug",
+    "history": "NAME OVERRIDES --config-dir --json --debug",
+    "controls": "NAME OVERRIDES --version --only --config-dir --json --quiet --debug",
     "run": "OVERRIDES --multirun --config-dir --cfg --json --quiet --debug",
     "search": "OVERRIDES --config-dir --cfg --json --quiet --debug",
     "verify": "WHERE --json --debug",

@@ -191,7 +191,7 @@ def test_a_verdict_is_json_and_a_table() -> None:
     rows = found.rows()
     assert all(len(row) == len(COLUMNS) for row in rows)
     assert rows[0][:5] == ("best_parent:math", "better", "a, b", "400", "+0.033")
-    assert rows[0][6].startswith("p 0.")
+    assert rows[0][6] == "p = 0.046, allowed 0.05"
     assert rows[2][6] == "low > -0.030"
     assert rows[2][-1] == "fail"
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from tracking_case import Case, make_case, make_scores, sha256
 
+from mergeops.audit import Change, audit
+from mergeops.candidates import candidates
 from mergeops.errors import ConfigError, GateRefusedError, TrackingError
-from mergeops.promote import Change, audit, candidates, champion, promote, rollback
+from mergeops.promote import champion, promote, rollback
 from mergeops.recipe import TrackingSpec
 from mergeops.tracking.connection import connect
 from mergeops.tracking.lock import only_one
@@ -170,6 +172,8 @@ def test_rollback_swaps_champion_and_previous_and_can_be_undone(registered: Case
         "evidence_sha256": None,
         "forced": False,
         "reason": "latency",
+        "proposed_by": None,
+        "hooks": [],
     }
     assert aliases(registered) == {"champion": 1, "previous": 3}
     assert statuses(registered) == {1: "promoted", 2: "candidate", 3: "superseded"}
@@ -231,7 +235,7 @@ def killed_after(case: Case, writes: int, act: Callable[[Case], object]) -> bool
     return False
 
 
-@pytest.mark.parametrize("writes", range(1, 9))
+@pytest.mark.parametrize("writes", range(1, 10))
 def test_a_promotion_killed_after_any_write_is_completed_by_the_same_command(
     registered: Case, writes: int
 ) -> None:
@@ -249,7 +253,7 @@ def test_a_promotion_killed_after_any_write_is_completed_by_the_same_command(
 def test_a_promotion_makes_no_more_writes_than_are_tested(registered: Case) -> None:
     move(registered, 1)
     move(registered, 2)
-    assert not killed_after(registered, 9, lambda case: move(case, 3))
+    assert not killed_after(registered, 11, lambda case: move(case, 3))
 
 
 @pytest.mark.parametrize("writes", range(1, 8))

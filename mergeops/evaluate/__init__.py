@@ -25,6 +25,9 @@ class ItemResult:
     target_hash: str
     value: float
     """The metric's value on this item: 0.0 or 1.0 for acc and exact_match."""
+    cluster: str = ""
+    """What the item shares with others of its task (a passage, a template), where
+    ``evaluate.clusters`` names it; items of one cluster are not independent."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ not. So everything here works on differences, and refuses items that are not pro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import Scores, TaskScore
 
+EXACT = "exact McNemar"
 Pairs = tuple[tuple[float, float], ...]
 """(candidate, reference) for each item, larger is better."""
 
@@ -28,29 +30,36 @@ class Comparison:
     """Mean of candidate minus reference."""
     low: float
     high: float
-    """Two-sided interval of ``confidence``, from -inf to inf for one item."""
+    """Two-sided interval of ``confidence``, from -inf to inf for one item or one cluster."""
     confidence: float
     p_value: float
     """One-sided: the chance of a difference as large if the candidate were no better."""
     test: str
-    """``exact McNemar`` for items of 0 and 1, else ``paired t``."""
+    """``exact McNemar`` for items of 0 and 1, else ``paired t``; ``clustered t`` for clusters."""
     wins: int
     """Items on which the candidate is better."""
     losses: int
     """Items on which it is worse."""
+    units: int
+    """What is independent: items, or clusters of them."""
 
-    def detectable(self, alpha: float, power: float = 0.8) -> float | None:
+    def detectable(self, alpha: float, power: float = 0.8, n: int | None = None) -> float | None:
         """The smallest true difference that a test of level ``alpha`` finds with ``power``, given
-        how often these two models differ; None if they never do."""
-        if self.test == "exact McNemar":
-            return detectable_share(self.n, (self.wins + self.losses) / self.n, alpha, power)
-        if not math.isfinite(self.high) or self.high == self.low:
+        how often these two models differ; None if they never do.
+
+        Args:
+            n: on so many items like these; None takes as many.
+        """
+        n = self.n if n is None else n
+        if self.test == EXACT:
+            return detectable_share(n, (self.wins + self.losses) / self.n, alpha, power)
+        if not math.isfinite(self.high) or self.high == self.low or n == 0:
             return None
         from scipy.stats import t
 
-        quantile = float(t.ppf(0.5 + self.confidence / 2, self.n - 1))
+        quantile = float(t.ppf(0.5 + self.confidence / 2, self.units - 1))
         stderr = (self.high - self.low) / (2 * quantile)
-        return (_z(1 - alpha) + _z(power)) * stderr
+        return (_z(1 - alpha) + _z(power)) * stderr * math.sqrt(self.n / n)
 
 
 def pair(
@@ -103,28 +112,58 @@ def compare(
             f"({candidate.tasks[down].metric}, lower is better) cannot be pooled; choose some with "
             "the same direction"
         )
-    return compare_pairs([p for pairs in paired.values() for p in pairs], confidence=confidence)
+    return compare_pairs(
+        [p for pairs in paired.values() for p in pairs],
+        clusters=cluster_labels(candidate, tuple(paired)),
+        confidence=confidence,
+    )
 
 
-def compare_pairs(pairs: Iterable[tuple[float, float]], *, confidence: float = 0.95) -> Comparison:
+def cluster_labels(scores: Scores, tasks: Iterable[str]) -> list[str] | None:
+    """One label for each item of the tasks in order, an item without a cluster being its own; None
+    where no two items share one."""
+    labels = [
+        f"{task}:{item.cluster}" if item.cluster else f"{task}#{item.doc_id}"
+        for task in tasks
+        for item in scores.tasks[task].items
+    ]
+    return labels if len(set(labels)) < len(labels) else None
+
+
+def compare_pairs(
+    pairs: Iterable[tuple[float, float]],
+    *,
+    clusters: Sequence[str] | None = None,
+    confidence: float = 0.95,
+) -> Comparison:
     """Compare (candidate, reference) values of the same items.
+
+    Args:
+        clusters: a label for each item; equal ones are not independent. None: all items are.
 
     Raises:
         EvaluationError: there are none.
     """
     pairs = list(pairs)
-    n = len(pairs)
+    n = units = len(pairs)
     if n == 0:
         raise EvaluationError("there are no items to compare on")
     wins = sum(a > b for a, b in pairs)
     losses = sum(a < b for a, b in pairs)
-    if all(value in (0.0, 1.0) for p in pairs for value in p):
+    if clusters is not None:
+        groups: dict[str, list[float]] = defaultdict(list)
+        for label, (a, b) in zip(clusters, pairs, strict=True):
+            groups[label].append(a - b)
+        units = len(groups)
+        difference, low, high, p_value = _clustered_t(list(groups.values()), confidence)
+        test = "clustered t"
+    elif all(value in (0.0, 1.0) for p in pairs for value in p):
         low, high = tango_interval(wins, losses, n, confidence)
-        difference, p_value, test = (wins - losses) / n, mcnemar_p(wins, losses), "exact McNemar"
+        difference, p_value, test = (wins - losses) / n, mcnemar_p(wins, losses), EXACT
     else:
-        difference, low, high, p_value = _paired_t([a - b for a, b in pairs], confidence)
+        difference, low, high, p_value = _clustered_t([[a - b] for a, b in pairs], confidence)
         test = "paired t"
-    return Comparison(n, difference, low, high, confidence, p_value, test, wins, losses)
+    return Comparison(n, difference, low, high, confidence, p_value, test, wins, losses, units)
 
 
 def mcnemar_p(wins: int, losses: int) -> float:
@@ -186,15 +225,16 @@ def _pair_task(candidate: TaskScore, reference: TaskScore) -> Pairs:
             "with the same evaluate.limit, confirm_fraction and split_salt"
         )
     sign = 1.0 if candidate.higher_is_better else -1.0
-    pairs = []
-    for mine, other in zip(candidate.items, reference.items, strict=True):
-        for what in ("doc_id", "doc_hash", "prompt_hash", "target_hash"):
-            if getattr(mine, what) != getattr(other, what):
-                raise EvaluationError(
-                    f"task {task}, item {mine.doc_id}: the {_NAMES[what]} is not the same for both "
-                    "models; score both with the same task files and settings"
-                )
-        pairs.append((sign * mine.value, sign * other.value))
+    both = list(zip(candidate.items, reference.items, strict=True))
+    for what, name in _NAMES.items():
+        other_ids = [a.doc_id for a, b in both if getattr(a, what) != getattr(b, what)]
+        if other_ids:
+            raise EvaluationError(
+                f"task {task}, item {other_ids[0]}: the {name} is not the same for both models, as "
+                f"on {len(other_ids)} of {len(both)} items; score both with the same task files "
+                "and settings"
+            )
+    pairs = [(sign * mine.value, sign * other.value) for mine, other in both]
     if sign < 0 and all(v in (0.0, -1.0) for p in pairs for v in p):
         return tuple((1.0 + a, 1.0 + b) for a, b in pairs)  # an error rate: count what is right
     return tuple(pairs)
@@ -208,20 +248,25 @@ _NAMES: Mapping[str, str] = {
 }
 
 
-def _paired_t(differences: list[float], confidence: float) -> tuple[float, float, float, float]:
-    """Mean, interval and one-sided p of Student's paired t test."""
+def _clustered_t(groups: list[list[float]], confidence: float) -> tuple[float, float, float, float]:
+    """Mean, interval and one-sided p of a t test on the differences of independent groups.
+
+    The variance sums each group's residuals before squaring them (Miller 2024,
+    https://arxiv.org/abs/2411.00640, section 2.2), times G / (G - 1) for G groups, with G - 1
+    degrees of freedom. Groups of one make it Student's paired t test.
+    """
     from scipy.stats import t
 
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    if n == 1:
+    n, count = sum(map(len, groups)), len(groups)
+    mean = math.fsum(d for group in groups for d in group) / n
+    if count == 1:
         return mean, -math.inf, math.inf, 0.5
-    variance = math.fsum((d - mean) ** 2 for d in differences) / (n - 1)
-    stderr = math.sqrt(variance / n)
+    squares = math.fsum(math.fsum(d - mean for d in group) ** 2 for group in groups)
+    stderr = math.sqrt(squares * count / (count - 1)) / n
     if stderr == 0:
         return mean, mean, mean, 0.0 if mean > 0 else 1.0
-    half = float(t.ppf(0.5 + confidence / 2, n - 1)) * stderr
-    return mean, mean - half, mean + half, float(t.sf(mean / stderr, n - 1))
+    half = float(t.ppf(0.5 + confidence / 2, count - 1)) * stderr
+    return mean, mean - half, mean + half, float(t.sf(mean / stderr, count - 1))
 
 
 def _tango_bound(wins: int, losses: int, n: int, z: float) -> float:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from mergeops.report.console import console as _console
+from mergeops.report.console import escape as _escape
+from mergeops.report.console import table as _table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.console import Console
-    from rich.table import Table
-
-    from mergeops.confirm import Outcome
     from mergeops.pipeline import Trial
     from mergeops.report.leaderboard import Leaderboard
     from mergeops.search import Found
@@ -62,39 +62,6 @@ def print_search(strategy: str, found: Found) -> None:
         )
 
 
-def print_promotion(outcome: Outcome) -> None:
-    """Every check of the gate with its numbers, and the verdict."""
-    console = _console()
-    console.print(_table(("the merge must be", "difference", "rule", "outcome"), _checks(outcome)))
-    label = f"version {outcome.version} of {outcome.name}"
-    if outcome.change is None:
-        console.print(f"[bold red]{outcome.verdict.decision}[/]: {label} stays a candidate")
-        for reason in outcome.verdict.reasons:
-            console.print(f"  - {_escape(reason)}")
-        return
-    before = outcome.change.came_from
-    was = f"was version {before}" if before is not None else "the first one"
-    forced = f", forced: {outcome.change.reason}" if outcome.change.forced else ""
-    console.print(
-        f"[bold green]promoted[/]: models:/{outcome.name}@champion is version {outcome.version} "
-        f"({was}{_escape(forced)})"
-    )
-
-
-def _checks(outcome: Outcome) -> list[tuple[str, str, str, str]]:
-    rows = []
-    for check in outcome.verdict.checks:
-        if check.kind == "better":
-            what = f"better than {check.reference} on {check.n} items"
-            rule = f"p = {check.p_value:.3g}, allowed {check.threshold:g}"
-        else:
-            what = f"not worse on {check.tasks[0]} ({check.n} items)"
-            rule = f"low > {check.threshold:+.3f}"
-        interval = f"{check.difference:+.3f} [{check.low:+.3f}, {check.high:+.3f}]"
-        rows.append((what, interval, rule, check.outcome))
-    return rows
-
-
 def print_adoption(adoption: Adoption, recipe_path: Path | None) -> None:
     """Every run, what it left, and which can be merged together."""
     console = _console()
@@ -127,33 +94,9 @@ def _size(n: int | None) -> str:
     return "-" if n is None else f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
-def _table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(_escape(cell) for cell in row))
-    return table
-
-
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=False)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mergeops.tracking.connection import Tracking
 
 ALL_TASKS = "all tasks"
-ITEM_COLUMNS = ("task", "doc_id", "value", "doc_hash", "prompt_hash", "target_hash")
+ITEM_COLUMNS = ("task", "doc_id", "value", "doc_hash", "prompt_hash", "target_hash", "cluster")
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,8 @@ def _log_items(tracking: Tracking, run_id: str, scores: Scores) -> None:
             writer.writerow(ITEM_COLUMNS)
             for name, task in scores.tasks.items():
                 for i in task.items:
-                    row = (i.doc_id, repr(i.value), i.doc_hash, i.prompt_hash, i.target_hash)
-                    writer.writerow((name, *row))
+                    hashes = (i.doc_hash, i.prompt_hash, i.target_hash)
+                    writer.writerow((name, i.doc_id, repr(i.value), *hashes, i.cluster))
         tracking.client.log_artifacts(run_id, folder)
 
 
@@ -253,6 +253,7 @@ def _from_plain(raw: dict[str, Any], rows: list[dict[str, str]]) -> Scores:
                 prompt_hash=row["prompt_hash"],
                 target_hash=row["target_hash"],
                 value=float(row["value"]),
+                cluster=row.get("cluster", ""),
             )
         )
     tasks = {
@@ -272,6 +273,10 @@ def _from_plain(raw: dict[str, Any], rows: list[dict[str, str]]) -> Scores:
 
 
 def _sha256(scores: Scores) -> str:
-    items = [[i.value, i.prompt_hash] for task in scores.tasks.values() for i in task.items]
+    items = [
+        [i.value, i.prompt_hash, *([i.cluster] if i.cluster else [])]
+        for task in scores.tasks.values()
+        for i in task.items
+    ]
     text = json.dumps([_plain(scores), items], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -11,8 +11,9 @@ import pytest
 from mlflow_server import Server
 from tracking_case import Case, make_scores
 
+from mergeops.candidates import candidates
 from mergeops.errors import TrackingError
-from mergeops.promote import candidates, promote, rollback
+from mergeops.promote import promote, rollback
 
 pytestmark = pytest.mark.integration
 

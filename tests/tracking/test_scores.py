@@ -107,7 +107,7 @@ def test_items_are_a_table_that_mlflow_shows(trial: Any, tmp_path: Path) -> None
     trial.log_scores(make_scores())
     path = trial.tracking.client.download_artifacts(trial.run_id, "samples/dev.csv", str(tmp_path))
     lines = Path(path).read_text().splitlines()
-    assert lines[0] == "task,doc_id,value,doc_hash,prompt_hash,target_hash"
+    assert lines[0] == "task,doc_id,value,doc_hash,prompt_hash,target_hash,cluster"
     assert lines[1].startswith("arithmetic,0,1.0,")
     assert len(lines) == 1 + 16
 

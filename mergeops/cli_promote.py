@@ -1,0 +1,253 @@
+"""The commands about @champion: promote, approve, reject, rollback, history, and controls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mergeops.errors import ConfigError
+from mergeops.options import (
+    AS_JSON,
+    CONFIG_DIR,
+    OVERRIDES,
+    QUIET,
+    name_first,
+    options,
+    print_result,
+)
+from mergeops.progress import Progress
+
+if TYPE_CHECKING:
+    from mergeops.audit import Change
+    from mergeops.recipe import Recipe
+    from mergeops.tracking.connection import Tracking
+
+NAME = click.argument("name", required=False)
+EXPECT = click.option(
+    "--expect-current",
+    type=click.IntRange(min=0),
+    help="Refuse unless this version is @champion now; 0: unless none is.",
+)
+
+
+@click.command()
+@NAME
+@OVERRIDES
+@click.option("--version", type=int, help="Candidate version; default: the best on dev.")
+@EXPECT
+@click.option("--force", is_flag=True, help="Promote against the gate; needs --reason.")
+@click.option("--reason", help="Why the gate is overruled; kept in the audit.")
+@options(CONFIG_DIR, AS_JSON, QUIET)
+def promote(
+    name: str | None,
+    overrides: tuple[str, ...],
+    version: int | None,
+    expect_current: int | None,
+    force: bool,
+    reason: str | None,
+    config_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Move NAME@champion to a merge, if it is better on the confirm part.
+
+    With promote.approval=true the merge becomes @challenger, and waits for another user.
+    """
+    from mergeops import confirm
+
+    recipe, name = _settings(name, overrides, config_dir)
+    outcome = confirm.promote(
+        recipe,
+        name,
+        Progress(quiet=quiet),
+        version=version,
+        expect_current=expect_current,
+        force=force,
+        reason=reason,
+    )
+    if as_json:
+        print_result(outcome.to_dict(), True)
+    else:
+        from mergeops.report.promotion import print_promotion
+
+        print_promotion(outcome)
+    outcome.raise_if_refused()
+
+
+@click.command()
+@NAME
+@OVERRIDES
+@click.option("--version", type=int, help="Refuse unless this version is the one that waits.")
+@EXPECT
+@click.option("--reason", help="Kept in the audit.")
+@options(CONFIG_DIR, AS_JSON, QUIET)
+def approve(
+    name: str | None,
+    overrides: tuple[str, ...],
+    version: int | None,
+    expect_current: int | None,
+    reason: str | None,
+    config_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make NAME@challenger, which another user proposed, the champion."""
+    from mergeops import approval, hooks
+    from mergeops.report.promotion import print_change
+    from mergeops.tracking.connection import connect
+    from mergeops.tracking.user import current_user
+
+    recipe, name = _settings(name, overrides, config_dir)
+    told = hooks.configured(recipe.promote.hooks)
+    tracking = connect(recipe.tracking)
+    change = approval.approve(
+        tracking,
+        name,
+        user=current_user(),
+        version=version,
+        expect_current=expect_current,
+        reason=reason,
+        hooks=told,
+    )
+    _deliver(tracking, name, recipe, quiet)
+    if as_json:
+        return print_result(change.to_dict(), True)
+    print_change(change)
+
+
+@click.command()
+@NAME
+@OVERRIDES
+@click.option("--version", type=int, help="Refuse unless this version is the one that waits.")
+@click.option("--reason", required=True, help="Kept in the audit.")
+@options(CONFIG_DIR, AS_JSON, QUIET)
+def reject(
+    name: str | None,
+    overrides: tuple[str, ...],
+    version: int | None,
+    reason: str,
+    config_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Close the proposal of NAME@challenger; the champion stays."""
+    from mergeops import approval
+    from mergeops.tracking.connection import connect
+    from mergeops.tracking.user import current_user
+
+    if not reason.strip():
+        raise ConfigError("--reason is empty; say why, for the proposer reads it")
+    recipe, name = _settings(name, overrides, config_dir)
+    tracking = connect(recipe.tracking)
+    change = approval.reject(tracking, name, user=current_user(), reason=reason, version=version)
+    _deliver(tracking, name, recipe, quiet)
+    text = f"rejected: version {change.to} of {name}, proposed by {change.proposed_by}"
+    print_result(change.to_dict() if as_json else text, as_json)
+
+
+@click.command()
+@NAME
+@OVERRIDES
+@EXPECT
+@click.option("--reason", help="Kept in the audit.")
+@options(CONFIG_DIR, AS_JSON, QUIET)
+def rollback(
+    name: str | None,
+    overrides: tuple[str, ...],
+    expect_current: int | None,
+    reason: str | None,
+    config_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Move NAME@champion back to NAME@previous."""
+    from mergeops import hooks
+    from mergeops import promote as registry
+    from mergeops.tracking.connection import connect
+    from mergeops.tracking.user import current_user
+
+    recipe, name = _settings(name, overrides, config_dir)
+    told = hooks.configured(recipe.promote.hooks)
+    tracking = connect(recipe.tracking)
+    change: Change = registry.rollback(
+        tracking,
+        name,
+        user=current_user(),
+        reason=reason,
+        expect_current=expect_current,
+        hooks=told,
+    )
+    _deliver(tracking, name, recipe, quiet)
+    text = f"{change.name}@champion is version {change.to} again (was {change.came_from})"
+    print_result(change.to_dict() if as_json else text, as_json)
+
+
+@click.command()
+@NAME
+@OVERRIDES
+@options(CONFIG_DIR, AS_JSON)
+def history(
+    name: str | None, overrides: tuple[str, ...], config_dir: Path | None, as_json: bool
+) -> None:
+    """Every promotion, refusal, proposal, rollback and use of the confirm part of NAME."""
+    from mergeops.history import history as read
+    from mergeops.report.promotion import print_history
+    from mergeops.tracking.connection import connect
+
+    recipe, name = _settings(name, overrides, config_dir)
+    found = read(connect(recipe.tracking, create=False), name)
+    if as_json:
+        return print_result(found.to_dict(), True)
+    print_history(found)
+
+
+@click.command()
+@NAME
+@OVERRIDES
+@click.option("--version", type=int, help="Which merge; default: the best on dev.")
+@click.option(
+    "--only",
+    type=click.Choice(["leave-one-out", "random"]),
+    help="One kind of control; default: both.",
+)
+@options(CONFIG_DIR, AS_JSON, QUIET)
+def controls(
+    name: str | None,
+    overrides: tuple[str, ...],
+    version: int | None,
+    only: str | None,
+    config_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """What each source of a merge contributes: the merge without it, and with noise for it.
+
+    All on the dev part; nothing is registered.
+    """
+    from mergeops.controls import run_controls
+    from mergeops.report.promotion import print_controls
+
+    recipe, name = _settings(name, overrides, config_dir)
+    found = run_controls(recipe, name, Progress(quiet=quiet), version=version, only=only)
+    if as_json:
+        return print_result(found.to_dict(), True)
+    print_controls(found)
+
+
+def _settings(
+    name: str | None, overrides: tuple[str, ...], config_dir: Path | None
+) -> tuple[Recipe, str]:
+    from mergeops import compose
+
+    name, overrides = name_first(name, overrides)
+    recipe = compose.compose(overrides, config_dir=config_dir)
+    return recipe, name or recipe.tracking.registered_model
+
+
+def _deliver(tracking: Tracking, name: str, recipe: Recipe, quiet: bool) -> None:
+    from mergeops import hooks
+
+    for failure in hooks.deliver(tracking, name, recipe.promote.hooks):
+        Progress(quiet=quiet).step(f"note: {failure}")

@@ -1,0 +1,77 @@
+"""What the items of loaded tasks say beside the questions: their clusters, and which they are.
+
+A cluster is named by a field of the item (``evaluate.clusters``), so it belongs to the data and not
+to the scores: naming it later scores nothing again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+from mergeops.errors import EvaluationError
+from mergeops.evaluate import Scores
+from mergeops.evaluate.split import item_digest
+from mergeops.evaluate.tasks import LoadedTask, TaskSet
+
+
+def check_clusters(tasks: TaskSet) -> None:
+    """Refuse ``evaluate.clusters`` that names no task or no field, before a model is loaded.
+
+    Raises:
+        EvaluationError: says which are there.
+    """
+    for name, field in tasks.spec.clusters.items():
+        where = f"evaluate.clusters.{name}"
+        if name not in tasks.tasks:
+            raise EvaluationError(
+                f"{where}: task {name!r} is not scored; the tasks are: {', '.join(tasks.tasks)}"
+            )
+        docs = tasks.tasks[name].docs
+        without = [i for i, doc in enumerate(docs) if field not in doc]
+        if without:
+            raise EvaluationError(
+                f"{where} is {field!r}, which {len(without)} of {len(docs)} items lack, item "
+                f"{without[0]} first; its fields: {', '.join(map(str, docs[without[0]]))}"
+            )
+
+
+def with_clusters(scores: Scores, tasks: TaskSet) -> Scores:
+    """The same scores, each item with the cluster that ``evaluate.clusters`` gives it."""
+    named = {name: field for name, field in tasks.spec.clusters.items() if name in scores.tasks}
+    if not named:
+        return scores
+    clustered = dict(scores.tasks)
+    for name, field in named.items():
+        docs = tasks.tasks[name].docs
+        clustered[name] = dataclasses.replace(
+            scores.tasks[name],
+            items=tuple(
+                dataclasses.replace(item, cluster=_label(docs[item.doc_id][field]))
+                for item in scores.tasks[name].items
+            ),
+        )
+    return dataclasses.replace(scores, tasks=clustered)
+
+
+def part_digests(tasks: TaskSet, part: str) -> dict[str, str]:
+    """Task -> digest of the items in a part: their content alone, so that no setting of the scoring
+    (batch size, dtype, prompt) makes the same items look like new ones."""
+    return {name: _content(task, part) for name, task in tasks.tasks.items()}
+
+
+def part_sizes(tasks: TaskSet, part: str) -> dict[str, int]:
+    """Task -> number of items in a part."""
+    return {name: len(task.ids[part]) for name, task in tasks.tasks.items()}
+
+
+def _content(task: LoadedTask, part: str) -> str:
+    digests = sorted(item_digest(task.docs[i]) for i in task.ids[part])
+    return hashlib.sha256("".join([task.name, *digests]).encode()).hexdigest()[:16]
+
+
+def _label(value: Any) -> str:
+    text = value if isinstance(value, str) else item_digest(value)
+    # Passages may be long, and go into a CSV of every item.
+    return text if len(text) <= 40 else hashlib.sha256(text.encode()).hexdigest()[:16]

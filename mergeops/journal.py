@@ -1,0 +1,137 @@
+"""How a change of aliases is made: written down first, then done in steps that may be repeated.
+
+MLflow sets an alias in one step, but moving two of them is two steps, and it has no
+compare-and-set. So a change is written down (tag ``mergeops.change_in_progress``), then applied:
+previous, champion, statuses, audit. Whoever reads @champion sees the old one or the new one, and
+whatever a crash leaves undone the next command completes. Writers exclude each other by a lock on
+this machine and one on the server, and read again after writing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mergeops.audit import PROMOTE, PROPOSED, REJECTED, ROLLBACK, Change, add_entry
+from mergeops.errors import TrackingError
+from mergeops.tracking.lease import lease
+from mergeops.tracking.lock import only_one
+from mergeops.tracking.registry import find_registered_model
+
+if TYPE_CHECKING:
+    from mergeops.tracking.connection import Tracking
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+CHALLENGER = "challenger"
+APPROVAL = "approval_status"
+"""Tag of a proposed version: pending, approved, rejected or superseded."""
+PROPOSAL = "mergeops.proposal"
+IN_PROGRESS = "mergeops.change_in_progress"
+HOOK = "mergeops.hook."
+
+Check = Callable[[], None]
+"""Raises where the lock was lost."""
+
+
+@contextmanager
+def writing(tracking: Tracking, name: str) -> Iterator[Check]:
+    """Be the only writer of a model's aliases for the block, after any half-done change is done.
+
+    Raises:
+        TrackingError: there is no such model, or another writer is at work.
+    """
+    registry = tracking.spec.registry_uri or tracking.uri
+    what = f"the champion of {name}"
+    find_registered_model(tracking, name)
+    with only_one(what, registry, name), lease(tracking, what, name) as held:
+        begun = find_registered_model(tracking, name).tags.get(IN_PROGRESS)
+        if begun:
+            left = Change.from_dict(json.loads(begun))
+            moves = left.kind in (PROMOTE, ROLLBACK)
+            if moves and aliases(tracking, name).get(CHAMPION) not in (left.came_from, left.to):
+                # Somebody set the alias by hand since: that is newer.
+                tracking.client.delete_registered_model_tag(name, IN_PROGRESS)
+            else:
+                _finish(tracking, left, held)
+        yield held
+
+
+def apply(tracking: Tracking, change: Change, held: Check) -> Change:
+    """Make a change; complete or, after a crash, completed by the next command."""
+    tracking.client.set_registered_model_tag(change.name, IN_PROGRESS, json.dumps(change.to_dict()))
+    _finish(tracking, change, held)
+    return change
+
+
+def aliases(tracking: Tracking, name: str) -> dict[str, int]:
+    """Alias -> version."""
+    found = find_registered_model(tracking, name).aliases
+    return {alias: int(version) for alias, version in found.items()}
+
+
+def begun(tracking: Tracking, name: str) -> Change | None:
+    """A change that a crash left half-done."""
+    text = find_registered_model(tracking, name).tags.get(IN_PROGRESS)
+    return Change.from_dict(json.loads(text)) if text else None
+
+
+def proposal(tracking: Tracking, name: str) -> Change | None:
+    """The change that waits for another user's approval."""
+    text = find_registered_model(tracking, name).tags.get(PROPOSAL)
+    return Change.from_dict(json.loads(text)) if text else None
+
+
+def set_status(tracking: Tracking, name: str, version: int, status: str) -> None:
+    """Tag a version with its status."""
+    tracking.client.set_model_version_tag(name, str(version), "mergeops.status", status)
+
+
+def _finish(tracking: Tracking, change: Change, held: Check) -> None:
+    # Every step may be repeated, and a crash between two of them is completed by the next command.
+    client = tracking.client
+    if change.kind == PROPOSED:
+        client.set_registered_model_alias(change.name, CHALLENGER, str(change.to))
+        client.set_model_version_tag(change.name, str(change.to), APPROVAL, "pending")
+        client.set_registered_model_tag(change.name, PROPOSAL, json.dumps(change.to_dict()))
+    elif change.kind == REJECTED:
+        _close_proposal(tracking, change, "rejected")
+    else:
+        _move_champion(tracking, change, held)
+    add_entry(tracking, change)
+    if change.hooks:
+        waiting = {"change": change.to_dict(), "pending": list(change.hooks)}
+        client.set_registered_model_tag(change.name, f"{HOOK}{change.id}", json.dumps(waiting))
+    client.delete_registered_model_tag(change.name, IN_PROGRESS)
+
+
+def _move_champion(tracking: Tracking, change: Change, held: Check) -> None:
+    client = tracking.client
+    if change.came_from is not None:
+        client.set_registered_model_alias(change.name, PREVIOUS, str(change.came_from))
+    held()
+    client.set_registered_model_alias(change.name, CHAMPION, str(change.to))
+    now = aliases(tracking, change.name).get(CHAMPION)
+    if now != change.to:
+        raise TrackingError(
+            f"{change.name}@champion became version {now} while version {change.to} was being "
+            "promoted; somebody else promotes too: agree, then promote again"
+        )
+    set_status(tracking, change.name, change.to, "promoted")
+    if change.came_from is not None:
+        set_status(tracking, change.name, change.came_from, "superseded")
+    waiting = proposal(tracking, change.name)
+    if waiting is not None and waiting.to == change.to:
+        _close_proposal(tracking, change, "approved")
+
+
+def _close_proposal(tracking: Tracking, change: Change, outcome: str) -> None:
+    client = tracking.client
+    client.set_model_version_tag(change.name, str(change.to), APPROVAL, outcome)
+    if aliases(tracking, change.name).get(CHALLENGER) == change.to:
+        client.delete_registered_model_alias(change.name, CHALLENGER)
+    # The tag last: it is what says that there is something to close.
+    if proposal(tracking, change.name) is not None:
+        client.delete_registered_model_tag(change.name, PROPOSAL)

@@ -1,0 +1,37 @@
+"""Tables and markup on the terminal's stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def console() -> Console:
+    """The terminal, without guesses about what to colour."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of texts that wraps where the terminal is narrow."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(cell) for cell in row))
+    return made
+
+
+def escape(text: str) -> str:
+    """The text, with nothing in it taken for markup."""
+    from rich.markup import escape as escape_markup
+
+    return escape_markup(text)
