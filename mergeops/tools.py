@@ -179,8 +179,8 @@ class Tools:
     def tokenizer_for(self, recipe: Recipe, path: Path) -> Path | None:
         """The directory itself where it has a tokenizer, else the base's where that has one."""
         base = self.resolve(recipe).base
-        of_base = (base.path, base.adapter_base) if base else ()
-        for place in (path, *of_base):
+        places = [path, base.path, base.adapter_base] if base else [path]
+        for place in places:
             if place is not None and (place / "tokenizer_config.json").is_file():
                 return place
         return None
