@@ -98,6 +98,8 @@ def convert(
         raise ConfigError(f"{config_file} does not exist")
     converted = read_mergekit(config_file, compat=compat is not None)
     Recipe.from_dict(converted.recipe)
+    for note in converted.notes:
+        click.echo(f"mergeops: warning: {note}", err=True)
     if out is not None:
         if out.exists() and not force:
             raise ConfigError(f"{out} exists; choose another name, or add --force")
