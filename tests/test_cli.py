@@ -28,7 +28,7 @@ FROZEN = {
     "rollback": "NAME OVERRIDES --config-dir --json --debug",
     "run": "OVERRIDES --multirun --config-dir --cfg --json --quiet --debug",
     "search": "OVERRIDES --config-dir --cfg --json --quiet --debug",
-    "verify": "WHERE --json --debug",
+    "verify": "WHERE --json --quiet --debug",
 }
 
 
