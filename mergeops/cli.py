@@ -186,14 +186,17 @@ def compare(
 
 @cli.command()
 @click.argument("where", metavar="DIR|URI")
-@options(AS_JSON)
-def verify(where: str, as_json: bool) -> None:
+@options(AS_JSON, QUIET)
+def verify(where: str, as_json: bool, quiet: bool) -> None:
     """Rehash a merged checkpoint and name every file that differs from its manifest."""
-    from mergeops.checkpoint.manifest import verify as rehash
+    from mergeops.checkpoint.verify import verify as rehash
     from mergeops.sources import locate
 
-    path = locate(where)
-    problems = rehash(path)
+    progress = Progress(quiet=quiet)
+    with progress.bar(f"fetching {where}", is_bytes=True) as tick:
+        path = locate(where, progress=lambda _what, done, total: tick(done, total))
+    with progress.bar(f"hashing {path.name}", is_bytes=True) as tick:
+        problems = rehash(path, tick)
     if as_json:
         print_result({"checkpoint": str(path), "problems": problems}, True)
     else:

@@ -20,6 +20,9 @@ class OutputSpec:
     """Largest safetensors file: a number with KB, MB, GB (powers of 1000) or KiB, MiB, GiB."""
     device: str = "auto"
     """Device of the merge arithmetic: auto, cpu, cuda or cuda:N."""
+    cache_limit: str | None = None
+    """What downloads may take on disk, as shard_size is written; the longest unused leave first.
+    Null takes what the disk has."""
 
 
 @dataclass(frozen=True)

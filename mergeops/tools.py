@@ -86,6 +86,7 @@ class Tools:
             cache_dir=self.work_dir / "cache",
             tracking=recipe.tracking,
             path_map=recipe.path_map,
+            output=recipe.output,
         )
 
     def merge(self, plan: Plan, label: str) -> Path:

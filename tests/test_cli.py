@@ -33,7 +33,7 @@ FROZEN = {
     "controls": "NAME OVERRIDES --version --only --config-dir --json --quiet --debug",
     "run": "OVERRIDES --multirun --config-dir --cfg --json --quiet --debug",
     "search": "OVERRIDES --config-dir --cfg --json --quiet --debug",
-    "verify": "WHERE --json --debug",
+    "verify": "WHERE --json --quiet --debug",
 }
 
 

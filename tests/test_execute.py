@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergeops import methods
-from mergeops.checkpoint.manifest import verify
+from mergeops.checkpoint.verify import verify
 from mergeops.errors import ConfigError, MergeError, MergeopsError, SourceError
 from mergeops.execute import Tuning, merge
 from mergeops.methods import BLOCK
