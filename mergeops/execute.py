@@ -60,8 +60,8 @@ class Tuning:
     """Elements at a time, a multiple of ``methods.BLOCK``; None takes what suits the device."""
     lanes: int | None = None
     """Parallel chunks; None takes one for each processor, or ``CUDA_LANES``."""
-    fused: bool = True
-    """Use compiled kernels where they give the same bits; else the methods' own functions only."""
+    fused: bool | None = None
+    """Whether to use compiled kernels, which give the same bits; None takes them when loaded."""
 
 
 def merge(

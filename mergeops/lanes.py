@@ -126,7 +126,7 @@ class Lane:
                 return None
             for row, raw in zip(rows, raws, strict=False):
                 row[:m].copy_(raw)
-        return Bits(flat, rows.shape[1], len(raws), m, chunk.has_base, chunk.start)
+        return Bits(*flat, rows.shape[1], len(raws), m, chunk.has_base, chunk.start)
 
     def load(self, chunk: Chunk) -> tuple[Tensor | None, Tensor]:
         """The chunk in the compute dtype on the device: base ``[m]`` or None, sources ``[n, m]``.
