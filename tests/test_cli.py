@@ -19,6 +19,7 @@ FROZEN = {
     " --json --quiet --debug",
     "compare": "OVERRIDES --config-dir --experiment --part --reference --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
+    "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --quiet --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
     "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
     " --quiet --debug",

@@ -241,7 +241,7 @@ def _denied(message: str, where: str) -> TrackingError:
             f"the MLflow server at {where} refuses requests under this host name; start it with "
             "--allowed-hosts, or use the name it knows"
         )
-    if "MLFLOW_TRACKING_TOKEN" in os.environ or "MLFLOW_TRACKING_PASSWORD" in os.environ:
+    if os.environ.get("MLFLOW_TRACKING_TOKEN") or os.environ.get("MLFLOW_TRACKING_PASSWORD"):
         return AwayError(
             f"the MLflow server at {where} denies access; check MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, and the user's permissions"

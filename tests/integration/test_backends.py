@@ -1,0 +1,174 @@
+"""Whole trials as a user runs them, against real servers on loopback.
+
+    full      mlflow server over PostgreSQL, artifacts through the server onto S3, basic auth
+    direct    mlflow server over sqlite, artifacts put onto S3 by the client
+
+S3 is moto's server process, which speaks the protocol over HTTP, multipart uploads included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3_server import S3
+from tracking_case import Case, make_case
+from user_place import ended, mergeops
+
+from mergeops.settings import TrackingSpec
+from mergeops.tracking.connection import connect
+
+pytestmark = pytest.mark.integration
+
+RUN = ("run", "--config-dir", "conf", "recipe=three", "method=ties", "method.density=0.5")
+
+
+def objects(s3: S3, bucket: str, part: str) -> dict[str, Any]:
+    """Name below ``part`` -> what the bucket says of it."""
+    pages = s3.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    found = [entry for page in pages for entry in page.get("Contents", [])]
+    return {e["Key"].split(part)[1]: e for e in found if part in e["Key"]}
+
+
+@pytest.mark.parametrize("backend", ["full", "direct"])
+def test_a_whole_trial_is_tracked_promoted_loaded_and_verified(
+    backend: str, place: Path, s3: S3, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    import mlflow
+
+    environment = request.getfixturevalue(backend)
+    words = (f"tracking.registered_model=whole-{backend}", f"tracking.experiment=e-{backend}")
+    trial = json.loads(mergeops(place, *RUN, *words, "--json", **environment))
+    assert trial["registered"] == f"whole-{backend}/1"
+    mlflow.set_tracking_uri(environment["MLFLOW_TRACKING_URI"])
+    client = mlflow.MlflowClient(environment["MLFLOW_TRACKING_URI"])
+    client.set_registered_model_alias(f"whole-{backend}", "champion", "1")
+    uri = f"models:/whole-{backend}@champion"
+    pipeline = mlflow.transformers.load_model(uri)
+    assert pipeline("12 + 3 =", max_new_tokens=4)[0]["generated_text"].startswith("12 + 3 =")
+    said = mlflow.pyfunc.load_model(uri).predict(["12 + 3 ="])
+    assert len(said) == 1
+    plain = Path(
+        mlflow.artifacts.download_artifacts(f"{uri}/model", dst_path=str(tmp_path / "plain"))
+    )
+    checkpoint = Path(trial["checkpoint"])
+    if not checkpoint.is_absolute():
+        checkpoint = place / checkpoint
+    assert {p.name: p.read_bytes() for p in plain.iterdir()} == {
+        p.name: p.read_bytes() for p in checkpoint.iterdir() if not p.name.startswith(".")
+    }
+    assert "every file is as its manifest says" in mergeops(place, "verify", uri, **environment)
+
+    model_id = client.get_run(trial["run_id"]).outputs.model_outputs[0].model_id
+    bucket = {"full": "proxied", "direct": "direct"}[backend]
+    stored = objects(s3, bucket, f"{model_id}/artifacts/")
+    assert {"MLmodel", "model/model.safetensors", "model/mergeops.json"} <= set(stored)
+
+
+def served(environment: dict[str, str], checkpoint: Path, name: str) -> Case:
+    spec = TrackingSpec(
+        uri=environment["MLFLOW_TRACKING_URI"], experiment=name, registered_model=name
+    )
+    return make_case(connect(spec), checkpoint, finetunes=f"{name}-runs")
+
+
+@pytest.fixture
+def large(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint with a file of 24 MB, which boto3 sends in parts."""
+    folder = tmp_path / "large"
+    shutil.copytree(checkpoint, folder)
+    (folder / "more.safetensors").write_bytes(hashlib.shake_256(b"weights").digest(24 * 2**20))
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["full", "direct"])
+def test_a_large_file_goes_in_parts_with_progress_inside_it_and_no_copy_on_disk(
+    backend: str,
+    large: Path,
+    s3: S3,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    environment = request.getfixturevalue(backend)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    case = served(environment, large, f"large-{backend}")
+    seen: list[int] = []
+    used: list[int] = []
+
+    def watch(done: int, total: int) -> None:
+        seen.append(done)
+        used.append(sum(p.stat().st_size for p in scratch.rglob("*") if p.is_file()))
+
+    with case.trial() as log:
+        model_id = log.log_model(large, weights_sha256="a" * 64, progress=watch)
+    assert seen == sorted(seen)
+    assert len([done for done in seen if 2**20 < done < 24 * 2**20]) > 3
+    assert max(used) < 100_000
+    bucket = {"full": "proxied", "direct": "direct"}[backend]
+    stored = objects(s3, bucket, f"{model_id}/artifacts/")["model/more.safetensors"]
+    assert stored["Size"] == 24 * 2**20
+    # S3 marks what came in parts: 24 MB in parts of 8 are three.
+    assert stored["ETag"].strip('"').endswith("-3")
+
+
+def test_parts_go_past_the_server_where_mlflow_is_told_so(
+    full: dict[str, str], large: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "true")
+    monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", str(10 * 2**20))
+    monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE", str(6 * 2**20))
+    case = served(full, large, "parts")
+    with case.trial() as log:
+        model_id = log.log_model(large, weights_sha256="a" * 64)
+    stored = objects(s3, "proxied", f"{model_id}/artifacts/")["model/more.safetensors"]
+    assert stored["ETag"].strip('"').endswith("-4")
+
+
+def test_bytes_that_changed_in_the_store_are_found_by_their_hash_and_sent_again(
+    direct: dict[str, str], large: Path, s3: S3
+) -> None:
+    from mergeops.tracking import packaging
+
+    case = served(direct, large, "changed")
+    with case.trial() as log:
+        model_id = log.log_model(large, weights_sha256="a" * 64)
+    key = objects(s3, "direct", f"{model_id}/artifacts/")["model/more.safetensors"]["Key"]
+    s3.client.put_object(Bucket="direct", Key=key, Body=b"\0" * (24 * 2**20))
+    model = case.tracking.client.get_logged_model(model_id)
+    packaging.upload(case.tracking, model, large)
+    sent = s3.client.get_object(Bucket="direct", Key=key)["Body"].read()
+    assert sent == (large / "more.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("credentials", "message"),
+    [
+        (
+            {"MLFLOW_TRACKING_PASSWORD": "wrong-password"},
+            "denies access; check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        ),
+        (
+            {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""},
+            "denies access; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        ),
+    ],
+)
+def test_a_wrong_password_is_one_line(
+    full: dict[str, str], place: Path, credentials: dict[str, str], message: str
+) -> None:
+    done = ended(place, *RUN, **{**full, **credentials})
+    assert done.returncode == 6
+    errors = [line for line in done.stderr.splitlines() if line.startswith("mergeops: error:")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert "wrong-password" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (place / "mergeops-work" / "merges").exists()
