@@ -362,3 +362,14 @@ def test_configs_of_mergekits_other_commands_are_told_apart(
     here: Path, text: str, match: str
 ) -> None:
     assert match in refused(text, ConfigError)
+
+
+def test_pickled_models_merge_like_the_same_as_safetensors(
+    here: Path, models: dict[str, Path]
+) -> None:
+    Path("pickled").mkdir()
+    shutil.copy(models["b"] / "config.json", "pickled")
+    torch.save(tensors_of(models["b"]), "pickled/pytorch_model.bin")
+    found = merge(LINEAR.format(other="pickled"))
+    plain = merge(LINEAR.format(other="b"), out="plain")
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
