@@ -217,6 +217,17 @@ def test_an_impossible_last_merge_is_refused_before_the_first_is_made(
     )
 
 
+def test_a_full_output_directory_is_refused_before_the_first_of_several_merges(
+    here: Path,
+) -> None:
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    text = LINEAR.format(other="b") + "name: half\n---" + LINEAR.format(other="half")
+    with pytest.raises(MergeError, match="full is not empty and holds no mergeops.json"):
+        merge(text, out="full")
+    assert not Path("mergeops-work/merges").exists()
+
+
 def test_an_impossible_merge_among_several_is_named_with_its_line(here: Path) -> None:
     text = STACKED + "name: deep\n---" + LINEAR.format(other="deep")
     message = refused(text, ConfigError)
