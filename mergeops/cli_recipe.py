@@ -71,9 +71,6 @@ def merge(
     if cfg:
         return show_recipe(recipe)
     plan = pipeline.merge_only(recipe, out, Progress(quiet=quiet))
-    for warning in plan.warnings:
-        if not quiet:
-            click.echo(f"mergeops: warning: {warning}", err=True)
     result = {
         "checkpoint": str(out),
         "plan_digest": plan.digest,

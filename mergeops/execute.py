@@ -14,9 +14,10 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,17 +123,30 @@ def merge(
     return out
 
 
-def _is_done(plan: Plan, out: Path) -> bool:
+def check_output(out: Path) -> Mapping[str, Any] | None:
+    """Refuse a directory that no merge can be written to, whatever its plan.
+
+    Returns:
+        The manifest of the merge that is there, which may be another one; None where there is none.
+
+    Raises:
+        MergeError: it is a file, or holds something else.
+    """
     if not out.exists():
-        return False
+        return None
     if not out.is_dir():
         raise MergeError(f"{out} is a file; the output must be a new or empty directory")
     manifest = read_manifest(out)
+    if manifest is None and any(out.iterdir()):
+        raise MergeError(
+            f"{out} is not empty and holds no {MANIFEST}; choose a new directory, or empty it"
+        )
+    return manifest
+
+
+def _is_done(plan: Plan, out: Path) -> bool:
+    manifest = check_output(out)
     if manifest is None:
-        if any(out.iterdir()):
-            raise MergeError(
-                f"{out} is not empty and holds no {MANIFEST}; choose a new directory, or empty it"
-            )
         return False
     if manifest["plan_digest"] != plan.digest:
         raise MergeError(

@@ -74,7 +74,7 @@ class Tools:
         sources = sorted(recipe.sources.items(), key=lambda item: item[0])
         key = repr((recipe.base, recipe.base_adapter, sources, recipe.merges))
         if key not in self._resolved:
-            self._resolved[key] = resolve_with_merges(recipe, find, self.merge)
+            self._resolved[key] = resolve_with_merges(recipe, find, self._merge_first)
         return self._resolved[key]
 
     def resolve_one(self, recipe: Recipe, uri: str) -> Source:
@@ -100,6 +100,10 @@ class Tools:
                 device=self.device,
                 progress=tick,
             )
+
+    def _merge_first(self, plan: Plan, label: str) -> Path:
+        self.warn(plan)
+        return self.merge(plan, label)
 
     def score(
         self,

@@ -217,6 +217,17 @@ def test_an_impossible_last_merge_is_refused_before_the_first_is_made(
     )
 
 
+def test_a_full_output_directory_is_refused_before_the_first_of_several_merges(
+    here: Path,
+) -> None:
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    text = LINEAR.format(other="b") + "name: half\n---" + LINEAR.format(other="half")
+    with pytest.raises(MergeError, match="full is not empty and holds no mergeops.json"):
+        merge(text, out="full")
+    assert not Path("mergeops-work/merges").exists()
+
+
 def test_an_impossible_merge_among_several_is_named_with_its_line(here: Path) -> None:
     text = STACKED + "name: deep\n---" + LINEAR.format(other="deep")
     message = refused(text, ConfigError)
@@ -362,3 +373,14 @@ def test_configs_of_mergekits_other_commands_are_told_apart(
     here: Path, text: str, match: str
 ) -> None:
     assert match in refused(text, ConfigError)
+
+
+def test_pickled_models_merge_like_the_same_as_safetensors(
+    here: Path, models: dict[str, Path]
+) -> None:
+    Path("pickled").mkdir()
+    shutil.copy(models["b"] / "config.json", "pickled")
+    torch.save(tensors_of(models["b"]), "pickled/pytorch_model.bin")
+    found = merge(LINEAR.format(other="pickled"))
+    plain = merge(LINEAR.format(other="b"), out="plain")
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
