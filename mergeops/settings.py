@@ -88,6 +88,12 @@ class TrackingSpec:
     """Work without the server: trials are kept on disk until `mergeops sync` logs them."""
 
     def __post_init__(self) -> None:
+        for key in ("experiment", "registered_model"):
+            if len(getattr(self, key)) > 250:
+                raise ConfigError(
+                    f"tracking.{key} has {len(getattr(self, key))} characters; at most 250 are "
+                    "allowed, as MLflow's databases hold no more"
+                )
         if not self.registered_model or set(self.registered_model) & set("/:"):
             raise ConfigError(
                 f"tracking.registered_model is {self.registered_model!r}; MLflow allows any name "

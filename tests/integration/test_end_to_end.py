@@ -175,3 +175,31 @@ def test_bad_input_is_one_line_and_the_exit_code_of_its_kind(
     assert message in errors[0]
     assert "Traceback" not in done.stderr
     assert not (place / "mergeops-work" / "merges").exists()
+
+
+def test_a_trial_made_offline_is_logged_by_sync_without_merging_or_scoring(place: Path) -> None:
+    told = mergeops(place, *RUN, "tracking.offline=true")
+    assert "mergeops sync" in told
+    client = mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db")
+    assert client.get_experiment_by_name("mergeops") is None
+    (kept,) = (place / "mergeops-work" / "pending").glob("*/trial.json")
+    assert kept.stat().st_mode & 0o077 == 0
+    (waiting,) = json.loads(mergeops(place, "sync", "--dry-run", "--json"))
+    assert waiting["outcome"] == "waiting"
+    assert client.get_experiment_by_name("mergeops") is None
+
+    # What sync could merge or score with is gone.
+    for name in ("base", "math", "dates", "units", "tasks"):
+        (place / name).rename(place / f"{name}-gone")
+    (logged,) = json.loads(mergeops(place, "sync", "--json"))
+    assert logged["outcome"] == "logged"
+    assert logged["registered"] == "merged/1"
+    assert "nothing is kept" in mergeops(place, "sync")
+    (run,) = runs(place, "merge")
+    assert run.info.status == "FINISHED"
+    assert len(run.data.metrics) == 5
+    assert {r.info.run_name for r in runs(place, "source")} == {"math", "dates", "units"}
+    names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    assert {"recipe.yaml", "leaderboard.md", "lineage.svg", "model_card.md", "plots"} <= names
+    board = json.loads(mergeops(place, "compare", "--json"))
+    assert len(board["rows"]) == 5

@@ -178,13 +178,14 @@ def test_two_that_log_one_plan_at_once_end_with_one_trial(
     shared: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As on two machines: neither sees the other's lock.
-    from mergeops.tracking import trial
+    from mergeops.tracking import parents, trial
 
     @contextmanager
-    def unlocked(*identity: str) -> Iterator[None]:
+    def unlocked(*identity: str, wait: bool = False) -> Iterator[None]:
         yield
 
     monkeypatch.setattr(trial, "only_one", unlocked)
+    monkeypatch.setattr(parents, "only_one", unlocked)
     for turn in range(3):
         case = of_its_own(shared, f"race {turn}")
         with ThreadPoolExecutor(2) as both:
