@@ -179,3 +179,26 @@ def fresh_case(template_database: Path, tmp_path: Path, checkpoint: Path) -> Cal
         return make_case(connect(spec), checkpoint)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def three_versions(
+    template_database: Path, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path
+) -> Case:
+    """Three versions of ``skills``, in a store to be copied."""
+    path = tmp_path_factory.mktemp("three") / "mlflow.db"
+    shutil.copy(template_database, path)
+    spec = TrackingSpec(uri=f"sqlite:///{path}", experiment="merges", registered_model="skills")
+    case = make_case(connect(spec), checkpoint)
+    for digest in "123":
+        case.whole(plan_digest=digest * 64, name=f"merge {digest}")
+    return case
+
+
+@pytest.fixture
+def registered(three_versions: Case, tmp_path: Path) -> Case:
+    """A copy of its own of the three versions."""
+    original = three_versions.tracking
+    shutil.copy(original.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    spec = dataclasses.replace(original.spec, uri=f"sqlite:///{tmp_path}/mlflow.db")
+    return dataclasses.replace(three_versions, tracking=connect(spec))
