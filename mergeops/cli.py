@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -158,30 +157,44 @@ def adopt(
 
 @cli.command()
 @OVERRIDES
-@click.option("--experiment", help="In place of tracking.experiment.")
+@click.option(
+    "--experiment",
+    "experiments",
+    multiple=True,
+    help="In place of tracking.experiment; may be given several times.",
+)
 @click.option("--part", type=click.Choice(["dev", "confirm"]), default="dev", show_default=True)
 @click.option("--reference", help="Compare with this one; default: the best parent.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write one HTML page that sorts and filters, and needs no network.",
+)
 @options(CONFIG_DIR, AS_JSON)
 def compare(
     overrides: tuple[str, ...],
-    experiment: str | None,
+    experiments: tuple[str, ...],
     part: str,
     reference: str | None,
+    html: Path | None,
     config_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Leaderboard of the parents and merges of an experiment, with paired differences."""
+    """Leaderboard of the parents and merges of experiments, with paired differences."""
     from mergeops import compose
-    from mergeops.compare import experiment_leaderboard
+    from mergeops.compare import compare_experiments
+    from mergeops.report import terminal, web_page
 
-    extra = [f"tracking.experiment={json.dumps(experiment)}"] if experiment else []
-    recipe = compose.compose([*overrides, *extra], config_dir=config_dir)
-    board = experiment_leaderboard(recipe.tracking, part, reference)
+    if html is not None:
+        web_page.check_target(html)
+    tracking = compose.compose(overrides, config_dir=config_dir).tracking
+    compared = compare_experiments(tracking, experiments, part, reference)
+    if html is not None:
+        web_page.write_page(compared, html)
     if as_json:
-        return print_result(board.to_dict(), True)
-    from mergeops.report import terminal
-
-    terminal.print_leaderboard(board)
+        return print_result(compared.to_dict(), True)
+    terminal.print_compared(compared, html)
 
 
 @cli.command()

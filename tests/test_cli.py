@@ -17,7 +17,7 @@ from mergeops.mergekit_flags import translated
 FROZEN = {
     "adopt": "--dry-run --experiment --filter --force --path-map --recipe --register --tracking-uri"
     " --json --quiet --debug",
-    "compare": "OVERRIDES --config-dir --experiment --part --reference --json --debug",
+    "compare": "OVERRIDES --config-dir --experiment --part --reference --html --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
     "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --quiet --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
@@ -33,6 +33,7 @@ FROZEN = {
     "history": "NAME OVERRIDES --config-dir --json --debug",
     "controls": "NAME OVERRIDES --version --only --config-dir --json --quiet --debug",
     "run": "OVERRIDES --multirun --config-dir --cfg --json --quiet --debug",
+    "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --quiet --debug",
     "search": "OVERRIDES --config-dir --cfg --json --quiet --debug",
     "verify": "WHERE --json --quiet --debug",
 }

@@ -6,6 +6,7 @@ items. So the column to read is the difference to the reference, whose interval 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,18 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a model's scores are kept."""
+
+    experiment: str
+    run_id: str
+    model_id: str | None
+    weights_sha256: str
+    url: str | None
+    """Page of the run; None where no server serves it."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """A model to rank."""
 
@@ -31,6 +44,7 @@ class Entry:
     kind: str
     """base, source or merge."""
     scores: Scores
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,8 @@ class Row:
     """Task -> score and standard error, as lm-eval gives them."""
     difference: Comparison | None
     """Against the reference, paired by item; None for the reference itself."""
+    origin: Origin | None = None
+    """None where the scores come from this very command."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,7 @@ class Leaderboard:
                         for task, (value, stderr) in row.tasks.items()
                     },
                     "difference": _plain(row.difference),
+                    **({"origin": dataclasses.asdict(row.origin)} if row.origin else {}),
                 }
                 for row in self.rows
             ],
@@ -217,6 +234,7 @@ def _row(rank: int, entry: Entry, reference: Entry | None, tasks: tuple[str, ...
         difference=None
         if is_reference or reference is None
         else compare(entry.scores, reference.scores, tasks, confidence=CONFIDENCE),
+        origin=entry.origin,
     )
 
 
@@ -257,6 +275,7 @@ def _plain(difference: Comparison | None) -> dict[str, Any] | None:
         "wins": difference.wins,
         "losses": difference.losses,
         "n": difference.n,
+        "units": difference.units,
     }
 
 

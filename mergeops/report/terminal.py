@@ -12,15 +12,20 @@ from mergeops.report.console import table as _table
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mergeops.compare import Compared
     from mergeops.pipeline import Trial
-    from mergeops.report.leaderboard import Leaderboard
     from mergeops.search import Found
     from mergeops.sources.adopt import Adoption
 
 
-def print_leaderboard(board: Leaderboard) -> None:
-    """The leaderboard alone."""
-    _console().print(board.table())
+def print_compared(compared: Compared, html: Path | None) -> None:
+    """The leaderboard, who is not on it, and where the page is."""
+    console = _console()
+    console.print(compared.board.table())
+    for one in compared.left_out:
+        console.print(f"left out: {_escape(one.name)}, it {_escape(one.reason)}", style="dim")
+    if html is not None:
+        console.print(f"page: {_escape(str(html))}")
 
 
 def print_trials(trials: Sequence[Trial]) -> None:

@@ -17,6 +17,8 @@ from mergeops.tracking import client as quiet_client
 from mergeops.tracking.keys import file_name, redact
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mlflow import MlflowClient
 
     from mergeops.evaluate import Scores
@@ -97,11 +99,13 @@ class Tracking:
 
         return search_run.search_run(self, name, digest, settings)
 
-    def scored(self, part: str = "dev") -> list[Scored]:
+    def scored(
+        self, part: str = "dev", unreadable: Callable[[str, TrackingError], None] | None = None
+    ) -> list[Scored]:
         """Every parent and merge of the experiment that has scores on the part, oldest first."""
         from mergeops.tracking import scores
 
-        return scores.scored_runs(self, part)
+        return scores.scored_runs(self, part, unreadable)
 
 
 def connect(spec: TrackingSpec, *, create: bool = True) -> Tracking:

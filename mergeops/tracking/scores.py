@@ -12,11 +12,12 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeops.errors import TrackingError
+from mergeops.errors import AwayError, TrackingError
 from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.tracking.client import log_params
 from mergeops.tracking.keys import dataset_digest, key, param_value, quoted, tag_value
@@ -143,20 +144,39 @@ def read_scores(tracking: Tracking, run_id: str, part: str) -> Scores:
             ) from error
 
 
-def scored_runs(tracking: Tracking, part: str) -> list[Scored]:
-    """Every parent and merge of the experiment that has scores on the part, oldest first."""
+def scored_runs(
+    tracking: Tracking, part: str, unreadable: Callable[[str, TrackingError], None] | None = None
+) -> list[Scored]:
+    """Every parent and merge of the experiment that has scores on the part, oldest first.
+
+    Args:
+        unreadable: told the name and the error of a run whose scores are not there any more; None
+            raises the error.
+    """
     wanted = f"tags.`mergeops.scores_sha256.{part}` != '' and attributes.status = 'FINISHED'"
-    return [
-        Scored(
-            name=run.info.run_name or run.info.run_id,
-            role=run.data.tags.get("mergeops.role", ""),
-            run_id=run.info.run_id,
-            model_id=run.data.tags.get("mergeops.model_id"),
-            weights_sha256=run.data.tags.get("mergeops.weights_sha256", ""),
-            scores=read_scores(tracking, run.info.run_id, part),
+    found = []
+    for run in search_runs(tracking, wanted):
+        name = run.info.run_name or run.info.run_id
+        try:
+            scores = read_scores(tracking, run.info.run_id, part)
+        except AwayError:
+            raise
+        except TrackingError as error:
+            if unreadable is None:
+                raise
+            unreadable(name, error)
+            continue
+        found.append(
+            Scored(
+                name=name,
+                role=run.data.tags.get("mergeops.role", ""),
+                run_id=run.info.run_id,
+                model_id=run.data.tags.get("mergeops.model_id"),
+                weights_sha256=run.data.tags.get("mergeops.weights_sha256", ""),
+                scores=scores,
+            )
         )
-        for run in search_runs(tracking, wanted)
-    ]
+    return found
 
 
 def search_runs(tracking: Tracking, filter_string: str) -> list[Run]:
