@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mergeops import __version__
+from mergeops.cli_inspect import inspect
 from mergeops.cli_recipe import convert, merge
 from mergeops.errors import MergeopsError
 from mergeops.options import (
@@ -37,6 +38,7 @@ def cli() -> None:
 
 cli.add_command(merge)
 cli.add_command(convert)
+cli.add_command(inspect)
 
 
 @cli.command()

@@ -17,6 +17,7 @@ FROZEN = {
     "compare": "OVERRIDES --config-dir --experiment --part --reference --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
+    "inspect": "OVERRIDES --plot --no-rank --config-dir --json --quiet --debug",
     "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
     " --quiet --debug",
     "methods": "NAME --json --debug",

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mergeops.checkpoint.layout import ADAPTER, ADAPTER_CONFIG, read_json, weight_files
@@ -79,6 +79,12 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
     return digest.hexdigest()
 
 
+def combined_sha256(files: Mapping[str, str]) -> str:
+    """Digest of the sorted (file name, sha256) of weight files."""
+    lines = [f"{name} {sha256}" for name, sha256 in sorted(files.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def _digest(files: Sequence[Path], cache_dir: Path | None, progress: Progress | None) -> str:
     keys, total = {}, 0
     for file in files:
@@ -107,8 +113,7 @@ def _digest(files: Sequence[Path], cache_dir: Path | None, progress: Progress | 
             found[key] = file_sha256(file, advance)
     if cache_dir is not None and not found.keys() <= known.keys():
         _extend_cache(cache_dir, found)
-    lines = [f"{file.name} {found[key]}" for file, key in sorted(keys.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return combined_sha256({file.name: found[key] for file, key in keys.items()})
 
 
 def _read_cache(cache_dir: Path) -> dict[str, str]:
