@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mergeops import __version__
+from mergeops.cli_inspect import inspect
 from mergeops.cli_promote import approve, controls, history, promote, reject, rollback
 from mergeops.cli_recipe import convert, merge
 from mergeops.cli_sync import sync
@@ -44,6 +45,7 @@ cli.add_command(reject)
 cli.add_command(rollback)
 cli.add_command(history)
 cli.add_command(controls)
+cli.add_command(inspect)
 
 
 @cli.command()

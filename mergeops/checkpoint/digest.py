@@ -94,6 +94,12 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
     return digest.hexdigest()
 
 
+def combined_sha256(files: Mapping[str, str]) -> str:
+    """Digest of the sorted (file name, sha256) of weight files."""
+    lines = [f"{name} {sha256}" for name, sha256 in sorted(files.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def _fetch(file: int, position: int) -> None:
     if position % _AHEAD_BYTES == 0:
         os.posix_fadvise(file, position, 2 * _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
@@ -173,8 +179,7 @@ def remember(cache_dir: Path, known: Mapping[Path, str]) -> None:
 
 def _digest(files: Sequence[Path], cache_dir: Path | None, progress: Progress | None) -> str:
     found = files_sha256(files, cache_dir=cache_dir, progress=progress)
-    lines = [f"{file.name} {sha256}" for file, sha256 in sorted(found.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return combined_sha256({file.name: sha256 for file, sha256 in found.items()})
 
 
 def _key(file: Path, seen: FileStamp) -> str:
