@@ -47,7 +47,11 @@ class EvaluateSpec:
     dtype: str = "auto"
     """auto (as stored), bfloat16, float16 or float32."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; with auto and cuda, several models are scored on all GPUs."""
+    backend: str = "auto"
+    """auto and mergeops compute what requests share once, and where a model does not allow it leave
+    it to lm-eval; hf is lm-eval's own model to the last digit; vllm is lm-eval's, and has to be
+    installed."""
     apply_chat_template: bool = False
     """Wrap prompts in the tokenizer's chat template."""
     confirm_fraction: float = 0.5
@@ -68,6 +72,7 @@ class EvaluateSpec:
         if self.num_fewshot is not None:
             check_range("evaluate.num_fewshot", self.num_fewshot, 0, None)
         check_choice("evaluate.dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        check_choice("evaluate.backend", self.backend, ("auto", "mergeops", "hf", "vllm"))
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,8 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         wanted = torch.tensor([token for target in targets for token in target])
         scores, greedy = _read(logits, places, wanted, self.softmax_dtype)
         sizes = [len(target) for target in targets]
-        for (member, _), score, hits in zip(
-            members, scores.split(sizes), greedy.split(sizes), strict=True
-        ):
+        each = torch.split(scores, sizes), torch.split(greedy, sizes)
+        for (member, _), score, hits in zip(members, *each, strict=True):
             yield member, (float(score.sum()), bool(hits.all()))
 
     def _logits(self, rows: Sequence[Row], kept: Kept, places: list[int]) -> Tensor:
@@ -211,12 +210,12 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             except Exception as error:
                 self.fallback = f"it takes no packed rows ({type(error).__name__})"
                 break
-            error = max(
+            off = max(
                 _difference(mine[path], alone[start:])
                 for path, alone in zip(row.paths, theirs, strict=True)
             )
-            if not error <= _TOLERANCE.get(mine.dtype, _TOLERANCE_16_BIT):
-                self.fallback = f"packed, its logits change by {error:.1e} of their spread"
+            if not off <= _TOLERANCE.get(mine.dtype, _TOLERANCE_16_BIT):
+                self.fallback = f"packed, its logits change by {off:.1e} of their spread"
                 break
         if self.fallback:
             self._tell()
@@ -264,7 +263,7 @@ def _break_even(model: Any) -> float:
     config = model.config.get_text_config()
     tables = {model.get_input_embeddings(), model.get_output_embeddings()}
     body = model.num_parameters() - sum({id(t.weight): t.weight.numel() for t in tables}.values())
-    return body / (2 * config.num_hidden_layers * config.hidden_size)
+    return float(body / (2 * config.num_hidden_layers * config.hidden_size))
 
 
 @contextmanager

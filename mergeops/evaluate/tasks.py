@@ -186,6 +186,7 @@ def _settings(name: str, task: Any, num_fewshot: int, spec: EvaluateSpec) -> dic
         "seed": spec.seed,
         "apply_chat_template": spec.apply_chat_template,
         "dtype": spec.dtype,
+        "backend": "mergeops" if spec.backend == "auto" else spec.backend,
         "batch_size": spec.batch_size,
         "max_length": spec.max_length,
         "lm_eval": lm_eval.__version__,

@@ -1,10 +1,10 @@
 """Lay out token sequences so that what they have in common is computed once.
 
-Two ways, which go together. A *row* is a tree of tokens laid out flat: a token attends to itself and
-to what is before it in its own sequences, and its position is its depth, so a causal model computes
-for it what it would compute in a row of its own. A *group* is rows behind one long beginning whose
-keys and values are computed once and kept. The choices of an item are one row; the items of a
-few-shot task with fixed examples are one group.
+Two ways, which go together. A *row* is a tree of tokens laid out flat: a token attends to itself
+and to what is before it in its own sequences, and its position is its depth, so a causal model
+computes for it what it would compute in a row of its own. A *group* is rows behind one long
+beginning whose keys and values are computed once and kept. The choices of an item are one row; the
+items of a few-shot task with fixed examples are one group.
 
 Cai et al. 2024, https://arxiv.org/abs/2401.10774, section 3.2, verify drafts with the same mask.
 """
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every token follows the one before it, so that plain causal attention is right."""
+        """Whether every token follows the one before it, as plain causal attention takes it."""
         return len(self.tokens) == self.depths[-1] + 1
 
     def add(self, member: int, tokens: Sequence[int], shared: int) -> None:
@@ -91,9 +91,7 @@ class Group:
     """Longest first."""
 
 
-def pack(
-    sequences: Sequence[Sequence[int]], reads: Sequence[int], break_even: float
-) -> list[Group]:
+def pack(sequences: Sequence[list[int]], reads: Sequence[int], break_even: float) -> list[Group]:
     """Lay out sequences at the least cost.
 
     Args:
@@ -164,7 +162,7 @@ def batches(
 
 
 def _rows(
-    sequences: Sequence[Sequence[int]], order: Sequence[int], break_even: float, *, start: int = 0
+    sequences: Sequence[list[int]], order: Sequence[int], break_even: float, *, start: int = 0
 ) -> list[Row]:
     """Put each sequence, less ``start`` tokens, where it costs least.
 
@@ -188,7 +186,7 @@ def _rows(
     return rows
 
 
-def _alike(sequences: Sequence[Sequence[int]], order: Sequence[int]) -> list[int]:
+def _alike(sequences: Sequence[list[int]], order: Sequence[int]) -> list[int]:
     """How many first tokens each has in common with the one before it."""
     pairs = pairwise(order)
     return [0, *(_common(sequences[a], sequences[b]) for a, b in pairs)] if order else []
