@@ -56,9 +56,9 @@ def forget() -> None:
 
 
 def du(folder: Path) -> int:
-    """What ``du`` says of the contents; directories aside."""
+    """Blocks of everything below a directory, in bytes, as the system's tool counts them."""
     out = subprocess.run(
-        ["find", str(folder), "-type", "f", "-printf", "%b\n"],
+        ["find", str(folder), "-mindepth", "1", "-printf", "%b\n"],
         check=True,
         capture_output=True,
         text=True,
