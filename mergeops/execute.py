@@ -32,6 +32,7 @@ from mergeops.checkpoint.writer import (
     ShardWriter,
     WrittenFile,
     sync_directory,
+    write_error,
 )
 from mergeops.companions import write_companions
 from mergeops.errors import MergeError, MergeopsError
@@ -117,9 +118,9 @@ def merge(
             (partial / LOCK).unlink()
             sync_directory(partial)
             os.rename(partial, out)
+            sync_directory(out.parent)
         except OSError as error:
-            raise MergeError(f"{out} cannot be written: {error.strerror or error}") from error
-        sync_directory(out.parent)
+            raise write_error(out, error) from error
     return out
 
 
@@ -167,12 +168,20 @@ def _is_complete(plan: Plan, partial: Path) -> bool:
         return False
 
 
+def _make(directory: Path) -> None:
+    """Make a directory whose name is on the disk, and those above it."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        sync_directory(path.parent)
+
+
 @contextlib.contextmanager
 def _locked(partial: Path) -> Iterator[None]:
     """Own the working directory; waits while another process has it."""
     try:
         while True:
-            partial.mkdir(parents=True, exist_ok=True)
+            _make(partial)
             with contextlib.suppress(FileNotFoundError):
                 lock = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 fcntl.flock(lock, fcntl.LOCK_EX)
