@@ -8,9 +8,9 @@ from mergeops.kernels.bits import (
     CHUNK,
     FLAG,
     INDEX,
+    INT_ROWS,
     INTS,
     MAGNITUDE,
-    SHORT_ROWS,
     SIGN,
     SUMS,
     VERSION,
@@ -28,7 +28,7 @@ DIGIT = 16
 """Bits of a digit of a magnitude: the high and the low half."""
 
 
-@kernel(*CHUNK, INTS, INTS, SHORT_ROWS)
+@kernel(*CHUNK, INTS, INTS, INT_ROWS)
 def count_digits(
     low: Array,
     high: Array,
@@ -46,7 +46,7 @@ def count_digits(
         targets: ``[k]`` int64, which source.
         prefixes: ``[k]`` int64, only magnitudes with this high digit count, by their low digit; -1
             counts all, by their high digit.
-        counts: ``[k, bins]`` int32.
+        counts: ``[k, bins]`` int64.
 
     Returns:
         Whether all inputs are finite.

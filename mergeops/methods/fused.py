@@ -9,6 +9,7 @@ are not finite, or the arithmetic is not float32 on a CPU, the method's own func
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -197,15 +198,36 @@ def gram(bits: Bits) -> Tensor | None:
     return torch.from_numpy(sums) if finite else None
 
 
-def count_digits(bits: Bits, prefixes: Sequence[tuple[int, int]], bins: int) -> Tensor | None:
-    """Histograms of the task vectors' magnitudes ``[k, bins]``, for k pairs (source, high digit);
-    -1 counts the high digits themselves."""
-    from mergeops.kernels.scans import count_digits
+class DigitCounter:
+    """Histograms of the task vectors' magnitudes, to which each thread adds on its own.
 
-    rows, digits = np.array(prefixes, dtype=np.int64).T.copy()
-    counts = np.zeros((len(prefixes), bins), np.int32)
-    finite = count_digits(*bits.place, rows, digits, counts)
-    return torch.from_numpy(counts) if finite else None
+    Args:
+        prefixes: k pairs (source, high digit): only magnitudes with this high digit count, by their
+            low digit; -1 counts all, by their high digits.
+        bins: values of a digit.
+    """
+
+    def __init__(self, prefixes: Sequence[tuple[int, int]], bins: int) -> None:
+        self._rows, self._digits = np.array(prefixes, dtype=np.int64).T.copy()
+        self._shape = (len(prefixes), bins)
+        self._local = threading.local()
+        self._counts: list[Array] = []
+
+    def __call__(self, bits: Bits) -> Tensor | None:
+        """Count a chunk; nothing to say but that it was done, or None for an input not finite."""
+        from mergeops.kernels.scans import count_digits
+
+        counts: Array | None = getattr(self._local, "counts", None)
+        if counts is None:
+            counts = self._local.counts = np.zeros(self._shape, np.int64)
+            self._counts.append(counts)
+        return (
+            torch.empty(0) if count_digits(*bits.place, self._rows, self._digits, counts) else None
+        )
+
+    def total(self) -> Tensor:
+        """``[k, bins]``, of all threads."""
+        return torch.from_numpy(sum(self._counts, np.zeros(self._shape, np.int64)))
 
 
 def count_equal(bits: Bits, wanted: Sequence[tuple[int, int]]) -> Tensor | None:
