@@ -123,7 +123,7 @@ def _tracking(recipe: Recipe) -> list[Check]:
     except MergeopsError as error:
         fix = "check the artifact store and its credentials; see docs/servers.md"
         return [*findings, Check("artifacts", "fail", str(error), fix)]
-    return [*findings, Check("artifacts", "ok", f"{place} takes, gives back and deletes files")]
+    return [*findings, Check("artifacts", "ok", place)]
 
 
 def _disk(work_dir: Path) -> list[Check]:

@@ -18,6 +18,7 @@ from mergeops.settings import TrackingSpec
 from mergeops.tracking import client as quiet_client
 from mergeops.tracking.connection import SQLITE, chosen_uri
 from mergeops.tracking.keys import redact
+from mergeops.tracking.packaging import local_folder
 from mergeops.tracking.transfer import Store
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -65,7 +66,7 @@ def try_artifacts(spec: TrackingSpec) -> str:
     """Write a small file where the experiment's artifacts go, read it back, and delete it.
 
     Returns:
-        Where that is, without credentials.
+        What was found, without credentials.
 
     Raises:
         TrackingError: one of the three cannot be done; says which, and what to do.
@@ -74,6 +75,8 @@ def try_artifacts(spec: TrackingSpec) -> str:
     if uri.startswith(SQLITE):
         return _try_folder(Path(uri.removeprefix(SQLITE)).parent)
     location = _location(uri, spec)
+    if location is None:
+        return f"not tried: there is no experiment {spec.experiment!r} yet"
     store = Store(location, uri)
     with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
         path = Path(folder) / f"mergeops-probe-{uuid.uuid4().hex}.txt"
@@ -85,10 +88,10 @@ def try_artifacts(spec: TrackingSpec) -> str:
             store.delete(path.name)
     if found != wanted:
         raise TrackingError(f"what was written to {redact(location)} came back changed")
-    return str(redact(location))
+    return f"{redact(location)} takes, gives back and deletes files"
 
 
-def _location(uri: str, spec: TrackingSpec) -> str:
+def _location(uri: str, spec: TrackingSpec) -> str | None:
     quiet_client.quiet()
     import mlflow
 
@@ -96,10 +99,11 @@ def _location(uri: str, spec: TrackingSpec) -> str:
     with quiet_client.no_patience(spec.timeout_s):
         # Where there is no such experiment yet, it would lie beside the default one.
         found = client.get_experiment_by_name(spec.experiment) or client.get_experiment("0")
-    return str(found.artifact_location)
+    location = str(found.artifact_location)
+    return location if local_folder(location) is None or found.name == spec.experiment else None
 
 
 def _try_folder(folder: Path) -> str:
     if not os.access(folder, os.W_OK):
         raise TrackingError(f"{folder} is not writable; artifacts would lie there")
-    return str(folder / "mlartifacts")
+    return f"{folder / 'mlartifacts'}, in a writable directory"

@@ -1,6 +1,7 @@
 """Whole trials as a user runs them, against real servers on loopback.
 
     full      mlflow server over PostgreSQL, artifacts through the server onto S3, basic auth
+    proxied   the same without accounts
     direct    mlflow server over sqlite, artifacts put onto S3 by the client
 
 S3 is moto's server process, which speaks the protocol over HTTP, multipart uploads included.
@@ -22,6 +23,7 @@ from s3_server import S3
 from tracking_case import Case, make_case, make_recipe, make_scores
 from user_place import ended, mergeops
 
+from mergeops.errors import TrackingError
 from mergeops.settings import TrackingSpec
 from mergeops.tracking.connection import connect
 from mergeops.tracking.trial import read_recipe
@@ -89,7 +91,7 @@ def large(checkpoint: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("backend", ["full", "direct"])
+@pytest.mark.parametrize("backend", ["proxied", "direct"])
 def test_a_large_file_goes_in_parts_with_progress_inside_it_and_no_copy_on_disk(
     backend: str,
     large: Path,
@@ -115,20 +117,19 @@ def test_a_large_file_goes_in_parts_with_progress_inside_it_and_no_copy_on_disk(
     assert seen == sorted(seen)
     assert len([done for done in seen if 2**20 < done < 24 * 2**20]) > 3
     assert max(used) < 100_000
-    bucket = {"full": "proxied", "direct": "direct"}[backend]
-    stored = objects(s3, bucket, f"{model_id}/artifacts/")["model/more.safetensors"]
+    stored = objects(s3, backend, f"{model_id}/artifacts/")["model/more.safetensors"]
     assert stored["Size"] == 24 * 2**20
     # S3 marks what came in parts: 24 MB in parts of 8 are three.
     assert stored["ETag"].strip('"').endswith("-3")
 
 
 def test_parts_go_past_the_server_where_mlflow_is_told_so(
-    full: dict[str, str], large: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
+    proxied: dict[str, str], large: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "true")
     monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", str(10 * 2**20))
     monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE", str(6 * 2**20))
-    case = served(full, large, "parts")
+    case = served(proxied, large, "parts")
     with case.trial() as log:
         model_id = log.log_model(large, weights_sha256="a" * 64)
     stored = objects(s3, "proxied", f"{model_id}/artifacts/")["model/more.safetensors"]
@@ -178,9 +179,9 @@ def test_a_wrong_password_is_one_line(
 
 
 def test_names_and_values_that_a_strict_database_refuses_are_mapped_and_kept_in_full(
-    full: dict[str, str], checkpoint: Path
+    proxied: dict[str, str], checkpoint: Path
 ) -> None:
-    case = served(full, checkpoint, "strict")
+    case = served(proxied, checkpoint, "strict")
     long = "ü€😀" * 3000
     recipe = make_recipe(
         case.tracking.spec,
@@ -239,17 +240,20 @@ def test_no_credential_reaches_the_server(
 def test_doctor_tries_the_artifact_store_and_leaves_nothing(
     full: dict[str, str], place: Path, s3: S3
 ) -> None:
-    before = objects(s3, "proxied", "")
+    s3.client.put_object(Bucket="proxied", Key="other", Body=b"x")
+    before = {entry["Key"] for entry in s3.client.list_objects_v2(Bucket="proxied")["Contents"]}
     checks = {c["name"]: c for c in json.loads(mergeops(place, "doctor", "--json", **full))}
     assert checks["tracking"]["status"] == "ok"
     assert checks["access"]["detail"] == "admin is let in"
     assert checks["artifacts"]["status"] == "ok"
-    assert objects(s3, "proxied", "").keys() == before.keys()
+    after = {entry["Key"] for entry in s3.client.list_objects_v2(Bucket="proxied")["Contents"]}
+    assert after == before
 
 
 def test_doctor_says_what_is_wrong_with_the_artifact_store(
     direct: dict[str, str], place: Path
 ) -> None:
+    connect(TrackingSpec(uri=direct["MLFLOW_TRACKING_URI"]))
     away = {**direct, "MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9"}
     checks = {c["name"]: c for c in json.loads(mergeops(place, "doctor", "--json", code=1, **away))}
     assert checks["tracking"]["status"] == "ok"
@@ -257,3 +261,24 @@ def test_doctor_says_what_is_wrong_with_the_artifact_store(
     assert checks["artifacts"]["status"] == "fail"
     assert "cannot reach the artifact store s3://direct" in checks["artifacts"]["detail"]
     assert "MLFLOW_S3_ENDPOINT_URL=http://127.0.0.1:9" in checks["artifacts"]["detail"]
+
+
+def test_artifacts_that_went_and_buckets_that_moved_are_told_in_one_line(
+    direct: dict[str, str], checkpoint: Path, s3: S3
+) -> None:
+    case = served(direct, checkpoint, "moved")
+    run_id, _ = case.whole()
+    keys = [entry["Key"] for name, entry in objects(s3, "direct", f"{run_id}/artifacts/").items()]
+    s3.client.delete_objects(
+        Bucket="direct", Delete={"Objects": [{"Key": key} for key in keys if "scores" in key]}
+    )
+    with pytest.raises(TrackingError) as caught:
+        case.tracking.scored()
+    assert "scores/dev.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+    client = case.tracking.client
+    client.create_experiment("elsewhere", artifact_location="s3://no-such-bucket/x")
+    spec = dataclasses.replace(case.tracking.spec, experiment="elsewhere")
+    with pytest.raises(TrackingError, match="no such bucket"):
+        dataclasses.replace(case, tracking=connect(spec)).whole()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 from faulty_proxy import FaultyProxy
 from mlflow_server import Server
 from tracking_case import Case, make_case, make_source, sha256
+from user_place import command, environment, mergeops
 
 from mergeops.checkpoint import weights_sha256
 from mergeops.errors import AwayError, TrackingError
@@ -102,10 +105,11 @@ def check_once(case: Case) -> None:
     assert names >= {"recipe.yaml", "plan.json", "lock.json", "scores", "samples", "lineage.svg"}
 
 
-def places(total: int, how_many: int) -> list[int]:
+def places(total: int, how_many: int, *, shift: float = 0.0) -> list[int]:
+    """Requests to break the line at, counted from 1."""
     if os.environ.get(ALL_FAULTS):
         return list(range(1, total + 1))
-    return sorted({1 + round(i * (total - 1) / (how_many - 1)) for i in range(how_many)})
+    return [1 + int((i + shift) * total / how_many) for i in range(how_many)]
 
 
 def requests_of_a_trial(case: Case, proxy: FaultyProxy) -> int:
@@ -122,7 +126,7 @@ def test_a_server_that_goes_away_at_any_request_gets_the_whole_trial_from_sync(
     shared: Case, proxy: FaultyProxy, answer_lost: bool
 ) -> None:
     work = Path(shared.recipe.output.dir)
-    for at in places(requests_of_a_trial(shared, proxy), 7):
+    for at in places(requests_of_a_trial(shared, proxy), 4, shift=0.5 * answer_lost):
         case = of_its_own(shared, f"at {at}")
         with proxy.breaking(at, answer_lost=answer_lost), pytest.raises(AwayError) as caught:
             case.whole()
@@ -139,7 +143,7 @@ def test_a_server_that_goes_away_at_any_request_gets_the_whole_trial_from_sync(
 def test_an_answer_that_is_lost_once_doubles_nothing_though_mlflow_asks_again(
     shared: Case, proxy: FaultyProxy
 ) -> None:
-    for at in places(requests_of_a_trial(shared, proxy), 7):
+    for at in places(requests_of_a_trial(shared, proxy), 5, shift=0.7):
         case = of_its_own(shared, f"lost {at}")
         with (
             proxy.breaking(at, answer_lost=True, comes_back=True),
@@ -203,3 +207,40 @@ def log_at_once(case: Case, together: threading.Barrier) -> str | None:
     except TrackingError as error:
         return str(error)
     return None
+
+
+def test_two_commands_at_once_that_cannot_see_each_other_end_with_one_trial(
+    server: Server, place: Path, tmp_path: Path
+) -> None:
+    words = ("run", "--config-dir", "conf", "recipe=three", "method=linear", "evaluate.tasks=[]")
+    uri = {"MLFLOW_TRACKING_URI": server.uri}
+    started = []
+    for name in ("one", "two"):
+        # Locks lie in the directory for temporary files.
+        (tmp_path / name).mkdir()
+        started.append(
+            subprocess.Popen(
+                command(*words, "tracking.experiment=pair", f"output.dir=work-{name}"),
+                cwd=place,
+                env=environment(place, TMPDIR=str(tmp_path / name), **uri),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    ended = [(process.communicate()[1], process.returncode) for process in started]
+    for stderr, code in ended:
+        assert code in (0, 6), stderr
+        assert code == 0 or "taken over" in stderr or "deleted" in stderr, stderr
+    trial = json.loads(
+        mergeops(place, *words, "tracking.experiment=pair", "output.dir=work-one", "--json", **uri)
+    )
+    client = connect(TrackingSpec(uri=server.uri, experiment="pair")).client
+    experiment = client.get_experiment_by_name("pair").experiment_id
+    runs = client.search_runs([experiment], "tags.`mergeops.role` = 'merge'")
+    assert [run.info.run_id for run in runs] == [trial["run_id"]]
+    assert runs[0].info.status == "FINISHED"
+    models = client.search_logged_models([experiment], "model_type = 'merge'")
+    assert len(models) == 1
+    versions = client.search_model_versions("name = 'merged'")
+    assert [f"merged/{version.version}" for version in versions] == [trial["registered"]]
