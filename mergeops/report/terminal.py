@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
     from rich.table import Table
 
@@ -15,7 +13,6 @@ if TYPE_CHECKING:
     from mergeops.pipeline import Trial
     from mergeops.report.leaderboard import Leaderboard
     from mergeops.search import Found
-    from mergeops.sources.adopt import Adoption
 
 
 def print_leaderboard(board: Leaderboard) -> None:
@@ -90,38 +87,6 @@ def _checks(outcome: Outcome) -> list[tuple[str, str, str, str]]:
         interval = f"{check.difference:+.3f} [{check.low:+.3f}, {check.high:+.3f}]"
         rows.append((what, interval, rule, check.outcome))
     return rows
-
-
-def print_adoption(adoption: Adoption, recipe_path: Path | None) -> None:
-    """Every run, what it left, and which can be merged together."""
-    console = _console()
-    columns = ("run", "status", "checkpoint", "kind", "size", "eval loss", "merges with the others")
-    rows = []
-    for row in adoption.rows():
-        verdict = row["problem"] or row["not_with_the_largest"] or "yes"
-        rows.append(
-            (
-                row["run_name"],
-                row["status"],
-                f"step {row['step']}" if row["step"] is not None else "-",
-                row["kind"] or "-",
-                _size(row["size_bytes"]),
-                _shown(row["metrics"].get("eval_loss")),
-                verdict,
-            )
-        )
-    console.print(_table(columns, rows))
-    new = sum(one.is_new for one in adoption.adopted)
-    console.print(
-        f"{len(adoption.adopted)} of {len(adoption.found)} runs left a checkpoint to merge; "
-        f"{new} new in MLflow, nothing copied"
-    )
-    if recipe_path is not None:
-        console.print(f"recipe: {recipe_path}")
-
-
-def _size(n: int | None) -> str:
-    return "-" if n is None else f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
 def _table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:

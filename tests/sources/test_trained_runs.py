@@ -87,7 +87,9 @@ def test_a_cut_off_checkpoint_is_passed_over_and_named(found: dict[str, Found]) 
 
 def test_where_a_checkpoint_was_found_is_said(found: dict[str, Found]) -> None:
     assert found["lora"].found_by["checkpoint"].startswith(f"LoggedModel {found['lora'].model_id};")
-    assert found["lora-plain"].found_by["checkpoint"] == "param output_dir; newest whole one"
+    assert found["lora-plain"].found_by["checkpoint"] == (
+        "param output_dir; lowest eval_loss in trainer_state.json"
+    )
 
 
 def test_sizes_are_those_of_the_safetensors_files(
