@@ -83,7 +83,7 @@ def test_float32_would_not_do() -> None:
     base = torch.zeros(1 << 20, dtype=torch.float64)
     changes = torch.full((1, 1 << 20), 0.1, dtype=torch.float64)
     norm = Moments.of(base, changes, has_base=True).norm(0)
-    assert norm == pytest.approx(102.4, rel=1e-13)
+    assert norm == pytest.approx(102.4, rel=1e-11)
 
 
 def test_a_source_that_did_not_change_has_no_cosine() -> None:
