@@ -135,7 +135,7 @@ def adopt(
     quiet: bool,
 ) -> None:
     """Find the mergeable checkpoints of an experiment, whatever became of the runs."""
-    from mergeops.report import terminal
+    from mergeops.report.adoption_tables import print_adoption
     from mergeops.sources import adopt as adoption
     from mergeops.sources.recipe_file import write_recipe
 
@@ -154,7 +154,7 @@ def adopt(
         write_recipe(adopted.found, recipe_path, path_map=moved, force=force)
     if as_json:
         return print_result(adopted.rows(), True)
-    terminal.print_adoption(adopted, recipe_path)
+    print_adoption(adopted, recipe_path)
 
 
 @cli.command()

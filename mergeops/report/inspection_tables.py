@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergeops.report.console import table
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -21,7 +23,7 @@ def print_inspection(seen: Inspection, plots: Sequence[Path] = ()) -> None:
 
     console = Console(highlight=False)
     for line in _verdict(seen):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     console.print(_sources(seen))
     if seen.pairs:
         console.print(_pairs(seen))
@@ -62,7 +64,7 @@ def _sources(seen: Inspection) -> Table:
         relative, changed = _percent(moments.relative_norm(i)), _percent(moments.changed(i))
         rows.append((source.name, kind, norm, relative, changed, rank, source.sha256[:12]))
     columns = ("source", "kind", "norm", "of base", "changed", "eff. rank", "sha256")
-    return _table(columns, rows)
+    return table(columns, rows, words=2)
 
 
 def _pairs(seen: Inspection) -> Table:
@@ -79,12 +81,12 @@ def _pairs(seen: Inspection) -> Table:
     ]
     more = len(seen.pairs) - len(rows)
     first = f"pair (and {more} more in --json)" if more else "pair"
-    return _table((first, "cosine", "distance", "sign conflict"), rows)
+    return table((first, "cosine", "distance", "sign conflict"), rows, words=2)
 
 
 def _layers(seen: Inspection) -> Table:
     rows = [_layer(seen, layer) for layer in (*seen.layers, seen.total)]
-    return _table(("layer", "norm of base", "cosine", "sign conflict", "eff. rank"), rows)
+    return table(("layer", "norm of base", "cosine", "sign conflict", "eff. rank"), rows, words=2)
 
 
 def _layer(seen: Inspection, layer: Layer) -> tuple[str, ...]:
@@ -112,16 +114,3 @@ def _percent(share: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, overflow="fold", justify="left" if i < 2 else "right")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -14,8 +17,22 @@ if TYPE_CHECKING:
 MOST_METRICS = 10_000
 """Values kept while the server is away; the oldest go first."""
 PER_BATCH = 500
+CONNECT_S = 3
 
 _log = logging.getLogger("mergeops")
+
+
+def check_answers(uri: str) -> None:
+    """Refuse a server that nobody answers at, before MLflow's own minutes of retries.
+
+    Raises:
+        OSError: as the connection says.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.scheme in getproxies():
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    socket.create_connection((parts.hostname, port), timeout=CONNECT_S).close()
 
 
 @dataclass
@@ -126,6 +143,7 @@ class Courier:
 
         if self._client is None:
             self._client = self._connect()
+        check_answers(self._client.tracking_uri)
         client = self._client
         if self.run_id is None:
             self.run_id = self._open_run(client)
