@@ -52,7 +52,8 @@ def print_search(strategy: str, found: Found) -> None:
     """The steps of a search, and what it ended with."""
     console = _console()
     if found.rows:
-        console.print(_table(found.rows[0], ([_shown(v) for v in r.values()] for r in found.rows)))
+        rows = ([_shown(value) for value in row.values()] for row in found.rows)
+        console.print(_table(list(found.rows[0]), rows))
     if found.best is not None:
         best = found.best
         console.print(
