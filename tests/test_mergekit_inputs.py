@@ -182,8 +182,9 @@ def test_experts_kept_in_two_ways_are_told_apart(here: Path, models: dict[str, P
     assert message == (
         "config.yml, line 5, models[1].model: single has a tensor for each expert "
         "(model.layers.0.mlp.experts.0.up_proj.weight), fused has the experts of a layer in one "
-        "(model.layers.0.mlp.experts.gate_up_proj); save both with one version of transformers, "
-        "e.g. AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+        "(model.layers.0.mlp.experts.gate_up_proj); bring single into the layout of fused with "
+        "transformers 5: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR, "
+        "save_original_format=False)"
     )
 
 
