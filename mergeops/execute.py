@@ -41,6 +41,8 @@ from mergeops.stream import TensorStream
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 21}
 """Elements at a time: few enough for a processor's cache, many enough for a GPU's launches."""
+LANE_BYTES = 1 << 28
+"""What inputs under way may take on a CPU, all lanes together: many of them get small chunks."""
 CUDA_LANES = 4
 """Enough to have both copy directions and the arithmetic under way at any time."""
 UNWRITTEN = 16
@@ -206,6 +208,17 @@ def _write_all(
     write_manifest(partial, manifest_content(plan), names, files)
 
 
+def _chunk(plan: Plan, device: torch.device, lanes: int) -> int:
+    """Elements at a time: what suits the device, or less for many inputs."""
+    wanted = CHUNK[device.type]
+    if device.type == "cuda":
+        return wanted
+    parts = max(len(plan.parts(task)) for shard in plan.shards for task in shard.tensors)
+    # As stored, in the compute dtype, and what an operation makes of it.
+    fitting = LANE_BYTES // (lanes * parts * 12)
+    return max(min(wanted, fitting // methods.BLOCK * methods.BLOCK), methods.BLOCK)
+
+
 def _write_shards(
     plan: Plan,
     partial: Path,
@@ -214,8 +227,8 @@ def _write_shards(
     progress: Progress | None,
     tuning: Tuning,
 ) -> dict[str, WrittenFile]:
-    chunk = tuning.chunk or CHUNK[device.type]
     lanes = tuning.lanes or (CUDA_LANES if device.type == "cuda" else lane_count())
+    chunk = tuning.chunk or _chunk(plan, device, lanes)
     written: dict[str, WrittenFile] = {}
     before = 0
     with (
