@@ -55,6 +55,11 @@ JOBS = {
 }
 
 
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def inputs(method: str, models: Mapping[str, Path]) -> list[Path]:
     """The files that the merge reads."""
     job = JOBS[method]
@@ -84,7 +89,7 @@ def command(
     """The command line of a contestant; writes the config that it needs into ``folder``."""
     if contestant == "floor":
         files = inputs(method, models)
-        threads = len(os.sched_getaffinity(0))
+        threads = processors()
         nbytes = files[0].stat().st_size
         script = str(Path(__file__).parent / "floor.py")
         place = str(out / "model.safetensors")

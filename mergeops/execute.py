@@ -14,7 +14,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,17 @@ from mergeops.checkpoint.writer import (
 )
 from mergeops.companions import write_companions
 from mergeops.errors import MergeError, MergeopsError
-from mergeops.lanes import choose_device, lane_count
+from mergeops.lanes import choose_devices, lane_count
 from mergeops.plan import Plan, check_space
 from mergeops.records import default_card, manifest_content, weight_index
 from mergeops.stream import TensorStream
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 21}
 """Elements at a time: few enough for a processor's cache, many enough for a GPU's launches."""
+LANE_BYTES = 1 << 28
+"""What inputs under way may take on a CPU, all lanes together: many of them get small chunks."""
 CUDA_LANES = 4
-"""Enough to have both copy directions and the arithmetic under way at any time."""
+"""For each device: enough to have both copy directions and the arithmetic under way at a time."""
 UNWRITTEN = 16
 """Finished chunks that may wait for the writer."""
 LOCK = "lock"
@@ -61,7 +63,7 @@ class Tuning:
     chunk: int | None = None
     """Elements at a time, a multiple of ``methods.BLOCK``; None takes what suits the device."""
     lanes: int | None = None
-    """Parallel chunks; None takes one for each processor, or ``CUDA_LANES``."""
+    """Parallel chunks; None takes one for each processor, or ``CUDA_LANES`` for each device."""
     fused: bool | None = None
     """Whether to use compiled kernels, which give the same bits; None takes them when loaded."""
 
@@ -80,7 +82,7 @@ def merge(
     Args:
         plan: from ``make_plan``.
         out: the directory to make; may exist if it is empty or holds this very merge.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda (all of them) or cuda:N.
         progress: told how far the writing is.
         card: text of README.md; a short one by default.
         tuning: for measurements and tests.
@@ -95,7 +97,7 @@ def merge(
             plan is of another version.
     """
     out = Path(out).absolute()
-    chosen = choose_device(device)
+    chosen = choose_devices(device)
     version = methods.get(plan.method).version
     if plan.method_version != version:
         raise MergeError(
@@ -201,7 +203,7 @@ def _locked(partial: Path) -> Iterator[None]:
 def _write_all(
     plan: Plan,
     partial: Path,
-    device: torch.device,
+    devices: Sequence[torch.device],
     progress: Progress | None,
     card: str | None,
     tuning: Tuning,
@@ -212,7 +214,7 @@ def _write_all(
             path.unlink()
     journal = Journal(partial, plan.digest)
     try:
-        files = _write_shards(plan, partial, journal, device, progress, tuning)
+        files = _write_shards(plan, partial, journal, devices, progress, tuning)
         write_companions(plan.companions, partial, plan.save_dtype, plan.config)
     except MergeopsError as error:
         if not isinstance(error.__cause__, OSError):
@@ -229,16 +231,31 @@ def _write_all(
     write_manifest(partial, manifest_content(plan), names, files)
 
 
+def _lane_count(devices: Sequence[torch.device]) -> int:
+    return CUDA_LANES * len(devices) if devices[0].type == "cuda" else lane_count()
+
+
+def _chunk(plan: Plan, device: torch.device, lanes: int) -> int:
+    """Elements at a time: what suits the device, or less for many inputs."""
+    wanted = CHUNK[device.type]
+    if device.type == "cuda":
+        return wanted
+    parts = max(len(plan.parts(task)) for shard in plan.shards for task in shard.tensors)
+    # As stored, in the compute dtype, and what an operation makes of it.
+    fitting = LANE_BYTES // (lanes * parts * 12)
+    return max(min(wanted, fitting // methods.BLOCK * methods.BLOCK), methods.BLOCK)
+
+
 def _write_shards(
     plan: Plan,
     partial: Path,
     journal: Journal,
-    device: torch.device,
+    devices: Sequence[torch.device],
     progress: Progress | None,
     tuning: Tuning,
 ) -> dict[str, WrittenFile]:
-    chunk = tuning.chunk or CHUNK[device.type]
-    lanes = tuning.lanes or (CUDA_LANES if device.type == "cuda" else lane_count())
+    lanes = tuning.lanes or _lane_count(devices)
+    chunk = tuning.chunk or _chunk(plan, devices[0], lanes)
     written: dict[str, WrittenFile] = {}
     before = 0
 
@@ -250,7 +267,7 @@ def _write_shards(
         return at
 
     with (
-        TensorStream(plan, device, chunk, lanes, UNWRITTEN, fused=tuning.fused) as stream,
+        TensorStream(plan, devices, chunk, lanes, UNWRITTEN, fused=tuning.fused) as stream,
         OrderedWriter(UNWRITTEN) as writer,
     ):
         for shard in plan.shards:

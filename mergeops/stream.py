@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -52,7 +52,7 @@ class TensorStream:
 
     Args:
         plan: what to do.
-        device: where the arithmetic is done.
+        devices: where the arithmetic is done, all of one kind.
         chunk: elements at a time, a multiple of ``methods.BLOCK``; a method that takes whole rows
             gets about as many.
         lanes: parallel chunks.
@@ -67,7 +67,7 @@ class TensorStream:
     def __init__(
         self,
         plan: Plan,
-        device: torch.device,
+        devices: Sequence[torch.device],
         chunk: int,
         lanes: int,
         unwritten: int,
@@ -76,11 +76,10 @@ class TensorStream:
     ) -> None:
         self._plan = plan
         self._method = methods.get(plan.method)
-        self._device = device
         self._chunk = chunk
         self._parameters = self._method.parameters(**plan.parameters)
         compute = DTYPES[BY_WORD[plan.compute]]
-        on_cpu = device.type == "cpu" and compute == torch.float32
+        on_cpu = devices[0].type == "cpu" and compute == torch.float32
         self._kernels: Future[bool] | None = None
         if on_cpu and (fused or (fused is None and plan.bytes_to_write > SMALL)):
             self._kernels = kernels()
@@ -96,11 +95,13 @@ class TensorStream:
             self._files = opened.pop_all()
         most = max(len(plan.parts(task)) for task in tasks)
         longest = max(self._step(task) for task in tasks)
-        self._lanes = Lanes(lambda: Lane(self._readers, most, longest, compute, device), lanes)
+        self._lanes = Lanes(
+            lambda device: Lane(self._readers, most, longest, compute, device), devices, lanes
+        )
         # Results come in order, so all that are under way must find a buffer.
         count = self._lanes.window + unwritten + 1
         widest = max(item_size(task.dtype) for task in tasks)
-        self._buffers = BufferPool(count, longest * widest, device.type == "cuda")
+        self._buffers = BufferPool(count, longest * widest, devices[0].type == "cuda")
 
     def __enter__(self) -> Self:
         return self
