@@ -87,6 +87,31 @@ def test_from_sources_to_a_promoted_champion_and_back(place: Path) -> None:
     assert json.loads(forced)["change"]["from"] == 1
     assert json.loads(mergeops(place, "rollback", "merged", "--json"))["to"] == 1
 
+    # Three candidates were judged, or one of them against two champions: each a use of its own.
+    past = json.loads(mergeops(place, "history", "merged", "--json"))
+    assert (past["champion"], past["previous"]) == (1, 2)
+    whats = [event["what"] for event in past["events"]]
+    assert whats == [
+        "confirm use 1",
+        "refused by the gate",
+        "promoted",
+        "confirm use 2",
+        "promoted",
+        "rolled back",
+    ]
+    levels = [e["record"]["alpha"] / 2 for e in past["events"] if "use" in e["what"]]
+    assert levels[0] == refused["verdict"]["level"] == 0.025
+    [expected] = refused["verdict"]["beforehand"]
+    assert expected["reference"].startswith("best_parent:")
+    assert expected["dev"]["low"] < expected["dev"]["difference"] < expected["dev"]["high"]
+    assert expected["detectable"] > 0
+
+    contributions = json.loads(mergeops(place, "controls", "merged", "--version", "1", "--json"))
+    rows = [(c["source"], c["kind"], c["note"]) for c in contributions["controls"]]
+    assert rows == [(s, k, "") for s in ("math", "dates", "units")
+                    for k in ("leave-one-out", "random")]  # fmt: skip
+    assert all(c["gain"]["low"] <= c["gain"]["high"] for c in contributions["controls"])
+
     text = mergeops(place, "verify", "models:/merged@champion")
     assert "every file is as its manifest says" in text
 
