@@ -22,6 +22,8 @@ FROZEN = {
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
     "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
     " --quiet --debug",
+    "lineage": "MODEL OVERRIDES --svg --png --config-dir --json --debug",
+    "gc": "OVERRIDES --dry-run --yes --older-than --config-dir --json --debug",
     "methods": "NAME --json --debug",
     "promote": "NAME OVERRIDES --version --expect-current --force --reason --config-dir --json"
     " --quiet --debug",
