@@ -9,6 +9,7 @@ import click
 
 from mergeops import __version__
 from mergeops.cli_inspect import inspect
+from mergeops.cli_lineage import gc, lineage
 from mergeops.cli_promote import approve, controls, history, promote, reject, rollback
 from mergeops.cli_recipe import convert, merge
 from mergeops.cli_sync import sync
@@ -39,6 +40,8 @@ def cli() -> None:
 cli.add_command(merge)
 cli.add_command(convert)
 cli.add_command(sync)
+cli.add_command(lineage)
+cli.add_command(gc)
 cli.add_command(promote)
 cli.add_command(approve)
 cli.add_command(reject)

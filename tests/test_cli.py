@@ -24,6 +24,8 @@ FROZEN = {
     "inspect": "OVERRIDES --plot --no-rank --config-dir --json --quiet --debug",
     "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
     " --quiet --debug",
+    "lineage": "MODEL OVERRIDES --svg --png --config-dir --json --debug",
+    "gc": "OVERRIDES --dry-run --yes --older-than --config-dir --json --debug",
     "methods": "NAME --json --debug",
     "promote": "NAME OVERRIDES --version --expect-current --force --reason --config-dir --json"
     " --quiet --debug",

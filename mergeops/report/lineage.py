@@ -15,6 +15,7 @@ COLOURS = {
     "source": "#d55e00",
     "merge": "#0072b2",
     "version": "#009e73",
+    "model": "#7c3aed",
 }
 STATUS_COLOURS = {
     "FINISHED": "#15803d",
@@ -23,6 +24,8 @@ STATUS_COLOURS = {
     "FAILED": "#b91c1c",
     "KILLED": "#b45309",
     "RUNNING": "#1d4ed8",
+    "deleted": "#b91c1c",
+    "gone": "#b91c1c",
 }
 _FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 
@@ -32,7 +35,7 @@ class Node:
     """One box."""
 
     kind: str
-    """base, source, merge or version: also what the box says at its head."""
+    """base, source, merge, version or model: also what the box says at its head."""
     name: str
     detail: str = ""
     """A second line: a run id or a URI."""
@@ -44,6 +47,10 @@ class Node:
     """Written on the line from a source to the merge, e.g. its weight."""
 
 
+Line = tuple[tuple[int, int], tuple[int, int], str]
+"""From the box at (column, row) to the one at (column, row), and what is written on the way."""
+
+
 def lineage_svg(
     base: Node | None, sources: Sequence[Node], merge: Node, version: Node | None = None
 ) -> str:
@@ -53,28 +60,39 @@ def lineage_svg(
         A self-contained SVG document; all text is escaped, long names are cut.
     """
     columns = [list(sources), [merge], *([[version]] if version else [])]
+    first = 0
+    lines: list[Line] = []
     if base is not None:
         columns.insert(0, [base])
-    tallest = max(len(column) for column in columns)
-    inner = tallest * HEIGHT + (tallest - 1) * SPACE
-    places = [
-        _column(MARGIN + i * (WIDTH + GAP), len(column), inner) for i, column in enumerate(columns)
-    ]
-    first = 1 if base is not None else 0
-    lines = []
-    if base is not None:
-        lines += [_line(places[0][0], to, "", dashed=True) for to in places[1]]
-    for source, place in zip(sources, places[first], strict=True):
-        lines.append(_line(place, places[first + 1][0], source.edge))
+        first = 1
+        lines += [((0, 0), (1, i), "") for i in range(len(sources))]
+    lines += [((first, i), (first + 1, 0), source.edge) for i, source in enumerate(sources)]
     if version is not None:
-        lines.append(_line(places[-2][0], places[-1][0], "registered"))
+        lines.append(((first + 1, 0), (first + 2, 0), "registered"))
+    return network_svg(columns, lines)
+
+
+def network_svg(columns: Sequence[Sequence[Node]], lines: Sequence[Line]) -> str:
+    """Draw boxes in columns and lines between them; those from a base are dashed.
+
+    Returns:
+        A self-contained SVG document; all text is escaped, long names are cut.
+    """
+    places, width, height = layout(columns)
+    drawn = [
+        _line(
+            places[start[0]][start[1]],
+            places[end[0]][end[1]],
+            label,
+            dashed=columns[start[0]][start[1]].kind == "base",
+        )
+        for start, end, label in lines
+    ]
     boxes = [
         _box(node, place)
         for column, spots in zip(columns, places, strict=True)
         for node, place in zip(column, spots, strict=True)
     ]
-    width = 2 * MARGIN + len(columns) * WIDTH + (len(columns) - 1) * GAP
-    height = 2 * MARGIN + inner
     return "\n".join(
         [
             f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
@@ -83,12 +101,25 @@ def lineage_svg(
             "<defs><marker id='tip' viewBox='0 0 8 8' refX='7' refY='4' markerWidth='7' "
             "markerHeight='7' orient='auto'><path d='M0,0.5 L7.5,4 L0,7.5 Z' fill='#9ca3af'/>"
             "</marker></defs>",
-            *lines,
+            *drawn,
             *boxes,
             "</svg>",
             "",
         ]
     )
+
+
+def layout(
+    columns: Sequence[Sequence[Node]],
+) -> tuple[list[list[tuple[float, float]]], int, int]:
+    """The upper left corner of each box, and the picture's width and height, in pixels."""
+    tallest = max(len(column) for column in columns)
+    inner = tallest * HEIGHT + (tallest - 1) * SPACE
+    places = [
+        _column(MARGIN + i * (WIDTH + GAP), len(column), inner) for i, column in enumerate(columns)
+    ]
+    width = 2 * MARGIN + len(columns) * WIDTH + (len(columns) - 1) * GAP
+    return places, width, 2 * MARGIN + inner
 
 
 def _column(x: float, n: int, height: float) -> list[tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from contextlib import AbstractContextManager
@@ -122,6 +123,20 @@ def connect(spec: TrackingSpec, *, create: bool = True) -> Tracking:
             refuses, when the URI is none that mergeops can use, or the experiment is deleted (or
             not there, without ``create``).
     """
+    tracking = connect_to_server(spec)
+    if spec.offline:
+        return tracking
+    with quiet_client.no_patience(spec.timeout_s):
+        found = _experiment(tracking.client, tracking.uri, spec.experiment, create)
+    return dataclasses.replace(tracking, experiment_id=found)
+
+
+def connect_to_server(spec: TrackingSpec) -> Tracking:
+    """Reach the server for what is in no one experiment: its ``experiment_id`` is empty.
+
+    Raises:
+        TrackingError: as ``connect``.
+    """
     uri = chosen_uri(spec)
     if spec.offline:
         return Tracking(spec, uri, quiet_client.absent(), "")
@@ -132,13 +147,10 @@ def connect(spec: TrackingSpec, *, create: bool = True) -> Tracking:
     mlflow.set_tracking_uri(uri)
     if spec.registry_uri:
         mlflow.set_registry_uri(spec.registry_uri)
-    with quiet_client.translated(uri, "open the store"):
+    with quiet_client.no_patience(spec.timeout_s), quiet_client.translated(uri, "open the store"):
         plain = mlflow.MlflowClient(tracking_uri=uri, registry_uri=spec.registry_uri)
-    client = quiet_client.guarded(plain, uri)
-    with quiet_client.no_patience(spec.timeout_s):
-        experiment_id = _experiment(client, uri, spec.experiment, create)
     quiet_client.patience(spec.timeout_s)
-    return Tracking(spec, uri, client, experiment_id)
+    return Tracking(spec, uri, quiet_client.guarded(plain, uri), "")
 
 
 def reach(spec: TrackingSpec) -> str:

@@ -1,0 +1,128 @@
+"""Who in MLflow needs a merge: registered versions, their aliases, and running trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+    from mergeops.tracking.connection import Tracking
+
+UNWANTED = ("rejected", "superseded")
+"""Statuses of a version that, without an alias, needs its merge no longer."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What MLflow says of one plan's merge."""
+
+    weights_sha256: str
+    needed: str
+    """Who needs it; empty where nobody does."""
+    unneeded: str
+    """Why nobody does."""
+    experiment_ids: tuple[str, ...] = ()
+    """Of its runs."""
+
+
+def references(tracking: Tracking, plan_digests: set[str]) -> dict[str, Reference]:
+    """For each plan that the server knows a run or a version of, whether its merge is needed.
+
+    Looks through all experiments and registered models, deleted runs included.
+
+    Raises:
+        TrackingError: the server cannot be asked.
+    """
+    runs = [run for run in _merge_runs(tracking) if _plan(run) in plan_digests]
+    versions = [v for v in _versions(tracking) if v.tags.get("mergeops.plan_digest")]
+    parents_in_use = _parents_of_running(tracking)
+    found = {}
+    for digest in plan_digests:
+        own_runs = [run for run in runs if _plan(run) == digest]
+        own_versions = [v for v in versions if v.tags["mergeops.plan_digest"] == digest]
+        if own_runs or own_versions:
+            found[digest] = _reference(tracking, own_runs, own_versions, parents_in_use)
+    return found
+
+
+def _reference(
+    tracking: Tracking, runs: list[Run], versions: list[ModelVersion], in_use: set[str]
+) -> Reference:
+    tags = [*(run.data.tags for run in runs), *(version.tags for version in versions)]
+    digests = [t["mergeops.weights_sha256"] for t in tags if "mergeops.weights_sha256" in t]
+    experiments = tuple(sorted({str(run.info.experiment_id) for run in runs}))
+    needed = []
+    for version in versions:
+        aliases = _aliases(tracking, version)
+        status = version.tags.get("mergeops.status", "")
+        label = f"{version.name}/{version.version}"
+        if aliases:
+            needed.append(f"{label} is {', '.join(f'@{alias}' for alias in aliases)}")
+        elif status not in UNWANTED:
+            needed.append(f"{label} is {status or 'registered'}")
+    for run in runs:
+        name = f"run {run.info.run_id[:8]}"
+        if run.info.lifecycle_stage == "active" and run.info.status == "RUNNING":
+            needed.append(f"{name} is RUNNING")
+        if {run.info.run_id, run.data.tags.get("mergeops.model_id", "")} & in_use:
+            needed.append(f"a trial that is RUNNING merges {name}")
+    if versions:
+        unneeded = ", ".join(
+            f"{v.name}/{v.version} is {v.tags.get('mergeops.status')}" for v in versions
+        )
+    elif all(run.info.lifecycle_stage == "deleted" for run in runs):
+        unneeded = "its run is deleted in MLflow"
+    else:
+        run = next(run for run in runs if run.info.lifecycle_stage == "active")
+        unneeded = f"run {run.info.run_id[:8]} is {run.info.status} and has no registered version"
+    return Reference(digests[0] if digests else "", "; ".join(needed), unneeded, experiments)
+
+
+def _aliases(tracking: Tracking, version: ModelVersion) -> list[str]:
+    aliases = tracking.client.get_registered_model(version.name).aliases
+    return sorted(a for a, number in aliases.items() if str(number) == str(version.version))
+
+
+def _plan(run: Run) -> str:
+    return str(run.data.tags.get("mergeops.plan_digest", ""))
+
+
+def _parents_of_running(tracking: Tracking) -> set[str]:
+    found: set[str] = set()
+    for run in _merge_runs(tracking):
+        if run.info.lifecycle_stage == "active" and run.info.status == "RUNNING":
+            for tag in ("mergeops.parent_run_ids", "mergeops.parent_model_ids"):
+                found |= {one for one in run.data.tags.get(tag, "").split(",") if one}
+    return found
+
+
+def _merge_runs(tracking: Tracking) -> Iterator[Run]:
+    from mlflow.entities import ViewType
+
+    client = tracking.client
+    token = None
+    experiments = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ALL)]
+    while True:
+        page = client.search_runs(
+            experiments, "tags.`mergeops.role` = 'merge'", ViewType.ALL, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _versions(tracking: Tracking) -> Iterator[ModelVersion]:
+    token = None
+    while True:
+        page = tracking.client.search_model_versions(
+            "tags.`mergeops.role` = 'merge'", page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return

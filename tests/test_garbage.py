@@ -1,0 +1,264 @@
+"""What gc may delete: each rule that keeps something, and that nothing else is kept."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tracking_case import Case, sha256
+
+from mergeops.errors import ConfigError
+from mergeops.garbage import Item, collect, look, parse_age
+from mergeops.tracking.connection import Tracking
+from mergeops.tracking.lock import only_one
+from mergeops.tracking.pending import Pending, folder_of
+
+HOUR, DAY = 3600, 86400
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "work" / "merges").mkdir(parents=True)
+    return tmp_path / "work"
+
+
+def made(work: Path, plan: str, *, age_s: float = 30 * DAY, sources: tuple[str, ...] = ()) -> Path:
+    """A finished merge of the plan, as the engine leaves it."""
+    folder = work / "merges" / sha256(plan)[:16]
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(5000))
+    manifest = {
+        "format": 1,
+        "plan_digest": sha256(plan),
+        "sources": [{"name": s, "sha256": sha256(f"weights of {s}")} for s in sources],
+        "files": {},
+    }
+    (folder / "mergeops.json").write_text(json.dumps(manifest))
+    return aged(folder, age_s)
+
+
+def partial(work: Path, plan: str, *, age_s: float = 30 * DAY) -> Path:
+    folder = work / "merges" / f".{sha256(plan)[:16]}.partial"
+    folder.mkdir()
+    (folder / "lock").touch()
+    return aged(folder, age_s)
+
+
+def aged(folder: Path, age_s: float) -> Path:
+    for path in [*folder.iterdir(), folder]:
+        os.utime(path, (time.time() - age_s,) * 2)
+    return folder
+
+
+def run_of(tracking: Tracking, plan: str, status: str = "FINISHED", **tags: str) -> str:
+    """A trial's run."""
+    own = {
+        "mergeops.role": "merge",
+        "mergeops.plan_digest": sha256(plan),
+        "mergeops.weights_sha256": sha256(f"weights of {plan}"),
+        **{f"mergeops.{name}": value for name, value in tags.items()},
+    }
+    run_id = str(tracking.client.create_run(tracking.experiment_id, tags=own).info.run_id)
+    if status != "RUNNING":
+        tracking.client.set_terminated(run_id, status)
+    return run_id
+
+
+def version_of(tracking: Tracking, plan: str, status: str, alias: str | None = None) -> None:
+    """A registered version of the plan."""
+    client = tracking.client
+    if not client.search_registered_models("name = 'skills'"):
+        client.create_registered_model("skills")
+    tags = {
+        "mergeops.role": "merge",
+        "mergeops.status": status,
+        "mergeops.plan_digest": sha256(plan),
+    }
+    made = client.create_model_version("skills", "s3://bucket/model", tags=tags)
+    if alias:
+        client.set_registered_model_alias("skills", alias, made.version)
+
+
+def seen(work: Path, tracking: Tracking, older_than_s: float = 7 * DAY) -> dict[Path, Item]:
+    return {item.path: item for item in look(work, tracking, older_than_s)}
+
+
+@pytest.mark.parametrize(
+    ("status", "alias", "reason"),
+    [
+        ("promoted", "champion", "skills/1 is @champion"),
+        ("superseded", "previous", "skills/1 is @previous"),
+        ("rejected", "mine", "skills/1 is @mine"),
+        ("candidate", None, "skills/1 is candidate"),
+        ("promoted", None, "skills/1 is promoted"),
+    ],
+)
+def test_what_a_version_needs_is_kept(
+    work: Path, tracking: Tracking, status: str, alias: str | None, reason: str
+) -> None:
+    folder = made(work, "a")
+    run_of(tracking, "a")
+    version_of(tracking, "a", status, alias)
+    item = seen(work, tracking)[folder]
+    assert (item.is_garbage, item.reason) == (False, reason)
+
+
+@pytest.mark.parametrize("status", ["rejected", "superseded"])
+def test_an_old_merge_of_a_version_that_nobody_wants_goes(
+    work: Path, tracking: Tracking, status: str
+) -> None:
+    folder = made(work, "a")
+    run_of(tracking, "a")
+    version_of(tracking, "a", status)
+    item = seen(work, tracking)[folder]
+    assert (item.is_garbage, item.reason) == (True, f"skills/1 is {status}")
+    young = made(work, "b", age_s=HOUR)
+    run_of(tracking, "b")
+    assert not seen(work, tracking)[young].is_garbage
+    assert seen(work, tracking, HOUR / 2)[young].is_garbage
+
+
+def test_a_merge_goes_with_its_deleted_run_but_not_while_a_run_is_running(
+    work: Path, tracking: Tracking
+) -> None:
+    deleted, running, failed = made(work, "a"), made(work, "b"), made(work, "c")
+    tracking.client.delete_run(run_of(tracking, "a"))
+    run_id = run_of(tracking, "b", "RUNNING")
+    run_of(tracking, "c", "FAILED")
+    found = seen(work, tracking)
+    assert found[deleted].is_garbage
+    assert found[deleted].reason == "its run is deleted in MLflow"
+    assert not found[running].is_garbage
+    assert found[running].reason == f"run {run_id[:8]} is RUNNING"
+    assert found[failed].is_garbage
+
+
+def test_parents_of_a_running_trial_and_of_a_kept_merge_are_kept(
+    work: Path, tracking: Tracking
+) -> None:
+    parent, grandparent = made(work, "parent", sources=("grandparent",)), made(work, "grandparent")
+    child, ingredient = made(work, "child", sources=("parent",)), made(work, "ingredient")
+    for plan in ("parent", "grandparent", "child"):
+        run_of(tracking, plan)
+    version_of(tracking, "child", "candidate")
+    used = run_of(tracking, "ingredient")
+    run_of(tracking, "another", "RUNNING", parent_run_ids=used)
+    found = seen(work, tracking)
+    assert not any(found[p].is_garbage for p in (parent, grandparent, child, ingredient))
+    assert found[parent].reason == f"a parent of {child.name}, which is kept"
+    assert found[ingredient].reason == f"a trial that is RUNNING merges run {used[:8]}"
+
+
+def test_a_trial_that_waits_for_sync_keeps_its_merge(work: Path, case: Case) -> None:
+    folder = made(work, "a")
+    run_of(case.tracking, "a", "FAILED")
+    kept = Pending(
+        folder_of(work, sha256("a")),
+        "ties",
+        sha256("a"),
+        case.recipe,
+        {},
+        case.sources,
+        case.base,
+        case.tracking.uri,
+        checkpoint=folder,
+    )
+    kept.write()
+    found = seen(work, case.tracking)
+    assert (found[folder].is_garbage, found[folder].reason) == (
+        False,
+        "ties waits for mergeops sync",
+    )
+    assert not found[work / "pending"].is_garbage
+
+
+def test_what_this_server_knows_nothing_of_is_kept(work: Path, tracking: Tracking) -> None:
+    folder = made(work, "of another server")
+    (work / "merges" / "notes").mkdir()
+    (work / "merges" / "link").symlink_to(folder)
+    (work / "thesis").mkdir()
+    found = seen(work, tracking)
+    assert not any(item.is_garbage for item in found.values())
+    assert found[folder].reason == "this server knows no run of it; another one may"
+    assert found[work / "thesis"].reason == "not made by mergeops"
+
+
+def test_a_stale_partial_goes_unless_a_process_writes_it(work: Path, tracking: Tracking) -> None:
+    stale, young = partial(work, "a"), partial(work, "b", age_s=HOUR)
+    assert {p: i.is_garbage for p, i in seen(work, tracking).items()} == {stale: True, young: False}
+    with (stale / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        item = seen(work, tracking)[stale]
+        assert (item.is_garbage, item.reason) == (False, "a running process writes it")
+    assert seen(work, tracking)[stale].is_garbage
+
+
+@pytest.fixture
+def garbage(work: Path, tracking: Tracking) -> Callable[[], Path]:
+    def make() -> Path:
+        folder = made(work, "a")
+        run_of(tracking, "a")
+        return folder
+
+    return make
+
+
+def test_collecting_deletes_the_garbage_and_nothing_else(
+    work: Path, tracking: Tracking, garbage: Callable[[], Path]
+) -> None:
+    gone, stale, kept = garbage(), partial(work, "p"), made(work, "kept")
+    items = collect(look(work, tracking, DAY), work, tracking, DAY)
+    assert {item.path for item in items if item.is_garbage} == {gone, stale}
+    assert sorted((work / "merges").iterdir()) == [kept]
+
+
+def test_what_became_needed_while_the_user_thought_is_kept(
+    work: Path, tracking: Tracking, garbage: Callable[[], Path]
+) -> None:
+    folder = garbage()
+    items = look(work, tracking, DAY)
+    version_of(tracking, "a", "candidate")
+    (result,) = collect(items, work, tracking, DAY)
+    assert (result.is_garbage, result.reason) == (False, "skills/1 is candidate")
+    assert folder.is_dir()
+
+
+def test_a_merge_whose_trial_is_at_work_here_is_kept(
+    work: Path, tracking: Tracking, garbage: Callable[[], Path]
+) -> None:
+    folder = garbage()
+    items = look(work, tracking, DAY)
+    with only_one("the trial", tracking.uri, tracking.experiment_id, sha256("a")):
+        (result,) = collect(items, work, tracking, DAY)
+    assert not result.is_garbage
+    assert result.reason.startswith("in use: the merge ")
+    assert folder.is_dir()
+
+
+def test_bytes_that_mlflow_holds_too_are_not_counted_as_freed(
+    work: Path, tracking: Tracking, tmp_path: Path, garbage: Callable[[], Path]
+) -> None:
+    folder = garbage()
+    os.link(folder / "model.safetensors", tmp_path / "in_mlflow")
+    (item,) = look(work, tracking, DAY)
+    held = (folder / "model.safetensors").stat().st_blocks * 512
+    assert item.nbytes - item.freed == held > 0
+
+
+def test_ages_are_numbers_with_a_unit() -> None:
+    assert [parse_age(text) for text in ("0m", "90m", "12h", "7d", "2w", "1.5h")] == [
+        0,
+        5400,
+        43200,
+        604800,
+        1209600,
+        5400,
+    ]
+    for wrong in ("7", "d", "-1d", "1y", ""):
+        with pytest.raises(ConfigError, match="write a number and m, h, d or w"):
+            parse_age(wrong)
