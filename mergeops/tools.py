@@ -7,6 +7,7 @@ these questions, a source that was hashed.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from mergeops.tokens.spec import TokenizerSpec
 
 if TYPE_CHECKING:
     from mergeops.evaluate import Scores
+    from mergeops.evaluate.asking import Candidate
     from mergeops.evaluate.tasks import TaskSet
     from mergeops.sources import Resolved, Source
     from mergeops.tracking.connection import Tracking
@@ -106,17 +108,24 @@ class Tools:
         tokenizer: Path | None = None,
     ) -> Scores:
         """Score a full checkpoint on one part of the tasks, or find it scored."""
-        from mergeops.evaluate.harness import score
+        from mergeops.evaluate.asking import Candidate
+
+        candidate = Candidate(path, sha256 or self.weights_sha256(path), tokenizer)
+        [scores] = self.score_all(label, [candidate], part)
+        return scores
+
+    def score_all(self, label: str, candidates: Sequence[Candidate], part: str) -> list[Scores]:
+        """Score full checkpoints on one part of the tasks, on all devices, or find them scored."""
+        from mergeops.evaluate.harness import score_all
 
         with self.progress.bar(f"scoring {label}") as tick:
-            return score(
-                path,
-                sha256 or self.weights_sha256(path),
+            return score_all(
+                candidates,
                 self.evaluate,
                 part,
                 work_dir=self.work_dir,
-                tokenizer=tokenizer,
                 tasks=self.load_tasks(),
+                shared=self.tracking.score_records(),
                 trust_remote_code=self.trust_remote_code,
                 progress=lambda _task, done, total: tick(done, total),
             )
@@ -139,10 +148,22 @@ class Tools:
         resolved = self.resolve(recipe)
         parents = {"base": resolved.base} if resolved.base else {}
         parents |= resolved.sources
-        return {name: self.score_parent(recipe, source, part) for name, source in parents.items()}
+        candidates = [self._candidate(recipe, source) for source in parents.values()]
+        label = f"{len(parents)} parents" if len(parents) > 1 else next(iter(parents), "")
+        scores = dict(zip(parents, self.score_all(label, candidates, part), strict=True))
+        for name, source in parents.items():
+            self.tracking.log_parent(source, scores[name])
+        return scores
 
     def score_parent(self, recipe: Recipe, source: Source, part: str) -> Scores:
         """Score one parent and log it; an adapter is applied to its base first."""
+        [scores] = self.score_all(source.name, [self._candidate(recipe, source)], part)
+        self.tracking.log_parent(source, scores)
+        return scores
+
+    def _candidate(self, recipe: Recipe, source: Source) -> Candidate:
+        from mergeops.evaluate.asking import Candidate
+
         resolved = self.resolve(recipe)
         path = self.full_checkpoint(recipe, source)
         tokenizer = next(
@@ -153,9 +174,7 @@ class Tools:
             ),
             None,
         )
-        scores = self.score(source.name, path, part, sha256=source.sha256, tokenizer=tokenizer)
-        self.tracking.log_parent(source, scores)
-        return scores
+        return Candidate(path, source.sha256, tokenizer)
 
     def full_checkpoint(self, recipe: Recipe, source: Source) -> Path:
         """The source's directory, or for an adapter the full model that it stands for."""
