@@ -30,7 +30,8 @@ class EvaluateSpec:
     """What is scored with the lm-eval harness, and how."""
 
     tasks: tuple[str, ...] = ()
-    """lm-eval task names, or paths of task YAML files."""
+    """lm-eval task, group or tag names, paths of task YAML files, or patterns like * for tasks in
+    include_path."""
     include_path: str | None = None
     """A directory of task YAML files whose names ``tasks`` may use."""
     metrics: Mapping[str, str] = field(default_factory=dict)

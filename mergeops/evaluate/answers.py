@@ -31,6 +31,9 @@ def build_requests(
     # The sampler's state moves on with every draw: without this, a second model would be asked
     # with other examples.
     task.set_fewshot_seed(seed)
+    if loaded.pools[part]:
+        task.sampler.replace_df(loaded.pools[part])
+        task.sampler.fewshot_indices = None  # they were applied when the pool was made
     chat = {
         "apply_chat_template": chat_template is not None,
         "chat_template": chat_template,

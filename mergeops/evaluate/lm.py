@@ -198,7 +198,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         half = len(longest) // 2
         twin = [*longest[:half], *reversed(longest[half:])]
         theirs = self._model_call(torch.tensor([longest, twin], device=self.device))
-        for start in {0, half // 2}:
+        for start in dict.fromkeys((0, half // 2)):
             row = Row(start)
             row.add(0, longest[start:], 0)
             row.add(1, twin[start:], half - start)
