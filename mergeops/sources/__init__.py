@@ -49,7 +49,7 @@ class Source:
     """Registered model version, NAME/VERSION, that the URI named."""
     revision: str | None = None
     """Commit of a hub repository."""
-    stamps: Mapping[Path, FileStamp] = field(default_factory=dict)
+    stamps: Mapping[Path, FileStamp] = field(default_factory=dict, compare=False)
     """What its weight files, and its base's, looked like when they were hashed."""
 
     @property
