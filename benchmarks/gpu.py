@@ -47,7 +47,7 @@ def bench(names: str, size: str, folder: Path, out: Path) -> None:
         f"# On {torch.cuda.get_device_name(device)}",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}, CUDA {torch.version.cuda}; a "
-        f"copy on the device moves {copy / 1e9:.0f} GB/s (read and write together), one from pinned "
+        f"copy on the device moves {copy / 1e9:.0f} GB/s (read and write together), from pinned "
         f"memory {bus / 1e9:.1f} GB/s.",
         "",
         "In memory, the shape of Llama-2-7B, bfloat16, float32 arithmetic:",
