@@ -217,7 +217,7 @@ def _with_noise(tools: Tools, recipe: Recipe, source: str) -> tuple[Scores, str]
     resolved = tools.resolve(recipe)
     full = {name: tools.full_checkpoint(recipe, one) for name, one in resolved.sources.items()}
     others = [path for name, path in full.items() if name != source]
-    origins = [resolved.base.path] if resolved.base else others
+    origins = [tools.full_checkpoint(recipe, resolved.base)] if resolved.base else others
     key = f"{recipe.seed} {resolved.sources[source].sha256}"
     digests = [tools.weights_sha256(path) for path in origins]
     digest = hashlib.sha256(" ".join([key, *digests]).encode()).hexdigest()

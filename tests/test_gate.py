@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mergeops.compose import compose
 from mergeops.errors import ConfigError, EvaluationError
 from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.evaluate.paired import mcnemar_p, tango_interval
@@ -333,3 +335,14 @@ def test_a_verdict_is_markdown() -> None:
 def test_settings_out_of_range_are_named(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(PromoteSpec, raw, "promote.")
+
+
+GATES = sorted(path.stem for path in (Path(__file__).parent.parent / "conf/promote").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_every_packaged_gate_composes_and_single_values_can_be_changed(name: str) -> None:
+    found = compose([f"promote={name}", "promote.floors.chat=0.5", "promote.alpha=0.02"]).promote
+    assert (found.floors, found.alpha) == ({"chat": 0.5}, 0.02)
+    assert found.approval == (name == "approval")
+    assert found.bits_per_byte == ({"wikitext": 0.02} if name == "guarded" else {})

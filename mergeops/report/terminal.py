@@ -55,9 +55,12 @@ def print_search(strategy: str, found: Found) -> None:
         rows = ([_shown(value) for value in row.values()] for row in found.rows)
         console.print(_table(list(found.rows[0]), rows))
     if found.best is not None:
+        from mergeops.evaluate.intervals import mean_interval
+
         best = found.best
+        shown = mean_interval(best.scores) if best.scores else "not scored"
         console.print(
-            f"{strategy}: the best is [bold]{_escape(best.name)}[/], {best.dev_score:.3f} on dev, "
+            f"{strategy}: the best is [bold]{_escape(best.name)}[/], {_escape(str(shown))} on dev, "
             f"models:/{best.registered}"
         )
     else:
