@@ -60,7 +60,9 @@ class SearchRun:
         from mlflow.entities import Metric
 
         choose = max if higher_is_better else min
-        best = list(itertools.accumulate(scores, choose))
+        worst = -math.inf if higher_is_better else math.inf
+        finite = [score if math.isfinite(score) else worst for score in scores]
+        best = list(itertools.accumulate(finite, choose))
         client, now = self.tracking.client, int(time.time() * 1000)
         for name, values in (("steps/trial", scores), ("steps/best", best)):
             there = {(m.step, m.value) for m in client.get_metric_history(self.run_id, name)}
