@@ -6,8 +6,13 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 SEED ?= 0
 OUT ?= demo-out/$(MODEL)-$(SEED)
+# The benchmark's checkpoints: 1b (10 GB), 300m or tiny; RESUME=--resume goes on with a cut run.
+SIZE ?= 1b
+METHODS ?= linear,task_arithmetic,slerp,nuslerp,model_stock,dare_linear,dare_ties,ties,breadcrumbs,della
+PAIRS ?= 5
+RESUME ?=
 
-.PHONY: help install demo test parity lint format types wheel ui clean
+.PHONY: help install demo test parity bench lint format types wheel ui clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +54,9 @@ test: $(VENV)/.dev ## Run the tests
 
 parity: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare merges with mergekit's, tensor by tensor
 	$(BIN)/python -m pytest -m parity tests/parity
+
+bench: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare speed and memory with mergekit's: SIZE=1b|300m|tiny METHODS= PAIRS=5
+	$(BIN)/python -m benchmarks --size $(SIZE) --methods $(METHODS) --pairs $(PAIRS) $(RESUME)
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check .

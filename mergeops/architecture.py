@@ -30,6 +30,12 @@ def is_before_layers(name: str) -> bool:
     return bool(_BEFORE_LAYERS.search(name))
 
 
+def layer_of(name: str) -> tuple[str, int] | None:
+    """The (stack, number) of the layer that a tensor is in; None outside the layers."""
+    found = _LAYER.match(name)
+    return (found.group(1) or "", int(found.group(2))) if found else None
+
+
 def layer_depths(names: Iterable[str], after: float = 1.0) -> dict[str, float]:
     """How deep each tensor sits: 0 in or before the first layer, 1 in or after the last.
 
@@ -45,9 +51,9 @@ def layer_depths(names: Iterable[str], after: float = 1.0) -> dict[str, float]:
     places: dict[str, tuple[str, int]] = {}
     last: dict[str, int] = {}
     for name in names:
-        found = _LAYER.match(name)
+        found = layer_of(name)
         if found:
-            stack, layer = found.group(1) or "", int(found.group(2))
+            stack, layer = found
             places[name] = (stack, layer)
             last[stack] = max(last.get(stack, 0), layer)
     depths = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mergeops import __version__
+from mergeops.cli_inspect import inspect
 from mergeops.cli_lineage import gc, lineage
 from mergeops.cli_promote import approve, controls, history, promote, reject, rollback
 from mergeops.cli_recipe import convert, merge
@@ -47,6 +48,7 @@ cli.add_command(reject)
 cli.add_command(rollback)
 cli.add_command(history)
 cli.add_command(controls)
+cli.add_command(inspect)
 
 
 @cli.command()
@@ -136,7 +138,7 @@ def adopt(
     quiet: bool,
 ) -> None:
     """Find the mergeable checkpoints of an experiment, whatever became of the runs."""
-    from mergeops.report import terminal
+    from mergeops.report.adoption_tables import print_adoption
     from mergeops.sources import adopt as adoption
     from mergeops.sources.recipe_file import write_recipe
 
@@ -155,7 +157,7 @@ def adopt(
         write_recipe(adopted.found, recipe_path, path_map=moved, force=force)
     if as_json:
         return print_result(adopted.rows(), True)
-    terminal.print_adoption(adopted, recipe_path)
+    print_adoption(adopted, recipe_path)
 
 
 @cli.command()
@@ -202,14 +204,17 @@ def compare(
 
 @cli.command()
 @click.argument("where", metavar="DIR|URI")
-@options(AS_JSON)
-def verify(where: str, as_json: bool) -> None:
+@options(AS_JSON, QUIET)
+def verify(where: str, as_json: bool, quiet: bool) -> None:
     """Rehash a merged checkpoint and name every file that differs from its manifest."""
-    from mergeops.checkpoint.manifest import verify as rehash
+    from mergeops.checkpoint.verify import verify as rehash
     from mergeops.sources import locate
 
-    path = locate(where)
-    problems = rehash(path)
+    progress = Progress(quiet=quiet)
+    with progress.bar(f"fetching {where}", is_bytes=True) as tick:
+        path = locate(where, progress=lambda _what, done, total: tick(done, total))
+    with progress.bar(f"hashing {path.name}", is_bytes=True) as tick:
+        problems = rehash(path, tick)
     if as_json:
         print_result({"checkpoint": str(path), "problems": problems}, True)
     else:

@@ -71,9 +71,6 @@ def merge(
     if cfg:
         return show_recipe(recipe)
     plan = pipeline.merge_only(recipe, out, Progress(quiet=quiet))
-    for warning in plan.warnings:
-        if not quiet:
-            click.echo(f"mergeops: warning: {warning}", err=True)
     result = {
         "checkpoint": str(out),
         "plan_digest": plan.digest,
@@ -98,6 +95,8 @@ def convert(
         raise ConfigError(f"{config_file} does not exist")
     converted = read_mergekit(config_file, compat=compat is not None)
     Recipe.from_dict(converted.recipe)
+    for note in converted.notes:
+        click.echo(f"mergeops: warning: {note}", err=True)
     if out is not None:
         if out.exists() and not force:
             raise ConfigError(f"{out} exists; choose another name, or add --force")

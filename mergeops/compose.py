@@ -13,11 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import ConfigError
 from mergeops.recipe import Recipe
 from mergeops.schema import unknown_key
+
+if TYPE_CHECKING:
+    from mergeops.mergekit_yaml import Converted
 
 GROUPS = ("recipe", "method", "evaluate", "search", "tracking", "promote")
 _FILE_RECIPE = "from_file"
@@ -56,7 +59,8 @@ def compose(
     if recipe_file is None:
         recipe_file, parsed = _mergekit_file(parsed)
     compat = _value_of(parsed, "compat")
-    file_content, origins = read_recipe_file(recipe_file, compat) if recipe_file else (None, {})
+    read = read_recipe_file(recipe_file, compat) if recipe_file else None
+    file_content = read.recipe if read else None
     for override in parsed:
         _check_key(override)
         if override.is_sweep_override():
@@ -68,10 +72,11 @@ def compose(
     _choose_method(raw, parsed)
     _keep_only(raw)
     set_here = {override.key_or_group for override in parsed}
-    return dataclasses.replace(
-        Recipe.from_dict(raw),
-        origins={key: at for key, at in origins.items() if key not in set_here},
-    )
+    recipe = Recipe.from_dict(raw)
+    if read is None:
+        return recipe
+    origins = {key: at for key, at in read.origins.items() if key not in set_here}
+    return dataclasses.replace(recipe, origins=origins, notes=read.notes)
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
@@ -200,8 +205,8 @@ def _value_of(parsed: Iterable[Any], key: str) -> Any:
     return values[-1] if values else None
 
 
-def read_recipe_file(path: Path, compat: Any = None) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """A recipe file as a plain dict, native or mergekit's YAML, and where its keys stand there.
+def read_recipe_file(path: Path, compat: Any = None) -> Converted:
+    """A recipe file, native or mergekit's YAML, as a plain dict, and where its keys stand there.
 
     Args:
         path: the file.
@@ -212,23 +217,23 @@ def read_recipe_file(path: Path, compat: Any = None) -> tuple[dict[str, Any], Ma
     """
     import yaml
 
-    from mergeops.mergekit_yaml import is_mergekit, read_mergekit
+    from mergeops.mergekit_yaml import Converted, is_mergekit, read_mergekit, refuse_other_tools
 
     if not path.is_file():
         raise ConfigError(f"recipe file {path} does not exist")
     try:
         text = path.read_text(encoding="utf-8")
         if is_mergekit(text):
-            converted = read_mergekit(path, compat=compat == MERGEKIT)
-            return dict(converted.recipe), converted.origins
+            return read_mergekit(path, compat=compat == MERGEKIT)
         content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe file {path} is not YAML: {_one_line(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"recipe file {path} holds no mapping; it needs method and sources")
+    refuse_other_tools(content, path)
     if isinstance(content.get("method"), str):
         content["method"] = {"name": content["method"]}
-    return content, {}
+    return Converted(content, {})
 
 
 def _choose_method(raw: dict[str, Any], parsed: Iterable[Any]) -> None:

@@ -101,13 +101,29 @@ def _devices() -> list[Check]:
 
 def _tracking(recipe: Recipe) -> list[Check]:
     from mergeops.tracking.connection import reach
+    from mergeops.tracking.probe import access, try_artifacts
 
+    spec = recipe.tracking
+    if spec.offline:
+        return [Check("tracking", "ok", "offline; trials are kept until `mergeops sync`")]
     try:
-        shown = reach(recipe.tracking)
+        shown = reach(spec)
+        let_in = access(spec)
     except MergeopsError as error:
         fix = "start the server, or set tracking.uri or MLFLOW_TRACKING_URI"
+        if "denies access" in str(error):
+            fix = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; see docs/servers.md"
         return [Check("tracking", "fail", str(error), fix)]
-    return [Check("tracking", "ok", f"{shown}, experiment {recipe.tracking.experiment}")]
+    findings = [Check("tracking", "ok", f"{shown}, experiment {spec.experiment}")]
+    if let_in is not None:
+        status = "warn" if let_in.advice else "ok"
+        findings.append(Check("access", status, let_in.detail, let_in.advice))
+    try:
+        place = try_artifacts(spec)
+    except MergeopsError as error:
+        fix = "check the artifact store and its credentials; see docs/servers.md"
+        return [*findings, Check("artifacts", "fail", str(error), fix)]
+    return [*findings, Check("artifacts", "ok", place)]
 
 
 def _disk(work_dir: Path) -> list[Check]:

@@ -14,9 +14,10 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,18 +32,21 @@ from mergeops.checkpoint.writer import (
     ShardWriter,
     WrittenFile,
     sync_directory,
+    write_error,
 )
 from mergeops.companions import write_companions
 from mergeops.errors import MergeError, MergeopsError
-from mergeops.lanes import choose_device, lane_count
+from mergeops.lanes import choose_devices, lane_count
 from mergeops.plan import Plan, check_space
 from mergeops.records import default_card, manifest_content, weight_index
 from mergeops.stream import TensorStream
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 21}
 """Elements at a time: few enough for a processor's cache, many enough for a GPU's launches."""
+LANE_BYTES = 1 << 28
+"""What inputs under way may take on a CPU, all lanes together: many of them get small chunks."""
 CUDA_LANES = 4
-"""Enough to have both copy directions and the arithmetic under way at any time."""
+"""For each device: enough to have both copy directions and the arithmetic under way at a time."""
 UNWRITTEN = 16
 """Finished chunks that may wait for the writer."""
 LOCK = "lock"
@@ -59,9 +63,9 @@ class Tuning:
     chunk: int | None = None
     """Elements at a time, a multiple of ``methods.BLOCK``; None takes what suits the device."""
     lanes: int | None = None
-    """Parallel chunks; None takes one for each processor, or ``CUDA_LANES``."""
-    fused: bool = True
-    """Use compiled kernels where they give the same bits; else the methods' own functions only."""
+    """Parallel chunks; None takes one for each processor, or ``CUDA_LANES`` for each device."""
+    fused: bool | None = None
+    """Whether to use compiled kernels, which give the same bits; None takes them when loaded."""
 
 
 def merge(
@@ -78,7 +82,7 @@ def merge(
     Args:
         plan: from ``make_plan``.
         out: the directory to make; may exist if it is empty or holds this very merge.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda (all of them) or cuda:N.
         progress: told how far the writing is.
         card: text of README.md; a short one by default.
         tuning: for measurements and tests.
@@ -93,7 +97,7 @@ def merge(
             plan is of another version.
     """
     out = Path(out).absolute()
-    chosen = choose_device(device)
+    chosen = choose_devices(device)
     version = methods.get(plan.method).version
     if plan.method_version != version:
         raise MergeError(
@@ -116,23 +120,36 @@ def merge(
             (partial / LOCK).unlink()
             sync_directory(partial)
             os.rename(partial, out)
+            sync_directory(out.parent)
         except OSError as error:
-            raise MergeError(f"{out} cannot be written: {error.strerror or error}") from error
-        sync_directory(out.parent)
+            raise write_error(out, error) from error
     return out
 
 
-def _is_done(plan: Plan, out: Path) -> bool:
+def check_output(out: Path) -> Mapping[str, Any] | None:
+    """Refuse a directory that no merge can be written to, whatever its plan.
+
+    Returns:
+        The manifest of the merge that is there, which may be another one; None where there is none.
+
+    Raises:
+        MergeError: it is a file, or holds something else.
+    """
     if not out.exists():
-        return False
+        return None
     if not out.is_dir():
         raise MergeError(f"{out} is a file; the output must be a new or empty directory")
     manifest = read_manifest(out)
+    if manifest is None and any(out.iterdir()):
+        raise MergeError(
+            f"{out} is not empty and holds no {MANIFEST}; choose a new directory, or empty it"
+        )
+    return manifest
+
+
+def _is_done(plan: Plan, out: Path) -> bool:
+    manifest = check_output(out)
     if manifest is None:
-        if any(out.iterdir()):
-            raise MergeError(
-                f"{out} is not empty and holds no {MANIFEST}; choose a new directory, or empty it"
-            )
         return False
     if manifest["plan_digest"] != plan.digest:
         raise MergeError(
@@ -153,12 +170,20 @@ def _is_complete(plan: Plan, partial: Path) -> bool:
         return False
 
 
+def _make(directory: Path) -> None:
+    """Make a directory whose name is on the disk, and those above it."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        sync_directory(path.parent)
+
+
 @contextlib.contextmanager
 def _locked(partial: Path) -> Iterator[None]:
     """Own the working directory; waits while another process has it."""
     try:
         while True:
-            partial.mkdir(parents=True, exist_ok=True)
+            _make(partial)
             with contextlib.suppress(FileNotFoundError):
                 lock = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -178,7 +203,7 @@ def _locked(partial: Path) -> Iterator[None]:
 def _write_all(
     plan: Plan,
     partial: Path,
-    device: torch.device,
+    devices: Sequence[torch.device],
     progress: Progress | None,
     card: str | None,
     tuning: Tuning,
@@ -189,7 +214,7 @@ def _write_all(
             path.unlink()
     journal = Journal(partial, plan.digest)
     try:
-        files = _write_shards(plan, partial, journal, device, progress, tuning)
+        files = _write_shards(plan, partial, journal, devices, progress, tuning)
         write_companions(plan.companions, partial, plan.save_dtype, plan.config)
     except MergeopsError as error:
         if not isinstance(error.__cause__, OSError):
@@ -206,16 +231,31 @@ def _write_all(
     write_manifest(partial, manifest_content(plan), names, files)
 
 
+def _lane_count(devices: Sequence[torch.device]) -> int:
+    return CUDA_LANES * len(devices) if devices[0].type == "cuda" else lane_count()
+
+
+def _chunk(plan: Plan, device: torch.device, lanes: int) -> int:
+    """Elements at a time: what suits the device, or less for many inputs."""
+    wanted = CHUNK[device.type]
+    if device.type == "cuda":
+        return wanted
+    parts = max(len(plan.parts(task)) for shard in plan.shards for task in shard.tensors)
+    # As stored, in the compute dtype, and what an operation makes of it.
+    fitting = LANE_BYTES // (lanes * parts * 12)
+    return max(min(wanted, fitting // methods.BLOCK * methods.BLOCK), methods.BLOCK)
+
+
 def _write_shards(
     plan: Plan,
     partial: Path,
     journal: Journal,
-    device: torch.device,
+    devices: Sequence[torch.device],
     progress: Progress | None,
     tuning: Tuning,
 ) -> dict[str, WrittenFile]:
-    chunk = tuning.chunk or CHUNK[device.type]
-    lanes = tuning.lanes or (CUDA_LANES if device.type == "cuda" else lane_count())
+    lanes = tuning.lanes or _lane_count(devices)
+    chunk = tuning.chunk or _chunk(plan, devices[0], lanes)
     written: dict[str, WrittenFile] = {}
     before = 0
 
@@ -227,7 +267,7 @@ def _write_shards(
         return at
 
     with (
-        TensorStream(plan, device, chunk, lanes, UNWRITTEN, fused=tuning.fused) as stream,
+        TensorStream(plan, devices, chunk, lanes, UNWRITTEN, fused=tuning.fused) as stream,
         OrderedWriter(UNWRITTEN) as writer,
     ):
         for shard in plan.shards:

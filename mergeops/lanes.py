@@ -9,6 +9,7 @@ result depends on another's.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import queue
@@ -126,7 +127,7 @@ class Lane:
                 return None
             for row, raw in zip(rows, raws, strict=False):
                 row[:m].copy_(raw)
-        return Bits(flat, rows.shape[1], len(raws), m, chunk.has_base, chunk.start)
+        return Bits(*flat, rows.shape[1], len(raws), m, chunk.has_base, chunk.start)
 
     def load(self, chunk: Chunk) -> tuple[Tensor | None, Tensor]:
         """The chunk in the compute dtype on the device: base ``[m]`` or None, sources ``[n, m]``.
@@ -155,12 +156,20 @@ class Lanes:
     """A set of lanes and the threads that run on them.
 
     Args:
-        make_lane: called once in each thread.
+        make_lane: called once in each thread, with its device.
+        devices: lanes take turns with them; no result depends on which.
         count: number of lanes.
     """
 
-    def __init__(self, make_lane: Callable[[], Lane], count: int) -> None:
+    def __init__(
+        self,
+        make_lane: Callable[[torch.device], Lane],
+        devices: Sequence[torch.device],
+        count: int,
+    ) -> None:
         self._make_lane = make_lane
+        self._devices = itertools.cycle(devices)
+        self._choosing = threading.Lock()
         self._count = count
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
@@ -213,7 +222,9 @@ class Lanes:
         lane: Lane | None = getattr(self._local, "lane", None)
         if lane is None:
             torch.set_num_threads(1)
-            lane = self._local.lane = self._make_lane()
+            with self._choosing:
+                device = next(self._devices)
+            lane = self._local.lane = self._make_lane(device)
         with lane.stream():
             return work(lane, chunk)
 
@@ -241,24 +252,27 @@ class BufferPool:
         self._free.put(buffer)
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device that is there.
+def choose_devices(name: str) -> tuple[torch.device, ...]:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as devices that are there.
+
+    ``cuda``, and ``auto`` where there is one, are all CUDA devices.
 
     Raises:
         ConfigError: no such device.
     """
+    found = torch.cuda.device_count()
+    every = tuple(torch.device("cuda", i) for i in range(found))
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return every or (torch.device("cpu"),)
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N")
-    found = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= found:
         raise ConfigError(f"device is {name!r}, but torch sees {found} CUDA device(s); try cpu")
-    return device
+    return every if name == "cuda" else (device,)
 
 
 def lane_count() -> int:

@@ -137,14 +137,14 @@ def _check_range(p: Any, key: str, value: Setting, prefix: str) -> None:
 def _check_matches(recipe: Recipe, pieces: Sequence[Piece]) -> None:
     """Every glob takes a tensor, or would if the output head were not tied to the embeddings."""
     names = {piece.name: None for piece in pieces}
-    parts = {ingredient.stored.name: None for piece in pieces for ingredient in piece.sources}
+    both = names | {part.stored.name: None for piece in pieces for part in piece.sources}
     globs = [(f"rules[{i}].match", rule.match, names) for i, rule in enumerate(recipe.rules)]
     own = [(f"sources.{name}.", source.parameters) for name, source in recipe.sources.items()]
     for prefix, settings in [*own, *_sliced(recipe)]:
         for key, setting in settings.items():
             for i, choice in enumerate(setting if isinstance(setting, tuple) else ()):
                 if isinstance(choice, Choice):
-                    globs.append((f"{prefix}{key}[{i}].match", choice.match, names | parts))
+                    globs.append((f"{prefix}{key}[{i}].match", choice.match, both))
     checked: set[str] = set()
     for key, glob, candidates in globs:
         if glob in checked or fnmatch.filter([*candidates, *HEADS], glob):

@@ -196,7 +196,7 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
 
 def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Plan:
     """Merge into a directory of the user's; nothing is scored or tracked."""
-    from mergeops.execute import merge
+    from mergeops.execute import check_output, merge
     from mergeops.sources import resolve
 
     work_dir = Path(recipe.output.dir)
@@ -211,14 +211,15 @@ def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Plan:
             )
 
     def execute(plan: Plan, label: str, into: Path) -> Path:
+        for warning in plan.warnings:
+            progress.step(f"note: {warning}")
         with progress.bar(f"merging {label}", is_bytes=True) as tick:
             return merge(plan, into, device=recipe.output.device, progress=tick)
 
+    check_output(out)
     resolved = resolve_with_merges(
         recipe, find, lambda plan, name: execute(plan, name, merge_dir(work_dir, plan))
     )
     plan = make_plan(recipe, resolved.base, resolved.sources)
-    for warning in plan.warnings:
-        progress.step(f"note: {warning}")
     execute(plan, f"into {out}", out)
     return plan

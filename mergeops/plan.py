@@ -221,7 +221,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     with about("method"):
         check_sources(method, planned_base, planned_sources, sliced=sliced)
     inputs = [*([planned_base] if planned_base else []), *planned_sources]
-    warnings = check_configs(inputs, recipe)
+    warnings = [*recipe.notes, *check_configs(inputs, recipe)]
     chosen = _tokenizer_input(recipe, inputs)
     vocabulary = None
     if recipe.tokenizer.source != SAME:

@@ -146,8 +146,9 @@ def check_same_experts(first: str, reference: Headers, name: str, theirs: Header
         if single and fused and not examples[one][1] and not examples[other][0]:
             raise MergeError(
                 f"{one} has a tensor for each expert ({single}), {other} has the experts of a "
-                f"layer in one ({fused}); save both with one version of transformers, e.g. "
-                "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)",
+                f"layer in one ({fused}); bring {one} into the layout of {other} with transformers "
+                "5: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR, "
+                "save_original_format=False)",
                 at=key_of(name),
             )
 

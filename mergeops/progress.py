@@ -1,9 +1,8 @@
-"""Progress on stderr: bars on a terminal, one line a step elsewhere; results never go here."""
+"""Progress on stderr: bars on a terminal, only the steps elsewhere; results never go here."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -37,10 +36,7 @@ class Progress:
         """A bar that lives for the block; the block calls the tick with (done, total)."""
         console = None if self._quiet else self._console()
         if console is None or not console.is_terminal:
-            started = time.monotonic()
             yield lambda done, total: None
-            if time.monotonic() - started > 1:
-                self.step(f"{label}: {time.monotonic() - started:.1f} s")
             return
         from rich import progress as bars
 
@@ -58,7 +54,18 @@ class Progress:
             transient=True,
         ) as drawn:
             task = drawn.add_task(_escape(label), total=None)
-            yield lambda done, total: drawn.update(task, completed=done, total=total)
+            before = float("inf")
+
+            def tick(done: int, total: int) -> None:
+                nonlocal before
+                if done < before:
+                    # What an earlier try did is no speed of this one; the next file begins anew.
+                    drawn.reset(task, completed=done, total=total)
+                else:
+                    drawn.update(task, completed=done, total=total)
+                before = done
+
+            yield tick
 
     def _console(self) -> Console:
         from rich.console import Console

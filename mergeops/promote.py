@@ -94,15 +94,15 @@ def promote(
             hooks=hooks,
         )
         if change.kind == REFUSED:
-            reasons = "; ".join(verdict.get("reasons") or ["the evidence does not support it"])
-            change = dataclasses.replace(change, reason=reason or reasons[:500], hooks=())
+            reasons = verdict.get("reasons") or ["the evidence does not support it"]
+            change = dataclasses.replace(change, reason=reason or reasons[0][:500], hooks=())
             # Too few items to tell is no rejection.
             if current != version and verdict.get("decision") != "inconclusive":
                 set_status(tracking, name, version, "rejected")
             add_entry(tracking, change)
             raise GateRefusedError(
-                f"version {version} of {name} is not promoted: {reasons}; see gate.json of its "
-                "run, or overrule with --force --reason TEXT"
+                f"version {version} of {name} is not promoted: {'; '.join(reasons)}; see gate.json "
+                "of its run, or overrule with --force --reason TEXT"
             )
         if current == version:
             moves = (PROMOTE, ROLLBACK)

@@ -43,6 +43,8 @@ LAYOUT_KEYS = (
     "merges",
 )
 """What decides them, too, but is left out of records where it is not set."""
+UNWRITTEN = ("origins", "notes")
+"""What is known of the file that a recipe was read from."""
 REFUSE = "refuse"
 
 
@@ -142,11 +144,13 @@ class Recipe:
     promote: PromoteSpec = field(default_factory=PromoteSpec)
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Key -> file, line and key that it was read from, for errors; no part of what is written."""
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """What the file says without effect, for warnings; no part of what is written."""
 
     @classmethod
     def keys(cls) -> list[str]:
         """What a user can write."""
-        return [f.name for f in dataclasses.fields(cls) if f.name != "origins"]
+        return [f.name for f in dataclasses.fields(cls) if f.name not in UNWRITTEN]
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], made: Iterable[str] = ()) -> Recipe:
@@ -196,8 +200,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON types, in the shape that ``from_dict`` reads."""
-        raw: dict[str, Any] = dataclasses.asdict(dataclasses.replace(self, origins={}))
-        del raw["origins"]
+        bare = dataclasses.replace(self, origins={}, notes=())
+        raw = {k: v for k, v in dataclasses.asdict(bare).items() if k not in UNWRITTEN}
         raw["method"] = {"name": self.method.name, **dataclasses.asdict(self.method.parameters)}
         raw["sources"] = {
             name: {

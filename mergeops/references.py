@@ -5,6 +5,7 @@ The best parent is chosen by its dev score, so nothing here touches the confirm 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def find_references(
     if "best_parent" in wanted or "base" in wanted:
         dev = tools.score_parents(recipe)
     if "best_parent" in wanted:
-        best = max(recipe.sources, key=lambda source: dev[source].merit)
+        best = best_parent({source: dev[source] for source in recipe.sources})
         found.append(Reference(f"best_parent:{best}", resolved.sources[best], True, dev[best]))
     if "base" in wanted and resolved.base is not None:
         found.append(Reference("base", resolved.base, True, dev["base"]))
@@ -65,6 +66,11 @@ def find_references(
         dev_scores = _logged_dev_scores(tools, name, champion)
         found.append(Reference(f"champion:{champion}", source, False, dev_scores))
     return found
+
+
+def best_parent(dev: Mapping[str, Scores]) -> str:
+    """The source with the best pooled dev score, the first of equals."""
+    return max(dev, key=lambda source: dev[source].merit)
 
 
 def _logged_dev_scores(tools: Tools, name: str, version: int) -> Scores | None:

@@ -20,6 +20,9 @@ class OutputSpec:
     """Largest safetensors file: a number with KB, MB, GB (powers of 1000) or KiB, MiB, GiB."""
     device: str = "auto"
     """Device of the merge arithmetic: auto, cpu, cuda or cuda:N."""
+    cache_limit: str | None = None
+    """What downloads may take on disk, as shard_size is written; the longest unused leave first.
+    Null takes what the disk has."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class EvaluateSpec:
     """What is scored with the lm-eval harness, and how."""
 
     tasks: tuple[str, ...] = ()
-    """lm-eval task names, or paths of task YAML files."""
+    """lm-eval task, group or tag names, paths of task YAML files, or patterns like * for tasks in
+    include_path."""
     include_path: str | None = None
     """A directory of task YAML files whose names ``tasks`` may use."""
     metrics: Mapping[str, str] = field(default_factory=dict)
@@ -44,7 +48,11 @@ class EvaluateSpec:
     dtype: str = "auto"
     """auto (as stored), bfloat16, float16 or float32."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; with auto and cuda, several models are scored on all GPUs."""
+    backend: str = "auto"
+    """auto and mergeops compute what requests share once, and where a model does not allow it leave
+    it to lm-eval; hf is lm-eval's own model to the last digit; vllm is lm-eval's, and has to be
+    installed."""
     apply_chat_template: bool = False
     """Wrap prompts in the tokenizer's chat template."""
     confirm_fraction: float = 0.5
@@ -65,6 +73,7 @@ class EvaluateSpec:
         if self.num_fewshot is not None:
             check_range("evaluate.num_fewshot", self.num_fewshot, 0, None)
         check_choice("evaluate.dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        check_choice("evaluate.backend", self.backend, ("auto", "mergeops", "hf", "vllm"))
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,12 @@ class TrackingSpec:
     """Work without the server: trials are kept on disk until `mergeops sync` logs them."""
 
     def __post_init__(self) -> None:
+        for key in ("experiment", "registered_model"):
+            if len(getattr(self, key)) > 250:
+                raise ConfigError(
+                    f"tracking.{key} has {len(getattr(self, key))} characters; at most 250 are "
+                    "allowed, as MLflow's databases hold no more"
+                )
         if not self.registered_model or set(self.registered_model) & set("/:"):
             raise ConfigError(
                 f"tracking.registered_model is {self.registered_model!r}; MLflow allows any name "

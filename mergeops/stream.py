@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -17,7 +18,7 @@ from mergeops.checkpoint.dtypes import BY_WORD, DTYPES, item_size, word
 from mergeops.errors import MergeError, SourceError
 from mergeops.inputs import open_inputs
 from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, NonFiniteInputError, Part
-from mergeops.methods.fused import Formula, is_available
+from mergeops.methods.fused import Formula, kernels
 from mergeops.methods.randomness import random_key
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 READ_AHEAD = 16
 """Chunks that the system is asked to fetch ahead."""
+SMALL = 1 << 25
+"""Bytes of a result that is written sooner than kernels are loaded."""
 
 
 class DifferentValuesError(Exception):
@@ -49,12 +52,13 @@ class TensorStream:
 
     Args:
         plan: what to do.
-        device: where the arithmetic is done.
+        devices: where the arithmetic is done, all of one kind.
         chunk: elements at a time, a multiple of ``methods.BLOCK``; a method that takes whole rows
             gets about as many.
         lanes: parallel chunks.
         unwritten: how many finished chunks may wait to be written.
-        fused: use compiled kernels where they can do the same.
+        fused: use compiled kernels, which give the same bits. None begins without them, and uses
+            them when they are loaded; for a small merge they are not.
 
     Raises:
         SourceError: an input's file is missing or changed.
@@ -63,21 +67,24 @@ class TensorStream:
     def __init__(
         self,
         plan: Plan,
-        device: torch.device,
+        devices: Sequence[torch.device],
         chunk: int,
         lanes: int,
         unwritten: int,
         *,
-        fused: bool = True,
+        fused: bool | None = None,
     ) -> None:
         self._plan = plan
         self._method = methods.get(plan.method)
-        self._device = device
         self._chunk = chunk
         self._parameters = self._method.parameters(**plan.parameters)
         compute = DTYPES[BY_WORD[plan.compute]]
-        on_cpu = device.type == "cpu" and compute == torch.float32
-        self._fused = fused and on_cpu and is_available()
+        on_cpu = devices[0].type == "cpu" and compute == torch.float32
+        self._kernels: Future[bool] | None = None
+        if on_cpu and (fused or (fused is None and plan.bytes_to_write > SMALL)):
+            self._kernels = kernels()
+            if fused:
+                self._kernels.result()
         tasks = [task for shard in plan.shards for task in shard.tensors]
         parts = {part.input for task in tasks for part in plan.parts(task)}
         self._inputs = [planned for i, planned in enumerate(plan.inputs) if i in parts]
@@ -88,11 +95,13 @@ class TensorStream:
             self._files = opened.pop_all()
         most = max(len(plan.parts(task)) for task in tasks)
         longest = max(self._step(task) for task in tasks)
-        self._lanes = Lanes(lambda: Lane(self._readers, most, longest, compute, device), lanes)
+        self._lanes = Lanes(
+            lambda device: Lane(self._readers, most, longest, compute, device), devices, lanes
+        )
         # Results come in order, so all that are under way must find a buffer.
         count = self._lanes.window + unwritten + 1
         widest = max(item_size(task.dtype) for task in tasks)
-        self._buffers = BufferPool(count, longest * widest, device.type == "cuda")
+        self._buffers = BufferPool(count, longest * widest, devices[0].type == "cuda")
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +163,7 @@ class TensorStream:
             place = dataclasses.replace(place, statistics=found)
         saved = DTYPES[task.dtype]
         formula: Formula | None = None
-        if self._fused and self._method.formula is not None and task.numel and not is_taken:
+        if self._kernels and self._method.formula is not None and task.numel and not is_taken:
             count = len(self._plan.parts(task)) - self._plan.has_base(task)
             formula = self._method.formula(p, place, count)
 
@@ -163,7 +172,7 @@ class TensorStream:
             nbytes = (chunk.stop - chunk.start) * saved.itemsize
             target = buffer[:nbytes].view(saved)
             try:
-                if formula is not None:
+                if formula is not None and self._has_kernels():
                     bits = lane.bits(chunk)
                     if bits is not None and formula.merge(bits, place.row_length, target):
                         return buffer, nbytes
@@ -203,7 +212,7 @@ class TensorStream:
             fused: methods.FusedLook | None = None,
         ) -> Iterator[Tensor]:
             def work(lane: Lane, chunk: Chunk) -> Tensor:
-                if fused is not None and self._fused:
+                if fused is not None and self._has_kernels():
                     bits = lane.bits(chunk)
                     counted = None if bits is None else fused(bits)
                     if counted is not None:
@@ -216,6 +225,9 @@ class TensorStream:
             return self._lanes.run(work, self._chunks(task, start, stop))
 
         return scan
+
+    def _has_kernels(self) -> bool:
+        return self._kernels is not None and self._kernels.done() and self._kernels.result()
 
     def _chunks(self, task: TensorTask, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
         stop = task.numel if stop is None else min(stop, task.numel)

@@ -7,7 +7,7 @@ these questions, a source that was hashed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from mergeops.tokens.spec import TokenizerSpec
 
 if TYPE_CHECKING:
     from mergeops.evaluate import Scores
+    from mergeops.evaluate.asking import Candidate
     from mergeops.evaluate.tasks import TaskSet
     from mergeops.sources import Resolved, Source
     from mergeops.tracking.connection import Tracking
@@ -74,7 +75,7 @@ class Tools:
         sources = sorted(recipe.sources.items(), key=lambda item: item[0])
         key = repr((recipe.base, recipe.base_adapter, sources, recipe.merges))
         if key not in self._resolved:
-            self._resolved[key] = resolve_with_merges(recipe, find, self.merge)
+            self._resolved[key] = resolve_with_merges(recipe, find, self._merge_first)
         return self._resolved[key]
 
     def resolve_one(self, recipe: Recipe, uri: str) -> Source:
@@ -86,6 +87,7 @@ class Tools:
             cache_dir=self.work_dir / "cache",
             tracking=recipe.tracking,
             path_map=recipe.path_map,
+            output=recipe.output,
         )
 
     def merge(self, plan: Plan, label: str) -> Path:
@@ -100,6 +102,10 @@ class Tools:
                 progress=tick,
             )
 
+    def _merge_first(self, plan: Plan, label: str) -> Path:
+        self.warn(plan)
+        return self.merge(plan, label)
+
     def score(
         self,
         label: str,
@@ -110,23 +116,30 @@ class Tools:
         tokenizer: Path | None = None,
     ) -> Scores:
         """Score a full checkpoint on one part of the tasks, or find it scored."""
-        from mergeops.evaluate.harness import score
+        from mergeops.evaluate.asking import Candidate
+
+        candidate = Candidate(path, sha256 or self.weights_sha256(path), tokenizer)
+        [scores] = self.score_all(label, [candidate], part)
+        return scores
+
+    def score_all(self, label: str, candidates: Sequence[Candidate], part: str) -> list[Scores]:
+        """Score full checkpoints on one part of the tasks, on all devices, or find them scored."""
+        from mergeops.evaluate.harness import score_all
         from mergeops.evaluate.items import with_clusters
 
         tasks = self.load_tasks()
         with self.progress.bar(f"scoring {label}") as tick:
-            scores = score(
-                path,
-                sha256 or self.weights_sha256(path),
+            scores = score_all(
+                candidates,
                 self.evaluate,
                 part,
                 work_dir=self.work_dir,
-                tokenizer=tokenizer,
                 tasks=tasks,
+                shared=self.tracking.score_records(),
                 trust_remote_code=self.trust_remote_code,
                 progress=lambda _task, done, total: tick(done, total),
             )
-        return with_clusters(scores, tasks) if tasks else scores
+        return [with_clusters(one, tasks) for one in scores] if tasks else scores
 
     def weights_sha256(self, path: Path) -> str:
         """Digest of a full checkpoint's weights; files are hashed once."""
@@ -156,10 +169,12 @@ class Tools:
         resolved = self.resolve(recipe)
         parents = {"base": resolved.base} if resolved.base else {}
         parents |= resolved.sources
-        return {
-            name: self.score_parent(recipe, source, part, log=log)
-            for name, source in parents.items()
-        }
+        candidates = [self._candidate(recipe, source) for source in parents.values()]
+        label = f"{len(parents)} parents" if len(parents) > 1 else next(iter(parents), "")
+        scores = dict(zip(parents, self.score_all(label, candidates, part), strict=True))
+        for name, source in parents.items():
+            (log or self.tracking.log_parent)(source, scores[name])
+        return scores
 
     def score_parent(
         self,
@@ -170,11 +185,15 @@ class Tools:
         log: Callable[[Source, Scores], object] | None = None,
     ) -> Scores:
         """Score one parent and log it; an adapter is applied to its base first."""
-        path = self.full_checkpoint(recipe, source)
-        tokenizer = self.tokenizer_for(recipe, path)
-        scores = self.score(source.name, path, part, sha256=source.sha256, tokenizer=tokenizer)
+        [scores] = self.score_all(source.name, [self._candidate(recipe, source)], part)
         (log or self.tracking.log_parent)(source, scores)
         return scores
+
+    def _candidate(self, recipe: Recipe, source: Source) -> Candidate:
+        from mergeops.evaluate.asking import Candidate
+
+        path = self.full_checkpoint(recipe, source)
+        return Candidate(path, source.sha256, self.tokenizer_for(recipe, path))
 
     def tokenizer_for(self, recipe: Recipe, path: Path) -> Path | None:
         """The directory itself where it has a tokenizer, else the base's where that has one."""

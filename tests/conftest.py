@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ("tracking_case",)
+pytest_plugins = ("tracking_case", "user_place")
 
 SPECIAL_TOKENS = {
     "unk_token": "<unk>",

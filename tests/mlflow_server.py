@@ -12,6 +12,9 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+PASSWORD = "right-password-1"
+"""Of the user admin, where a test's server has accounts."""
+
 
 class Server:
     """An ``mlflow server`` with a directory of its own; start, stop, start again.

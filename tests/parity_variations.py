@@ -68,8 +68,27 @@ def _padded(places: dict[str, Path], make_tokenizer: Make) -> dict[str, Path]:
     return places
 
 
+def _adapted(places: dict[str, Path], make_tokenizer: Make) -> dict[str, Path]:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(places["base"]),
+        LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"]),
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    model.save_pretrained(places["base"].parent / "lora")
+    return {**places, "lora": places["base"].parent / "lora"}
+
+
 VARIATIONS: dict[str, Callable[[dict[str, Path], Make], dict[str, Path]]] = {
     "permuted": _permuted,
     "added": _added,
     "padded": _padded,
+    "adapted": _adapted,
 }

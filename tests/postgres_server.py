@@ -8,6 +8,8 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 
@@ -23,13 +25,13 @@ def binaries() -> Path | None:
 
 
 class Postgres:
-    """A cluster in a directory of its own, listening on loopback, with a password."""
+    """A cluster in a temporary directory, listening on loopback, with a password."""
 
     password = "pg-secret"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True)
+    def __init__(self) -> None:
+        # Not below pytest's directory, which is closed to the user that the server runs as.
+        self.folder = Path(tempfile.mkdtemp(prefix="mergeops-postgres-"))
         found = binaries()
         assert found is not None
         self._bin = found
@@ -51,10 +53,6 @@ class Postgres:
         if self._user:
             for path in (self.folder, secret):
                 os.chown(path, self._user.pw_uid, self._user.pw_gid)
-            # The directories above are pytest's own and closed to others.
-            for path in self.folder.parents:
-                if path.stat().st_uid == 0 and path != Path("/") and path.stat().st_mode & 0o1 == 0:
-                    path.chmod(path.stat().st_mode | 0o011)
         self._run(
             "initdb",
             *("--pgdata", str(data), "--username", "mlflow", "--auth", "scram-sha-256"),
@@ -76,8 +74,6 @@ class Postgres:
 
     def create(self, database: str) -> str:
         """Make a database, once the server answers; gives its URI."""
-        import time
-
         import psycopg2
 
         deadline = time.monotonic() + 30
@@ -95,11 +91,12 @@ class Postgres:
         return self.uri(database)
 
     def stop(self) -> None:
-        """End it at once; its files are thrown away anyway."""
+        """End it at once, and remove its files."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

@@ -19,7 +19,9 @@ FROZEN = {
     " --json --quiet --debug",
     "compare": "OVERRIDES --config-dir --experiment --part --reference --html --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
+    "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --quiet --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
+    "inspect": "OVERRIDES --plot --no-rank --config-dir --json --quiet --debug",
     "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
     " --quiet --debug",
     "lineage": "MODEL OVERRIDES --svg --png --config-dir --json --debug",
@@ -34,9 +36,8 @@ FROZEN = {
     "history": "NAME OVERRIDES --config-dir --json --debug",
     "controls": "NAME OVERRIDES --version --only --config-dir --json --quiet --debug",
     "run": "OVERRIDES --multirun --config-dir --cfg --json --quiet --debug",
-    "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --quiet --debug",
     "search": "OVERRIDES --config-dir --cfg --json --quiet --debug",
-    "verify": "WHERE --json --debug",
+    "verify": "WHERE --json --quiet --debug",
 }
 
 

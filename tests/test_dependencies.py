@@ -52,6 +52,16 @@ def test_a_module_is_one_idea(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
 
 
+def test_importing_mergeops_loads_nothing_that_a_training_script_would_feel() -> None:
+    heavy = "{'torch', 'transformers', 'mlflow', 'lm_eval', 'hydra', 'matplotlib', 'rich'}"
+    code = f"import sys, mergeops; print(sorted({heavy} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+    import mergeops
+
+    assert not hasattr(mergeops, "MergeReadyCallbak")
+
+
 def test_the_command_line_starts_without_heavy_libraries() -> None:
     heavy = "{'torch', 'transformers', 'mlflow', 'lm_eval', 'hydra', 'matplotlib', 'rich'}"
     code = f"import sys, mergeops.cli; print(sorted({heavy} & set(sys.modules)))"

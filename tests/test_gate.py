@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mergeops.errors import EvaluationError
+from mergeops.errors import ConfigError, EvaluationError
 from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.evaluate.paired import mcnemar_p, tango_interval
-from mergeops.gate import COLUMNS, Check, Verdict, judge
+from mergeops.gate import COLUMNS, Check, Verdict, check_tasks, judge
+from mergeops.schema import build
 from mergeops.settings import PromoteSpec
 
 SPEC = PromoteSpec(alpha=0.05, margin=0.03, confidence=0.95)
@@ -209,3 +211,125 @@ def test_equal_models_are_promoted_no_more_often_than_alpha() -> None:
     promoted = [verdict(spec, a=tuple(map(int, draw))).promotes for draw in draws]
     # Three standard errors of 400 draws are 3.3 points.
     assert np.mean(promoted) <= 0.05 + 0.033
+
+
+# --- the level of a use, tasks to retain, floors and bits per byte
+
+
+def test_a_later_use_of_the_confirm_part_asks_for_more() -> None:
+    candidate, reference = contest(a=(16, 6, 478))
+    against = {"base": reference}
+    first = judge(candidate, against, SPEC, level=0.05)
+    third = judge(candidate, against, SPEC, level=0.05 / 12)
+    assert (first.decision, third.decision) == ("promote", "inconclusive")
+    assert third.to_dict()["level"] == pytest.approx(0.05 / 12)
+    assert only(third, "better").rule == "p <= 0.00417"
+
+
+def test_only_retained_tasks_may_not_lose() -> None:
+    tasks = {"a": (60, 0, 140), "b": (0, 20, 180)}
+    assert verdict(replace(SPEC, primary=("a",), retain=("b",)), **tasks).decision == "refuse"
+    assert verdict(replace(SPEC, primary=("a",), retain=("a",)), **tasks).promotes
+
+
+def test_a_task_may_have_a_margin_of_its_own() -> None:
+    tasks = {"a": (60, 0, 140), "b": (2, 6, 192)}
+    found = verdict(replace(SPEC, margins={"b": 0.08}), **tasks)
+    assert found.promotes
+    assert only(found, "not worse", "b").rule == "low > -0.080"
+    assert only(found, "not worse", "a").rule == "low > -0.030"
+
+
+@pytest.mark.parametrize(
+    ("right", "outcome", "decision"),
+    [(150, "pass", "promote"), (122, "inconclusive", "inconclusive"), (100, "fail", "refuse")],
+)
+def test_a_floor_holds_with_confidence_whatever_the_reference_does(
+    right: int, outcome: str, decision: str
+) -> None:
+    candidate = scores("aa", a=[1.0] * right + [0.0] * (200 - right))
+    reference = scores("bb", a=[0.0] * 200)
+    found = judge(candidate, {"base": reference}, replace(SPEC, floors={"a": 0.6}))
+    check = only(found, "floor")
+    assert (check.outcome, found.decision, check.reference) == (outcome, decision, "-")
+    assert (check.difference, check.threshold, check.test) == (right / 200, 0.6, "Wilson")
+    # Wilson's one-sided bound of 95 %, from the formula.
+    z, p, n = 1.6448536, right / 200, 200
+    low = (p + z * z / 2 / n - z * np.sqrt(p * (1 - p) / n + z * z / 4 / n / n)) / (1 + z * z / n)
+    assert check.low == pytest.approx(low, abs=1e-6)
+
+
+def perplexity(name: str, values: list[float], **tasks: list[float]) -> Scores:
+    found = scores(name, **tasks)
+    items = tuple(ItemResult(i, f"d{i}", f"p{i}", "t", v) for i, v in enumerate(values))
+    mean = sum(values) / len(values)
+    wiki = TaskScore("wiki", "bits_per_byte", mean, None, items, "1", "x", False)
+    return replace(found, tasks={**found.tasks, "wiki": wiki})
+
+
+@pytest.mark.parametrize(
+    ("rise", "spread", "outcome", "decision"),
+    [
+        (0.0, 0.01, "pass", "promote"),
+        (0.01, 0.5, "inconclusive", "inconclusive"),
+        (0.1, 0.01, "fail", "refuse"),
+    ],
+)
+def test_bits_per_byte_may_not_rise(
+    rise: float, spread: float, outcome: str, decision: str
+) -> None:
+    draw = np.random.default_rng(3)
+    before = draw.normal(1.0, 0.3, size=60)
+    change = spread * draw.normal(size=60)
+    after = before + rise + change - change.mean()
+    candidate = perplexity("aa", after.tolist(), a=[1.0] * 60)
+    reference = perplexity("bb", before.tolist(), a=[0.0] * 30 + [1.0] * 30)
+    spec = replace(SPEC, bits_per_byte={"wiki": 0.02})
+    found = judge(candidate, {"base": reference}, spec)
+    check = only(found, "bits per byte")
+    assert (check.outcome, found.decision) == (outcome, decision)
+    assert check.difference == pytest.approx(rise)
+    assert check.low <= check.difference <= check.high
+    # The guard is no primary task, and has no margin in score units.
+    assert only(found, "better").tasks == ("a",)
+    assert [c.tasks for c in found.checks if c.kind == "not worse"] == [("a",)]
+
+
+def test_a_guard_scored_by_another_metric_is_refused() -> None:
+    candidate, reference = contest(a=(9, 0, 20), b=(1, 1, 20))
+    with pytest.raises(
+        EvaluationError, match="bits_per_byte names task b, whose metric is acc; name tasks of"
+    ):
+        judge(candidate, {"base": reference}, replace(SPEC, bits_per_byte={"b": 0.1}))
+
+
+@pytest.mark.parametrize(
+    "named", [{"retain": ("z",)}, {"margins": {"z": 0.1}}, {"floors": {"z": 0.1}}]
+)
+def test_a_gate_that_names_an_unknown_task_is_refused(named: dict[str, Any]) -> None:
+    key = next(iter(named))
+    with pytest.raises(EvaluationError, match=f"promote.{key} names task 'z', which has no scores"):
+        check_tasks(replace(SPEC, **named), ("a", "b"))
+
+
+def test_a_verdict_is_markdown() -> None:
+    lines = verdict(a=(8, 12, 380)).markdown().splitlines()
+    assert lines[0] == "**refuse**"
+    assert lines[2].startswith("| reference | must be | tasks |")
+    assert lines[4].startswith("| best_parent:math | better | a | 400 | -0.010 |")
+    assert lines[-1].startswith("- ")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"margins": {"a": -1}}, "promote.margins.a is -1.0; allowed: from 0 to 1"),
+        ({"bits_per_byte": {"w": -0.1}}, "promote.bits_per_byte.w is -0.1; allowed: from 0 to 8"),
+        ({"hooks": {"webhook": "ftp://x"}}, "hooks.webhook is 'ftp://x'; write an http"),
+        ({"hooks": {"attempts": 0}}, "promote.hooks.attempts is 0; allowed: from 1 to 20"),
+        ({"floor": {}}, "unknown key promote.floor; did you mean 'floors'"),
+    ],
+)
+def test_settings_out_of_range_are_named(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(PromoteSpec, raw, "promote.")

@@ -182,8 +182,9 @@ def test_experts_kept_in_two_ways_are_told_apart(here: Path, models: dict[str, P
     assert message == (
         "config.yml, line 5, models[1].model: single has a tensor for each expert "
         "(model.layers.0.mlp.experts.0.up_proj.weight), fused has the experts of a layer in one "
-        "(model.layers.0.mlp.experts.gate_up_proj); save both with one version of transformers, "
-        "e.g. AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+        "(model.layers.0.mlp.experts.gate_up_proj); bring single into the layout of fused with "
+        "transformers 5: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR, "
+        "save_original_format=False)"
     )
 
 
@@ -215,6 +216,17 @@ def test_an_impossible_last_merge_is_refused_before_the_first_is_made(
     assert message.startswith(
         "config.yml, line 12, models[1].model: less lacks 1 tensor(s) that half has"
     )
+
+
+def test_a_full_output_directory_is_refused_before_the_first_of_several_merges(
+    here: Path,
+) -> None:
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    text = LINEAR.format(other="b") + "name: half\n---" + LINEAR.format(other="half")
+    with pytest.raises(MergeError, match="full is not empty and holds no mergeops.json"):
+        merge(text, out="full")
+    assert not Path("mergeops-work/merges").exists()
 
 
 def test_an_impossible_merge_among_several_is_named_with_its_line(here: Path) -> None:
@@ -318,3 +330,58 @@ def test_models_of_two_names_and_one_shape_merge_where_that_is_allowed(
     )
     assert all(torch.equal(found[name], plain[name]) for name in plain)
     assert json.loads(Path("out/config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_parameter_of_another_method_has_no_effect_and_is_said_so(here: Path) -> None:
+    text = (
+        "merge_method: model_stock\nbase_model: base\nmodels: [{model: a}, {model: b}]\n"
+        "parameters:\n  normalize: false\n  embed_slerp: true\n  int8_mask: true\n"
+    )
+    Path("config.yml").write_text(text)
+    recipe = compose([], recipe_file=Path("config.yml"))
+    told = pipeline.merge_only(recipe, Path("out"), Progress(quiet=True)).warnings
+    assert told == (
+        "config.yml, line 5, parameters.normalize: model_stock has no normalize, so it has no "
+        "effect",
+        "config.yml, line 6, parameters.embed_slerp: model_stock has no embed_slerp, so it has no "
+        "effect",
+    )
+    assert "notes" not in recipe.to_dict()
+
+
+def test_a_parameter_beside_the_model_is_told_where_it_belongs(here: Path) -> None:
+    text = LINEAR.format(other="b\n    weight: 0.3")
+    assert refused(text, ConfigError) == (
+        "config.yml, line 6: models[1].weight stands beside the model; write it below parameters: "
+        "{weight: ...}"
+    )
+
+
+def test_the_tokenizer_of_a_model_may_be_written_as_in_earlier_versions(here: Path) -> None:
+    text = LINEAR.format(other="b")
+    Path("config.yml").write_text(text + "tokenizer_source: model:b\n")
+    assert compose([], recipe_file=Path("config.yml")).tokenizer.source == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("base_model: a\nexperts: []\n", "config.yml is a config of mergekit-moe"),
+        ("genome: {}\ntasks: []\n", "config.yml is a config of mergekit-evolve"),
+    ],
+)
+def test_configs_of_mergekits_other_commands_are_told_apart(
+    here: Path, text: str, match: str
+) -> None:
+    assert match in refused(text, ConfigError)
+
+
+def test_pickled_models_merge_like_the_same_as_safetensors(
+    here: Path, models: dict[str, Path]
+) -> None:
+    Path("pickled").mkdir()
+    shutil.copy(models["b"] / "config.json", "pickled")
+    torch.save(tensors_of(models["b"]), "pickled/pytorch_model.bin")
+    found = merge(LINEAR.format(other="pickled"))
+    plain = merge(LINEAR.format(other="b"), out="plain")
+    assert all(torch.equal(found[name], plain[name]) for name in plain)

@@ -5,47 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tracking_case import Case, make_case, make_scores, sha256
+from tracking_case import Case, make_scores, sha256
 
+from mergeops.approval import approve
 from mergeops.audit import Change, audit
 from mergeops.candidates import candidates
 from mergeops.errors import ConfigError, GateRefusedError, TrackingError
 from mergeops.promote import champion, promote, rollback
-from mergeops.recipe import TrackingSpec
-from mergeops.tracking.connection import connect
 from mergeops.tracking.lock import only_one
 
 VERDICT = {"decision": "promote", "reasons": ["better than math: p = 0.01"]}
 REFUSAL = {"decision": "refuse", "reasons": ["not better than math: p = 0.4"]}
-
-
-@pytest.fixture(scope="session")
-def three_versions(
-    template_database: Path, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path
-) -> Case:
-    """Three versions of ``skills``, in a store to be copied."""
-    path = tmp_path_factory.mktemp("three") / "mlflow.db"
-    shutil.copy(template_database, path)
-    spec = TrackingSpec(uri=f"sqlite:///{path}", experiment="merges", registered_model="skills")
-    case = make_case(connect(spec), checkpoint)
-    for digest in "123":
-        case.whole(plan_digest=digest * 64, name=f"merge {digest}")
-    return case
-
-
-@pytest.fixture
-def registered(three_versions: Case, tmp_path: Path) -> Case:
-    """A copy of its own of the three versions."""
-    original = three_versions.tracking
-    shutil.copy(original.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
-    spec = dataclasses.replace(original.spec, uri=f"sqlite:///{tmp_path}/mlflow.db")
-    return dataclasses.replace(three_versions, tracking=connect(spec))
 
 
 def move(case: Case, version: int, **changes: Any) -> Change:
@@ -273,6 +248,23 @@ def test_a_rollback_killed_after_any_write_is_completed_and_not_undone(
     assert statuses(registered) == {1: "promoted", 2: "superseded", 3: "candidate"}
     assert kinds(registered)[-1] == ("rollback", 2, 1)
     assert len(audit(registered.tracking, "skills")) == 3
+
+
+@pytest.mark.parametrize("writes", [2, 4, 6, 8, 10])
+def test_an_approval_killed_after_any_write_is_complete_or_can_be_given_again(
+    registered: Case, writes: int
+) -> None:
+    move(registered, 1)
+    move(registered, 2, approval=True)
+    act: Callable[[Case], object] = lambda case: approve(  # noqa: E731
+        case.tracking, "skills", user="ben"
+    )
+    assert killed_after(registered, writes, act)
+    assert aliases(registered)["champion"] in (1, 2)
+    with pytest.raises(TrackingError, match="no proposal that waits"):
+        approve(registered.tracking, "skills", user="ben", version=2)
+    assert aliases(registered) == {"champion": 2, "previous": 1}
+    assert kinds(registered)[1:] == [("proposed", 1, 2), ("promote", 1, 2)]
 
 
 def test_a_change_begun_long_ago_does_not_overrule_what_was_set_by_hand_since(

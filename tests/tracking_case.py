@@ -109,6 +109,7 @@ class Case:
     base: Source
     checkpoint: Path
     digest: str = sha256("plan")
+    weights: str = sha256("weights of merge")
 
     def trial(self, **changes: Any) -> Any:
         from mergeops.tracking.trial import trial
@@ -132,9 +133,9 @@ class Case:
     def whole(self, **changes: Any) -> tuple[str, int]:
         """Everything a trial does, as the pipeline does it; gives run id and version."""
         with self.trial(**changes) as log:
-            log.log_model(self.checkpoint, weights_sha256=sha256("weights of merge"))
+            log.log_model(self.checkpoint, weights_sha256=self.weights)
             for name, source in {"base": self.base, **self.sources}.items():
-                log.tracking.log_parent(source, make_scores(name))
+                log.log_parent(source, make_scores(name))
             log.log_scores(make_scores())
             log.log_text("# leaderboard", "leaderboard.md")
             log.describe("a merge")
@@ -151,10 +152,10 @@ def checkpoint(tiny_llama: Callable[..., Path]) -> Path:
     return folder
 
 
-def make_case(tracking: Tracking, checkpoint: Path) -> Case:
+def make_case(tracking: Tracking, checkpoint: Path, *, finetunes: str = "finetunes") -> Case:
     """A case whose source ``math`` comes from a failed training run in another experiment."""
     client = tracking.client
-    experiment = client.create_experiment("finetunes")
+    experiment = client.create_experiment(finetunes)
     run_id = client.create_run(experiment, run_name="math lr=1e-4").info.run_id
     client.set_terminated(run_id, "FAILED")
     sources = {"math": make_source("math", run_id=run_id), "dates": make_source("dates")}
@@ -178,3 +179,26 @@ def fresh_case(template_database: Path, tmp_path: Path, checkpoint: Path) -> Cal
         return make_case(connect(spec), checkpoint)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def three_versions(
+    template_database: Path, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path
+) -> Case:
+    """Three versions of ``skills``, in a store to be copied."""
+    path = tmp_path_factory.mktemp("three") / "mlflow.db"
+    shutil.copy(template_database, path)
+    spec = TrackingSpec(uri=f"sqlite:///{path}", experiment="merges", registered_model="skills")
+    case = make_case(connect(spec), checkpoint)
+    for digest in "123":
+        case.whole(plan_digest=digest * 64, name=f"merge {digest}")
+    return case
+
+
+@pytest.fixture
+def registered(three_versions: Case, tmp_path: Path) -> Case:
+    """A copy of its own of the three versions."""
+    original = three_versions.tracking
+    shutil.copy(original.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    spec = dataclasses.replace(original.spec, uri=f"sqlite:///{tmp_path}/mlflow.db")
+    return dataclasses.replace(three_versions, tracking=connect(spec))

@@ -6,14 +6,24 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mergeops.checkpoint.layout import ADAPTER, ADAPTER_CONFIG, read_json, stamp, weight_files
+from mergeops.checkpoint.layout import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    FileStamp,
+    read_json,
+    stamp,
+    weight_files,
+)
 from mergeops.errors import SourceError
 
 CACHE_FILE = "sha256.json"
 _READ_BYTES = 1 << 22
+_AHEAD_BYTES = 1 << 24
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -70,7 +80,12 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
     buffer = memoryview(bytearray(_READ_BYTES))
     try:
         with open(path, "rb", buffering=0) as file:
+            position = 0
+            _fetch(file.fileno(), 0)
             while n := file.readinto(buffer):
+                # The disk reads on while this is hashed.
+                position += n
+                _fetch(file.fileno(), position)
                 digest.update(buffer[:n])
                 if progress is not None:
                     progress(n)
@@ -79,37 +94,97 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
     return digest.hexdigest()
 
 
-def _digest(files: Sequence[Path], cache_dir: Path | None, progress: Progress | None) -> str:
-    stamps = {file: stamp(file) for file in files}
-    keys = {
-        file: f"{os.path.realpath(file)}|{s.size}|{s.mtime_ns}|{s.ctime_ns}|{s.inode}"
-        for file, s in stamps.items()
-    }
-    total = sum(s.size for s in stamps.values())
-    known = _read_cache(cache_dir) if cache_dir else {}
-    found, done = {}, 0
+def combined_sha256(files: Mapping[str, str]) -> str:
+    """Digest of the sorted (file name, sha256) of weight files."""
+    lines = [f"{name} {sha256}" for name, sha256 in sorted(files.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _fetch(file: int, position: int) -> None:
+    if position % _AHEAD_BYTES == 0:
+        os.posix_fadvise(file, position, 2 * _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+
+
+def hash_files(
+    files: Sequence[Path], progress: Progress | None = None
+) -> dict[Path, str | SourceError]:
+    """Digests of files, one for each processor at a time.
+
+    Args:
+        files: the files.
+        progress: told how far the hashing is.
+
+    Returns:
+        Digest of each file, or why it cannot be read.
+    """
+    total, done = sum(file.stat().st_size for file in files), 0
+    lock = threading.Lock()
 
     def advance(n: int) -> None:
         nonlocal done
-        done += n
-        if progress is not None:
-            progress(done, total)
+        with lock:
+            done += n
+            if progress is not None:
+                progress(done, total)
 
-    for file, key in keys.items():
-        if key in known:
-            found[key] = known[key]
-            advance(stamps[file].size)
-        else:
-            found[key] = file_sha256(file, advance)
-            if stamp(file) != stamps[file]:
-                raise SourceError(
-                    f"{file} changed while it was hashed; run the command again when nobody "
-                    "writes it"
-                )
+    def one(file: Path) -> str | SourceError:
+        try:
+            return file_sha256(file, advance)
+        except SourceError as error:
+            return error
+
+    threads = max(1, min(len(files), len(os.sched_getaffinity(0))))
+    with ThreadPoolExecutor(threads, thread_name_prefix="hash") as pool:
+        # The largest first, so that none is left for the end alone.
+        by_size = sorted(files, key=lambda file: -file.stat().st_size)
+        outcomes = dict(zip(by_size, pool.map(one, by_size), strict=True))
+    return {file: outcomes[file] for file in files}
+
+
+def files_sha256(
+    files: Sequence[Path], *, cache_dir: Path | None = None, progress: Progress | None = None
+) -> dict[Path, str]:
+    """Digests of files, remembered as in ``weights_sha256``.
+
+    Raises:
+        SourceError: a file cannot be read, or changes meanwhile.
+    """
+    stamps = {file: stamp(file) for file in files}
+    keys = {file: _key(file, seen) for file, seen in stamps.items()}
+    total = sum(s.size for s in stamps.values())
+    known = _read_cache(cache_dir) if cache_dir else {}
+    found = {key: known[key] for key in keys.values() if key in known}
+    before = sum(stamps[file].size for file, key in keys.items() if key in found)
+    if progress is not None:
+        progress(before, total)
+    unknown = [file for file, key in keys.items() if key not in found]
+    tick = None if progress is None else lambda n, _: progress(before + n, total)
+    for file, outcome in hash_files(unknown, tick).items():
+        if isinstance(outcome, SourceError):
+            raise outcome
+        if stamp(file) != stamps[file]:
+            raise SourceError(
+                f"{file} changed while it was hashed; run the command again when nobody writes it"
+            )
+        found[keys[file]] = outcome
     if cache_dir is not None and not found.keys() <= known.keys():
         _extend_cache(cache_dir, found)
-    lines = [f"{file.name} {found[key]}" for file, key in sorted(keys.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return {file: found[key] for file, key in keys.items()}
+
+
+def remember(cache_dir: Path, known: Mapping[Path, str]) -> None:
+    """Keep digests of files that were made elsewhere."""
+    _extend_cache(cache_dir, {_key(file, stamp(file)): sha256 for file, sha256 in known.items()})
+
+
+def _digest(files: Sequence[Path], cache_dir: Path | None, progress: Progress | None) -> str:
+    found = files_sha256(files, cache_dir=cache_dir, progress=progress)
+    return combined_sha256({file.name: sha256 for file, sha256 in found.items()})
+
+
+def _key(file: Path, seen: FileStamp) -> str:
+    stamped = f"{seen.size}|{seen.mtime_ns}|{seen.ctime_ns}|{seen.inode}"
+    return f"{os.path.realpath(file)}|{stamped}"
 
 
 def _read_cache(cache_dir: Path) -> dict[str, str]:

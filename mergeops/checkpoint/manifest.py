@@ -71,38 +71,6 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     return dict(content)
 
 
-def verify(directory: Path) -> list[str]:
-    """Rehash a merge and name every file that differs from its manifest.
-
-    Returns:
-        One line a problem; empty where all is well.
-    """
-    try:
-        manifest = read_manifest(directory)
-    except SourceError as error:
-        return [str(error)]
-    if manifest is None:
-        return [
-            f"{MANIFEST} is missing: the merge did not finish, or {directory} is no mergeops merge"
-        ]
-    problems = []
-    for name, entry in manifest["files"].items():
-        path = directory / name
-        if name != os.path.basename(name):
-            problems.append(f"{name} is no file name")
-        elif not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != entry["size"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes, not {entry['size']}")
-        elif file_sha256(path) != entry["sha256"]:
-            problems.append(f"{name} has other content than when it was merged")
-    for path in sorted(directory.iterdir()):
-        is_weights = path.name.endswith((".safetensors", ".safetensors.index.json", ".bin"))
-        if is_weights and path.name not in manifest["files"]:
-            problems.append(f"{path.name} is no part of the merge, but would be loaded with it")
-    return problems
-
-
 def _sync_file(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())

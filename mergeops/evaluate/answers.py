@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mergeops.errors import EvaluationError
@@ -31,6 +31,9 @@ def build_requests(
     # The sampler's state moves on with every draw: without this, a second model would be asked
     # with other examples.
     task.set_fewshot_seed(seed)
+    if loaded.pools[part]:
+        task.sampler.replace_df(loaded.pools[part])
+        task.sampler.fewshot_indices = None  # they were applied when the pool was made
     chat = {
         "apply_chat_template": chat_template is not None,
         "chat_template": chat_template,
@@ -61,28 +64,34 @@ def build_requests(
     return instances
 
 
-def ask(instances: list[Any], model: Any) -> None:
-    """Send all instances to an lm-eval model; the answers are left in ``resps``."""
+def ask(instances: Sequence[Any], model: Any) -> list[list[Any]]:
+    """Send instances to an lm-eval model.
+
+    Returns:
+        The answers to each instance, as many as its ``repeats``: (log-likelihood, is greedy),
+        log-likelihood, or text.
+    """
+    answers: list[list[Any]] = [[] for _ in instances]
     by_kind = defaultdict(list)
-    for instance in instances:
-        instance.resps = []
-        instance.filtered_resps = {}
-        by_kind[instance.request_type].extend([instance] * instance.repeats)
+    for i, instance in enumerate(instances):
+        by_kind[instance.request_type].extend([i] * instance.repeats)
     for kind, asked in by_kind.items():
-        for instance, answer in zip(
-            asked, getattr(model, kind)(asked, disable_tqdm=True), strict=True
-        ):
-            instance.resps.append(answer)
+        requests = [instances[i] for i in asked]
+        for i, answer in zip(asked, getattr(model, kind)(requests, disable_tqdm=True), strict=True):
+            answers[i].append(answer)
+    return answers
 
 
-def check_finite(loaded: LoadedTask, instances: list[Any], model: str) -> None:
+def check_finite(
+    loaded: LoadedTask, instances: Sequence[Any], answers: Sequence[Sequence[Any]], model: str
+) -> None:
     """Refuse answers that are no numbers.
 
     Raises:
         EvaluationError: a log-likelihood is NaN or infinite.
     """
-    for instance in instances:
-        for answer in instance.resps:
+    for instance, given in zip(instances, answers, strict=True):
+        for answer in given:
             score = answer[0] if isinstance(answer, tuple) else answer
             if isinstance(score, float) and not math.isfinite(score):
                 raise EvaluationError(
@@ -91,8 +100,15 @@ def check_finite(loaded: LoadedTask, instances: list[Any], model: str) -> None:
                 )
 
 
-def results(loaded: LoadedTask, instances: list[Any]) -> dict[str, Any]:
+def results(
+    loaded: LoadedTask, instances: Sequence[Any], answers: Sequence[Sequence[Any]]
+) -> dict[str, Any]:
     """What is kept of one scored task, as plain JSON types.
+
+    The instances are shared by all models, so only one thread at a time may be in here.
+
+    Args:
+        answers: to each instance, as ``ask`` returns them.
 
     Returns:
         ``metrics``: "metric,filter" -> value and stderr over all items; ``items``: one dict an item
@@ -104,9 +120,11 @@ def results(loaded: LoadedTask, instances: list[Any]) -> dict[str, Any]:
     from lm_eval.api.metrics import mean
 
     task = loaded.task
-    task._instances = instances  # where apply_filters looks
+    task._instances = list(instances)  # where apply_filters looks
     by_item = defaultdict(list)
-    for instance in instances:
+    for instance, given in zip(instances, answers, strict=True):
+        instance.resps = [tuple(a) if isinstance(a, list) else a for a in given]
+        instance.filtered_resps = {}
         by_item[instance.doc_id].append(instance)
     raw: dict[str, list[Any]] = defaultdict(list)
     values: dict[int, dict[str, float]] = {doc_id: {} for doc_id in by_item}

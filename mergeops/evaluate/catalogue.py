@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import fnmatch
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,6 +59,26 @@ class Catalogue:
         if entry.kind is Kind.GROUP and self._borrows(entry):
             manager = self._with_shipped()
         return self._build_one(manager, str(path) if path else name, entry)
+
+    def expand(self, name: str) -> list[str]:
+        """The tasks of ``include_path`` that a pattern like ``*`` or ``math_*`` stands for.
+
+        Raises:
+            EvaluationError: none does.
+        """
+        if not any(c in name for c in "*?[") or "/" in name or name.endswith((".yaml", ".yml")):
+            return [name]
+        from lm_eval.tasks._index import Kind
+
+        leaves = (Kind.TASK, Kind.PY_TASK)
+        own = [n for n, entry in self._own.task_index.items() if entry.kind in leaves]
+        if found := sorted(fnmatch.filter(own, name)):
+            return found
+        if self.folder is None:
+            where = "set evaluate.include_path to the directory of your own task YAML files"
+        else:
+            where = f"evaluate.include_path {self.folder} has: {', '.join(sorted(own)) or 'none'}"
+        raise EvaluationError(f"evaluate.tasks has {name!r}, which fits no task; {where}")
 
     def _build_one(self, manager: Any, name: str, entry: Any) -> list[Any]:
         from lm_eval.tasks._index import Kind

@@ -1,17 +1,17 @@
-"""Score one model on one part of the tasks with lm-eval, asking only what was never asked."""
+"""Score models on one part of the tasks with lm-eval, asking only what was never asked."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergeops.errors import EvaluationError
-from mergeops.evaluate import PARTS, ItemResult, Scores, TaskScore, answers, identity, store
-from mergeops.evaluate.catalogue import first_line
+from mergeops.evaluate import PARTS, ItemResult, Scores, TaskScore, devices, identity
+from mergeops.evaluate.asking import Asked, Asker, Candidate
 from mergeops.evaluate.silence import quiet
+from mergeops.evaluate.store import ScoreStore, SharedScores
 from mergeops.evaluate.tasks import LoadedTask, TaskSet, load_tasks
 from mergeops.settings import EvaluateSpec
 
@@ -28,167 +28,185 @@ def score(
     work_dir: Path,
     tokenizer: Path | None = None,
     tasks: TaskSet | None = None,
+    shared: SharedScores | None = None,
     trust_remote_code: bool = False,
     progress: TaskTick | None = None,
 ) -> Scores:
-    """Score a model, task by task; what ``work_dir`` already has is read, not asked again.
+    """Score one model; see ``score_all``."""
+    [scores] = score_all(
+        [Candidate(path, weights_sha256, tokenizer)],
+        spec,
+        part,
+        work_dir=work_dir,
+        tasks=tasks,
+        shared=shared,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+    return scores
 
-    The model is loaded only when a task is missing, after every prompt that can be made without it
+
+def score_all(
+    candidates: Sequence[Candidate],
+    spec: EvaluateSpec,
+    part: str,
+    *,
+    work_dir: Path,
+    tasks: TaskSet | None = None,
+    shared: SharedScores | None = None,
+    trust_remote_code: bool = False,
+    progress: TaskTick | None = None,
+) -> list[Scores]:
+    """Score models, task by task; what ``work_dir`` or ``shared`` already has is not asked again.
+
+    A model is loaded only when a task is missing, after every prompt that can be made without it
     has been made. Tasks are asked one at a time, so that adding one never changes the batches, and
-    with them the last digits, of another; each is kept as soon as it is done.
+    with them the last digits, of another; each is kept as soon as it is done. With several GPUs
+    each has one model at a time; a model of the same configuration as the one before it only
+    replaces its weights.
 
     Args:
-        path: a Hugging Face checkpoint directory.
-        weights_sha256: names the weights in the store.
+        candidates: whose scores are wanted.
+        spec: what to ask and how.
         part: dev or confirm.
         work_dir: scores are kept below ``scores/`` in it.
-        tokenizer: a directory; None takes ``path``.
-        tasks: ``load_tasks(spec)``, to share it, its prompts and its token lists between models.
+        tasks: ``load_tasks(spec)``, to share it, its prompts and its token lists between calls.
+        shared: a store that other machines see too.
+        trust_remote_code: whether a checkpoint's own code may run.
+        progress: called from one thread at a time.
+
+    Returns:
+        In the order of the candidates.
 
     Raises:
-        EvaluationError: a task is wrong, the model cannot be loaded, does not fit into memory, or
-            answers with NaN.
+        EvaluationError: a task is wrong, a model cannot be loaded, does not fit into memory, or
+            answers with NaN. Finished tasks of all models are kept.
     """
     if part not in PARTS:
         raise ValueError(f"part is {part!r}; allowed: {', '.join(PARTS)}")
     if tasks is not None and tasks.spec != spec:
         raise ValueError("tasks were loaded with other settings than spec")
-    tokenizer = tokenizer or path
-    model_sha256 = identity.model_digest(path)
-    tokenizer_sha256 = identity.tokenizer_digest(tokenizer)
+    asked = [_identify(candidate) for candidate in candidates]
     tasks = tasks or load_tasks(spec)
-
-    headers, files, records = {}, {}, {}
-    for name, loaded in tasks.tasks.items():
-        loaded.needed_ids(part)
-        headers[name] = {
-            "weights_sha256": weights_sha256,
-            "task": name,
-            "part": part,
-            "digest": loaded.digests[part],
-            "model_sha256": model_sha256,
-            "tokenizer_sha256": tokenizer_sha256,
-        }
-        key = f"{loaded.digests[part]} {model_sha256} {tokenizer_sha256}"
-        key = hashlib.sha256(key.encode()).hexdigest()
-        files[name] = store.score_file(work_dir, weights_sha256, key, part)
-        if (record := store.read(files[name], headers[name])) is not None:
-            records[name] = record
+    store = ScoreStore(work_dir, shared)
+    records: list[dict[str, dict[str, Any]]] = []
+    for one in asked:
+        one.headers.update(_headers(one, tasks, part))
+        records.append(store.find(one.headers))
+        for name, record in records[-1].items():
             if progress:
                 progress(name, len(record["items"]), len(record["items"]))
 
-    missing = [loaded for name, loaded in tasks.tasks.items() if name not in records]
-    if missing:
-        with quiet():
-            for name, record in _ask(
-                missing, part, tasks, path, tokenizer, tokenizer_sha256, trust_remote_code, progress
-            ):
-                store.write(files[name], headers[name], record)
-                records[name] = record
+    waiting = _first_of_each(asked, records, tasks)
+    if waiting:
+        places = _devices(spec)
+        turn, telling = threading.Lock(), threading.Lock()
 
+        def tick(task: str, done: int, total: int) -> None:
+            with telling:
+                if progress:
+                    progress(task, done, total)
+
+        def open_worker(device: Any) -> _Worker:
+            asker = Asker(tasks, part, device, trust_remote_code=trust_remote_code, turn=turn)
+            return _Worker(asker, asked, tasks, store, tick)
+
+        with quiet():
+            devices.share_out(waiting, places, open_worker)
+        for i, one in enumerate(asked):
+            if len(records[i]) < len(one.headers):
+                records[i] = store.find(one.headers)
+    return [_scores(one, part, tasks, found) for one, found in zip(asked, records, strict=True)]
+
+
+class _Worker:
+    """Has one device ask what is missing of one candidate after the other."""
+
+    def __init__(
+        self,
+        asker: Asker,
+        asked: Sequence[Asked],
+        tasks: TaskSet,
+        store: ScoreStore,
+        tick: TaskTick,
+    ) -> None:
+        self._asker, self._asked, self._tasks = asker, asked, tasks
+        self._store, self._tick = store, tick
+
+    def work(self, item: tuple[int, Sequence[str]]) -> None:
+        number, names = item
+        headers = self._asked[number].headers
+        missing = [(self._tasks.tasks[n], self._store.journal(headers[n])) for n in names]
+        done = []
+        try:
+            for name, record in self._asker.ask(self._asked[number], missing, self._tick):
+                self._store.keep(headers[name], record)
+                done.append(headers[name])
+        finally:
+            self._store.share(done)
+
+    def close(self) -> None:
+        self._asker.close()
+
+
+def _identify(candidate: Candidate) -> Asked:
+    return Asked(
+        candidate,
+        model_sha256=identity.model_digest(candidate.path),
+        tokenizer_sha256=identity.tokenizer_digest(candidate.tokenizer or candidate.path),
+    )
+
+
+def _headers(asked: Asked, tasks: TaskSet, part: str) -> dict[str, dict[str, str]]:
+    headers = {}
+    for name, loaded in tasks.tasks.items():
+        loaded.needed_ids(part)
+        headers[name] = {
+            "weights_sha256": asked.candidate.weights_sha256,
+            "task": name,
+            "part": part,
+            "digest": loaded.digests[part],
+            "model_sha256": asked.model_sha256,
+            "tokenizer_sha256": asked.tokenizer_sha256,
+        }
+    return headers
+
+
+def _first_of_each(
+    asked: Sequence[Asked], records: Sequence[Mapping[str, Any]], tasks: TaskSet
+) -> list[tuple[int, list[str]]]:
+    """(candidate, tasks that are missing), models of one configuration one after the other.
+
+    Candidates with the same weights, configuration and tokenizer are asked once.
+    """
+    waiting: dict[str, tuple[int, list[str]]] = {}
+    for i, one in enumerate(asked):
+        missing = [name for name in tasks.tasks if name not in records[i]]
+        if missing:
+            waiting.setdefault(repr(one.headers), (i, missing))
+    return sorted(
+        waiting.values(), key=lambda w: (asked[w[0]].model_sha256, asked[w[0]].tokenizer_sha256)
+    )
+
+
+def _devices(spec: EvaluateSpec) -> list[Any]:
+    if spec.backend == "vllm":
+        from mergeops.evaluate.vllm import check_installed
+
+        check_installed()
+        return [None]  # it takes the GPUs that it finds
+    return list(devices.pick_devices(spec.device))
+
+
+def _scores(
+    asked: Asked, part: str, tasks: TaskSet, records: Mapping[str, dict[str, Any]]
+) -> Scores:
     return Scores(
-        weights_sha256=weights_sha256,
+        weights_sha256=asked.candidate.weights_sha256,
         part=part,
-        tasks={
-            name: _task_score(loaded, part, records[name]) for name, loaded in tasks.tasks.items()
-        },
+        tasks={name: _task_score(t, part, records[name]) for name, t in tasks.tasks.items()},
         settings=_settings(tasks, records),
     )
-
-
-def _ask(
-    missing: list[LoadedTask],
-    part: str,
-    tasks: TaskSet,
-    path: Path,
-    tokenizer_path: Path,
-    tokenizer_sha256: str,
-    trust_remote_code: bool,
-    progress: TaskTick | None,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Load the model, ask it one task after the other, and give its memory back."""
-    from mergeops.evaluate import model as models
-
-    spec = tasks.spec
-    chat = spec.apply_chat_template
-    device = models.pick_device(spec.device)
-    tokenizer = models.load_tokenizer(
-        tokenizer_path, trust_remote_code=trust_remote_code, chat=chat
-    )
-    if not chat:
-        for loaded in missing:
-            _requests(tasks, loaded, part, "", None)
-    model = models.load_model(path, spec, device, trust_remote_code=trust_remote_code)
-    encodings = tasks.encodings.setdefault(tokenizer_sha256, {})
-    asked = models.ScoringModel(model, tokenizer, spec, encodings)
-    threads = models.use_threads_for(model)
-    try:
-        for loaded in missing:
-            template = asked.apply_chat_template if chat else None
-            instances = _requests(tasks, loaded, part, tokenizer_sha256 if chat else "", template)
-            asked.asking = loaded.name
-            asked.set_cache_hook(models.Ticker(_counter(loaded, part, instances, progress)))
-            _ask_one(loaded, instances, asked, path, spec.batch_size)
-            settings = {
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "device": device.type,
-                "max_length": str(asked.max_length),
-                "transformers": version("transformers"),
-                "torch": version("torch"),
-            }
-            record = answers.results(loaded, instances)
-            yield loaded.name, {**record, "settings": settings, "version": loaded.version}
-    finally:
-        models.set_threads(threads)
-        del asked, model
-        models.free_memory()
-
-
-def _requests(
-    tasks: TaskSet, loaded: LoadedTask, part: str, tokenizer: str, template: Any
-) -> list[Any]:
-    key = (loaded.name, part, tokenizer)
-    if key not in tasks.requests:
-        tasks.requests[key] = answers.build_requests(loaded, part, tasks.spec.seed, template)
-    return tasks.requests[key]
-
-
-def _ask_one(
-    loaded: LoadedTask, instances: list[Any], model: Any, path: Path, batch_size: int
-) -> None:
-    try:
-        answers.ask(instances, model)
-    except EvaluationError:
-        raise
-    except Exception as error:
-        message = first_line(error)
-        if "out of memory" in message.lower() or "can't allocate memory" in message:
-            raise EvaluationError(
-                f"out of memory on {model.device} in task {loaded.name}, with "
-                f"evaluate.batch_size={batch_size}; use a smaller one"
-            ) from error
-        raise EvaluationError(
-            f"model {path} cannot be asked task {loaded.name}: {type(error).__name__}: {message}"
-        ) from error
-    answers.check_finite(loaded, instances, str(path))
-
-
-def _counter(
-    loaded: LoadedTask, part: str, instances: list[Any], progress: TaskTick | None
-) -> Callable[[int], None]:
-    """Answers counted as items, one call an item."""
-    items = len(loaded.ids[part])
-    expected = sum(instance.repeats for instance in instances)
-    last = 0
-
-    def tick(answered: int) -> None:
-        nonlocal last
-        done = min(items, answered * items // expected)
-        if progress and done > last:
-            last = done
-            progress(loaded.name, done, items)
-
-    return tick
 
 
 def _task_score(loaded: LoadedTask, part: str, record: Mapping[str, Any]) -> TaskScore:
@@ -242,7 +260,7 @@ def _settings(tasks: TaskSet, records: Mapping[str, Mapping[str, Any]]) -> dict[
         "limit": "none" if spec.limit is None else str(spec.limit),
         "num_fewshot": _joined({n: str(t.num_fewshot) for n, t in tasks.tasks.items()}),
     }
-    for key in ("dtype", "device", "max_length", "transformers", "torch"):
+    for key in ("backend", "dtype", "device", "max_length", "transformers", "torch"):
         settings[key] = _joined({name: r["settings"][key] for name, r in records.items()})
     return settings
 

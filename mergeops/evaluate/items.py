@@ -29,11 +29,13 @@ def check_clusters(tasks: TaskSet) -> None:
                 f"{where}: task {name!r} is not scored; the tasks are: {', '.join(tasks.tasks)}"
             )
         docs = tasks.tasks[name].docs
-        without = [i for i, doc in enumerate(docs) if field not in doc]
+        # What one line of a JSONL file lacks, the datasets library fills with None.
+        without = [i for i, doc in enumerate(docs) if doc.get(field) is None]
         if without:
+            there = [str(key) for key, value in docs[without[0]].items() if value is not None]
             raise EvaluationError(
                 f"{where} is {field!r}, which {len(without)} of {len(docs)} items lack, item "
-                f"{without[0]} first; its fields: {', '.join(map(str, docs[without[0]]))}"
+                f"{without[0]} first; its fields: {', '.join(there)}"
             )
 
 

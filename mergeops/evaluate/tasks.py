@@ -47,6 +47,8 @@ class LoadedTask:
     """All items."""
     ids: Mapping[str, tuple[int, ...]]
     """Part -> ascending positions in ``docs``."""
+    pools: Mapping[str, tuple[Any, ...]]
+    """Part -> examples that its prompts may show: none that is an item of the other part."""
     digests: Mapping[str, str]
     """Part -> sha256 of everything that decides questions and answers, the model apart."""
 
@@ -101,7 +103,7 @@ def load_tasks(spec: EvaluateSpec) -> TaskSet:
     named_by: dict[str, str] = {}
     with quiet():
         catalogue = Catalogue(spec.include_path)
-        for asked in spec.tasks:
+        for asked in (name for pattern in spec.tasks for name in catalogue.expand(pattern)):
             for task in catalogue.build(asked):
                 name = str(task.task_name)
                 if name in loaded:
@@ -136,41 +138,46 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
         raise EvaluationError(
             f"task {name}: its items cannot be read: {first_line(error)}"
         ) from error
-    num_fewshot = _num_fewshot(name, task, spec)
+    num_fewshot = _num_fewshot(task, spec)
     items = [item_digest(doc) for doc in docs]
-    ids = {
-        part: part_ids(
-            items,
-            part,
-            confirm_fraction=spec.confirm_fraction,
-            salt=spec.split_salt,
-            limit=spec.limit,
-        )
-        for part in PARTS
-    }
+    ids, pools, digests = {}, {}, {}
     settings = _settings(name, task, num_fewshot, spec)
-    digests = {
-        part: _digest({**settings, "items": [[i, items[i]] for i in ids[part]]}) for part in PARTS
-    }
-    return LoadedTask(name, task, metric, chosen_filter, num_fewshot, docs, ids, digests)
+    examples = _examples(task) if num_fewshot else []
+    for part, other in zip(PARTS, reversed(PARTS), strict=True):
+        split = {"confirm_fraction": spec.confirm_fraction, "salt": spec.split_salt}
+        ids[part] = part_ids(items, part, limit=spec.limit, **split)
+        hidden = {items[i] for i in part_ids(items, other, limit=None, **split)}
+        shown = [(doc, digest) for doc, digest in examples if digest not in hidden]
+        pools[part] = tuple(doc for doc, _ in shown)
+        _check_pool(name, part, num_fewshot, len(shown), len(examples))
+        if num_fewshot:
+            settings["fewshot_pool"] = [digest for _, digest in shown]
+        digests[part] = _digest({**settings, "items": [[i, items[i]] for i in ids[part]]})
+    return LoadedTask(name, task, metric, chosen_filter, num_fewshot, docs, ids, pools, digests)
 
 
-def _num_fewshot(name: str, task: Any, spec: EvaluateSpec) -> int:
+def _num_fewshot(task: Any, spec: EvaluateSpec) -> int:
     """In-context examples, by lm-eval's rule: a task whose YAML says 0 keeps 0."""
     own = task.get_config("num_fewshot")
     shots = int(own or 0) if spec.num_fewshot is None or own == 0 else spec.num_fewshot
     task.set_config("num_fewshot", shots)
-    pool = _fewshot_pool(task)
-    if pool is not None and shots > len(pool):
-        raise EvaluationError(
-            f"task {name} has {len(pool)} examples to draw from, fewer than num_fewshot {shots}"
-        )
     return shots
 
 
-def _fewshot_pool(task: Any) -> list[Any] | None:
+def _examples(task: Any) -> list[tuple[Any, str]]:
+    """What prompts may show, with digests; none where the task's own code draws them."""
     sampler = getattr(task, "sampler", None)
-    return None if sampler is None else list(sampler.df)
+    docs = [] if sampler is None else sampler.fewshot_docs()
+    return [(doc, item_digest(doc)) for doc in docs]
+
+
+def _check_pool(name: str, part: str, shots: int, shown: int, examples: int) -> None:
+    if examples and shots > shown:
+        lost = examples - shown
+        why = f" for its {part} part, {lost} more being items of the other part" if lost else ""
+        raise EvaluationError(
+            f"task {name} has {shown} examples to draw from{why}, fewer than num_fewshot {shots}"
+        )
 
 
 def _settings(name: str, task: Any, num_fewshot: int, spec: EvaluateSpec) -> dict[str, Any]:
@@ -186,12 +193,11 @@ def _settings(name: str, task: Any, num_fewshot: int, spec: EvaluateSpec) -> dic
         "seed": spec.seed,
         "apply_chat_template": spec.apply_chat_template,
         "dtype": spec.dtype,
+        "backend": "mergeops" if spec.backend == "auto" else spec.backend,
         "batch_size": spec.batch_size,
         "max_length": spec.max_length,
         "lm_eval": lm_eval.__version__,
     }
-    if num_fewshot:
-        settings["fewshot_pool"] = [item_digest(doc) for doc in _fewshot_pool(task) or ()]
     if not type(task).__module__.startswith("lm_eval.api."):
         settings["class"] = _code(type(task))
     return settings

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -20,34 +22,72 @@ _ONE_EXPONENT = np.uint32(0x00800000)
 _HALF = np.uint32(0x7FFF)
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function for the types of its first call; it runs without Python's lock."""
-    found: Callable[..., Any] = numba.njit(function, nogil=True, cache=True, error_model="numpy")
+INDEX = numba.int64
+FLAG = numba.boolean
+REAL = numba.float64
+BITS16, BITS32 = numba.uint16[::1], numba.uint32[::1]
+INTS, INT_ROWS = numba.int64[::1], numba.int64[:, ::1]
+SHORTS, SHORT_ROWS = numba.int32[::1], numba.int32[:, ::1]
+KEYS = numba.uint64[::1]
+FLOATS = numba.float32[::1]
+SUMS = numba.float64[:, ::1]
+CHUNK = (BITS16, BITS32, INDEX, INDEX)
+"""``low, high, row, m``: the inputs' bits, elements between two rows, entries of the chunk."""
+
+
+def _version() -> int:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest()[:7], "big")
+
+
+VERSION = _version()
+"""Of all kernels' text. As an argument's default it is a part of the types by which numba finds
+what it compiled before: numba itself looks at one file's time only."""
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of kernels."""
+    found: Callable[..., Any] = numba.njit(function, error_model="numpy")
     return found
 
 
-@compiled
-def _load(flat: Array, start: int, shift: int, out: Array) -> Any:
-    """Bits of float32 values into ``out``; the highest bit of the result is set if one of them is
-    not finite."""
+def kernel(*types: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function for these arguments now, or load it; it runs without Python's lock."""
+    signature = (*types, numba.types.Omitted(VERSION))  # type: ignore[no-untyped-call]
+    compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
+        signature, nogil=True, cache=True, error_model="numpy"
+    )
+    return compiled
+
+
+@inlined
+def _load(low: Array, high: Array, start: int, out: Array) -> Any:
+    """Bits of float32 values into ``out``, from those of bfloat16 or float32; the highest bit of
+    the result is set if one of them is not finite."""
     bad = np.uint32(0)
-    stored = flat[start : start + out.size]
+    if low.size:
+        stored = low[start : start + out.size]
+        for i in range(out.size):
+            out[i] = np.uint32(stored[i]) << np.uint32(16)
+    else:
+        out[:] = high[start : start + out.size]
     for i in range(out.size):
-        bits = np.uint32(np.uint32(stored[i]) << np.uint32(shift))
-        out[i] = bits
+        bits = out[i]
         bad = np.uint32(bad | np.uint32((bits & _EXPONENT) + _ONE_EXPONENT))
     return bad
 
 
-@compiled
+@inlined
 def load_all(
-    flat: Array, row: int, start: int, shift: int, has_base: bool, rows: Array, w: int
+    low: Array, high: Array, row: int, start: int, has_base: bool, rows: Array, w: int
 ) -> Any:
     """Rows ``[parts, >= w]`` (bits) of a block: the base, where there is one, and the task vectors;
     else the sources. Returns as ``_load``."""
     bad = np.uint32(0)
     for i in range(rows.shape[0]):
-        bad |= _load(flat, i * row + start, shift, rows[i, :w])
+        bad |= _load(low, high, i * row + start, rows[i, :w])
     if has_base:
         values = rows.view(np.float32)
         base = values[0, :w]
@@ -58,19 +98,19 @@ def load_all(
     return bad
 
 
-@compiled
-def store(bits: Array, out: Array, start: int, shift: int) -> Any:
+@inlined
+def store(bits: Array, low: Array, high: Array, start: int) -> Any:
     """Round to the nearest, ties to even, and store; returns as ``_load``."""
     bad = np.uint32(0)
-    saved = out[start : start + bits.size]
-    if shift:
+    if low.size:
+        saved = low[start : start + bits.size]
         for i in range(bits.size):
             odd = np.uint32(bits[i] >> np.uint32(16)) & np.uint32(1)
             rounded = np.uint32(np.uint32(bits[i] + _HALF) + odd)
             saved[i] = rounded >> np.uint32(16)
             bad = np.uint32(bad | np.uint32((rounded & _EXPONENT) + _ONE_EXPONENT))
     else:
+        high[start : start + bits.size] = bits
         for i in range(bits.size):
-            saved[i] = bits[i]
             bad = np.uint32(bad | np.uint32((bits[i] & _EXPONENT) + _ONE_EXPONENT))
     return bad

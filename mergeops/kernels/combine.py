@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
-from mergeops.kernels.bits import SIGN, WIDTH, Array, compiled, load_all, store
+from mergeops.kernels.bits import (
+    BITS16,
+    BITS32,
+    CHUNK,
+    FLAG,
+    FLOATS,
+    INDEX,
+    INT_ROWS,
+    INTS,
+    KEYS,
+    SHORT_ROWS,
+    SIGN,
+    VERSION,
+    WIDTH,
+    Array,
+    inlined,
+    kernel,
+    load_all,
+    store,
+)
 from mergeops.kernels.sparse import sparsify
 
 
-@compiled
+@inlined
 def _add_up(values: Array, first: int, weights: Array, total: Array) -> None:
     """As ``weighting.weighted_sum``; the vectors begin with row ``first``."""
     w = total.size
@@ -21,7 +41,7 @@ def _add_up(values: Array, first: int, weights: Array, total: Array) -> None:
             total[j] += vector[j] * weight
 
 
-@compiled
+@inlined
 def _vote(
     rows: Array,
     values: Array,
@@ -70,12 +90,16 @@ def _vote(
         signs[j] = averages[j] ^ (signs[j] & SIGN)
 
 
-@compiled
+SPARSE = (INDEX, INT_ROWS, INTS, KEYS, SHORT_ROWS, FLAG)
+"""``offset, windows, limits, keys, chances, rescale``: what the sources keep."""
+
+
+@kernel(*CHUNK, FLAG, *SPARSE, FLOATS, FLOATS, FLAG, FLAG, numba.float32, BITS16, BITS32)
 def combine(
-    flat: Array,
+    low: Array,
+    high: Array,
     row: int,
     m: int,
-    shift: int,
     has_base: bool,
     offset: int,
     windows: Array,
@@ -88,14 +112,15 @@ def combine(
     vote: bool,
     normalize: bool,
     scale: np.float32,
-    out: Array,
-    out_shift: int,
+    out_low: Array,
+    out_high: Array,
+    version: int = VERSION,
 ) -> bool:
     """Merge a chunk.
 
     Args:
-        flat, row, shift, has_base: the inputs' bits.
-        m: entries of the chunk.
+        low, high, row, m: the inputs' bits; either of the first two is empty.
+        has_base: whether the first row is the base.
         offset: index of the first.
         windows: ``[n, 4]`` int64, key and last of the outer and the inner cut; or empty.
         limits: ``[n]`` int64, draws below it stay; -1 for all.
@@ -107,8 +132,8 @@ def combine(
         vote: elect a sign; else add up.
         normalize: divide by the voters' weight.
         scale: on the sum.
-        out: ``[m]`` uint16 or uint32, bits of the result.
-        out_shift: as ``shift``, for it.
+        out_low, out_high: ``[m]``, for the result's bits; either of them is empty.
+        version: not to be given.
 
     Returns:
         Whether all inputs and results are finite.
@@ -123,7 +148,7 @@ def combine(
     bad = np.uint32(0)
     for start in range(0, m, WIDTH):
         w = min(WIDTH, m - start)
-        bad |= load_all(flat, row, start, shift, has_base, rows, w)
+        bad |= load_all(low, high, row, start, has_base, rows, w)
         for i in range(n):
             bits, vector = rows[first + i, :w], values[first + i, :w]
             sparsify(
@@ -142,5 +167,5 @@ def combine(
             base = values[0, :w]
             for j in range(w):
                 total[j] = base[j] + total[j] * scale
-        bad |= store(spare[0, :w], out, start, out_shift)
+        bad |= store(spare[0, :w], out_low, out_high, start)
     return bool(bad < SIGN)

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergeops.kernels.bits import MAGNITUDE, SIGN, WIDTH, Array, compiled, load_all
+from mergeops.kernels.bits import (
+    CHUNK,
+    INDEX,
+    INTS,
+    MAGNITUDE,
+    REAL,
+    SHORTS,
+    SIGN,
+    VERSION,
+    WIDTH,
+    Array,
+    kernel,
+    load_all,
+)
 
 _LOW = (1 << 32) - 1
 
 
-@compiled
-def pack(flat: Array, row: int, m: int, shift: int, source: int, length: int, out: Array) -> bool:
+@kernel(*CHUNK, INDEX, INDEX, INTS)
+def pack(
+    low: Array,
+    high: Array,
+    row: int,
+    m: int,
+    source: int,
+    length: int,
+    out: Array,
+    version: int = VERSION,
+) -> bool:
     """Magnitude and column of each entry of a task vector in one integer, to be sorted.
 
     Args:
-        flat, row, shift: the inputs' bits, the base first.
-        m: entries of the chunk, whole rows.
+        low, high, row, m: the inputs' bits, the base first, whole rows; either of the first two is
+            empty.
         source: which one.
         length: entries of a row.
         out: ``[m]`` int64, magnitude bits above the column's 32 bits.
@@ -28,9 +50,9 @@ def pack(flat: Array, row: int, m: int, shift: int, source: int, length: int, ou
     bad = np.uint32(0)
     for start in range(0, m, WIDTH):
         w = min(WIDTH, m - start)
-        bad = np.uint32(bad | load_all(flat, row, start, shift, False, rows[:1], w))
+        bad = np.uint32(bad | load_all(low, high, row, start, False, rows[:1], w))
         bad = np.uint32(
-            bad | load_all(flat, row, start + (source + 1) * row, shift, False, rows[1:], w)
+            bad | load_all(low, high, row, start + (source + 1) * row, False, rows[1:], w)
         )
         for j in range(w):
             values[j] -= base[j]
@@ -44,8 +66,10 @@ def pack(flat: Array, row: int, m: int, shift: int, source: int, length: int, ou
     return bool(bad < SIGN)
 
 
-@compiled
-def chances(packed: Array, length: int, start: float, step: float, out: Array) -> None:
+@kernel(INTS, INDEX, REAL, REAL, SHORTS)
+def chances(
+    packed: Array, length: int, start: float, step: float, out: Array, version: int = VERSION
+) -> None:
     """What ``ranks.drop_by_rank`` draws against.
 
     Args:

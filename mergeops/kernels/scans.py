@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergeops.kernels.bits import MAGNITUDE, SIGN, WIDTH, Array, compiled, load_all
+from mergeops.kernels.bits import (
+    CHUNK,
+    FLAG,
+    INDEX,
+    INT_ROWS,
+    INTS,
+    MAGNITUDE,
+    SIGN,
+    SUMS,
+    VERSION,
+    WIDTH,
+    Array,
+    inlined,
+    kernel,
+    load_all,
+)
+from mergeops.kernels.combine import SPARSE
 from mergeops.kernels.sparse import sparsify
 from mergeops.methods import BLOCK
 
@@ -12,25 +28,25 @@ DIGIT = 16
 """Bits of a digit of a magnitude: the high and the low half."""
 
 
-@compiled
+@kernel(*CHUNK, INTS, INTS, INT_ROWS)
 def count_digits(
-    flat: Array,
+    low: Array,
+    high: Array,
     row: int,
     m: int,
-    shift: int,
     targets: Array,
     prefixes: Array,
     counts: Array,
+    version: int = VERSION,
 ) -> bool:
     """Add to the histograms of the task vectors' magnitudes.
 
     Args:
-        flat, row, shift: the inputs' bits, the base first.
-        m: entries of the chunk.
+        low, high, row, m: the inputs' bits, the base first; either of the first two is empty.
         targets: ``[k]`` int64, which source.
         prefixes: ``[k]`` int64, only magnitudes with this high digit count, by their low digit; -1
             counts all, by their high digit.
-        counts: ``[k, bins]`` int32.
+        counts: ``[k, bins]`` int64.
 
     Returns:
         Whether all inputs are finite.
@@ -41,7 +57,7 @@ def count_digits(
     bad = np.uint32(0)
     for start in range(0, m, WIDTH):
         w = min(WIDTH, m - start)
-        bad = np.uint32(bad | load_all(flat, row, start, shift, True, rows, w))
+        bad = np.uint32(bad | load_all(low, high, row, start, True, rows, w))
         for k in range(targets.size):
             bits, bins = rows[targets[k] + 1, :w], counts[k]
             found = 0
@@ -49,9 +65,9 @@ def count_digits(
                 for j in range(w):
                     bins[(bits[j] & MAGNITUDE) >> np.uint32(DIGIT)] += 1
             else:
-                low = np.uint32(prefixes[k] << DIGIT)
+                least = np.uint32(prefixes[k] << DIGIT)
                 for j in range(w):
-                    digit = np.uint32((bits[j] & MAGNITUDE) - low)
+                    digit = np.uint32((bits[j] & MAGNITUDE) - least)
                     inside[found] = digit
                     found += int(digit < np.uint32(1 << DIGIT))
                 for j in range(found):
@@ -59,9 +75,16 @@ def count_digits(
     return bool(bad < SIGN)
 
 
-@compiled
+@kernel(*CHUNK, INTS, INTS, INTS)
 def count_equal(
-    flat: Array, row: int, m: int, shift: int, targets: Array, wanted: Array, counts: Array
+    low: Array,
+    high: Array,
+    row: int,
+    m: int,
+    targets: Array,
+    wanted: Array,
+    counts: Array,
+    version: int = VERSION,
 ) -> bool:
     """How many of a source's magnitudes are exactly ``wanted``, for each of k targets ``[k]``."""
     parts = targets.max() + 2
@@ -69,7 +92,7 @@ def count_equal(
     bad = np.uint32(0)
     for start in range(0, m, WIDTH):
         w = min(WIDTH, m - start)
-        bad = np.uint32(bad | load_all(flat, row, start, shift, True, rows, w))
+        bad = np.uint32(bad | load_all(low, high, row, start, True, rows, w))
         for k in range(targets.size):
             bits, key = rows[targets[k] + 1, :w], np.uint32(wanted[k])
             found = np.int32(0)
@@ -79,7 +102,7 @@ def count_equal(
     return bool(bad < SIGN)
 
 
-@compiled
+@inlined
 def _tree_sum(values: Array) -> float:
     """As ``reduction.row_sums`` of one row; ``values`` is overwritten."""
     width = values.size
@@ -91,9 +114,16 @@ def _tree_sum(values: Array) -> float:
     return float(values[0])
 
 
-@compiled
+@kernel(*CHUNK, INDEX, FLAG, SUMS)
 def products(
-    flat: Array, row: int, m: int, shift: int, parts: int, has_base: bool, sums: Array
+    low: Array,
+    high: Array,
+    row: int,
+    m: int,
+    parts: int,
+    has_base: bool,
+    sums: Array,
+    version: int = VERSION,
 ) -> bool:
     """Block sums ``[pairs, blocks]`` of the products of all pairs: see ``reduction.gram``."""
     first = 1 if has_base else 0
@@ -107,7 +137,7 @@ def products(
         w = min(BLOCK, m - start)
         if w < BLOCK:
             rows[:, :] = np.uint32(0)
-        bad = np.uint32(bad | load_all(flat, row, start, shift, has_base, rows, w))
+        bad = np.uint32(bad | load_all(low, high, row, start, has_base, rows, w))
         pair = 0
         for i in range(first, parts):
             for k in range(i, parts):
@@ -125,12 +155,12 @@ def products(
     return bool(bad < SIGN)
 
 
-@compiled
+@kernel(*CHUNK, *SPARSE, INDEX, SUMS)
 def norms(
-    flat: Array,
+    low: Array,
+    high: Array,
     row: int,
     m: int,
-    shift: int,
     offset: int,
     windows: Array,
     limits: Array,
@@ -139,6 +169,7 @@ def norms(
     rescale: bool,
     length: int,
     sums: Array,
+    version: int = VERSION,
 ) -> bool:
     """Sums ``[2n, pieces]`` of the magnitudes in pieces of ``length`` of n task vectors, as they
     are and as ``combine`` makes them sparse; other arguments as there."""
@@ -153,7 +184,7 @@ def norms(
         w = min(length, m - start)
         if w < length:
             rows[:, :] = np.uint32(0)
-        bad = np.uint32(bad | load_all(flat, row, start, shift, True, rows, w))
+        bad = np.uint32(bad | load_all(low, high, row, start, True, rows, w))
         for i in range(n):
             vector = values[i + 1]
             for j in range(length):

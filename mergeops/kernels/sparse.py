@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergeops.kernels.bits import MAGNITUDE, Array, compiled
+from mergeops.kernels.bits import MAGNITUDE, Array, inlined
 
 ALL = 1 << 31
 """Above every magnitude's bits."""
@@ -15,7 +15,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-@compiled
+@inlined
 def _clear_outside(bits: Array, low: int, high: int) -> None:
     """Zero where not ``low <= magnitude bits < high``."""
     lowest, length = np.uint32(low), np.uint32(max(high - low, 0))
@@ -25,7 +25,7 @@ def _clear_outside(bits: Array, low: int, high: int) -> None:
         bits[i] = bits[i] if stays else np.uint32(0)
 
 
-@compiled
+@inlined
 def _keep_between(bits: Array, index: int, window: Array) -> None:
     """As ``trimming.keep_between``, for one source; ``index`` is that of the first entry."""
     w = bits.size
@@ -39,7 +39,7 @@ def _keep_between(bits: Array, index: int, window: Array) -> None:
             _clear_outside(bits[begin:end], max(low, 0), max(high, 0))
 
 
-@compiled
+@inlined
 def _draw(key: np.uint64, index: int, z: Array) -> None:
     """Outputs of SplitMix64 from number ``index`` on: see ``randomness.splitmix64``."""
     for i in range(z.size):
@@ -49,7 +49,7 @@ def _draw(key: np.uint64, index: int, z: Array) -> None:
         z[i] = x ^ (x >> np.uint64(31))
 
 
-@compiled
+@inlined
 def _drop(bits: Array, draws: Array, chance: int) -> None:
     """Zero the entries whose draw is not below one chance for all."""
     limit = np.uint32(chance)
@@ -58,7 +58,7 @@ def _drop(bits: Array, draws: Array, chance: int) -> None:
         bits[i] = bits[i] if stays else np.uint32(0)
 
 
-@compiled
+@inlined
 def _drop_each(bits: Array, values: Array, draws: Array, chances: Array, rescale: bool) -> None:
     """Zero the entries whose draw is not below their own chance; divide the others by it."""
     for i in range(bits.size):
@@ -69,7 +69,7 @@ def _drop_each(bits: Array, values: Array, draws: Array, chances: Array, rescale
         bits[i] = bits[i] if stays else np.uint32(0)
 
 
-@compiled
+@inlined
 def sparsify(
     bits: Array,
     values: Array,

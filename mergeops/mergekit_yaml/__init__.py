@@ -30,6 +30,8 @@ class Converted:
     """As ``Recipe.from_dict`` reads it."""
     origins: Mapping[str, str]
     """Key of the recipe -> file, line and key in mergekit's YAML, for errors."""
+    notes: tuple[str, ...] = ()
+    """What the YAML says without effect, with its lines."""
 
     def yaml(self, origin: str) -> str:
         """The text of a recipe file.
@@ -98,15 +100,36 @@ def read_mergekit(path: Path, *, compat: bool = False) -> Converted:
         )
     documents: dict[str, Document] = {n: read_document(i, named) for n, i in named.items()}
     last = read_document(final[0], named) if final else next(iter(documents.values()))
-    recipe, places = convert_document(last, named, compat=compat)
-    origins = {key: item.place for key, item in places.items()}
+    main = convert_document(last, named, compat=compat)
+    origins = {key: item.place for key, item in main.origins.items()}
     if len(items) == 1:
-        return Converted(recipe, origins)
-    merges = {}
+        return Converted(main.recipe, origins, main.notes)
+    merges: dict[str, Any] = {}
+    notes: list[str] = []
     for name in _in_order(documents):
-        merges[name], places = convert_document(documents[name], named, compat=compat)
-        origins |= {f"merges.{name}.{key}": item.place for key, item in places.items()}
-    return Converted({"merges": merges, **recipe}, origins)
+        one = convert_document(documents[name], named, compat=compat)
+        merges[name] = one.recipe
+        origins |= {f"merges.{name}.{key}": item.place for key, item in one.origins.items()}
+        notes += one.notes
+    return Converted({"merges": merges, **main.recipe}, origins, (*notes, *main.notes))
+
+
+def refuse_other_tools(content: Mapping[Any, Any], path: Path) -> None:
+    """Refuse a config of mergekit's other commands.
+
+    Raises:
+        ConfigError: says which it is.
+    """
+    if {"experts", "gate_mode"} & content.keys():
+        raise ConfigError(
+            f"{path} is a config of mergekit-moe (it has experts, no merge_method); making experts "
+            "of dense models is not done here, only merging models that have experts"
+        )
+    if "genome" in content:
+        raise ConfigError(
+            f"{path} is a config of mergekit-evolve (it has a genome); here, `mergeops search` "
+            "looks for the best merge"
+        )
 
 
 def _in_order(documents: Mapping[str, Any]) -> list[str]:

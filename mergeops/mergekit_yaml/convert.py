@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mergeops.mergekit_yaml.document import Document, Input, ModuleOf, SliceOf
@@ -14,10 +15,20 @@ from mergeops.mergekit_yaml.tokens import tokenizer_of
 from mergeops.slices import BASE
 
 
-def convert_document(
-    document: Document, merges: Iterable[str], *, compat: bool
-) -> tuple[dict[str, Any], dict[str, Item]]:
-    """A native recipe, and where its keys come from.
+@dataclass(frozen=True)
+class Conversion:
+    """What one document becomes."""
+
+    recipe: dict[str, Any]
+    """As ``Recipe.from_dict`` reads it."""
+    origins: Mapping[str, Item]
+    """Key of the recipe -> where it comes from."""
+    notes: tuple[str, ...]
+    """What the document says without effect."""
+
+
+def convert_document(document: Document, merges: Iterable[str], *, compat: bool) -> Conversion:
+    """A native recipe, where its keys come from, and notes for the user.
 
     Args:
         document: one merge.
@@ -29,7 +40,7 @@ def convert_document(
     """
     conversion = _Conversion(document, merges, compat=compat)
     recipe = conversion.recipe()
-    return recipe, conversion.origins
+    return Conversion(recipe, conversion.origins, tuple(conversion.notes))
 
 
 class _Conversion:
@@ -41,6 +52,7 @@ class _Conversion:
         self._role = self._settings.described.base
         self._names: dict[Reference, str] = {}
         self.origins: dict[str, Item] = {}
+        self.notes = self._settings.notes
 
     def recipe(self) -> dict[str, Any]:
         document, settings = self._document, self._settings

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mergeops.merge_names import MERGE
-from mergeops.mergekit_yaml.method_table import METHODS
+from mergeops.mergekit_yaml.method_table import METHODS, PARAMETERS
 from mergeops.mergekit_yaml.nodes import Item
 from mergeops.mergekit_yaml.references import Reference, read_reference
 
@@ -198,6 +198,9 @@ def _slice(item: Item, merges: Iterable[str]) -> SliceOf:
 
 def _input(item: Item, merges: Iterable[str], *, sliced: bool) -> Input:
     allowed = ("model", "layer_range", "parameters") if sliced else ("model", "parameters")
+    for key, one in item.entries("a model with parameters").items():
+        if key in PARAMETERS:
+            raise one.error(f"stands beside the model; write it below parameters: {{{key}: ...}}")
     keys = item.mapping(allowed, "a model with parameters")
     if "model" not in keys:
         raise item.error("has no model")

@@ -14,6 +14,8 @@ IGNORED = ("int8_mask", "weight")
 """Read and without effect, as in mergekit, where a method does not take them: the first saves
 memory there and changes no number; the second stands in many files of methods that weigh all models
 alike."""
+FORMER = ("embed_slerp",)
+"""Parameters of earlier versions, which have no effect in 0.1.5."""
 RENAMED = {"lambda": "scale"}
 
 NEEDED, OPTIONAL, FIRST, POINT, LISTED = "needed", "optional", "first", "point", "listed"
@@ -69,6 +71,13 @@ METHODS: Mapping[str, Described] = {
     "task_arithmetic": Described(NEEDED, _arithmetic(False, False), _VECTORS),
     "ties": Described(NEEDED, _arithmetic(True, False), _VECTORS),
 }
+
+PARAMETERS = {
+    *IGNORED,
+    *FORMER,
+    *(name for one in METHODS.values() for name in (*one.shared, *one.per_model)),
+}
+"""Every parameter that some method has."""
 
 
 def ours(method: str, parameter: str) -> str | None:

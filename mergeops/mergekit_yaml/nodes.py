@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
@@ -37,6 +38,14 @@ class Item:
     def place(self) -> str:
         """File, line and key."""
         return f"{self.file}, line {self.line}{f', {self.path}' if self.path else ''}"
+
+    def without(self, prefix: str) -> Item:
+        """The item with another text: without what it begins with."""
+        if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.startswith(prefix):
+            return self
+        text = self.node.value.removeprefix(prefix)
+        node = yaml.ScalarNode(self.node.tag, text, self.node.start_mark, self.node.end_mark)
+        return dataclasses.replace(self, node=node)
 
     def error(self, message: str) -> ConfigError:
         """An error that begins with the file, the line and the key."""

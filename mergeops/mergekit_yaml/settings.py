@@ -14,7 +14,14 @@ from typing import Any
 from mergeops import methods
 from mergeops.errors import ConfigError
 from mergeops.mergekit_yaml.document import Choice, Parameters
-from mergeops.mergekit_yaml.method_table import IGNORED, METHODS, REQUIRED, Described, ours
+from mergeops.mergekit_yaml.method_table import (
+    IGNORED,
+    METHODS,
+    PARAMETERS,
+    REQUIRED,
+    Described,
+    ours,
+)
 from mergeops.mergekit_yaml.nodes import Item
 
 NORM_MATCHED = ("dare_linear", "dare_ties", "della", "della_linear")
@@ -37,9 +44,12 @@ class Settings:
         self._types = {p.name: p.type for p in self._native.describe()}
         self.filters: dict[str, Item] = {}
         """``match:GLOB`` -> where the filter stands, for those that were read."""
+        self.notes: list[str] = []
+        """What the config says without effect."""
 
     def check_names(self, parameters: Parameters, *, of_model: bool) -> None:
-        """Refuse parameters that the method does not have at this level.
+        """Refuse parameters that no method has, or this one not at this level; note those of other
+        methods, which mergekit ignores.
 
         Raises:
             ConfigError: with the line and what is allowed.
@@ -55,9 +65,12 @@ class Settings:
                     f"is given for one model, but {name} of {self.method} is one value for all; "
                     "move it to the parameters of the slice, the module or the whole merge"
                 )
-            if name not in allowed:
+            if name in allowed:
+                continue
+            if name not in PARAMETERS:
                 shown = dict.fromkeys((*allowed, *IGNORED))
                 raise item.unknown(name, shown, f" of {self.method}")
+            self.notes.append(f"{item.place}: {self.method} has no {name}, so it has no effect")
 
     def method_values(self, config: Parameters) -> dict[str, Any]:
         """The native method's own parameters: those with one value for the whole merge.

@@ -49,7 +49,8 @@ class _Reader:
         return self.model(item, "union, base or a model of the merge")
 
     def model(self, item: Item, allowed: str) -> str:
-        name = self._name_of(read_reference(item, self._merges))
+        # Earlier versions wrote model:PATH.
+        name = self._name_of(read_reference(item.without("model:"), self._merges))
         if name is None:
             raise item.error(f"is no model of the merge; it takes {allowed}")
         return name

@@ -9,7 +9,9 @@ are not finite, or the arithmetic is not float32 on a CPU, the method's own func
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,12 +27,22 @@ Array = npt.NDArray[Any]
 _STEPS = 2**31
 _NO_WINDOWS = np.empty((0, 4), np.int64)
 _NO_CHANCES = np.empty((0, 0), np.int32)
-_BITS = {torch.bfloat16: torch.uint16, torch.float32: torch.uint32}
+_NO_LOW, _NO_HIGH = np.empty(0, np.uint16), np.empty(0, np.uint32)
 
 
 @functools.cache
-def is_available() -> bool:
-    """Whether the kernels can be used: numba is there and works."""
+def kernels() -> Future[bool]:
+    """Loads the kernels, or compiles them once for a machine, while the caller goes on.
+
+    The result says whether they can be used: numba is there and works.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="kernels")
+    loading = pool.submit(_load)
+    pool.shutdown(wait=False)
+    return loading
+
+
+def _load() -> bool:
     try:
         import mergeops.kernels.combine
         import mergeops.kernels.ranks
@@ -41,17 +53,23 @@ def is_available() -> bool:
     return True
 
 
-def bits_of(rows: Tensor) -> Array | None:
-    """Rows ``[k, n]`` on the CPU as one flat array of bits, or None for another format."""
-    kind = _BITS.get(rows.dtype)
-    return rows.view(-1).view(kind).numpy() if kind else None
+def bits_of(rows: Tensor) -> tuple[Array, Array] | None:
+    """Rows on the CPU as one flat array of bits, ``Bits.low`` and ``Bits.high``, or None where they
+    have another format."""
+    if rows.dtype == torch.bfloat16:
+        return rows.view(-1).view(torch.uint16).numpy(), _NO_HIGH
+    if rows.dtype == torch.float32:
+        return _NO_LOW, rows.view(-1).view(torch.uint32).numpy()
+    return None
 
 
 class Bits(NamedTuple):
     """A chunk of the inputs, as bits."""
 
-    flat: Array
-    """uint16 of bfloat16 or uint32 of float32; the base's row first, where there is one."""
+    low: Array
+    """uint16 of bfloat16, the base's row first, where there is one."""
+    high: Array
+    """uint32 of float32; either of the two is empty."""
     row: int
     """From the begin of one input's row to the next."""
     parts: int
@@ -62,9 +80,9 @@ class Bits(NamedTuple):
     """Index of the first entry in the tensor."""
 
     @property
-    def place(self) -> tuple[Array, int, int, int]:
+    def place(self) -> tuple[Array, Array, int, int]:
         """The kernels' first arguments."""
-        return self.flat, self.row, self.m, shift(self.flat)
+        return self.low, self.high, self.row, self.m
 
 
 @dataclass(frozen=True)
@@ -155,8 +173,7 @@ class Formula:
                 self.vote,
                 self.normalize,
                 np.float32(self.scale),
-                saved,
-                shift(saved),
+                *saved,
             )
         )
 
@@ -171,11 +188,6 @@ class Formula:
         return torch.from_numpy(sums) if norms(*bits.place, *sparse, length, sums) else None
 
 
-def shift(bits: Array) -> int:
-    """How far bits move up to be those of float32."""
-    return 16 if bits.dtype == np.uint16 else 0
-
-
 def gram(bits: Bits) -> Tensor | None:
     """Block sums of products: see ``reduction.gram``."""
     from mergeops.kernels.scans import products
@@ -186,15 +198,36 @@ def gram(bits: Bits) -> Tensor | None:
     return torch.from_numpy(sums) if finite else None
 
 
-def count_digits(bits: Bits, prefixes: Sequence[tuple[int, int]], bins: int) -> Tensor | None:
-    """Histograms of the task vectors' magnitudes ``[k, bins]``, for k pairs (source, high digit);
-    -1 counts the high digits themselves."""
-    from mergeops.kernels.scans import count_digits
+class DigitCounter:
+    """Histograms of the task vectors' magnitudes, to which each thread adds on its own.
 
-    rows, digits = np.array(prefixes, dtype=np.int64).T.copy()
-    counts = np.zeros((len(prefixes), bins), np.int32)
-    finite = count_digits(*bits.place, rows, digits, counts)
-    return torch.from_numpy(counts) if finite else None
+    Args:
+        prefixes: k pairs (source, high digit): only magnitudes with this high digit count, by their
+            low digit; -1 counts all, by their high digits.
+        bins: values of a digit.
+    """
+
+    def __init__(self, prefixes: Sequence[tuple[int, int]], bins: int) -> None:
+        self._rows, self._digits = np.array(prefixes, dtype=np.int64).T.copy()
+        self._shape = (len(prefixes), bins)
+        self._local = threading.local()
+        self._counts: list[Array] = []
+
+    def __call__(self, bits: Bits) -> Tensor | None:
+        """Count a chunk; nothing to say but that it was done, or None for an input not finite."""
+        from mergeops.kernels.scans import count_digits
+
+        counts: Array | None = getattr(self._local, "counts", None)
+        if counts is None:
+            counts = self._local.counts = np.zeros(self._shape, np.int64)
+            self._counts.append(counts)
+        return (
+            torch.empty(0) if count_digits(*bits.place, self._rows, self._digits, counts) else None
+        )
+
+    def total(self) -> Tensor:
+        """``[k, bins]``, of all threads."""
+        return torch.from_numpy(sum(self._counts, np.zeros(self._shape, np.int64)))
 
 
 def count_equal(bits: Bits, wanted: Sequence[tuple[int, int]]) -> Tensor | None:

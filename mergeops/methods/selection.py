@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from mergeops.methods import Scan
-from mergeops.methods.fused import Bits, count_digits, count_equal
+from mergeops.methods.fused import Bits, DigitCounter, count_equal
 
 DIGIT_BITS = 16
+MAGNITUDE_BITS = 32
+"""Of the keys that kernels count: those of float32."""
 
 Keys = Callable[[Tensor | None, Tensor, int, int], Tensor]
 """``keys(base, sources, row, offset) -> [m]`` int32 or int64, not negative, larger for larger; a
@@ -175,14 +177,15 @@ def _histogram(
             counts.append(torch.bincount(digits, minlength=bins)[:bins])
         return torch.stack(counts)
 
-    def count(chunk: Bits) -> Tensor | None:
-        nonlocal bits
-        bits = 32
-        digits = [(row, -1 if shift is None else prefix) for row, prefix in prefixes]
-        return count_digits(chunk, digits, bins)
-
     total = torch.zeros(len(prefixes), bins, dtype=torch.int64)
-    for counts in scan(look, fused=count if of_task_vectors else None):
+    if of_task_vectors:
+        digits = [(row, -1 if shift is None else prefix) for row, prefix in prefixes]
+        counter = DigitCounter(digits, bins)
+        for counts in scan(look, fused=counter):
+            if counts.numel():
+                total += counts
+        return total + counter.total(), bits or MAGNITUDE_BITS
+    for counts in scan(look):
         total += counts
     return total, bits
 

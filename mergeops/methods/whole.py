@@ -18,7 +18,7 @@ from mergeops.schema import build
 
 def merge_tensors(
     name: str,
-    sources: Sequence[Tensor],
+    sources: Sequence[Tensor] | Tensor,
     base: Tensor | None = None,
     parameters: Mapping[str, Any] | None = None,
     per_source: Mapping[str, Sequence[float]] | None = None,
@@ -27,12 +27,14 @@ def merge_tensors(
     digests: Sequence[str] | None = None,
     tensor: str = "",
     chunk: int | None = None,
+    compute: torch.dtype | None = None,
 ) -> Tensor:
     """Merge one parameter tensor as the engine would.
 
     Args:
         name: the method.
-        sources: n tensors of one shape, in the dtype and on the device to compute with.
+        sources: n tensors of one shape, on the device to compute with; or one tensor
+            ``[n, *shape]``, of which no copy is made.
         base: the common ancestor, same shape, for methods that need it or can use it.
         parameters: the method's global parameters.
         per_source: source parameter -> n values; the global parameter where missing.
@@ -40,6 +42,8 @@ def merge_tensors(
         digests: what identifies the sources to random methods; their positions by default.
         tensor: the tensor's name, to random methods.
         chunk: about how many elements at a time, a multiple of ``methods.BLOCK``; all by default.
+            What an operation makes is as large.
+        compute: dtype of the arithmetic; that of the sources by default.
 
     Returns:
         A new tensor of the same shape and dtype.
@@ -66,10 +70,20 @@ def merge_tensors(
     )
     if method.check is not None:
         method.check(place.per_source, p)
-    flat = torch.stack([source.reshape(-1) for source in sources])
+    flats = [source.reshape(-1) for source in sources]
+    stacked = sources.reshape(n, -1) if isinstance(sources, Tensor) else None
     flat_base = None
     if base is not None and method.uses_base(True):
         flat_base = base.reshape(-1)
+
+    def take(part: slice) -> tuple[Tensor | None, Tensor]:
+        if stacked is not None:
+            rows = stacked[:, part]
+        else:
+            rows = torch.stack([flat[part] for flat in flats])
+        dtype = compute or rows.dtype
+        return None if flat_base is None else flat_base[part].to(dtype), rows.to(dtype)
+
     step = method.chunk_length(p, max(place.row_length, 1), chunk or max(place.numel, 1))
 
     def scan(
@@ -82,19 +96,14 @@ def merge_tensors(
         end = place.numel if stop is None else min(stop, place.numel)
         for at in range(start, end, step):
             part = slice(at, min(at + step, end))
-            yield look(None if flat_base is None else flat_base[part], flat[:, part], at).cpu()
+            yield look(*take(part), at).cpu()
 
     if method.statistics is not None and place.numel:
         place = dataclasses.replace(place, statistics=method.statistics(scan, p, place))
-    merged = torch.empty_like(flat[0])
+    merged = torch.empty_like(flats[0])
     for at in range(0, place.numel, step):
         part = slice(at, at + step)
-        merged[part] = method.merge(
-            None if flat_base is None else flat_base[part],
-            flat[:, part],
-            p,
-            dataclasses.replace(place, offset=at),
-        )
+        merged[part] = method.merge(*take(part), p, dataclasses.replace(place, offset=at))
     return merged.view(sources[0].shape)
 
 

@@ -17,14 +17,23 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=False)
 
 
-def table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table of texts that wraps where the terminal is narrow."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int | None = None
+) -> Table:
+    """Rows of text under a line of titles; long cells go on below.
+
+    Args:
+        columns: titles.
+        rows: text, taken as it is.
+        words: how many columns hold words; the others hold numbers, set to the right. None: all.
+    """
     from rich import box
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
+    for i, column in enumerate(columns):
+        is_words = words is None or i < words
+        made.add_column(column, overflow="fold", justify="left" if is_words else "right")
     for row in rows:
         made.add_row(*(escape(cell) for cell in row))
     return made

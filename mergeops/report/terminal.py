@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mergeops.compare import Compared
     from mergeops.pipeline import Trial
     from mergeops.search import Found
-    from mergeops.sources.adopt import Adoption
 
 
 def print_compared(compared: Compared, html: Path | None) -> None:
@@ -53,7 +52,8 @@ def print_search(strategy: str, found: Found) -> None:
     """The steps of a search, and what it ended with."""
     console = _console()
     if found.rows:
-        console.print(_table(found.rows[0], ([_shown(v) for v in r.values()] for r in found.rows)))
+        rows = ([_shown(value) for value in row.values()] for row in found.rows)
+        console.print(_table(list(found.rows[0]), rows))
     if found.best is not None:
         best = found.best
         console.print(
@@ -65,38 +65,6 @@ def print_search(strategy: str, found: Found) -> None:
             f"{strategy}: no merge beats the source [bold]{found.best_source}[/] on dev; it stays "
             "the best"
         )
-
-
-def print_adoption(adoption: Adoption, recipe_path: Path | None) -> None:
-    """Every run, what it left, and which can be merged together."""
-    console = _console()
-    columns = ("run", "status", "checkpoint", "kind", "size", "eval loss", "merges with the others")
-    rows = []
-    for row in adoption.rows():
-        verdict = row["problem"] or row["not_with_the_largest"] or "yes"
-        rows.append(
-            (
-                row["run_name"],
-                row["status"],
-                f"step {row['step']}" if row["step"] is not None else "-",
-                row["kind"] or "-",
-                _size(row["size_bytes"]),
-                _shown(row["metrics"].get("eval_loss")),
-                verdict,
-            )
-        )
-    console.print(_table(columns, rows))
-    new = sum(one.is_new for one in adoption.adopted)
-    console.print(
-        f"{len(adoption.adopted)} of {len(adoption.found)} runs left a checkpoint to merge; "
-        f"{new} new in MLflow, nothing copied"
-    )
-    if recipe_path is not None:
-        console.print(f"recipe: {recipe_path}")
-
-
-def _size(n: int | None) -> str:
-    return "-" if n is None else f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
 def _shown(value: Any) -> str:

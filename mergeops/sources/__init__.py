@@ -23,7 +23,7 @@ from mergeops.errors import about
 if TYPE_CHECKING:
     from mergeops.checkpoint.layout import FileStamp
     from mergeops.recipe import Recipe
-    from mergeops.settings import TrackingSpec
+    from mergeops.settings import OutputSpec, TrackingSpec
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def resolve(
         progress,
         digests,
         code=recipe.trust_remote_code,
+        cache_limit=_cache_limit(recipe.output),
     )
     base = None
     with about("base"):
@@ -125,6 +126,7 @@ def resolve_uri(
     base: str | None = None,
     tracking: TrackingSpec | None = None,
     path_map: Mapping[str, str] | None = None,
+    output: OutputSpec | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Source:
     """Find and pin one checkpoint.
@@ -136,6 +138,7 @@ def resolve_uri(
         base: for a LoRA adapter, the URI of its base, where its own config does not lead there.
         tracking: where runs:/ and models:/ are; default MLFLOW_TRACKING_URI.
         path_map: moved storage.
+        output: its ``cache_limit`` holds.
         progress: called with (what, bytes done, bytes in all).
 
     Raises:
@@ -144,17 +147,41 @@ def resolve_uri(
     from mergeops.settings import TrackingSpec
     from mergeops.sources.resolver import Resolver
 
-    resolver = Resolver(cache_dir, tracking or TrackingSpec(), path_map or {}, base, progress)
+    resolver = Resolver(
+        cache_dir,
+        tracking or TrackingSpec(),
+        path_map or {},
+        base,
+        progress,
+        cache_limit=_cache_limit(output) if output else None,
+    )
     return resolver.source(name, uri, base)
 
 
-def locate(where: str, *, cache_dir: Path = Path("mergeops-work/cache")) -> Path:
+def locate(
+    where: str,
+    *,
+    cache_dir: Path = Path("mergeops-work/cache"),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
     """The local directory of a path or URI; a path is taken as it is, checkpoint or not.
 
     Raises:
         SourceError, TrackingError: as ``resolve``.
     """
-    path = Path(where).expanduser()
-    if path.exists() or not where.startswith(("runs:/", "models:/", "hf://")):
+    from mergeops.settings import TrackingSpec
+    from mergeops.sources.place import local_path
+    from mergeops.sources.resolver import Resolver
+
+    path = local_path(where)
+    if path is not None:
         return path
-    return resolve_uri(where, cache_dir=cache_dir).path
+    return Resolver(cache_dir, TrackingSpec(), {}, None, progress).fetched(where)
+
+
+def _cache_limit(output: OutputSpec) -> int | None:
+    from mergeops.shards import parse_size
+
+    if output.cache_limit is None:
+        return None
+    return parse_size("output.cache_limit", output.cache_limit)

@@ -8,8 +8,10 @@ external LoggedModels that point at a checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from mergeops.sources import contents
 from mergeops.sources.contents import CHECKPOINT_NAME, Contents, Kind
 from mergeops.sources.logged_config import output_directories
 from mergeops.sources.place import LocalPlace, Place, read_json
+from mergeops.sources.run_note import BEST_TAG, CHECKPOINTS_TAG, HOST_TAG, writer_of
 from mergeops.sources.store import Store
 
 if TYPE_CHECKING:
@@ -57,6 +60,8 @@ class Choice:
     """Why this one, in words."""
     skipped: tuple[str, ...] = ()
     """What is wrong with the candidates that were passed over."""
+    others: tuple[str, ...] = ()
+    """Names of all candidates of the stage that it is from, newest first."""
 
     @property
     def step(self) -> int | None:
@@ -88,22 +93,37 @@ class Search:
 
     def best(self) -> Choice | None:
         """The best whole checkpoint of the first stage that has one: what trainer_state.json calls
-        the best, else the newest."""
+        the best, else that with its lowest eval_loss, else what the run's tag says, else the
+        newest."""
         for candidates in self.stages():
-            whole = self._first_whole(candidates)
-            if whole is None:
+            newest = self._first_whole(candidates)
+            if newest is None:
                 continue
-            named = os.path.basename(
-                str(whole.state.get("best_model_checkpoint") or "").rstrip("/")
-            )
-            if named == whole.candidate.name:
-                return self._chosen(whole, f"best by {TRAINER_STATE}")
-            others = [c for c in candidates if named and c.name == named]
-            best = self._first_whole(others)
-            if best is not None:
-                return self._chosen(best, f"best by {TRAINER_STATE} of {whole.candidate.name}")
-            return self._chosen(whole, "newest whole one")
+            names = tuple(c.name for c in candidates if c.name)
+            for named, why in self._best_names(newest, names):
+                if named == newest.candidate.name:
+                    return self._chosen(newest, why, names)
+                best = self._first_whole([c for c in candidates if c.name == named])
+                if best is not None:
+                    from_newest = why.endswith(TRAINER_STATE)
+                    more = f" of {newest.candidate.name}" if from_newest else ""
+                    return self._chosen(best, why + more, names)
+            return self._chosen(newest, "newest whole one", names)
         return None
+
+    def _best_names(self, newest: Choice, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Which one is the best, and who says so; the first that is whole is taken."""
+        said = str(newest.state.get("best_model_checkpoint") or "").rstrip("/")
+        if said:
+            yield os.path.basename(said), f"best by {TRAINER_STATE}"
+        losses = eval_losses(newest.state)
+        scored = [(losses[step], name) for name in names if (step := step_of(name)) in losses]
+        for _, name in sorted(scored, key=lambda pair: pair[0]):
+            yield name, f"lowest eval_loss in {TRAINER_STATE}"
+        # Last: of a run that was killed it may be older than the newest checkpoint.
+        tagged = self.run.data.tags.get(BEST_TAG)
+        if tagged:
+            yield tagged, f"best by tag {BEST_TAG}"
 
     def named(self, name: str) -> Choice | None:
         """The whole checkpoint of this name."""
@@ -118,10 +138,9 @@ class Search:
         names = [c.name for stage in self.stages() for c in stage if c.name]
         return list(dict.fromkeys(names))
 
-    def _chosen(self, choice: Choice, why: str) -> Choice:
-        return Choice(
-            choice.candidate, choice.contents, choice.kind, choice.state, why, tuple(self.problems)
-        )
+    def _chosen(self, choice: Choice, why: str, others: Sequence[str] = ()) -> Choice:
+        skipped = tuple(self.problems)
+        return dataclasses.replace(choice, why=why, skipped=skipped, others=tuple(others))
 
     def _first_whole(self, candidates: Sequence[Candidate]) -> Choice | None:
         for candidate in candidates:
@@ -135,14 +154,24 @@ class Search:
             except SourceError as error:
                 self.problems.append(str(error))
                 continue
-            if candidate.in_output_dir and self.is_ours and not self.is_ours(state):
-                self.problems.append(
-                    f"{candidate.place.shown} was written by another run: its {TRAINER_STATE} "
-                    "holds losses that this run did not log"
-                )
+            if candidate.in_output_dir and (problem := self._whose(candidate, state)):
+                self.problems.append(problem)
                 continue
             return Choice(candidate, found, found.kind, state, "")
         return None
+
+    def _whose(self, candidate: Candidate, state: dict[str, Any]) -> str | None:
+        """Why a checkpoint in the trainer's directory is not this run's; None where it is."""
+        writer = writer_of(candidate.place)
+        if writer is not None:
+            ours = writer == self.run.info.run_id
+            return None if ours else f"{candidate.place.shown} was written by run {writer}"
+        if self.is_ours is None or self.is_ours(state):
+            return None
+        return (
+            f"{candidate.place.shown} was written by another run: its {TRAINER_STATE} "
+            "holds losses that this run did not log"
+        )
 
     def _guarded(self, stage: Callable[[], list[Candidate]]) -> list[Candidate]:
         # A store that is gone for one stage does not hide what another finds.
@@ -251,9 +280,13 @@ class Search:
                 if contents.examine(place, entries).kind:
                     found.append(Candidate("", place, directory.found_by, in_output_dir=True))
             if not reachable:
+                tags = self.run.data.tags
+                host = f" on {tags[HOST_TAG]}" if HOST_TAG in tags else ""
+                there = tags.get(CHECKPOINTS_TAG, "").split()
+                held = f"; it was given {', '.join(there[-3:])}" if there else ""
                 self.problems.append(
-                    f"{directory.found_by} is {directory.path}, which is empty or not reachable "
-                    "from here; if it moved, map it with path_map"
+                    f"{directory.found_by} is {directory.path}{host}, which is empty or not "
+                    f"reachable from here{held}; if it moved, map it with path_map"
                 )
         return found
 
@@ -262,6 +295,23 @@ def step_of(name: str) -> int | None:
     """The N of ``checkpoint-N``."""
     match = CHECKPOINT_NAME.match(name)
     return int(match.group(1)) if match else None
+
+
+def eval_losses(state: Mapping[str, Any]) -> dict[int | None, float]:
+    """Step -> eval_loss, as a trainer's state holds them; those that are no numbers left out."""
+    return {
+        entry["step"]: float(entry["eval_loss"])
+        for entry in state.get("log_history") or []
+        if isinstance(entry, Mapping)
+        and isinstance(entry.get("step"), int)
+        and is_finite(entry.get("eval_loss"))
+    }
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a logged value is a number."""
+    # A store keeps infinity as the largest double.
+    return isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e308
 
 
 def _is_external(model: LoggedModel) -> bool:

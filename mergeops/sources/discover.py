@@ -14,6 +14,7 @@ from mergeops.settings import TrackingSpec
 from mergeops.sources.found import Found, look
 from mergeops.sources.logged_config import OUTPUT_PARAMS
 from mergeops.sources.path_map import moved
+from mergeops.sources.run_note import OUTPUT_DIR_TAG
 from mergeops.sources.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def _see(
     is_shared: bool = False,
 ) -> _Seen:
     found, choice = look(store, run, models.get(run.info.run_id, ()), is_shared)
-    said = (run.data.params.get(key) for key in OUTPUT_PARAMS)
+    said = [run.data.tags.get(OUTPUT_DIR_TAG)]
+    said += [run.data.params.get(key) for key in OUTPUT_PARAMS]
     outputs = run.outputs.model_outputs if run.outputs else []
     return _Seen(
         found,

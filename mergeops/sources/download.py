@@ -1,4 +1,4 @@
-"""Checkpoints from an artifact store, kept in a cache: named by content, complete or not there.
+"""Checkpoints from an artifact store, kept in a cache: complete or not there.
 
 Only what a merge reads is fetched: safetensors, JSON, tokenizer files, chat templates, README.
 optimizer.pt (twice the weights), pickles and code stay where they are.
@@ -6,21 +6,13 @@ optimizer.pt (twice the weights), pickles and code stay where they are.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import os
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from mergeops.errors import SourceError
+from mergeops.sources.cache import MARKER, Downloads, describe
 from mergeops.sources.place import Entry, Place, Progress, RemotePlace
-
-MARKER = "mergeops-download.json"
-"""Written last: its presence means that every file is there and whole."""
+from mergeops.sources.transfer import Object, bring, check, objects
 
 SUFFIXES = (".safetensors", ".json", ".jinja")
 NAMES = (
@@ -32,7 +24,6 @@ NAMES = (
     "tokenizer.model",
     "vocab.txt",
 )
-POLL_S = 0.25
 
 
 def wanted(name: str) -> bool:
@@ -40,90 +31,85 @@ def wanted(name: str) -> bool:
     return name in NAMES or name.endswith(SUFFIXES)
 
 
-def fetch(place: Place, cache_dir: Path, progress: Progress | None = None) -> Path:
+def fetch(
+    place: Place,
+    cache_dir: Path,
+    progress: Progress | None = None,
+    *,
+    limit: int | None = None,
+) -> Path:
     """The directory on this machine: where it is, or downloaded, or found downloaded.
 
     Args:
         place: a checkpoint's directory.
-        cache_dir: downloads are kept below it, by URI and sizes.
+        cache_dir: downloads are kept below it, by URI, sizes and versions.
         progress: told how many bytes have arrived.
+        limit: bytes that downloads may take on disk; None takes what the disk has.
 
     Raises:
-        SourceError: the store does not deliver, or delivers another size than it lists.
+        SourceError: the store does not deliver, or delivers other bytes than it lists, or there is
+            no room.
     """
     if place.local is not None:
         return place.local
     assert isinstance(place, RemotePlace)
     entries = [e for e in place.entries() if not e.is_dir and wanted(e.name) and e.name != MARKER]
-    listing = {entry.name: entry.size for entry in entries}
-    text = json.dumps({"uri": place.shown, "files": listing}, sort_keys=True)
-    folder = cache_dir / "downloads" / hashlib.sha256(text.encode()).hexdigest()[:24]
-    if (folder / MARKER).is_file():
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / MARKER).is_file():
-            _download(place, entries, folder, progress)
-            _write_last(folder / MARKER, text)
+    versions = objects(place, [entry.name for entry in entries])
+    listing = {
+        entry.name: [entry.size, *([versions[entry.name].etag] if versions else [])]
+        for entry in entries
+    }
+    about = describe(place.shown, listing)
+    key = hashlib.sha256(about.encode()).hexdigest()[:24]
+    try:
+        cache = Downloads(cache_dir, limit)
+        while (folder := cache.find(key)) is None:
+            with cache.filling(key) as parts:
+                if not cache.is_complete(key):
+                    _download(place, entries, versions, cache, key, about, parts, progress)
+    except OSError as error:
+        raise SourceError(
+            f"{place.shown} cannot be kept in {cache_dir}: {error.strerror or error}"
+        ) from error
     return folder
 
 
 def _download(
-    place: RemotePlace, entries: list[Entry], folder: Path, progress: Progress | None
+    place: RemotePlace,
+    entries: list[Entry],
+    versions: dict[str, Object],
+    cache: Downloads,
+    key: str,
+    about: str,
+    parts: Path,
+    progress: Progress | None,
 ) -> None:
+    from mergeops.checkpoint.digest import file_sha256
+
     total, done = sum(entry.size for entry in entries), 0
+    there = sum(file.stat().st_size for file in parts.iterdir() if file.is_file())
+    cache.make_room(key, max(0, total - there), place.shown)
+    files = {}
     for entry in entries:
-        target = folder / entry.name
-        # A file that is there under its own name arrived whole: the run before was killed later.
+        target = parts / entry.name
         if not target.is_file():
-            with (
-                tempfile.TemporaryDirectory(dir=folder, prefix="part-") as part,
-                _watched(Path(part), place.shown, done, total, progress),
-            ):
-                arrived = place.download(entry.name, Path(part))
-                size = arrived.stat().st_size
-                if entry.size and size != entry.size:
-                    raise SourceError(
-                        f"{place.shown}/{entry.name} arrived with {size} bytes, the store lists "
-                        f"{entry.size}; run the command again"
-                    )
-                os.replace(arrived, target)
+
+            def tick(here: int, before: int = done) -> None:
+                if progress is not None:
+                    progress(place.shown, before + here, total)
+
+            version = versions.get(entry.name)
+            bring(place, entry.name, target, tick, version)
+            size = target.stat().st_size
+            if entry.size and size != entry.size:
+                target.unlink()
+                raise SourceError(
+                    f"{place.shown}/{entry.name} arrived with {size} bytes, the store lists "
+                    f"{entry.size}; run the command again"
+                )
+            check(place, entry.name, target, version)
+        files[entry.name] = target, file_sha256(target)
         done += entry.size
         if progress is not None:
             progress(place.shown, done, total)
-
-
-@contextmanager
-def _watched(
-    part: Path, what: str, done: int, total: int, progress: Progress | None
-) -> Iterator[None]:
-    # MLflow tells nothing while a file arrives; its size on disk does.
-    if progress is None:
-        yield
-        return
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(POLL_S):
-            here = 0
-            for file in part.rglob("*"):
-                try:
-                    here += file.stat().st_size if file.is_file() else 0
-                except OSError:
-                    continue
-            progress(what, min(done + here, total), total)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _write_last(marker: Path, text: str) -> None:
-    temporary = marker.with_suffix(".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, marker)
+    cache.add(key, files, about)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeops.sources.checkpoints import Choice
+from mergeops.sources.checkpoints import Choice, eval_losses, is_finite
 from mergeops.sources.contents import ADAPTER_CONFIG, CONFIG
 from mergeops.sources.logged_config import (
     SHAPE_PARAMS,
     Said,
     base_model,
+    base_param,
     is_set,
     literal,
     sixteen_bit,
 )
 from mergeops.sources.place import LocalPlace, read_json
+from mergeops.sources.run_note import BASE_TAG, KIND_TAG
 from mergeops.sources.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-BASE_TAG = "mergeops.base"
 
 
 @dataclass(frozen=True)
@@ -63,25 +62,43 @@ def architecture(run: Run, choice: Choice, base: Said | None) -> Architecture:
     return _of_config(params, "params")
 
 
+def logged(run: Run) -> dict[str, Any]:
+    """What the run's tags and params say where no checkpoint was found: kind, base, architecture,
+    shape, and where each was read."""
+    params = run.data.params
+    tags = run.data.tags
+    known: dict[str, Any] = {}
+    found_by = {}
+    if tags.get(KIND_TAG) in ("full", "lora"):
+        known["kind"] = tags[KIND_TAG]
+        found_by["kind"] = f"tag {KIND_TAG}"
+    said = Said(tags[BASE_TAG], f"tag {BASE_TAG}") if tags.get(BASE_TAG) else base_param(params)
+    if said is not None:
+        known["base"] = said.path
+        found_by["base"] = said.found_by
+    one = _of_config({k: literal(v) for k, v in params.items() if is_set(v)}, "params")
+    if one.architectures:
+        known |= {"architectures": one.architectures, "shape": one.shape}
+        found_by["architectures"] = one.found_by
+    return {**known, "found_by": found_by}
+
+
 def metrics(run: Run, state: Mapping[str, Any], step: int | None) -> dict[str, float]:
     """Losses by name: ``eval_loss`` at ``step``, ``eval_loss_best`` and ``eval_loss_last``, and the
     run's last ``loss`` and ``train_loss``; non-finite ones are left out."""
     logged = run.data.metrics
-    history = {
-        entry["step"]: entry["eval_loss"]
-        for entry in state.get("log_history") or []
-        if isinstance(entry, Mapping) and "eval_loss" in entry and "step" in entry
-    }
-    finite = [value for value in history.values() if _finite(value)]
+    history = eval_losses(state)
     found = {
         "eval_loss": history.get(step),
-        "eval_loss_best": min(finite) if finite else None,
+        "eval_loss_best": min(history.values(), default=None),
         "eval_loss_last": logged.get("eval_loss"),
         "loss": logged.get("loss"),
         "train_loss": logged.get("train_loss"),
     }
     return {
-        name: float(value) for name, value in found.items() if value is not None and _finite(value)
+        name: float(value)
+        for name, value in found.items()
+        if value is not None and is_finite(value)
     }
 
 
@@ -106,8 +123,3 @@ def _of_config(config: Mapping[str, Any], found_by: str) -> Architecture:
         if isinstance(config.get(key), int) and not isinstance(config[key], bool)
     }
     return Architecture(tuple(str(n) for n in named or []), shape, found_by)
-
-
-def _finite(value: Any) -> bool:
-    # A store keeps infinity as the largest double.
-    return isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e308

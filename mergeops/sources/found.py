@@ -11,6 +11,7 @@ from mergeops.errors import SourceError
 from mergeops.sources import facts
 from mergeops.sources.checkpoints import Choice, Search
 from mergeops.sources.contents import Kind
+from mergeops.sources.run_note import BASE_SHA256_TAG
 from mergeops.sources.runs import no_checkpoint, written_by
 from mergeops.sources.store import Store
 
@@ -35,10 +36,14 @@ class Found:
     kind: Kind | None = None
     step: int | None = None
     """Optimiser step of the checkpoint."""
+    checkpoints: tuple[str, ...] = ()
+    """Names of all that lie beside it, newest first."""
     size_bytes: int = 0
     """Of its safetensors files; 0 where the store does not say."""
     base: str | None = None
     """The model that was fine-tuned: a directory, or a hub id."""
+    base_sha256: str | None = None
+    """Digest of the base's weights, where the run says it."""
     architectures: tuple[str, ...] = ()
     shape: Mapping[str, int] = field(default_factory=dict)
     """vocab_size, hidden_size, num_hidden_layers, ..."""
@@ -54,8 +59,8 @@ class Found:
     def row(self) -> dict[str, Any]:
         """As JSON types, for a table or ``--json``."""
         row = dataclasses.asdict(self)
-        row["architectures"] = list(self.architectures)
-        row["skipped"] = list(self.skipped)
+        for key in ("architectures", "skipped", "checkpoints"):
+            row[key] = list(row[key])
         return row
 
 
@@ -73,13 +78,15 @@ def look(
         run_name=str(run.info.run_name or run.info.run_id[:8]),
         status=str(run.info.status),
         metrics=facts.metrics(run, {}, None),
+        base_sha256=run.data.tags.get(BASE_SHA256_TAG),
     )
     check = (lambda state: written_by(store, run, state)) if is_shared else None
     search = Search(store, run, models, check)
     try:
         choice = search.best()
         if choice is None:
-            return dataclasses.replace(known, problem=no_checkpoint(search)), None
+            said = facts.logged(run)
+            return dataclasses.replace(known, problem=no_checkpoint(search), **said), None
         return _describe(store, run, known, choice), choice
     except SourceError as error:
         return dataclasses.replace(known, problem=str(error)), None
@@ -99,6 +106,7 @@ def _describe(store: Store, run: Run, known: Found, choice: Choice) -> Found:
         checkpoint=candidate.place.shown,
         kind=choice.kind,
         step=choice.step,
+        checkpoints=choice.others,
         size_bytes=choice.contents.size_bytes,
         base=base.path if base else None,
         architectures=architecture.architectures,

@@ -22,10 +22,13 @@ class Group:
 
 def group(found: Sequence[Found]) -> list[Group]:
     """The groups of the usable ones, largest first; of equal ones, that of the newest run."""
+    # Two paths may hold one base; a run that does not know its base's digest goes by the path.
+    digests = {one.base: one.base_sha256 for one in found if one.base and one.base_sha256}
     groups: dict[tuple[object, ...], list[Found]] = defaultdict(list)
     for one in found:
         if one.problem is None:
-            groups[(one.architectures, tuple(sorted(one.shape.items())), one.base)].append(one)
+            base = one.base_sha256 or digests.get(str(one.base)) or one.base
+            groups[(one.architectures, tuple(sorted(one.shape.items())), base)].append(one)
     largest_first = sorted(groups.values(), key=len, reverse=True)
     return [
         Group(
@@ -48,6 +51,11 @@ def _difference(reference: Found, other: Found) -> str:
         ours, theirs = reference.shape.get(key), other.shape.get(key)
         if ours != theirs:
             return f"has {key} {theirs}, the largest group {ours}"
+    if reference.base == other.base:
+        return (
+            f"was trained on other weights in {other.base} (sha256 "
+            f"{str(other.base_sha256)[:12]}, the largest group {str(reference.base_sha256)[:12]})"
+        )
     return f"was trained on {other.base or 'no base'}, the largest group on {reference.base}"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError
 from mergeops.sources.place import Place
+from mergeops.sources.run_note import OUTPUT_DIR_TAG
 from mergeops.sources.store import Store
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Said:
 def output_directories(store: Store, run: Run) -> list[Said]:
     """The directories that the trainer wrote to, as logged."""
     params = run.data.params
+    tagged = run.data.tags.get(OUTPUT_DIR_TAG)
+    if tagged:
+        return [Said(tagged, f"tag {OUTPUT_DIR_TAG}")]
     found = [Said(params[key], f"param {key}") for key in OUTPUT_PARAMS if is_set(params.get(key))]
     if not found:
         found = [
@@ -65,10 +69,9 @@ def output_directories(store: Store, run: Run) -> list[Said]:
 
 def base_model(store: Store, run: Run) -> Said | None:
     """The model that was fine-tuned, as logged: a path or a hub id."""
-    params = run.data.params
-    for key in BASE_PARAMS:
-        if is_set(params.get(key)):
-            return Said(params[key], f"param {key}")
+    said = base_param(run.data.params)
+    if said is not None:
+        return said
     for name, config in config_artifacts(store, run):
         checkpointer = config.get("checkpointer")
         base = config.get("base_model") or (
@@ -76,6 +79,14 @@ def base_model(store: Store, run: Run) -> Said | None:
         )
         if isinstance(base, str) and base:
             return Said(base, f"artifact {name}")
+    return None
+
+
+def base_param(params: Mapping[str, str]) -> Said | None:
+    """The model that was fine-tuned, where a param says it."""
+    for key in BASE_PARAMS:
+        if is_set(params.get(key)):
+            return Said(params[key], f"param {key}")
     return None
 
 

@@ -28,6 +28,7 @@ class Resolver:
         progress: called with (what, bytes done, bytes in all).
         digests: directory -> digest of its weights, where that is known.
         code: whether the code that hub repositories carry is wanted, too.
+        cache_limit: bytes that downloads may take on disk; None takes what the disk has.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Resolver:
         progress: Progress | None = None,
         digests: Mapping[Path, str] = MappingProxyType({}),
         code: bool = False,
+        cache_limit: int | None = None,
     ) -> None:
         self._cache_dir = cache_dir
         self._tracking = tracking
@@ -49,6 +51,7 @@ class Resolver:
         self._found: dict[str, tuple[Location, Path]] = {}
         self._digests = dict(digests)
         self._code = code
+        self._cache_limit = cache_limit
         self._stamps: dict[Path, dict[Path, FileStamp]] = {}
 
     def source(self, name: str, uri: str, base: str | None = None) -> Source:
@@ -102,10 +105,19 @@ class Resolver:
         digest = self._digest(path, name)
         return _source(name, uri, location, path, digest, self._stamps.get(path.resolve(), {}))
 
+    def fetched(self, uri: str) -> Path:
+        """The local directory of a checkpoint, not hashed.
+
+        Raises:
+            SourceError, TrackingError: as ``source``.
+        """
+        return self._find(uri)[1]
+
     def _find(self, uri: str) -> tuple[Location, Path]:
         if uri not in self._found:
             location = self._locate(uri)
-            self._found[uri] = location, fetch(location.place, self._cache_dir, self._progress)
+            path = fetch(location.place, self._cache_dir, self._progress, limit=self._cache_limit)
+            self._found[uri] = location, path
         return self._found[uri]
 
     def _locate(self, uri: str) -> Location:

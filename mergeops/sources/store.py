@@ -127,8 +127,10 @@ def open_remote(
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+    from mergeops.tracking import client as quiet_client
     from mergeops.tracking.keys import redact
 
+    quiet_client.quiet()
     try:
         repository = get_artifact_repository(uri, tracking_uri, registry_uri)
     except MlflowException as error:

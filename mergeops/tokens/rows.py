@@ -12,6 +12,7 @@ from mergeops.errors import MergeError
 from mergeops.tokens.spec import ZERO, TokenSource, TokenSpec
 
 Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 NOWHERE = -1
 """Origin of a row of zeros."""
 AVERAGE = -2
@@ -90,8 +91,11 @@ def lay_out(
         own[number, places] = theirs
     is_token = np.zeros(rows, dtype=bool)
     is_token[places] = True
-    origin, row, means = _fill(own, is_token, inputs[first].rows, first, base)
-    forced = []
+    forced = [ids[token] for token, wanted in tokens.items() if wanted.force]
+    # A token that every input has is averaged nowhere, unless the recipe says so.
+    is_wanted: Mask = np.asarray((own < 0).any(axis=0), dtype=np.bool_)
+    is_wanted[forced] = True
+    origin, row, means = _fill(own, is_token, is_wanted, inputs[first].rows, first, base)
     for token, wanted in tokens.items():
         place = ids[token]
         if wanted.source is not None:
@@ -101,8 +105,6 @@ def lay_out(
                 f"no input has an embedding for {token!r}; say which row it gets with "
                 f"tokenizer.tokens.{token}.source"
             )
-        if wanted.force:
-            forced.append(place)
     own[:, forced] = -1
     is_padding = ~is_token & (np.arange(rows) < inputs[first].rows)
     for number, known in enumerate(inputs):
@@ -119,7 +121,7 @@ def lay_out(
 
 
 def _fill(
-    own: Ints, is_token: npt.NDArray[np.bool_], padding: int, first: int, base: int | None
+    own: Ints, is_token: Mask, is_wanted: Mask, padding: int, first: int, base: int | None
 ) -> tuple[Ints, Ints, tuple[tuple[int, ...], ...]]:
     """Origin and row for inputs that lack a token, and for rows that are no token's."""
     n, rows = own.shape
@@ -135,7 +137,7 @@ def _fill(
         origin[has[base]] = base
     picked = is_token & (origin >= 0)
     row[picked] = own[origin[picked], np.flatnonzero(picked)]
-    several = np.flatnonzero((count > 1) & (origin == NOWHERE))
+    several = np.flatnonzero((count > 1) & (origin == NOWHERE) & is_wanted)
     # Tokens next to each other for everybody are averaged together.
     steps = np.where(has[:, several], own[:, several] - several, -rows - 1)
     breaks = (np.diff(steps, axis=1) != 0).any(axis=0) | (np.diff(several) != 1)

@@ -16,7 +16,7 @@ from mergeops.tracking.keys import redact
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STORAGE_PACKAGES = ("botocore", "boto3", "sqlalchemy", "google", "azure")
+STORAGE_PACKAGES = ("botocore", "boto3", "s3transfer", "sqlalchemy", "google", "azure")
 REASONS = (
     ("refused", "connection refused"),
     ("Name or service not known", "unknown host name"),
@@ -141,8 +141,6 @@ def translated(uri: str, what: str, location: str = "") -> Iterator[None]:
         yield
     except TrackingError:
         raise
-    except (MlflowException, OSError) as error:
-        raise _explain(error, uri, what) from error
     except ImportError as error:
         missing = error.name or str(error)
         raise TrackingError(
@@ -150,11 +148,13 @@ def translated(uri: str, what: str, location: str = "") -> Iterator[None]:
             f"pip install {PACKAGES.get(missing, missing)}"
         ) from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in STORAGE_PACKAGES:
-            raise
-        if type(error).__module__.startswith("sqlalchemy"):
+        package = type(error).__module__.split(".")[0]
+        # Some errors of a store's package are network errors as well.
+        if package in STORAGE_PACKAGES and package != "sqlalchemy":
+            raise _explain_store(error, uri, what, location) from error
+        if package == "sqlalchemy" or isinstance(error, MlflowException | OSError):
             raise _explain(error, uri, what) from error
-        raise _explain_store(error, uri, what, location) from error
+        raise
 
 
 def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
@@ -241,7 +241,7 @@ def _denied(message: str, where: str) -> TrackingError:
             f"the MLflow server at {where} refuses requests under this host name; start it with "
             "--allowed-hosts, or use the name it knows"
         )
-    if "MLFLOW_TRACKING_TOKEN" in os.environ or "MLFLOW_TRACKING_PASSWORD" in os.environ:
+    if os.environ.get("MLFLOW_TRACKING_TOKEN") or os.environ.get("MLFLOW_TRACKING_PASSWORD"):
         return AwayError(
             f"the MLflow server at {where} denies access; check MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, and the user's permissions"

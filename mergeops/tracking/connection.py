@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mergeops.evaluate import Scores
     from mergeops.plan import Plan
     from mergeops.sources import Resolved, Source
+    from mergeops.tracking.score_records import ScoreRecords
     from mergeops.tracking.scores import Scored
     from mergeops.tracking.search_run import SearchRun
     from mergeops.tracking.trial_run import Trial
@@ -107,6 +108,16 @@ class Tracking:
         from mergeops.tracking import scores
 
         return scores.scored_runs(self, part, unreadable)
+
+    def score_records(self) -> ScoreRecords:
+        """Scores that other runs and machines have made; see ``tracking.score_records``."""
+        from mergeops.tracking.score_records import ScoreRecords
+
+        return ScoreRecords(self)
+
+    def experiment(self, name: str) -> str:
+        """The id of another experiment of this store, found or made."""
+        return _experiment(self.client, self.uri, name, create=True)
 
 
 def connect(spec: TrackingSpec, *, create: bool = True) -> Tracking:

@@ -1,7 +1,8 @@
 """What MLflow refuses or cuts, mapped: keys, values, names and credentials.
 
 Limits of MLflow 3: keys 250 characters of ``[\\w /.:-]`` that form a normalised path, parameter
-values 6000, run tags 8000; LoggedModel names without ``/ : . % " '``.
+values 6000, run tags 8000; LoggedModel names without ``/ : . % " '``. PostgreSQL, unlike sqlite,
+holds run names to 250 characters too, and takes no NUL characters.
 Whatever is shortened here is whole in an artifact.
 """
 
@@ -37,7 +38,13 @@ def key(text: str) -> str:
 def model_name(text: str) -> str:
     """A LoggedModel name: ``ties density=0.5`` becomes ``ties density=0p5``."""
     decimal = re.sub(r"(?<=\d)\.(?=\d)", "p", text)
-    return _short(re.sub(r"[/:.%\"']", "_", decimal).strip() or "model", KEY_LIMIT)
+    named = re.sub(r"[/:.%\"'\x00-\x1f]", "_", _clean(decimal)).strip()
+    return _short(named or "model", KEY_LIMIT)
+
+
+def run_name(text: str) -> str:
+    """A run's name as every database takes it."""
+    return _short(_clean(text).strip() or "trial", KEY_LIMIT)
 
 
 def file_name(text: str) -> str:
@@ -95,7 +102,12 @@ def quoted(text: str) -> str:
 
 def _text(value: Any) -> str:
     value = redact(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return _clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _clean(text: str) -> str:
+    # Half a surrogate pair has no bytes in UTF-8.
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
 def _cut(text: str, limit: int) -> str:

@@ -14,12 +14,13 @@ from mergeops.errors import TrackingError
 
 
 @contextmanager
-def only_one(what: str, *identity: str) -> Iterator[None]:
+def only_one(what: str, *identity: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock of ``identity`` for the block.
 
     Args:
         what: names the work in the error, e.g. ``the trial 'ties'``.
         identity: what makes the work the same, e.g. the server and the plan digest.
+        wait: for the other process, instead of refusing.
 
     Raises:
         TrackingError: another process on this machine holds it.
@@ -27,7 +28,7 @@ def only_one(what: str, *identity: str) -> Iterator[None]:
     path = _folder() / (hashlib.sha256("\n".join(identity).encode()).hexdigest()[:24] + ".lock")
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             file.seek(0)
             raise TrackingError(

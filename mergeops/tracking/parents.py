@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
 from mergeops.tracking.client import is_missing, log_params
-from mergeops.tracking.keys import model_name, param_value, redact
+from mergeops.tracking.keys import model_name, param_value, redact, run_name
+from mergeops.tracking.lock import only_one
+from mergeops.tracking.ownership import delete_model
 from mergeops.tracking.scores import log_scores, search_runs, with_tags
 
 if TYPE_CHECKING:
@@ -37,11 +39,9 @@ def ensure_parent_model(tracking: Tracking, source: Source) -> str:
     if own is not None:
         return own
     wanted = with_tags(weights_sha256=source.sha256, role=role_of(source))
-    found = _search_models(tracking, wanted)
-    if found:
-        model = min(found, key=lambda m: m.creation_timestamp)
-    else:
-        model = client.create_logged_model(
+    model = _elected_model(tracking, wanted)
+    if model is None:
+        created = client.create_logged_model(
             tracking.experiment_id,
             name=model_name(source.name),
             source_run_id=source.run_id if _knows_run(tracking, source.run_id) else None,
@@ -54,6 +54,8 @@ def ensure_parent_model(tracking: Tracking, source: Source) -> str:
             params={"role": role_of(source), **_facts(source)},
             model_type=role_of(source),
         )
+        # Not simply the one that was made: another process may have been faster.
+        model = _elected_model(tracking, wanted) or created
     if str(model.status) != "READY":
         _write_pointer(tracking, model)
         client.finalize_logged_model(model.model_id, "READY")
@@ -66,36 +68,50 @@ def log_parent(tracking: Tracking, source: Source, scores: Scores | None = None)
     Returns:
         The run's id. For a merge of this experiment that is used as a source: its trial's run.
     """
+    # Trials that run side by side share their parents.
+    with only_one(source.name, tracking.uri, tracking.experiment_id, source.sha256, wait=True):
+        return _log_parent(tracking, source, scores)
+
+
+def _log_parent(tracking: Tracking, source: Source, scores: Scores | None) -> str:
     from mlflow.entities import LoggedModelInput
 
     client = tracking.client
     model_id = ensure_parent_model(tracking, source)
-    run_id = _trial_of(tracking, model_id)
-    if run_id is None:
-        role = role_of(source)
-        wanted = with_tags(weights_sha256=source.sha256, role=role)
-        found = search_runs(tracking, wanted)
-        if found:
-            run_id = found[0].info.run_id
-        else:
-            tags = {
-                **run_tags(source.name),
-                "mergeops.role": role,
-                "mergeops.weights_sha256": source.sha256,
-                "mergeops.model_id": model_id,
-                **({"mergeops.source_run_id": source.run_id} if source.run_id else {}),
-            }
-            run_id = client.create_run(
-                tracking.experiment_id, tags=tags, run_name=source.name
-            ).info.run_id
-        if client.get_run(run_id).info.status != "FINISHED":
-            client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
-            log_params(client, run_id, _facts(source))
+    trial_run_id = _trial_of(tracking, model_id)
+    run_id = trial_run_id or _parent_run(tracking, source, model_id)
+    if trial_run_id is None and client.get_run(run_id).info.status != "FINISHED":
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+        log_params(client, run_id, _facts(source))
     if scores is not None:
         log_scores(tracking, run_id, model_id, scores)
-    if client.get_run(run_id).info.status == "RUNNING" and _trial_of(tracking, model_id) is None:
+    if trial_run_id is None and client.get_run(run_id).info.status == "RUNNING":
         client.set_terminated(run_id, "FINISHED")
-    return str(run_id)
+    return run_id
+
+
+def _parent_run(tracking: Tracking, source: Source, model_id: str) -> str:
+    role, client = role_of(source), tracking.client
+    wanted = with_tags(weights_sha256=source.sha256, role=role)
+    found = search_runs(tracking, wanted)
+    if not found:
+        tags = {
+            **run_tags(source.name),
+            "mergeops.role": role,
+            "mergeops.weights_sha256": source.sha256,
+            "mergeops.model_id": model_id,
+            **({"mergeops.source_run_id": source.run_id} if source.run_id else {}),
+        }
+        created = client.create_run(
+            tracking.experiment_id, tags=tags, run_name=run_name(source.name)
+        )
+        found = search_runs(tracking, wanted) or [created]
+    # All who look take the same one; what else was made by accident goes.
+    chosen = min(found, key=lambda run: (run.info.start_time, run.info.run_id))
+    for run in found:
+        if run is not chosen and not run.data.metrics:
+            client.delete_run(run.info.run_id)
+    return str(chosen.info.run_id)
 
 
 def run_tags(name: str) -> dict[str, str]:
@@ -109,7 +125,7 @@ def run_tags(name: str) -> dict[str, str]:
     except (OSError, KeyError):
         user = "unknown"
     return {
-        "mlflow.runName": name,
+        "mlflow.runName": run_name(name),
         "mlflow.user": user,
         "mlflow.source.name": "mergeops",
         "mlflow.source.type": "LOCAL",
@@ -171,8 +187,13 @@ def _knows_run(tracking: Tracking, run_id: str | None) -> bool:
     return True
 
 
-def _search_models(tracking: Tracking, filter_string: str) -> list[LoggedModel]:
-    return list(tracking.client.search_logged_models([tracking.experiment_id], filter_string))
+def _elected_model(tracking: Tracking, filter_string: str) -> LoggedModel | None:
+    found = tracking.client.search_logged_models([tracking.experiment_id], filter_string)
+    models = sorted(found, key=lambda model: (model.creation_timestamp, model.model_id))
+    for model in models[1:]:
+        if str(model.status) != "READY":
+            delete_model(tracking, model)
+    return models[0] if models else None
 
 
 def _write_pointer(tracking: Tracking, model: LoggedModel) -> None:

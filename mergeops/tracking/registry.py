@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
 from mergeops.tracking.client import error_code, is_missing
-from mergeops.tracking.keys import quoted, tag_value
+from mergeops.tracking.keys import quoted, redact, tag_value
 from mergeops.tracking.scores import with_tags
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
     from mergeops.tracking.connection import Tracking
 
+DESCRIPTION_LIMIT = 4900
+"""Databases hold 5000 characters, and the score comes behind."""
 VERSIONS_TAG = "mlflow.modelVersions"
 ROLES = ("source", "merge")
 STATUSES = ("ingredient", "candidate", "rejected", "promoted", "superseded")
@@ -73,8 +76,11 @@ def register(
             model_id=model_id,
         )
         found = _versions_of(tracking, name, digest, run_id)
-    # The lowest number, so that two machines that raced agree.
+    # The lowest number, so that two machines that raced agree, or a client that asked twice.
     version = min(int(v.version) for v in found)
+    for other in found:
+        if int(other.version) != version and not _is_used(client, other):
+            client.delete_model_version(name, other.version)
     _link(tracking, model_id, name, version)
     return version
 
@@ -122,7 +128,13 @@ def _versions_of(tracking: Tracking, name: str, digest: str, run_id: str) -> lis
     return [version for version in found if version.tags.get("mergeops.run_id") == run_id]
 
 
+def _is_used(client: MlflowClient, version: ModelVersion) -> bool:
+    aliases = client.get_registered_model(version.name).aliases
+    return str(version.version) in {str(number) for number in aliases.values()}
+
+
 def _with_score(description: str, pooled: float | None) -> str:
+    description = str(redact(description))[:DESCRIPTION_LIMIT]
     return description if pooled is None else f"{description}; score on dev {pooled:.3f}"
 
 

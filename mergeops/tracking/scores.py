@@ -129,9 +129,17 @@ def read_scores(tracking: Tracking, run_id: str, part: str) -> Scores:
     """
     with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
         names = (f"scores/{part}.json", f"samples/{part}.csv")
-        summary, samples = (
-            Path(tracking.client.download_artifacts(run_id, name, folder)) for name in names
-        )
+        try:
+            summary, samples = (
+                Path(tracking.client.download_artifacts(run_id, name, folder)) for name in names
+            )
+        except AwayError:
+            raise
+        except TrackingError as error:
+            raise TrackingError(
+                f"{names[0]} or {names[1]} of run {run_id} is not in MLflow's artifact store any "
+                f"more ({error}); bring it back, or delete the run and run its command again"
+            ) from error
         try:
             raw = json.loads(summary.read_text(encoding="utf-8"))
             with samples.open(encoding="utf-8", newline="") as file:

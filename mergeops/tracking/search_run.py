@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.tracking.client import log_params
-from mergeops.tracking.keys import flatten, redact, tag_value
+from mergeops.tracking.keys import flatten, redact, run_name, tag_value
 from mergeops.tracking.parents import run_tags
 from mergeops.tracking.scores import search_runs, with_tags
 
@@ -96,7 +96,7 @@ def search_run(
             "mergeops.role": "search",
             "mergeops.search_digest": digest,
         }
-        created = client.create_run(tracking.experiment_id, tags=tags, run_name=name)
+        created = client.create_run(tracking.experiment_id, tags=tags, run_name=run_name(name))
         run_id = str(created.info.run_id)
     log_params(client, run_id, flatten(settings))
     try:

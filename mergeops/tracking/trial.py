@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mergeops.errors import AwayError, TrackingError
 from mergeops.recipe import Recipe
 from mergeops.tracking import trial_inputs
+from mergeops.tracking.keys import run_name
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.ownership import OWNER, elect_run, new_owner
 from mergeops.tracking.pending import Pending, folder_of
@@ -127,7 +128,7 @@ def _open(
     if run is None:
         tags = trial_inputs.tags(recipe, plan_digest, sources, name, parent_run_id)
         created = client.create_run(
-            tracking.experiment_id, tags={**tags, OWNER: owner}, run_name=name
+            tracking.experiment_id, tags={**tags, OWNER: owner}, run_name=run_name(name)
         )
         # Not simply the one that was made: another machine may have been faster.
         run = elect_run(tracking, plan_digest) or created

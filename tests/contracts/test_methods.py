@@ -176,3 +176,19 @@ def test_empty_and_single_entry_tensors_are_merged(name: str) -> None:
     for numel in (0, 1):
         base, sources = inputs(count_for(name), numel)
         assert run(name, sources, base).shape == (numel,)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_stacked_weights_in_half_precision_are_merged_in_the_compute_dtype(name: str) -> None:
+    """As a search does with weights that lie on the device already."""
+    base, sources = inputs(count_for(name), 3 * BLOCK + 5)
+    stored = torch.stack(sources).bfloat16()
+    merged = merge_tensors(
+        name,
+        stored,
+        base.bfloat16() if methods.get(name).needs_base else None,
+        chunk=BLOCK,
+        compute=torch.float32,
+    )
+    assert merged.dtype == torch.bfloat16
+    assert merged.equal(run(name, sources, base).bfloat16())

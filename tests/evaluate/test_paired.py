@@ -293,3 +293,80 @@ def test_tasks_of_opposite_direction_are_not_pooled() -> None:
 def test_no_items_are_refused() -> None:
     with pytest.raises(EvaluationError, match="no items to compare on"):
         compare_pairs([])
+
+
+# --- clusters
+
+
+def in_clusters(labels: str) -> Callable[[int], dict[str, object]]:
+    return lambda i: {"cluster": labels[i].strip()}
+
+
+def test_items_of_one_cluster_count_as_one() -> None:
+    # Differences 1, 1 | 0, 0 | 0 | 0 with a mean of 1/3: residual sums 4/3, -2/3, -1/3, -1/3.
+    mine = scores(task([1, 1, 1, 0, 1, 0], change=in_clusters("aabbcd")))
+    other = scores(task([0, 0, 1, 0, 1, 0], change=in_clusters("aabbcd")))
+    found = compare(mine, other, confidence=0.9)
+    stderr = math.sqrt(4 / 3 * (16 + 4 + 1 + 1) / 9) / 6
+    half = stats.t.ppf(0.95, 3) * stderr
+    assert (found.test, found.n, found.units) == ("clustered t", 6, 4)
+    assert (found.low, found.high) == pytest.approx((1 / 3 - half, 1 / 3 + half))
+    assert found.p_value == pytest.approx(stats.t.sf(1 / 3 / stderr, 3))
+
+
+def test_copies_of_each_item_in_a_cluster_leave_the_interval_as_it_was() -> None:
+    draw = np.random.default_rng(2)
+    values = draw.normal(size=40)
+    single = compare_pairs([(v, 0.0) for v in values])
+    labels = [f"{i // 5}" for i in range(200)]
+    copies = compare_pairs([(v, 0.0) for v in np.repeat(values, 5)], clusters=labels)
+    assert (copies.low, copies.high) == pytest.approx((single.low, single.high))
+    assert copies.p_value == pytest.approx(single.p_value)
+
+
+def test_clusters_of_one_item_keep_the_exact_test() -> None:
+    mine, other = outcomes(5, 1, 4)
+    alone = in_clusters("abcdefg   ")
+    found = compare(scores(task(mine, change=alone)), scores(task(other, change=alone)))
+    assert (found.test, found.p_value) == ("exact McNemar", mcnemar_p(5, 1))
+
+
+def test_equal_labels_of_two_tasks_are_two_clusters() -> None:
+    both = [scores(task(v, "a", change=in_clusters("x ")), task(v, "b", change=in_clusters("x ")))
+            for v in ([1.0, 0.0], [0.0, 0.0])]  # fmt: skip
+    assert compare(*both).test == "exact McNemar"
+
+
+def test_one_cluster_alone_shows_nothing() -> None:
+    found = compare_pairs([(1.0, 0.0)] * 9, clusters=["a"] * 9)
+    assert (found.low, found.high, found.p_value) == (-math.inf, math.inf, 0.5)
+
+
+def test_clustered_tests_err_no_more_often_than_alpha_where_plain_ones_do() -> None:
+    draw = np.random.default_rng(5)
+    wrong = {"clustered": 0, "plain": 0}
+    for _ in range(400):
+        shared = np.repeat(draw.normal(size=30), 10)
+        values = [(v, 0.0) for v in shared + draw.normal(size=300)]
+        labels = [str(i // 10) for i in range(300)]
+        wrong["clustered"] += compare_pairs(values, clusters=labels).p_value <= 0.05
+        wrong["plain"] += compare_pairs(values).p_value <= 0.05
+    assert wrong["clustered"] / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+    assert wrong["plain"] / 400 > 0.15
+
+
+def test_the_detectable_difference_shrinks_with_the_items_to_come() -> None:
+    found = compare_pairs([(v, 0.0) for v in np.random.default_rng(0).normal(size=100)])
+    now, later = found.detectable(0.05), found.detectable(0.05, n=400)
+    assert now is not None
+    assert later == pytest.approx(now / 2)
+    shares = compare_pairs([(1.0, 0.0)] * 6 + [(0.0, 1.0)] * 4 + [(1.0, 1.0)] * 90)
+    assert shares.detectable(0.05, n=700) == detectable_share(700, 0.1, 0.05)
+
+
+def test_how_many_items_differ_is_said() -> None:
+    mine = scores(task([1, 0, 1]))
+    other = scores(task([1, 0, 1], change=lambda i: {"prompt_hash": "new"} if i else {}))
+    message = "task a, item 1: the prompt is not the same for both models, as on 2 of 3 items"
+    with pytest.raises(EvaluationError, match=message):
+        pair(mine, other)

@@ -85,28 +85,33 @@ def by_lm_eval(path: Path, spec: EvaluateSpec, part: str, tasks: list[str]) -> d
     return results
 
 
-def check_same(scores: Scores, record: dict[str, Any], theirs: dict[str, Any]) -> None:
+def check_same(scores: Scores, record: dict[str, Any], results: dict[str, Any]) -> None:
     [task] = scores.tasks.values()
-    result, samples = theirs["results"][task.task], theirs["samples"][task.task]
+    result, samples = results["results"][task.task], results["samples"][task.task]
     assert task.value == result[f"{task.metric},none"]
     assert task.stderr == result[f"{task.metric}_stderr,none"]
     assert [item.doc_id for item in task.items] == [s["doc_id"] for s in samples]
     assert [item.doc_hash for item in task.items] == [s["doc_hash"] for s in samples]
     assert [item.target_hash for item in task.items] == [s["target_hash"] for s in samples]
     assert [item.value for item in task.items] == [s[task.metric] for s in samples]
-    mine = [item["answers"] for item in record["items"]]
-    assert mine == [[[list(answer) for answer in r] for r in s["resps"]] for s in samples]
+    mine = [answer for item in record["items"] for [answer] in item["answers"]]
+    theirs = [list(answer) for s in samples for [answer] in s["resps"]]
+    assert [greedy for _, greedy in mine] == [greedy for _, greedy in theirs]
+    if record["settings"]["backend"] == "hf":
+        assert mine == theirs
+    assert [ll for ll, _ in mine] == pytest.approx([ll for ll, _ in theirs], abs=1e-4)
 
 
 # --- the numbers
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("backend", ["hf", "auto"])
 @pytest.mark.parametrize("settings", [{}, {"num_fewshot": 2}, {"apply_chat_template": True}])
 def test_scores_and_log_likelihoods_are_lm_evals_own(
-    llama: Path, write_task: Write, work: Path, settings: dict[str, Any]
+    llama: Path, write_task: Write, work: Path, settings: dict[str, Any], backend: str
 ) -> None:
-    spec = spec_for(write_task().parent, "sums", **settings)
+    spec = spec_for(write_task().parent, "sums", backend=backend, **settings)
     scores = score(llama, SHA, spec, "dev", work_dir=work)
     check_same(scores, kept(work)[0], by_lm_eval(llama, spec, "dev", ["sums"]))
 
@@ -294,7 +299,12 @@ def test_a_new_task_asks_only_the_new_task(
     score(llama, SHA, spec_for(folder, "old"), "dev", work_dir=work)
     asked = []
     original = answers.ask
-    monkeypatch.setattr(answers, "ask", lambda i, m: (asked.append(i[0].task_name), original(i, m)))
+
+    def watched(instances: Any, model: Any) -> Any:
+        asked.append(instances[0].task_name)
+        return original(instances, model)
+
+    monkeypatch.setattr(answers, "ask", watched)
     scores = score(llama, SHA, spec_for(folder, "old", "new"), "dev", work_dir=work)
     assert asked == ["new"]
     assert list(scores.tasks) == ["old", "new"]
@@ -693,11 +703,11 @@ def test_the_token_lists_are_shared_by_models_of_one_family(
 def test_more_token_lists_than_there_is_room_for_are_made_again(
     llama: Path, write_task: Write, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergeops.evaluate import model
+    from mergeops.evaluate import scoring_model
 
     spec = spec_for(write_task().parent, "sums")
     kept_all = score(llama, SHA, spec, "dev", work_dir=work / "1")
-    monkeypatch.setattr(model, "_KEPT_TOKENS", 50)
+    monkeypatch.setattr(scoring_model, "_KEPT_TOKENS", 50)
     tasks = load_tasks(spec)
     assert score(llama, SHA, spec, "dev", work_dir=work / "2", tasks=tasks) == kept_all
     [encodings] = tasks.encodings.values()

@@ -3,87 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
+from user_place import command, environment, mergeops
 
 pytestmark = pytest.mark.integration
-
-RECIPE = """# @package _global_
-base: base
-sources: {math: {uri: math}, dates: {uri: dates}, units: {uri: units}}
-evaluate: {tasks: [add, sub], include_path: tasks}
-"""
-
-
-def write_task(folder: Path, name: str, sign: int, n: int = 80) -> None:
-    draw = random.Random(name)
-    rows = []
-    for _ in range(n):
-        a, b = draw.randrange(50), draw.randrange(50)
-        right = a + sign * b
-        choices = [str(right), str(right + 1), str(right - 1), str(right + 10)]
-        rows.append({"prompt": f"{a} {'+-'[sign < 0]} {b} =", "choices": choices, "answer": 0})
-    data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{prompt}}",
-        "doc_to_choice": "choices",
-        "doc_to_target": "answer",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1.0},
-    }
-    # JSON is YAML.
-    (folder / f"{name}.yaml").write_text(json.dumps(task))
-
-
-@pytest.fixture
-def place(tiny_llama: Callable[..., Path], template_database: Path, tmp_path: Path) -> Path:
-    """A user's directory: a base, three fine-tunes, two tasks, a recipe, an MLflow database."""
-    base = tiny_llama(path=tmp_path / "base", layers=6, hidden=256)
-    for seed, name in enumerate(("math", "dates", "units"), 1):
-        tiny_llama(path=tmp_path / name, like=base, seed=seed, noise=0.02)
-    (tmp_path / "tasks").mkdir()
-    write_task(tmp_path / "tasks", "add", 1)
-    write_task(tmp_path / "tasks", "sub", -1)
-    (tmp_path / "conf" / "recipe").mkdir(parents=True)
-    (tmp_path / "conf" / "recipe" / "three.yaml").write_text(RECIPE)
-    (tmp_path / "mlflow.db").write_bytes(template_database.read_bytes())
-    return tmp_path
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "mergeops", *words]
-
-
-def environment(place: Path) -> dict[str, str]:
-    return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db"}
-
-
-def mergeops(place: Path, *words: str, code: int = 0) -> str:
-    done = subprocess.run(
-        command(*words),
-        capture_output=True,
-        text=True,
-        cwd=place,
-        env=environment(place),
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout
 
 
 def start(place: Path, *words: str) -> subprocess.Popen[bytes]:
@@ -156,6 +86,31 @@ def test_from_sources_to_a_promoted_champion_and_back(place: Path) -> None:
     )
     assert json.loads(forced)["change"]["from"] == 1
     assert json.loads(mergeops(place, "rollback", "merged", "--json"))["to"] == 1
+
+    # Three candidates were judged, or one of them against two champions: each a use of its own.
+    past = json.loads(mergeops(place, "history", "merged", "--json"))
+    assert (past["champion"], past["previous"]) == (1, 2)
+    whats = [event["what"] for event in past["events"]]
+    assert whats == [
+        "confirm use 1",
+        "refused by the gate",
+        "promoted",
+        "confirm use 2",
+        "promoted",
+        "rolled back",
+    ]
+    levels = [e["record"]["alpha"] / 2 for e in past["events"] if "use" in e["what"]]
+    assert levels[0] == refused["verdict"]["level"] == 0.025
+    [expected] = refused["verdict"]["beforehand"]
+    assert expected["reference"].startswith("best_parent:")
+    assert expected["dev"]["low"] < expected["dev"]["difference"] < expected["dev"]["high"]
+    assert expected["detectable"] > 0
+
+    contributions = json.loads(mergeops(place, "controls", "merged", "--version", "1", "--json"))
+    rows = [(c["source"], c["kind"], c["note"]) for c in contributions["controls"]]
+    assert rows == [(s, k, "") for s in ("math", "dates", "units")
+                    for k in ("leave-one-out", "random")]  # fmt: skip
+    assert all(c["gain"]["low"] <= c["gain"]["high"] for c in contributions["controls"])
 
     text = mergeops(place, "verify", "models:/merged@champion")
     assert "every file is as its manifest says" in text
@@ -245,3 +200,31 @@ def test_bad_input_is_one_line_and_the_exit_code_of_its_kind(
     assert message in errors[0]
     assert "Traceback" not in done.stderr
     assert not (place / "mergeops-work" / "merges").exists()
+
+
+def test_a_trial_made_offline_is_logged_by_sync_without_merging_or_scoring(place: Path) -> None:
+    told = mergeops(place, *RUN, "tracking.offline=true")
+    assert "mergeops sync" in told
+    client = mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db")
+    assert client.get_experiment_by_name("mergeops") is None
+    (kept,) = (place / "mergeops-work" / "pending").glob("*/trial.json")
+    assert kept.stat().st_mode & 0o077 == 0
+    (waiting,) = json.loads(mergeops(place, "sync", "--dry-run", "--json"))
+    assert waiting["outcome"] == "waiting"
+    assert client.get_experiment_by_name("mergeops") is None
+
+    # What sync could merge or score with is gone.
+    for name in ("base", "math", "dates", "units", "tasks"):
+        (place / name).rename(place / f"{name}-gone")
+    (logged,) = json.loads(mergeops(place, "sync", "--json"))
+    assert logged["outcome"] == "logged"
+    assert logged["registered"] == "merged/1"
+    assert "nothing is kept" in mergeops(place, "sync")
+    (run,) = runs(place, "merge")
+    assert run.info.status == "FINISHED"
+    assert len(run.data.metrics) == 5
+    assert {r.info.run_name for r in runs(place, "source")} == {"math", "dates", "units"}
+    names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    assert {"recipe.yaml", "leaderboard.md", "lineage.svg", "model_card.md", "plots"} <= names
+    board = json.loads(mergeops(place, "compare", "--json"))
+    assert len(board["rows"]) == 5

@@ -26,7 +26,12 @@ def main() -> None:
         text = Path(job["config"]).read_text()
         try:
             config = MergeConfiguration.model_validate(yaml.safe_load(text))
-            options = MergeOptions(quiet=True, random_seed=job["seed"], write_model_card=False)
+            options = MergeOptions(
+                quiet=True,
+                random_seed=job["seed"],
+                write_model_card=False,
+                lora_merge_cache=job["out"] + ".adapters",
+            )
             run_merge(config, job["out"], options, config_source=text)
             status = "ok"
         except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def test_a_cut_off_checkpoint_is_passed_over_and_named(found: dict[str, Found]) 
 
 def test_where_a_checkpoint_was_found_is_said(found: dict[str, Found]) -> None:
     assert found["lora"].found_by["checkpoint"].startswith(f"LoggedModel {found['lora'].model_id};")
-    assert found["lora-plain"].found_by["checkpoint"] == "param output_dir; newest whole one"
+    assert found["lora-plain"].found_by["checkpoint"] == (
+        "param output_dir; lowest eval_loss in trainer_state.json"
+    )
 
 
 def test_sizes_are_those_of_the_safetensors_files(
@@ -254,3 +257,22 @@ def test_a_recipe_of_runs_resolves_with_each_uri_hashed_once(
     assert resolved.sources["a"].sha256 == resolved.sources["b"].sha256
     assert resolved.sources["lora"].adapter_base == trained.base
     assert hashed == ["hashing base", "hashing a", "hashing lora"]
+
+
+def test_runs_are_inspected_as_they_are_merged(trained: Trained, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from mergeops.cli import cli
+
+    words = [f"sources.{n}.uri=runs:/{trained.runs[n]}" for n in ("killed", "lora")]
+    words += [f"tracking.uri={trained.uri}", f"output.dir={tmp_path}", "--json", "-q"]
+    done = CliRunner().invoke(cli, ["inspect", *words], catch_exceptions=False)
+    seen = json.loads(done.stdout)
+    assert (seen["base"], seen["base_from"]) == (str(trained.base), "adapters")
+    kinds = {one["name"]: (one["kind"], one["run_id"]) for one in seen["sources"]}
+    assert kinds == {
+        "killed": ("full", trained.runs["killed"]),
+        "lora": ("lora", trained.runs["lora"]),
+    }
+    # The adapter touches the query projections alone.
+    assert seen["total"]["changed"]["killed"] > 0.9 > seen["total"]["changed"]["lora"] > 0

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mergeops.errors import TrackingError
+from mergeops.checkpoint import weights_sha256
+from mergeops.errors import AwayError, TrackingError
+from mergeops.progress import Progress
+from mergeops.settings import OutputSpec
+from mergeops.sync import sync
 
+ALL_FAULTS = "MERGEOPS_ALL_FAULTS"
+"""Set it to have the server go away at every write; else at each third one."""
 READS = ("get_", "search_", "list_", "download_")
 
 
@@ -37,6 +45,29 @@ class Dying:
                 if len(self.writes) == self.fatal:
                     raise KilledError
             return result
+
+        return call
+
+
+class Away(Dying):
+    """A client whose server goes away before or after its ``fatal``-th write, for good."""
+
+    def __init__(self, client: Any, fatal: int, *, done: bool) -> None:
+        super().__init__(client, fatal)
+        self.done, self.is_away = done, False
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self.client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not self.is_away and not name.startswith(READS):
+                self.writes.append(name)
+                self.is_away = len(self.writes) == self.fatal
+                if self.is_away and self.done:
+                    member(*args, **kwargs)
+            if self.is_away:
+                raise AwayError("cannot reach the MLflow server")
+            return member(*args, **kwargs)
 
         return call
 
@@ -101,6 +132,30 @@ def test_a_trial_killed_after_any_write_is_completed_by_the_same_command(
             case.whole(tracking=dying(case, step)[0])
         _, version = case.whole()
         check_whole_and_single(case, version)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_server_goes_away_at_any_write_is_logged_by_sync(
+    fresh_case: Callable[[], Any], tmp_path: Path
+) -> None:
+    case = fresh_case()
+    tracking, client = dying(case, 0)
+    case.whole(tracking=tracking)
+    chosen = steps_to_die_at(client.writes)
+    for step in chosen if os.environ.get(ALL_FAULTS) else chosen[::3]:
+        case = fresh_case()
+        output = OutputSpec(dir=str(tmp_path / f"work-{step}"))
+        case = dataclasses.replace(
+            case,
+            recipe=dataclasses.replace(case.recipe, output=output),
+            weights=weights_sha256(case.checkpoint),
+        )
+        away = Away(case.tracking.client, step, done=step % 2 == 0)
+        with pytest.raises(AwayError, match="mergeops sync"):
+            case.whole(tracking=dataclasses.replace(case.tracking, client=away))
+        (result,) = sync(Path(output.dir), Progress(quiet=True))
+        assert result.outcome == "logged", result
+        check_whole_and_single(case, int(result.registered.split("/")[1]))
 
 
 def test_running_a_finished_trial_again_writes_only_what_is_overwritten(case: Any) -> None:

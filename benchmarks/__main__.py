@@ -1,0 +1,180 @@
+"""``make bench``: measure, one process after another, and write RESULTS.md, a plot and the numbers.
+
+Every pair runs mergekit, mergeops and the floor one after the other, so that what disturbs the
+machine disturbs all three. A cut measurement goes on where it was when run again with ``--resume``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from benchmarks import jobs, machine, plot, table
+from benchmarks.measure import Measurement, measure
+from benchmarks.models import SIZES, make_models
+
+HERE = Path(__file__).parent
+
+
+@click.command()
+@click.option("--size", type=click.Choice(list(SIZES)), default="1b", show_default=True)
+@click.option("--methods", default=",".join(jobs.JOBS), help="Names with commas between.")
+@click.option("--pairs", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("/tmp/mergeops-bench"),
+    show_default=True,
+    help="For the generated checkpoints and the merges.",
+)
+@click.option("--resume", is_flag=True, help="Keep what an earlier, cut run has measured.")
+@click.option("--out", type=click.Path(path_type=Path), default=HERE, help="For the results.")
+def bench(size: str, methods: str, pairs: int, folder: Path, resume: bool, out: Path) -> None:
+    """Compare mergekit, mergeops and the cost of the bytes alone."""
+    names = [name.strip() for name in methods.split(",")]
+    if unknown := [name for name in names if name not in jobs.JOBS]:
+        raise click.UsageError(f"unknown: {', '.join(unknown)}; allowed: {', '.join(jobs.JOBS)}")
+    click.echo(f"checkpoints of size {size} in {folder}", err=True)
+    make_models(size, folder)
+    numbers = out / f"results-{size}.jsonl"
+    if not resume:
+        numbers.unlink(missing_ok=True)
+    Session(size, folder, numbers).run(names, pairs)
+    write_results(size, numbers, out)
+
+
+class Session:
+    """Measurements of one size, written down one by one.
+
+    Args:
+        size: of ``SIZES``.
+        folder: for checkpoints and merges.
+        numbers: the file of the measurements.
+    """
+
+    def __init__(self, size: str, folder: Path, numbers: Path) -> None:
+        self._models = make_models(size, folder)
+        self._work = folder / size / "work"
+        self._work.mkdir(parents=True, exist_ok=True)
+        self._numbers = numbers
+        self._done = {(m.method, m.contestant, m.pair) for m in read_measurements(numbers)}
+
+    def run(self, methods: Iterable[str], pairs: int) -> None:
+        """Measure what is not measured yet; pairs of all methods take turns."""
+        methods = list(methods)
+        for pair in range(pairs):
+            for method in methods:
+                missing = [
+                    contestant
+                    for contestant in jobs.CONTESTANTS
+                    if (method, contestant, pair) not in self._done
+                ]
+                if missing and pair == 0:
+                    # Hashes the sources and compiles kernels, which is done once for a machine.
+                    self._once(method, "mergeops")
+                for contestant in missing:
+                    self._measure(method, contestant, pair)
+
+    def _measure(self, method: str, contestant: str, pair: int) -> None:
+        load = os.getloadavg()[0]
+        wall, cpu, anonymous = self._once(method, contestant)
+        found = Measurement(
+            method, contestant, pair, round(wall, 3), round(cpu, 3), anonymous, round(load, 2)
+        )
+        with open(self._numbers, "a", encoding="utf-8") as file:
+            file.write(json.dumps(found.to_dict()) + "\n")
+        click.echo(
+            f"{method:16} pair {pair + 1} {contestant:9} {wall:8.2f} s, processor {cpu:8.2f} s, "
+            f"{anonymous / 1e6:7.0f} MB",
+            err=True,
+        )
+
+    def _once(self, method: str, contestant: str) -> tuple[float, float, int]:
+        out = self._work / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        if contestant == "floor":
+            out.mkdir()
+        for file in jobs.inputs(method, self._models):
+            _read(file)
+        command = jobs.command(contestant, method, self._models, self._work, out)
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": "" if contestant == "mergekit" else str(jobs.REPOSITORY),
+        }
+        log = self._work / f"{contestant}.log"
+        try:
+            return measure(command, environment, self._work, log)
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+            os.sync()
+
+
+def read_measurements(numbers: Path) -> list[Measurement]:
+    """All measurements of a file; none where there is none."""
+    if not numbers.is_file():
+        return []
+    lines = numbers.read_text(encoding="utf-8").splitlines()
+    return [Measurement(**json.loads(line)) for line in lines]
+
+
+def write_results(size: str, numbers: Path, out: Path) -> None:
+    """RESULTS.md and the plot, from the measurements."""
+    measured = read_measurements(numbers)
+    rows = table.rows(measured)
+    if not rows:
+        raise click.ClickException("no method has a pair of all three; nothing is written")
+    about = machine.describe()
+    count = SIZES[size].parameters / 1e9
+    least, most = min(row.pairs for row in rows), max(row.pairs for row in rows)
+    pairs = f"{least}" if least == most else f"{least} to {most}"
+    title = f"Merging {count:.2f} B parameters, bfloat16 ({about['processor']})"
+    picture = f"results-{size}.png"
+    plot.draw(rows, title, out / picture)
+    loads = [one.load for one in measured]
+    text = f"""# Merging {count:.2f} B parameters: mergekit, mergeops, and the bytes alone
+
+Measured {datetime.now(UTC):%Y-%m-%d} with `make bench SIZE={size}`; {pairs} pairs a method. Every
+time is that of a whole process, from its start to its end, in seconds: median (smallest..largest).
+A ratio is taken pair by pair. Memory is the largest RssAnon (no mapped files) of any run.
+
+{table.markdown(rows)}
+
+![The same as bars]({picture})
+
+* {chr(10).join(f"{key}: {value}" for key, value in about.items()).replace(chr(10), chr(10) + "* ")}
+* load average before the runs: {min(loads):.1f} to {max(loads):.1f} (0 is a machine that is left
+  alone)
+
+How it is measured: the checkpoints are generated (a base of the shape of Llama-3.2-1B for 1b, and
+fine-tunes of it: the base plus normal changes of 3 % of its scale, rounded to bfloat16), and lie in
+the page cache. All three do the same merge; mergekit and mergeops read the same YAML. mergekit runs
+as `mergekit-yaml CONFIG OUT {" ".join(jobs.MERGEKIT_OPTIONS)}`, with all processors. mergeops runs
+as `mergeops merge CONFIG OUT`, with its defaults: it also hashes what it writes and waits for the
+disk (fsync), which mergekit does not. Before the first pair it runs once, unmeasured: then the
+sources' digests are known (they are hashed once for each file) and its kernels compiled (once for a
+machine). The floor reads the same inputs and writes as many bytes, with as many threads as there
+are processors, and waits for the disk, too; it computes nothing, and has no libraries to load.
+
+Measure again: `make bench` (`SIZE=1b|300m|tiny METHODS=ties,della PAIRS=5`); a cut run goes on with
+`make bench RESUME=--resume`. The single measurements are in `{numbers.name}`.
+"""
+    (out / "RESULTS.md").write_text(text, encoding="utf-8")
+    click.echo(f"wrote {out / 'RESULTS.md'}", err=True)
+
+
+def _read(file: Path) -> None:
+    buffer = bytearray(1 << 22)
+    with open(file, "rb", buffering=0) as opened:
+        while opened.readinto(buffer):
+            pass
+
+
+if __name__ == "__main__":
+    bench()

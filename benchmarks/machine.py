@@ -1,0 +1,42 @@
+"""Where and with what was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.jobs import MERGEKIT, REPOSITORY
+
+OURS = ("torch", "numpy", "numba", "safetensors")
+THEIRS = ("mergekit", "torch", "numpy", "safetensors", "transformers")
+
+
+def describe() -> dict[str, str]:
+    """What results are compared by: processor, memory, system, versions."""
+    information = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next(line.split(":")[1].strip() for line in information if "model name" in line)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": f"{processor}, {len(os.sched_getaffinity(0))} processors usable",
+        "memory": f"{memory / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "mergeops": ", ".join([f"commit {_commit()}", *(f"{n} {version(n)}" for n in OURS)]),
+        "mergekit": _theirs(),
+    }
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _theirs() -> str:
+    code = (
+        "from importlib.metadata import version;"
+        f"print(', '.join(f'{{n}} {{version(n)}}' for n in {THEIRS}))"
+    )
+    command = [str(MERGEKIT / "python"), "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

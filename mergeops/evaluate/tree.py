@@ -1,0 +1,208 @@
+"""Lay out token sequences so that what they have in common is computed once.
+
+Two ways, which go together. A *row* is a tree of tokens laid out flat: a token attends to itself
+and to what is before it in its own sequences, and its position is its depth, so a causal model
+computes for it what it would compute in a row of its own. A *group* is rows behind one long
+beginning whose keys and values are computed once and kept. The choices of an item are one row; the
+items of a few-shot task with fixed examples are one group.
+
+Cai et al. 2024, https://arxiv.org/abs/2401.10774, section 3.2, verify drafts with the same mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+_ROW_TOKENS = 4096
+_MASK_ELEMENTS = 2**26
+"""Of all rows of a batch together; 256 MB in float32."""
+_LEAST_PREFIX = 64
+"""A shorter common beginning is not worth a forward pass of its own."""
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass
+class Row:
+    """Sequences laid out as one row of tokens, behind ``start`` tokens that are not in it."""
+
+    start: int = 0
+    tokens: list[int] = field(default_factory=list)
+    """``[t]`` token ids."""
+    depths: list[int] = field(default_factory=list)
+    """``[t]`` position of each token in its own sequences."""
+    members: list[int] = field(default_factory=list)
+    """Which of the packed sequences are here."""
+    paths: list[Ids] = field(default_factory=list)
+    """For each member ``[len(sequence) - start]``, where in the row its tokens are."""
+    shared: list[int] = field(default_factory=list)
+    """For each member, how many tokens of its path were there before it came."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every token follows the one before it, as plain causal attention takes it."""
+        return len(self.tokens) == self.depths[-1] + 1
+
+    def add(self, member: int, tokens: Sequence[int], shared: int) -> None:
+        """Put in a sequence that has ``shared`` tokens in common with the one put in last.
+
+        Args:
+            member: its number.
+            tokens: what of it comes behind ``start``.
+            shared: 0 in an empty row.
+        """
+        end, fresh = len(self.tokens), len(tokens) - shared
+        known = self.paths[-1][:shared] if shared else np.empty(0, np.int64)
+        self.paths.append(np.concatenate([known, np.arange(end, end + fresh)]))
+        self.tokens.extend(tokens[shared:])
+        self.depths.extend(range(self.start + shared, self.start + len(tokens)))
+        self.members.append(member)
+        self.shared.append(shared)
+
+    def attends(self) -> npt.NDArray[np.bool_]:
+        """``[t, start + t]``: which token (column) each token of the row sees."""
+        sees = np.zeros((len(self), self.start + len(self)), bool)
+        sees[:, : self.start] = True
+        own = sees[:, self.start :]
+        for path, shared in zip(self.paths, self.shared, strict=True):
+            if shared < len(path):
+                first, last = int(path[shared]), int(path[-1]) + 1
+                own[first:last, path[:shared]] = True
+                own[first:last, first:last] = np.tri(last - first, dtype=bool)
+        return sees
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows behind one beginning."""
+
+    prefix: Sequence[int]
+    """Token ids that every sequence here begins with; may be none."""
+    rows: list[Row]
+    """Longest first."""
+
+
+def pack(sequences: Sequence[list[int]], reads: Sequence[int], break_even: float) -> list[Group]:
+    """Lay out sequences at the least cost.
+
+    Args:
+        sequences: token ids, each at least one.
+        reads: for each sequence, at how many of its last tokens the output is read, at least one;
+            those stay out of prefixes.
+        break_even: the row length r at which attention costs a token as much as all the rest of
+            the model: a row of t tokens costs t (r + t), since each attends to all, in vain for
+            most.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i])
+    alike = _alike(sequences, order)
+    groups: list[Group] = []
+    others: list[int] = []
+    begin = 0
+    for end in range(1, len(order) + 1):
+        if end < len(order) and alike[end] >= _LEAST_PREFIX:
+            continue
+        run = order[begin:end]
+        length = min([*alike[begin + 1 : end], *(len(sequences[i]) - reads[i] for i in run)])
+        if len(run) > 1 and length >= _LEAST_PREFIX:
+            # The pass over the prefix comes on top, and is as slow as one over more tokens.
+            spent = (_LEAST_PREFIX + length) * (break_even + length)
+            behind = _rows(sequences, run, break_even, start=length)
+            if spent + _cost(behind, break_even) < _cost(
+                _rows(sequences, run, break_even), break_even
+            ):
+                groups.append(Group(sequences[run[0]][:length], behind))
+                run = []
+        others += run
+        begin = end
+    if others:
+        groups.append(Group((), _rows(sequences, others, break_even)))
+    return groups
+
+
+def batches(
+    rows: Sequence[Row], reads: Sequence[int], *, size: int, most_reads: int, most_tokens: int
+) -> Iterator[list[Row]]:
+    """Rows in the given order, as many at a time as the limits allow, at least one.
+
+    Args:
+        rows: longest first.
+        reads: for each packed sequence, at how many positions the output is read.
+        size: most sequences in a batch.
+        most_reads: in a batch.
+        most_tokens: in a batch, padding included.
+    """
+    batch: list[Row] = []
+    held = read = 0
+    for row in rows:
+        more = sum(reads[member] for member in row.members)
+        width = len(batch[0]) if batch else len(row)
+        tokens = (len(batch) + 1) * width
+        if batch and (
+            held + len(row.members) > size
+            or read + more > most_reads
+            or tokens > most_tokens
+            or tokens * (row.start + width) > _MASK_ELEMENTS
+        ):
+            yield batch
+            batch, held, read = [], 0, 0
+        batch.append(row)
+        held += len(row.members)
+        read += more
+    if batch:
+        yield batch
+
+
+def _rows(
+    sequences: Sequence[list[int]], order: Sequence[int], break_even: float, *, start: int = 0
+) -> list[Row]:
+    """Put each sequence, less ``start`` tokens, where it costs least.
+
+    Behind the one it begins alike, or in a new row. With a shared beginning of p tokens, the cost
+    of one sequence is least in rows of p + sqrt(p (r + p)) tokens.
+    """
+    rows: list[Row] = []
+    for i, alike in zip(order, _alike(sequences, order), strict=True):
+        tokens, shared = sequences[i][start:], alike - start
+        if rows and shared > 0:
+            fresh, row = len(tokens) - shared, len(rows[-1])
+            alone = len(tokens) * (break_even + len(tokens))
+            joined = fresh * (break_even + fresh + 2 * row)
+            best = min(shared + math.sqrt(shared * (break_even + shared)), _ROW_TOKENS)
+            if joined <= alone and row + fresh <= max(best, len(tokens)):
+                rows[-1].add(i, tokens, shared)
+                continue
+        rows.append(Row(start))
+        rows[-1].add(i, tokens, 0)
+    rows.sort(key=len, reverse=True)
+    return rows
+
+
+def _alike(sequences: Sequence[list[int]], order: Sequence[int]) -> list[int]:
+    """How many first tokens each has in common with the one before it."""
+    pairs = pairwise(order)
+    return [0, *(_common(sequences[a], sequences[b]) for a, b in pairs)] if order else []
+
+
+def _cost(rows: Sequence[Row], break_even: float) -> float:
+    return sum(len(row) * (break_even + row.start + len(row)) for row in rows)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,85 @@
+"""Scores for other runs and machines: what one has asked, no other asks again.
+
+One experiment of its own holds one run for each model, named by its weights' digest; the records
+are its artifacts, and a tag for each says that it is whole.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergeops.tracking.keys import quoted
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from mergeops.tracking.connection import Tracking
+
+EXPERIMENT = "mergeops scores"
+_WEIGHTS = "mergeops.weights_sha256"
+_FOLDER = "records"
+
+
+class ScoreRecords:
+    """Records of scores in the tracking store, by the sha256 of what they are about."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        self._tracking = tracking
+
+    def find(self, weights_sha256: str, keys: Collection[str]) -> dict[str, str]:
+        """The text of each record that is there.
+
+        Raises:
+            TrackingError: the store cannot be read.
+        """
+        experiment = self._tracking.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return {}
+        found: dict[str, str] = {}
+        with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
+            for run in self._runs(str(experiment.experiment_id), weights_sha256):
+                for key in set(keys) - set(found):
+                    if _tag(key) in run.data.tags:
+                        name = f"{_FOLDER}/{key}.json"
+                        path = self._tracking.client.download_artifacts(
+                            run.info.run_id, name, folder
+                        )
+                        found[key] = Path(path).read_text(encoding="utf-8")
+        return found
+
+    def keep(self, weights_sha256: str, records: Mapping[str, str]) -> None:
+        """Add records; the tags come last, so what is half written is not found.
+
+        Raises:
+            TrackingError: the store cannot be written.
+        """
+        from mlflow.entities import RunTag
+
+        client = self._tracking.client
+        experiment_id = self._tracking.experiment(EXPERIMENT)
+        runs = self._runs(experiment_id, weights_sha256)
+        if runs:
+            run_id = str(runs[0].info.run_id)
+        else:
+            name = f"weights {weights_sha256[:12]}"
+            tags = {_WEIGHTS: weights_sha256, "mergeops.role": "scores"}
+            run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
+            client.set_terminated(run_id)
+        with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
+            for key, text in records.items():
+                (Path(folder) / f"{key}.json").write_text(text, encoding="utf-8")
+            client.log_artifacts(run_id, folder, _FOLDER)
+        client.log_batch(run_id, tags=[RunTag(_tag(key), "kept") for key in records])
+
+    def _runs(self, experiment_id: str, weights_sha256: str) -> list[Run]:
+        """Oldest first; two machines that began at once have made two."""
+        wanted = f"tags.`{_WEIGHTS}` = {quoted(weights_sha256)}"
+        order = ["attributes.start_time ASC"]
+        return list(self._tracking.client.search_runs([experiment_id], wanted, order_by=order))
+
+
+def _tag(key: str) -> str:
+    return f"mergeops.score.{key[:32]}"

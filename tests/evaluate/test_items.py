@@ -1,0 +1,92 @@
+"""Clusters and the identity of a part come from the items, not from the scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergeops.errors import EvaluationError
+from mergeops.evaluate import ItemResult, Scores, TaskScore
+from mergeops.evaluate.intervals import mean_interval
+from mergeops.evaluate.items import check_clusters, part_digests, part_sizes, with_clusters
+from mergeops.evaluate.tasks import TaskSet, load_tasks
+from mergeops.settings import EvaluateSpec
+
+Write = Callable[..., Path]
+
+
+def rows(n: int = 12) -> list[dict[str, Any]]:
+    choices = ["a", "b"]
+    return [
+        {"prompt": f"{i}?", "choices": choices, "answer": 0, "page": f"p{i // 3}"} for i in range(n)
+    ]
+
+
+def load(path: Path, **settings: Any) -> TaskSet:
+    return load_tasks(EvaluateSpec(tasks=(str(path),), **settings))
+
+
+def test_items_get_the_cluster_that_their_field_names(write_task: Write) -> None:
+    tasks = load(write_task(items=rows()), clusters={"sums": "page"})
+    items = tuple(ItemResult(i, "d", "p", "t", 1.0) for i in (0, 4, 11))
+    scores = Scores("00", "dev", {"sums": TaskScore("sums", "acc", 1, None, items, "1", "x")}, {})
+    found = with_clusters(scores, tasks)
+    assert [item.cluster for item in found.tasks["sums"].items] == ["p0", "p1", "p3"]
+    assert with_clusters(scores, load(write_task(items=rows()))) == scores
+
+
+def test_a_long_passage_is_named_by_its_digest(write_task: Write) -> None:
+    items = [{**row, "page": "word " * 100 + row["page"]} for row in rows()]
+    tasks = load(write_task(items=items), clusters={"sums": "page"})
+    results = tuple(ItemResult(i, "d", "p", "t", 1.0) for i in (0, 1, 3))
+    made = TaskScore("sums", "acc", 1, None, results, "1", "x")
+    found = with_clusters(Scores("00", "dev", {"sums": made}, {}), tasks).tasks["sums"].items
+    assert found[0].cluster == found[1].cluster != found[2].cluster
+    assert {len(item.cluster) for item in found} == {16}
+
+
+def test_a_field_that_items_lack_is_named_with_what_they_have(write_task: Write) -> None:
+    items = rows()
+    del items[5]["page"]
+    tasks = load(write_task(items=items), clusters={"sums": "page"})
+    message = (
+        r"evaluate\.clusters\.sums is 'page', which 1 of 12 items lack, item 5 first; "
+        "its fields: prompt, choices, answer"
+    )
+    with pytest.raises(EvaluationError, match=message):
+        check_clusters(tasks)
+
+
+def test_a_task_that_is_not_scored_is_named(write_task: Write) -> None:
+    tasks = load(write_task(items=rows()), clusters={"other": "page"})
+    with pytest.raises(EvaluationError, match="task 'other' is not scored; the tasks are: sums"):
+        check_clusters(tasks)
+
+
+def test_how_items_are_scored_does_not_make_them_new_ones(write_task: Write) -> None:
+    path = write_task(items=rows())
+    before = part_digests(load(path), "confirm")
+    again = load(path, batch_size=4, dtype="bfloat16")
+    assert part_digests(again, "confirm") == before
+    assert part_digests(load(path), "dev") != before
+    assert part_digests(load(path, split_salt="x"), "confirm") != before
+    sizes = [part_sizes(load(path), part)["sums"] for part in ("dev", "confirm")]
+    assert sum(sizes) == 12
+
+
+def test_the_mean_of_zeros_and_ones_gets_wilsons_interval() -> None:
+    items = tuple(ItemResult(i, "d", "p", "t", float(i < 6)) for i in range(10))
+    scores = Scores("00", "dev", {"a": TaskScore("a", "acc", 0.6, None, items, "1", "x")}, {})
+    found = mean_interval(scores)
+    # Wilson's interval of 6 of 10, from the formula.
+    assert (found.low, found.high) == pytest.approx((0.31267, 0.83182), abs=1e-5)
+    assert str(found) == "0.600 [0.313, 0.832]"
+    clustered = tuple(dataclasses.replace(i, cluster=str(i.doc_id // 2)) for i in items)
+    task = dataclasses.replace(scores.tasks["a"], items=clustered)
+    wide = mean_interval(dataclasses.replace(scores, tasks={"a": task}))
+    assert (wide.method, wide.mean) == ("clustered t", pytest.approx(0.6))
+    assert wide.high - wide.low > found.high - found.low

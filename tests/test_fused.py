@@ -1,0 +1,137 @@
+"""Compiled kernels write the bytes that the methods' own functions write."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mergeops import methods
+from mergeops.execute import Tuning, merge
+from mergeops.methods import BLOCK, fused
+from mergeops.plan import Plan
+
+Make = Callable[..., Any]
+FUSED = [name for name in methods.names() if methods.get(name).formula]
+VARIATIONS: dict[str, list[dict[str, Any]]] = {
+    "linear": [{"normalize": False}],
+    "task_arithmetic": [{"scale": 0.7}, {"normalize": True}],
+    "slerp": [{"t": 0.3}],
+    "ties": [{"density": 0.5, "rescale": True, "scale": 1.3}, {"density": 1.0, "normalize": False}],
+    "dare_linear": [{"match_norm": True}, {"rescale": False}],
+    "dare_ties": [{"match_norm": True}, {"density": 1.0}],
+    "breadcrumbs": [{"density": 0.3, "gamma": 0.2, "rescale": True}, {"density": 0.0}],
+    "breadcrumbs_ties": [{"density": 0.5, "gamma": 0.0, "normalize": True}],
+    "della": [{"match_norm": True}, {"density": 0.95, "rescale": False}],
+    "della_linear": [{"match_norm": True}, {"density": 1.0}],
+}
+"""Besides the defaults."""
+CASES = [(name, p) for name in FUSED for p in [{}, *VARIATIONS.get(name, [])]]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """Base and fine-tunes in three formats: rows of odd length, a vector, a number, zero changes,
+    changes of both signs and many equal ones."""
+    made: dict[str, dict[str, Path]] = {}
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"rows": (5, 3 * BLOCK // 4 + 1), "table": (160, 256), "vector": (777,), "one": ()}
+    base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for model in ("base", "a", "b", "c"):
+        tensors = {}
+        for name, values in base.items():
+            change = 0.02 * torch.randn(values.shape, generator=generator)
+            change = change.where(torch.rand(values.shape, generator=generator) > 0.2, 0.0)
+            tensors[name] = values if model == "base" else values + change
+        for word, dtype in DTYPES.items():
+            folder = tmp_path_factory.mktemp(f"{model}-{word}")
+            rounded = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+            save_file(rounded, folder / "model.safetensors")
+            (folder / "config.json").write_text("{}")
+            made.setdefault(word, {})[model] = folder
+    return made
+
+
+def plan_for(plan_of: Make, name: str, parameters: dict[str, Any], models: dict[str, Path]) -> Plan:
+    method = methods.get(name)
+    names = "abc"[: method.max_sources or 3]
+    each = {
+        n: {"weight": w} if "weight" in method.source_parameters else {}
+        for n, w in zip(names, (0.5, 1.0, -0.3), strict=False)
+    }
+    base = models["base"]
+    plan: Plan = plan_of(
+        {"name": name} | parameters, base, {n: models[n] for n in names}, each, seed=3
+    )
+    return plan
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_kernels_can_be_loaded() -> None:
+    assert fused.kernels().result()
+
+
+@pytest.mark.parametrize("word", DTYPES)
+@pytest.mark.parametrize(("name", "parameters"), CASES, ids=str)
+def test_kernels_write_what_the_method_writes(
+    name: str,
+    parameters: dict[str, Any],
+    word: str,
+    plan_of: Make,
+    models: dict[str, dict[str, Path]],
+    tmp_path: Path,
+) -> None:
+    plan = plan_for(plan_of, name, parameters, models[word])
+    eager = merge(plan, tmp_path / "eager", tuning=Tuning(fused=False))
+    for chunk, lanes in ((BLOCK, 2), (1 << 18, 1)):
+        tuning = Tuning(chunk=chunk, lanes=lanes, fused=True)
+        found = merge(plan, tmp_path / f"fused-{chunk}", tuning=tuning)
+        assert weights_of(found) == weights_of(eager)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_kernels_are_what_is_used(
+    name: str,
+    plan_of: Make,
+    models: dict[str, dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the comparison would compare a method with itself."""
+    plan = plan_for(plan_of, name, {}, models["bfloat16"])
+
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("the method's own function was called")
+
+    method = methods.get(name)
+    with monkeypatch.context() as patched:
+        patched.setitem(methods._REGISTRY, name, dataclasses.replace(method, merge=refuse))
+        merge(plan, tmp_path / "out", tuning=Tuning(fused=True))
+
+
+def test_without_numba_the_methods_do_it_all(
+    plan_of: Make,
+    models: dict[str, dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_for(plan_of, "ties", {}, models["bfloat16"])
+    expected = merge(plan, tmp_path / "with", tuning=Tuning(fused=True))
+    monkeypatch.setitem(sys.modules, "mergeops.kernels.combine", None)
+    fused.kernels.cache_clear()
+    try:
+        found = merge(plan, tmp_path / "without", tuning=Tuning(fused=True))
+        assert not fused.kernels().result()
+    finally:
+        fused.kernels.cache_clear()
+    assert weights_of(found) == weights_of(expected)

@@ -1,0 +1,79 @@
+"""The history shows everything that happened, and where things are now."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tracking_case import Case
+
+from mergeops.approval import approve, reject
+from mergeops.errors import GateRefusedError
+from mergeops.history import history
+from mergeops.hooks import deliver
+from mergeops.promote import promote, rollback
+from mergeops.report.promotion import print_history
+from mergeops.settings import HooksSpec
+from mergeops.tracking.confirm_uses import Use, count_use
+
+
+@pytest.fixture
+def lived(registered: Case) -> Case:
+    """A model whose history has one of everything."""
+    tracking = registered.tracking
+    use = Use(1, "w", {"base": "b"}, ("add",), {"add": "1"}, "2026-01-01T00:00:00Z", "ann", 0.05)
+    count_use(tracking, "skills", use)
+    with pytest.raises(GateRefusedError):
+        promote(
+            tracking,
+            "skills",
+            1,
+            {"decision": "refuse", "reasons": ["worse than base", "and more"]},
+            passed=False,
+            user="ann",
+        )
+    promote(tracking, "skills", 1, {}, passed=False, user="ann", force=True, reason="a demo",
+            hooks=("command",))  # fmt: skip
+    deliver(tracking, "skills", HooksSpec(command=("false",), attempts=1))
+    for version in (2, 3):
+        promote(tracking, "skills", version, {}, passed=True, user="ann", approval=True)
+        if version == 2:
+            reject(tracking, "skills", user="ben", reason="too slow")
+    approve(tracking, "skills", user="ben")
+    rollback(tracking, "skills", user="eve", reason="latency")
+    return registered
+
+
+def test_every_kind_of_event_is_a_line_with_who_and_why(lived: Case) -> None:
+    found = history(lived.tracking, "skills")
+    lines = [(event.what, event.version, event.by) for event in found.events]
+    assert lines == [
+        ("confirm use 1", 1, "ann"),
+        ("refused by the gate", 1, "ann"),
+        ("promoted", 1, "ann"),
+        ("not told command", 1, "ann"),
+        ("proposed", 2, "ann"),
+        ("rejected", 2, "ben"),
+        ("proposed", 3, "ann"),
+        ("approved and promoted", 3, "ben"),
+        ("rolled back", 1, "eve"),
+    ]
+    about = [event.about for event in found.events]
+    assert about[0] == "level 0.025 of alpha 0.05; against base"
+    assert about[1].startswith("no champion before; worse than base; evidence ")
+    assert "FORCED: a demo" in about[2]
+    assert about[3] == "1 tries: false ended with 1"
+    assert about[5].startswith("champion was version 1; proposed by ann; too slow")
+    assert about[8] == "champion was version 3; latency"
+    assert (found.champion, found.previous, found.challenger) == (1, 3, None)
+
+
+def test_the_history_is_json_and_a_table(lived: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    found = history(lived.tracking, "skills")
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert [event["record"].get("kind") for event in plain["events"]][1:3] == ["refused", "promote"]
+    assert plain["unfinished"] is None
+    print_history(found)
+    shown = capsys.readouterr().out
+    assert "skills: @champion is version 1, @previous is version 3" in shown
+    assert "FORCED" in shown

@@ -1,0 +1,44 @@
+"""Which devices and lanes do the work."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from mergeops.lanes import Chunk, Lane, Lanes, choose_devices
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"),
+    [
+        ("auto", 0, ["cpu"]),
+        ("auto", 2, ["cuda:0", "cuda:1"]),
+        ("cuda", 2, ["cuda:0", "cuda:1"]),
+        ("cuda:1", 2, ["cuda:1"]),
+        ("cpu", 2, ["cpu"]),
+    ],
+)
+def test_all_gpus_work_unless_one_is_named(
+    name: str, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert [str(device) for device in choose_devices(name)] == expected
+
+
+def test_lanes_take_turns_with_the_devices() -> None:
+    devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    made: list[torch.device] = []
+
+    def make(device: torch.device) -> Lane:
+        made.append(device)
+        return Lane([], 1, 16, torch.float32, torch.device("cpu"))
+
+    # No lane goes on before all have begun, so each thread makes its own.
+    together = threading.Barrier(4, timeout=30)
+    chunks = [Chunk((), False, i, i + 1) for i in range(4)]
+    with Lanes(make, devices, 4) as lanes:
+        order = list(lanes.run(lambda lane, chunk: together.wait() and chunk.start, chunks))
+    assert len(order) == 4
+    assert sorted(map(str, made)) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]

@@ -1,0 +1,100 @@
+"""What the errors of MLflow, databases and artifact stores become."""
+
+from __future__ import annotations
+
+import pytest
+
+from mergeops.errors import AwayError, TrackingError
+from mergeops.tracking.client import translated
+
+botocore = pytest.importorskip("botocore.exceptions")
+SERVER = "http://admin:password@mlflow.example:5000"
+
+
+def told(error: Exception, uri: str = SERVER, location: str = "") -> TrackingError:
+    with pytest.raises(TrackingError) as caught, translated(uri, "store x", location):
+        raise error
+    assert "\n" not in str(caught.value)
+    assert "password@" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        botocore.EndpointConnectionError(endpoint_url="http://127.0.0.1:9/bucket"),
+        botocore.ConnectTimeoutError(endpoint_url="http://127.0.0.1:9/bucket"),
+    ],
+)
+def test_a_store_that_does_not_answer_is_away_and_named_with_its_address(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")
+    found = told(error, location="s3://key:secret@bucket/x")
+    assert isinstance(found, AwayError)
+    assert str(found) == (
+        "cannot reach the artifact store s3://bucket/x at "
+        "MLFLOW_S3_ENDPOINT_URL=http://127.0.0.1:9; check that it runs, and its address"
+    )
+
+
+def test_a_store_without_credentials_names_the_variables() -> None:
+    found = told(botocore.NoCredentialsError(), location="s3://bucket")
+    assert isinstance(found, AwayError)
+    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "away", "message"),
+    [
+        ("AccessDenied", True, "denies access"),
+        ("ExpiredToken", True, "denies access"),
+        ("NoSuchBucket", False, "has no such bucket"),
+        ("NoSuchKey", False, "could not store x"),
+    ],
+)
+def test_what_a_store_refuses_is_told_by_its_code(code: str, away: bool, message: str) -> None:
+    error = botocore.ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject")
+    found = told(error, location="s3://bucket")
+    assert isinstance(found, AwayError) == away
+    assert message in str(found)
+
+
+@pytest.mark.parametrize(
+    ("message", "away", "said"),
+    [
+        ("API request to http://x failed with exception: too many 503 error responses", True, ""),
+        ("API request to http://x failed: Connection refused", True, "connection refused"),
+        ("API request to endpoint /x failed with error code 500 != 200", True, "fails inside"),
+        ("API request to endpoint /x failed with error code 403 != 200", True, "denies access"),
+        ("PERMISSION_DENIED: Permission denied", True, "denies access"),
+        ("API request to endpoint /x failed with error code 404 != 200", False, "like an MLflow"),
+        ("INVALID_PARAMETER_VALUE: Invalid value", False, "could not store x: Invalid value"),
+    ],
+)
+def test_what_passes_later_is_away_and_what_never_will_is_not(
+    message: str, away: bool, said: str
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    found = told(MlflowException(message))
+    assert isinstance(found, AwayError) == away
+    assert said in str(found)
+
+
+def test_a_package_that_is_missing_is_named_with_how_to_install_it() -> None:
+    error = ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")
+    found = told(error, uri="postgresql://mlflow:password@db/mlflow")
+    assert str(found) == (
+        "postgresql://db/mlflow needs the package psycopg2; install it: pip install psycopg2-binary"
+    )
+
+
+def test_a_wrong_password_is_told_apart_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    error = MlflowException("API request to endpoint /x failed with error code 401 != 200")
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
+    assert "set MLFLOW_TRACKING_USERNAME" in str(told(error))
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    assert "check MLFLOW_TRACKING_USERNAME" in str(told(error))

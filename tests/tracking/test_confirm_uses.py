@@ -1,0 +1,95 @@
+"""Every use of the confirm part is counted, once, and its level follows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mergeops.errors import TrackingError
+from mergeops.tracking.confirm_uses import Use, count_use, next_number, uses
+from mergeops.tracking.connection import Tracking
+
+
+def use(weights: str = "a", **changes: Any) -> Use:
+    made = Use(
+        version=1,
+        weights_sha256=weights,
+        references={"best_parent:math": "m"},
+        primary=("add", "sub"),
+        parts={"add": "1", "sub": "2"},
+        at="2026-01-01T00:00:00Z",
+        by="ann",
+        alpha=0.06,
+    )
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def model(tracking: Tracking) -> Tracking:
+    tracking.client.create_registered_model("skills")
+    return tracking
+
+
+def numbers(model: Tracking, *wanted: Use) -> list[int]:
+    return [count_use(model, "skills", one).number for one in wanted]
+
+
+def test_uses_are_numbered_and_kept_in_mlflow(model: Tracking) -> None:
+    assert next_number(model, "skills", use("a")) == 1
+    first = count_use(model, "skills", use("a"))
+    assert (first.number, first.level) == (1, pytest.approx(0.03))
+    later = use("b", at="2026-01-02T00:00:00Z")
+    assert next_number(model, "skills", later) == 2
+    second = count_use(model, "skills", later)
+    assert (second.number, second.level) == (2, pytest.approx(0.01))
+    assert uses(model, "skills") == [first, second]
+
+
+def test_the_same_question_again_is_the_same_use(model: Tracking) -> None:
+    again = use("a", at="2027-01-01T00:00:00Z", by="ben", version=7)
+    assert numbers(model, use("a"), use("b"), again, use("b"), use("c")) == [1, 2, 1, 2, 3]
+    assert uses(model, "skills")[0].by == "ann"
+
+
+@pytest.mark.parametrize(
+    "change", [{"references": {"champion:2": "c"}}, {"primary": ("add",)}, {"weights_sha256": "b"}]
+)
+def test_another_question_about_the_same_items_is_another_use(
+    model: Tracking, change: dict[str, Any]
+) -> None:
+    assert numbers(model, use(), use(**change)) == [1, 2]
+
+
+def test_one_shared_task_is_enough_to_count(model: Tracking) -> None:
+    assert numbers(model, use(), use(parts={"add": "1", "new": "3"})) == [1, 2]
+
+
+def test_other_items_are_another_confirm_part(model: Tracking) -> None:
+    assert numbers(model, use(), use(parts={"add": "9", "sub": "8"})) == [1, 1]
+
+
+def test_a_use_that_was_cut_off_before_its_number_still_counts(model: Tracking) -> None:
+    class Cut:
+        def __init__(self) -> None:
+            self.writes = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model.client, name)
+
+        def set_registered_model_tag(self, *words: str) -> None:
+            if self.writes:
+                raise KeyboardInterrupt
+            self.writes += 1
+            model.client.set_registered_model_tag(*words)
+
+    cut: Any = Cut()
+    with pytest.raises(KeyboardInterrupt):
+        count_use(replace(model, client=cut), "skills", use("a"))
+    assert numbers(model, use("b"), use("a")) == [2, 2]
+
+
+def test_a_model_that_does_not_exist_is_named(model: Tracking) -> None:
+    with pytest.raises(TrackingError, match="there is no registered model 'other'"):
+        count_use(model, "other", use())

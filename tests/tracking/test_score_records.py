@@ -1,0 +1,42 @@
+"""Scores in the tracking store, found by whoever asks the same."""
+
+from __future__ import annotations
+
+from mergeops.tracking.connection import Tracking, connect
+from mergeops.tracking.score_records import EXPERIMENT
+
+WEIGHTS, KEY, OTHER = "ab" * 32, "cd" * 32, "ef" * 32
+
+
+def test_a_record_is_found_by_another_connection(tracking: Tracking) -> None:
+    tracking.score_records().keep(WEIGHTS, {KEY: '{"value": 0.5}'})
+    again = connect(tracking.spec).score_records()
+    assert again.find(WEIGHTS, [KEY, OTHER]) == {KEY: '{"value": 0.5}'}
+    assert again.find(OTHER, [KEY]) == {}
+
+
+def test_looking_makes_nothing(tracking: Tracking) -> None:
+    assert tracking.score_records().find(WEIGHTS, [KEY]) == {}
+    assert tracking.client.get_experiment_by_name(EXPERIMENT) is None
+
+
+def test_one_model_has_one_finished_run(tracking: Tracking) -> None:
+    records = tracking.score_records()
+    records.keep(WEIGHTS, {KEY: "a"})
+    records.keep(WEIGHTS, {OTHER: "b"})
+    experiment = tracking.client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    [run] = tracking.client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert records.find(WEIGHTS, [KEY, OTHER]) == {KEY: "a", OTHER: "b"}
+
+
+def test_what_was_not_finished_is_not_found(tracking: Tracking) -> None:
+    """The artifact is there, its tag is not: the process died in between."""
+    records = tracking.score_records()
+    records.keep(WEIGHTS, {KEY: "a"})
+    experiment = tracking.client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    [run] = tracking.client.search_runs([experiment.experiment_id])
+    tracking.client.delete_tag(run.info.run_id, f"mergeops.score.{KEY[:32]}")
+    assert records.find(WEIGHTS, [KEY]) == {}
