@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mergeops.evaluate import Scores
     from mergeops.report.leaderboard import Leaderboard
     from mergeops.sources import Resolved
+    from mergeops.tracking.search_run import SearchRun
 
 
 @dataclass(frozen=True)
@@ -141,16 +142,30 @@ def leaderboard_of(merges: Mapping[str, Scores], parents: Mapping[str, Scores]) 
 
 def joint_leaderboard(trials: Sequence[Trial]) -> Leaderboard:
     """All scored trials among all their parents; equal names are told apart by their plans."""
-    names = Counter(trial.name for trial in trials)
     merges: dict[str, Scores] = {}
     parents: dict[str, Scores] = {}
-    for trial in trials:
+    for label, trial in _labelled(trials):
         if trial.scores is not None:
-            is_repeated = names[trial.name] > 1
-            label = f"{trial.name} ({trial.plan_digest[:6]})" if is_repeated else trial.name
             merges[label] = trial.scores
             parents |= trial.parents
     return leaderboard_of(merges, parents)
+
+
+def log_search_page(log: SearchRun, trials: Sequence[Trial]) -> None:
+    """Log what a search's page shows: curves, pictures, leaderboard, text; none without scores."""
+    from mergeops.report.search_page import TrialLine, log_search
+
+    scored = [(label, trial) for label, trial in _labelled(trials) if trial.scores is not None]
+    if scored:
+        lines = [TrialLine(label, trial.run_id, trial.registered) for label, trial in scored]
+        first = scored[0][1].scores
+        is_higher_better = first is not None and first.merit == first.pooled
+        log_search(log, lines, joint_leaderboard(trials), is_higher_better)
+
+
+def _labelled(trials: Sequence[Trial]) -> list[tuple[str, Trial]]:
+    names = Counter(trial.name for trial in trials)
+    return [(f"{t.name} ({t.plan_digest[:6]})" if names[t.name] > 1 else t.name, t) for t in trials]
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
@@ -175,8 +190,7 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
         best = best_of(trials)
         if best is not None:
             sweep.log_best(best.run_id, best.dev_score)
-            board = joint_leaderboard(trials)
-            sweep.log_text(board.markdown(), "leaderboard.md")
+            log_search_page(sweep, trials)
     return trials
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from tracking_case import Case, make_source, sha256
+from tracking_case import Case, make_recipe, make_source, sha256
 
 from mergeops.errors import ConfigError, TrackingError
 from mergeops.lineage import Member, find_family
@@ -23,8 +23,12 @@ def grown(case: Case) -> tuple[Case, str, str]:
     """A merge of a merge; gives the second one's case and both runs."""
     run_id, _ = case.whole(name="first")
     first = make_source("first", uri="models:/skills/1", run_id=run_id, sha256=sha256("w"))
+    named = {"math": {"uri": "runs:/math"}, "first": {"uri": "models:/skills/1"}}
     second = dataclasses.replace(
-        case, sources={"math": case.sources["math"], "first": first}, digest=sha256("second")
+        case,
+        recipe=make_recipe(case.tracking.spec, sources=named),
+        sources={"math": case.sources["math"], "first": first},
+        digest=sha256("second"),
     )
     with second.trial(name="second") as log:
         log.log_model(case.checkpoint, weights_sha256=sha256("second weights"))

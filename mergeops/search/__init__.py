@@ -83,6 +83,7 @@ def run_search(recipe: Recipe, progress: Progress) -> Found:
     Raises:
         ConfigError: unknown strategy, no tasks to choose by, or what the strategy refuses.
     """
+    from mergeops.pipeline import log_search_page
     from mergeops.tools import Tools
 
     chosen = get(recipe.search.strategy)
@@ -98,6 +99,7 @@ def run_search(recipe: Recipe, progress: Progress) -> Found:
         log.log_json(found.rows, "steps.json")
         if found.best is not None:
             log.log_best(found.best.run_id, found.best.dev_score)
+        log_search_page(log, found.trials)
     return found
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,6 +51,28 @@ class SearchRun:
         client.set_tag(self.run_id, "mergeops.best_run_id", run_id)
         if client.get_run(self.run_id).data.metrics.get("best/pooled") != score:
             client.log_metric(self.run_id, "best/pooled", score)
+
+    def log_steps(self, scores: Sequence[float], *, higher_is_better: bool = True) -> None:
+        """Log the trials' pooled scores in their order, and the best so far, as two curves.
+
+        A search that goes on after a crash logs what is not there yet.
+        """
+        from mlflow.entities import Metric
+
+        choose = max if higher_is_better else min
+        worst = -math.inf if higher_is_better else math.inf
+        finite = [score if math.isfinite(score) else worst for score in scores]
+        best = list(itertools.accumulate(finite, choose))
+        client, now = self.tracking.client, int(time.time() * 1000)
+        for name, values in (("steps/trial", scores), ("steps/best", best)):
+            there = {(m.step, m.value) for m in client.get_metric_history(self.run_id, name)}
+            new = [
+                Metric(name, value, now, step)
+                for step, value in enumerate(values, 1)
+                if math.isfinite(value) and (step, value) not in there
+            ]
+            for start in range(0, len(new), 500):
+                client.log_batch(self.run_id, metrics=new[start : start + 500])
 
 
 @contextmanager

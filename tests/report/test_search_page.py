@@ -1,0 +1,67 @@
+"""The page of a search: curves that can be logged twice, the best named, the picture honest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tracking_case import Case, make_scores
+
+from mergeops.report.leaderboard import Entry, Leaderboard, leaderboard
+from mergeops.report.search_page import TrialLine, log_search, search_figure
+
+DIGEST = "5" * 64
+
+
+def board() -> Leaderboard:
+    right = {"soup of 2": 20, "soup of $3$": 30, "soup of 4": 25}
+    merges = [
+        Entry(name, "merge", make_scores(name, right={"arithmetic": hits}, n=40))
+        for name, hits in right.items()
+    ]
+    parent = Entry("math", "source", make_scores("math", right={"arithmetic": 16}, n=40))
+    return leaderboard([*merges, parent])
+
+
+def test_a_search_logged_twice_has_each_step_once(case: Case, tmp_path: Path) -> None:
+    lines = [
+        TrialLine(name, name[-1] * 32, f"skills/{i}")
+        for i, name in enumerate(("soup of 2", "soup of $3$", "soup of 4"), 1)
+    ]
+    for _ in range(2):
+        with case.tracking.search("soup", DIGEST, {}) as log:
+            log_search(log, lines, board(), higher_is_better=True)
+    client = case.tracking.client
+    curves = {
+        name: [(m.step, m.value) for m in client.get_metric_history(log.run_id, name)]
+        for name in ("steps/trial", "steps/best")
+    }
+    assert curves["steps/trial"] == [(1, 0.5), (2, 0.75), (3, 0.625)]
+    assert curves["steps/best"] == [(1, 0.5), (2, 0.75), (3, 0.75)]
+    text = client.get_run(log.run_id).data.tags["mlflow.note.content"]
+    assert text.startswith("3 trials; the best merge is **soup of $3$**, 0.750 on dev, +0.350 [")
+    assert "`models:/skills/2`" in text
+    plots = Path(client.download_artifacts(log.run_id, "plots", str(tmp_path)))
+    assert sorted(path.name for path in plots.iterdir()) == ["scores.png", "search.png"]
+
+
+def test_where_lower_is_better_the_best_so_far_falls(case: Case) -> None:
+    with case.tracking.search("soup", DIGEST, {}) as log:
+        log.log_steps([3.0, 2.0, float("nan"), 2.5], higher_is_better=False)
+    history = case.tracking.client.get_metric_history(log.run_id, "steps/trial")
+    assert [(m.step, m.value) for m in history] == [(1, 3.0), (2, 2.0), (4, 2.5)]
+    best = case.tracking.client.get_metric_history(log.run_id, "steps/best")
+    assert [m.value for m in best] == [3.0, 2.0, 2.0, 2.0]
+
+
+def test_the_picture_has_the_trials_in_order_and_the_best_parent_as_a_line() -> None:
+    rows = {row.name: row for row in board().rows}
+    tried = [rows[name] for name in ("soup of 2", "soup of $3$", "soup of 4")]
+    (axes,) = search_figure(tried, board(), higher_is_better=True).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "soup of 2",
+        r"soup of \$3\$",
+        "soup of 4",
+    ]
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    assert lines["best so far"] == [0.5, 0.75, 0.75]
+    assert lines["best single parent: math"] == [0.4, 0.4]
