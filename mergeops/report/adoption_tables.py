@@ -82,8 +82,10 @@ def _groups(adoption: Adoption, rows: list[dict[str, Any]]) -> Table:
                 group.reason or "",
             )
         )
-    columns = ("group", "runs", "architecture", "base", "base found in", "not with A, since it")
-    return table(columns, lines)
+    columns = ["group", "runs", "architecture", "base", "base found in", "not with A, since it"]
+    if len(lines) == 1:
+        columns.pop()
+    return table(columns, [line[: len(columns)] for line in lines])
 
 
 def _place(found_by: str | None) -> str:

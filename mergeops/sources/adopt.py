@@ -163,6 +163,7 @@ def _present(owned: Sequence[LoggedModel], found: Found) -> LoggedModel | None:
 def _tags(found: Found) -> dict[str, str]:
     tags = {
         "mergeops.role": "source",
+        "mergeops.status": "ingredient",
         "mergeops.kind": str(found.kind),
         "mergeops.source_uri": str(found.uri),
     }
@@ -245,7 +246,7 @@ def _ensure_version(
             name,
             source=source,
             run_id=found.run_id,
-            tags={**_tags(found), "mergeops.status": "ingredient"},
+            tags=_tags(found),
             description=f"{found.run_name} ({found.status}), {found.uri}",
             model_id=model.model_id,
         )

@@ -98,7 +98,7 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
 
         active = mlflow.active_run()
         run_id = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID")
-        self._owns_run = active is None
+        self._owns_run = run_id is None
         self._logs_metrics = "mlflow" not in args.report_to
         base = _base_of(model)
         name, experiment = str(args.run_name or ""), self._experiment
@@ -187,6 +187,9 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
         if courier is None:
             return
         raised = getattr(sys, "last_value", None)
+        if raised is None and not self._owns_run:
+            # The script caught the exception: whoever made the run says how it ended.
+            return
         status = "KILLED" if isinstance(raised, KeyboardInterrupt) else "FAILED"
         courier.send(status=status)
         arrived = courier.wait(PATIENCE_S)

@@ -275,4 +275,4 @@ def test_runs_are_inspected_as_they_are_merged(trained: Trained, tmp_path: Path)
         "lora": ("lora", trained.runs["lora"]),
     }
     # The adapter touches the query projections alone.
-    assert seen["total"]["changed"]["killed"] > 0.9 > seen["total"]["changed"]["lora"] > 0
+    assert seen["total"]["changed"]["killed"] > 0.8 > seen["total"]["changed"]["lora"] > 0
