@@ -1,6 +1,6 @@
 """Scoring with shared computation against lm-eval's own model, side by side: SCORING.md.
 
-    python -m benchmarks.scoring [--tasks DIR] [--items N] [--pairs N] [--threads N]
+    python -m benchmarks.scoring [--tasks DIR] [--only TASK ...] [--items N] [--pairs N]
 
 SmolLM2-135M-Instruct in float32 on the CPU. Both models answer the same requests in turn, the same
 weights in memory, the same batch size; the ratio is taken pair by pair, of wall and of CPU time.
@@ -57,6 +57,7 @@ def main() -> None:
     """Measure, print and write SCORING.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=Path, help="a directory of task YAML files of your own")
+    parser.add_argument("--only", nargs="+", metavar="TASK", help="some of the tasks")
     parser.add_argument("--items", type=int, default=48, help="of each task")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -65,6 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.tasks or Path(scratch)
         names = sorted(p.stem for p in folder.glob("*.yaml")) or write_tasks(folder, args.items)
+        names = [name for name in names if not args.only or name in args.only]
         measured = measure(folder, names, args.items, args.pairs, args.threads)
     text = page(measured, args.threads, args.pairs)
     args.out.write_text(text, encoding="utf-8")

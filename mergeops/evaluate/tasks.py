@@ -8,6 +8,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,11 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
     settings = _settings(name, task, num_fewshot, spec)
     examples = _examples(task) if num_fewshot else []
     for part, other in zip(PARTS, reversed(PARTS), strict=True):
-        split = {"confirm_fraction": spec.confirm_fraction, "salt": spec.split_salt}
-        ids[part] = part_ids(items, part, limit=spec.limit, **split)
-        hidden = {items[i] for i in part_ids(items, other, limit=None, **split)}
+        split = partial(
+            part_ids, items, confirm_fraction=spec.confirm_fraction, salt=spec.split_salt
+        )
+        ids[part] = split(part, limit=spec.limit)
+        hidden = {items[i] for i in split(other, limit=None)}
         shown = [(doc, digest) for doc, digest in examples if digest not in hidden]
         pools[part] = tuple(doc for doc, _ in shown)
         _check_pool(name, part, num_fewshot, len(shown), len(examples))

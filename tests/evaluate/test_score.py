@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from mergeops.errors import ConfigError, EvaluationError
@@ -63,6 +64,17 @@ def kept(work: Path) -> list[dict[str, Any]]:
     return [json.loads(p.read_text())["record"] for p in sorted(work.glob("scores/*/*.json"))]
 
 
+def with_examples(path: Path) -> Path:
+    """Give a task a training split to draw examples from; lm-eval would draw from its items."""
+    rows = [{"prompt": f"Now {i}?", "choices": list("abcd"), "answer": i % 4} for i in range(9)]
+    train = path.parent / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = yaml.safe_load(path.read_text())
+    task["dataset_kwargs"]["data_files"]["train"] = str(train)
+    path.write_text(yaml.safe_dump({**task, "fewshot_split": "train"}))
+    return path
+
+
 def by_lm_eval(path: Path, spec: EvaluateSpec, part: str, tasks: list[str]) -> dict[str, Any]:
     """lm-eval's own one-call evaluation of the same items."""
     import transformers
@@ -111,7 +123,8 @@ def check_same(scores: Scores, record: dict[str, Any], results: dict[str, Any]) 
 def test_scores_and_log_likelihoods_are_lm_evals_own(
     llama: Path, write_task: Write, work: Path, settings: dict[str, Any], backend: str
 ) -> None:
-    spec = spec_for(write_task().parent, "sums", backend=backend, **settings)
+    folder = with_examples(write_task()).parent
+    spec = spec_for(folder, "sums", backend=backend, **settings)
     scores = score(llama, SHA, spec, "dev", work_dir=work)
     check_same(scores, kept(work)[0], by_lm_eval(llama, spec, "dev", ["sums"]))
 
@@ -120,7 +133,7 @@ def test_scores_and_log_likelihoods_are_lm_evals_own(
 def test_the_second_model_of_a_task_set_gets_the_same_prompts_and_its_own_numbers(
     llama: Path, tiny_llama: Callable[..., Path], write_task: Write, work: Path
 ) -> None:
-    spec = spec_for(write_task().parent, "sums", num_fewshot=2)
+    spec = spec_for(with_examples(write_task()).parent, "sums", num_fewshot=2)
     tasks = load_tasks(spec)
     first = score(llama, SHA, spec, "dev", work_dir=work, tasks=tasks)
     other = tiny_llama(seed=5)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -265,8 +266,6 @@ def test_a_backend_that_is_not_installed_is_said_before_a_model_is_loaded(
 def test_vllm_gets_the_recipes_settings(
     family: list[Candidate], write_task: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lm_eval.models import vllm_causallms
-
     from mergeops.evaluate import vllm
 
     made: list[dict[str, Any]] = []
@@ -279,7 +278,8 @@ def test_vllm_gets_the_recipes_settings(
         raise StoppedError("no GPU\nhere")
 
     monkeypatch.setattr(vllm, "check_installed", lambda: None)
-    monkeypatch.setattr(vllm_causallms, "VLLM", made_with)
+    harness = types.SimpleNamespace(VLLM=made_with)  # the real one imports vLLM
+    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", harness)
     spec = spec_for(write_task().parent, "sums", backend="vllm", dtype="bfloat16", max_length=64)
     with pytest.raises(EvaluationError, match="vLLM cannot load .*: no GPU here"):
         score_all(family, spec, "dev", work_dir=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import catalogue, silence
@@ -282,7 +284,9 @@ def test_without_the_offline_variable_an_unreachable_hub_costs_one_try(
 
 def test_more_examples_than_there_are_is_an_error(write_task: Write) -> None:
     folder = write_task().parent
-    message = "task sums has 24 examples to draw from, fewer than num_fewshot 25"
+    message = (
+        r"task sums has \d+ examples to draw from for its dev part, \d+ more being items of the"
+    )
     with pytest.raises(EvaluationError, match=message):
         load_tasks(spec_for(folder, "sums", num_fewshot=25))
 
@@ -413,3 +417,108 @@ def test_an_empty_part_is_named_when_it_is_needed(write_task: Write) -> None:
     assert len(loaded.needed_ids("dev")) == 24
     with pytest.raises(EvaluationError, match="task sums has no items in its confirm part: 24"):
         loaded.needed_ids("confirm")
+
+
+# --- few-shot examples and the split
+
+
+def prompts_of(loaded: Any, part: str) -> str:
+    from mergeops.evaluate.answers import build_requests
+
+    return "".join(request.args[0] for request in build_requests(loaded, part, 1234, None))
+
+
+def test_no_prompt_shows_an_item_of_the_other_part(write_task: Write) -> None:
+    """The examples come from the test split itself, where nothing else is named."""
+    [task] = load_tasks(spec_for(write_task().parent, "sums", num_fewshot=3)).tasks.values()
+    for part, other in (("dev", "confirm"), ("confirm", "dev")):
+        shown = prompts_of(task, part)
+        for i in task.ids[other]:
+            assert f"What follows {i}?" not in shown
+        assert {doc["prompt"] for doc in task.pools[part]} == {
+            task.docs[i]["prompt"] for i in task.ids[part]
+        }
+
+
+def test_an_item_that_is_also_in_the_training_data_is_no_example_for_the_other_part(
+    write_task: Write,
+) -> None:
+    folder = write_task().parent
+    train = folder / "train.jsonl"
+    more = [
+        {"prompt": f"What follows {i}?", "choices": list("abcd"), "answer": 0}
+        for i in range(24, 30)
+    ]
+    own = (folder / "sums.jsonl").read_text()
+    train.write_text(own + "".join(json.dumps(row) + "\n" for row in more))
+    path = folder / "sums.yaml"
+    raw = yaml.safe_load(path.read_text())
+    raw["dataset_kwargs"]["data_files"]["train"] = str(train)
+    path.write_text(yaml.safe_dump({**raw, "fewshot_split": "train"}))
+    [task] = load_tasks(spec_for(folder, "sums", num_fewshot=3)).tasks.values()
+    for part, other in (("dev", "confirm"), ("confirm", "dev")):
+        allowed = [i for i in range(30) if i not in task.ids[other]]
+        assert [doc["prompt"] for doc in task.pools[part]] == [
+            f"What follows {i}?" for i in allowed
+        ]
+
+
+def test_a_limit_does_not_free_hidden_items_for_prompts(write_task: Write) -> None:
+    folder = write_task().parent
+    [whole] = load_tasks(spec_for(folder, "sums", num_fewshot=2)).tasks.values()
+    [few] = load_tasks(spec_for(folder, "sums", num_fewshot=2, limit=3)).tasks.values()
+    assert few.pools == whole.pools
+
+
+# --- patterns and groups
+
+
+def test_a_pattern_is_every_task_of_ones_own_that_fits(write_task: Write) -> None:
+    folder = write_task("math_a").parent
+    write_task("math_b")
+    write_task("other")
+    assert list(load_tasks(spec_for(folder, "*")).tasks) == ["math_a", "math_b", "other"]
+    assert list(load_tasks(spec_for(folder, "math_*")).tasks) == ["math_a", "math_b"]
+    with pytest.raises(EvaluationError, match=r"'phys\*', which fits no task; .* has: math_a"):
+        load_tasks(spec_for(folder, "phys*"))
+
+
+def test_a_pattern_without_a_folder_says_what_is_missing() -> None:
+    with pytest.raises(EvaluationError, match=r"'\*', which fits no task; set evaluate.include"):
+        load_tasks(EvaluateSpec(tasks=("*",)))
+
+
+GROUPS = ("default", "quick", "reasoning", "knowledge", "retention", "custom")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_composes_and_names_tasks_and_metrics_that_lm_eval_has(group: str) -> None:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    from mergeops.compose import compose
+    from mergeops.evaluate.catalogue import _shipped_file
+
+    recipe = compose([f"evaluate={group}", "sources.a.uri=/a", "method=linear"])
+    spec = recipe.evaluate
+    assert spec.tasks or group in ("default", "quick")
+    assert set(spec.metrics) <= set(spec.tasks)
+    for task in spec.tasks if group != "custom" else ():
+        if task == "mmlu":
+            continue  # a group of lm-eval's
+        file = _shipped_file(task)
+        assert file is not None, task
+        config = load_yaml(file, resolve_func=False)
+        metric, _, chosen = spec.metrics.get(task, "acc").partition(",")
+        assert metric in [entry["metric"] for entry in config["metric_list"]], task
+        if chosen:
+            assert chosen in [entry["name"] for entry in config["filter_list"]]
+
+
+@pytest.mark.parametrize("group", ["reasoning", "retention"])
+def test_a_group_that_needs_the_hub_says_so_without_it(group: str) -> None:
+    from mergeops.compose import compose
+
+    recipe = compose([f"evaluate={group}", "sources.a.uri=/a", "method=linear"])
+    message = r"task \w+ needs dataset \S+ from the Hugging Face hub, which is not in the local"
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(recipe.evaluate)
