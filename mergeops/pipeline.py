@@ -105,6 +105,9 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
             log.log_scores(scores)
             board = leaderboard_of({name: scores}, parents)
             log.log_report(board)
+        if recipe.tracking.heat_maps and not log.complete:
+            for figure_name, figure in tools.heat_maps(recipe).items():
+                log.log_figure(figure, f"plots/{figure_name}.png")
         version = log.register()
     return Trial(
         name=name,

@@ -92,6 +92,9 @@ class TrackingSpec:
     """How long to wait for the server before saying that it cannot be reached."""
     offline: bool = False
     """Work without the server: trials are kept on disk until `mergeops sync` logs them."""
+    heat_maps: bool = True
+    """Log norms, cosines and sign conflicts of the task vectors per layer with each trial; costs a
+    pass over the sources' weights."""
 
     def __post_init__(self) -> None:
         for key in ("experiment", "registered_model"):

@@ -18,9 +18,12 @@ from mergeops.recipe import MethodSpec, Recipe, SourceSpec
 from mergeops.tokens.spec import TokenizerSpec
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from mergeops.evaluate import Scores
     from mergeops.evaluate.asking import Candidate
     from mergeops.evaluate.tasks import TaskSet
+    from mergeops.inspection import Inspection
     from mergeops.sources import Resolved, Source
     from mergeops.tracking.connection import Tracking
 
@@ -47,6 +50,7 @@ class Tools:
         self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
         self._resolved: dict[str, Resolved] = {}
+        self._inspections: dict[tuple[str, ...], Inspection] = {}
         self._warned: set[str] = set()
 
     def load_tasks(self) -> TaskSet | None:
@@ -153,6 +157,19 @@ class Tools:
             if warning not in self._warned:
                 self._warned.add(warning)
                 self.progress.step(f"note: {warning}")
+
+    def heat_maps(self, recipe: Recipe) -> dict[str, Figure]:
+        """How the sources' task vectors interfere, layer by layer: file name -> figure."""
+        from mergeops.inspection import inspect
+        from mergeops.report.heat_maps import figures
+
+        resolved = self.resolve(recipe)
+        inputs = [source.sha256 for source in resolved.sources.values()]
+        key = (resolved.base.sha256 if resolved.base else "", *resolved.sources, *inputs)
+        if key not in self._inspections:
+            with self.progress.bar("comparing task vectors") as tick:
+                self._inspections[key] = inspect(recipe, resolved, with_ranks=False, progress=tick)
+        return figures(self._inspections[key])
 
     def score_parents(
         self,
