@@ -96,16 +96,19 @@ def test_every_method_gives_what_it_gives_on_tensors_at_hand(
         assert found.equal(expected.bfloat16()), tensor
 
 
-@pytest.mark.parametrize("name", ["slerp", "ties", "dare_ties", "model_stock", "della"])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", [*methods.names(), "model_stock by rows"])
 def test_chunks_and_lanes_do_not_change_a_byte(
-    name: str, plan_of: Make, models: dict[str, Path], tmp_path: Path
+    name: str, fused: bool, plan_of: Make, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    # By rows, model_stock takes whole ones, and della always does.
-    method = {"name": name} | ({"filter_wise": True} if name == "model_stock" else {})
-    plan = plan_of(method, models["base"], {n: models[n] for n in "ab"})
+    method: dict[str, Any] = {"name": name.removesuffix(" by rows")}
+    if name.endswith("by rows"):
+        method["filter_wise"] = True
+    names = "ab"[: methods.get(method["name"]).max_sources or 2]
+    plan = plan_of(method, models["base"], {n: models[n] for n in names})
     found = []
-    for i, (chunk, lanes) in enumerate([(BLOCK, 1), (BLOCK, 3), (2 * BLOCK, 2), (1 << 18, 1)]):
-        tuning = Tuning(chunk=chunk, lanes=lanes)
+    for i, (chunk, lanes) in enumerate([(BLOCK, 1), (2 * BLOCK, 3), (1 << 18, 2)]):
+        tuning = Tuning(chunk=chunk, lanes=lanes, fused=fused)
         found.append(contents(merge(plan, tmp_path / str(i), tuning=tuning)))
     assert all(other == found[0] for other in found)
 

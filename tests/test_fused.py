@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mergeops import methods
+from mergeops.errors import MergeError, SourceError
 from mergeops.execute import Tuning, merge
 from mergeops.methods import BLOCK, fused
 from mergeops.plan import Plan
@@ -124,6 +125,7 @@ def test_without_numba_the_methods_do_it_all(
     models: dict[str, dict[str, Path]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     plan = plan_for(plan_of, "ties", {}, models["bfloat16"])
     expected = merge(plan, tmp_path / "with", tuning=Tuning(fused=True))
@@ -132,6 +134,47 @@ def test_without_numba_the_methods_do_it_all(
     try:
         found = merge(plan, tmp_path / "without", tuning=Tuning(fused=True))
         assert not fused.kernels().result()
+        assert "merging without compiled kernels" in caplog.text
     finally:
         fused.kernels.cache_clear()
     assert weights_of(found) == weights_of(expected)
+
+
+def test_input_that_is_not_finite_is_named_as_ever(
+    plan_of: Make, models: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    tensors = load_file(models["bfloat16"]["a"] / "model.safetensors")
+    tensors["table"][3, 5] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    for name in ("linear", "ties", "model_stock", "della"):
+        plan = plan_for(plan_of, name, {}, models["bfloat16"] | {"a": folder})
+        with pytest.raises(SourceError, match=r"table.*\[3, 5\]"):
+            merge(plan, tmp_path / name, tuning=Tuning(fused=True))
+
+
+def test_result_beyond_the_saved_format_is_refused_as_ever(
+    plan_of: Make, models: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    plan = plan_of(
+        {"name": "linear", "normalize": False},
+        None,
+        {n: models["float32"][n] for n in "ab"},
+        {n: {"weight": 3e38} for n in "ab"},
+        dtype={"save": "bfloat16"},
+    )
+    with pytest.raises(MergeError, match="which bfloat16 cannot hold"):
+        merge(plan, tmp_path / "out", tuning=Tuning(fused=True))
+
+
+def test_inputs_of_different_formats_are_brought_to_one(
+    plan_of: Make, models: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    mixed = {"base": models["bfloat16"]["base"], "a": models["float16"]["a"]}
+    mixed |= {"b": models["float32"]["b"], "c": models["bfloat16"]["c"]}
+    plan = plan_for(plan_of, "ties", {"rescale": True}, mixed)
+    eager = merge(plan, tmp_path / "eager", tuning=Tuning(fused=False))
+    found = merge(plan, tmp_path / "fused", tuning=Tuning(fused=True))
+    assert weights_of(found) == weights_of(eager)

@@ -9,6 +9,7 @@ are not finite, or the arithmetic is not float32 on a CPU, the method's own func
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,8 +48,9 @@ def _load() -> bool:
         import mergeops.kernels.combine
         import mergeops.kernels.ranks
         import mergeops.kernels.scans  # noqa: F401
-    # What numba raises where it finds no place for what it compiled, or a library that it lacks.
-    except (ImportError, RuntimeError, OSError):
+    # Whatever is wrong with numba on a machine, a merge can do without it.
+    except Exception as error:
+        logging.getLogger(__name__).warning("merging without compiled kernels: %s", error)
         return False
     return True
 
