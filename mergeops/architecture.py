@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mergeops.errors import MergeError
+from mergeops.errors import MergeError, key_of
 
 # The settings that change what the weights mean without changing their shapes.
 MEANING = (
@@ -67,13 +67,14 @@ def layer_depths(names: Iterable[str], after: float = 1.0) -> dict[str, float]:
 
 
 def check_same_architecture(
-    configs: Mapping[str, Mapping[str, Any]], settled: Iterable[str] = ()
+    configs: Mapping[str, Mapping[str, Any]], settled: Iterable[str] = (), *, mixed: bool = False
 ) -> list[str]:
     """Compare every config.json with the first.
 
     Args:
         configs: name of the input -> content.
         settled: settings that may differ, since the recipe says what the result has.
+        mixed: whether all may differ.
 
     Returns:
         Warnings: differences that a merge can live with.
@@ -86,11 +87,17 @@ def check_same_architecture(
     for name, config in others:
         for key in (key for key in MEANING if key not in settled):
             ours, theirs = reference.get(key), config.get(key)
-            if ours is not None and theirs is not None and ours != theirs:
-                raise MergeError(
-                    f"{first} and {name} have different architectures: {key} is {_short(ours)} in "
-                    f"{first} and {_short(theirs)} in {name}"
-                )
+            if ours is None or theirs is None or ours == theirs:
+                continue
+            differs = f"{key} is {_short(ours)} in {first} and {_short(theirs)} in {name}"
+            if mixed:
+                warnings.append(f"{differs}; the merge takes that of {first}")
+                continue
+            raise MergeError(
+                f"{first} and {name} have different architectures: {differs}; choose fine-tunes of "
+                "one model, or set mixed_architectures=allow if their weights mean the same",
+                at=key_of(name),
+            )
         for key in ROPE:
             if reference.get(key) != config.get(key):
                 warnings.append(

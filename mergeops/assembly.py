@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mergeops.architecture import layer_depths
-from mergeops.errors import ConfigError, MergeError
+from mergeops.errors import ConfigError, MergeError, about
 from mergeops.methods import Method
 from mergeops.pieces import Assembler, Piece
 from mergeops.preflight import check_source_count, check_tensors
@@ -56,7 +56,8 @@ def assemble(
     stacks = find_stacks(views[first], configs[first])
     layout = _Layout(assembler, stacks, views[first], configs)
     if recipe.slices:
-        main = pick(stacks, None)
+        with about("slices"):
+            main = pick(stacks, None)
         return layout.assemble({main: Module(recipe.slices)}, main)
     modules: dict[Stack, Module] = {}
     parts: dict[str, Module] = {}
@@ -65,7 +66,8 @@ def assemble(
         if _is_part(word, module, views[first], stacks):
             parts[f"{word}."] = module
         else:
-            modules[pick(stacks, word)] = module
+            with about(f"modules.{word}"):
+                modules[pick(stacks, word)] = module
     return layout.assemble(modules, None, parts)
 
 
@@ -188,54 +190,66 @@ class _Layout:
         shared = self._shared(stack)
         pieces: list[Piece] = []
         origins: list[tuple[Mapping[str, Any], int]] = []
-        for one, depth, numbers in self._each_layer(stack, module):
-            check_source_count(assembler.method, len(one.sources))
+        for number, one, depth, numbers in self._each_layer(stack, module):
+            where = f"{module.where}[{number}]"
+            with about(where):
+                check_source_count(assembler.method, len(one.sources))
             k = len(origins)
             lead, i = one.sources[0].source, numbers[0]
             suffixes = self._by_layer(stack, lead)[i]
             for p, part in enumerate(one.sources):
-                self._check_same_parts(stack, part.source, numbers[p], lead, i, shared)
+                with about(f"{where}.sources[{p}]"):
+                    self._check_same_parts(stack, part.source, numbers[p], lead, i, shared)
             for suffix in suffixes:
                 if suffix in shared:
                     continue
                 names = {p: f"{stack.prefix}{n}.{suffix}" for p, n in numbers.items()}
                 name = f"{stack.prefix}{k}.{suffix}"
-                pieces.append(assembler.piece(name, depth, one, (module.parameters,), names))
+                with about(where):
+                    pieces.append(assembler.piece(name, depth, one, (module.parameters,), names))
             origins.append((self._configs[lead], i))
         changes = resized(stack, self._config, origins)
-        self._check_kinds(stack, pieces, changes, shared)
+        with about(module.where):
+            self._check_kinds(stack, pieces, changes, shared)
         return pieces, changes
 
     def _each_layer(
         self, stack: Stack, module: Module
-    ) -> Iterator[tuple[Slice, float, dict[int, int]]]:
-        """For each layer of the result: its slice, depth, and the number of the layer in each part
-        of the slice (-1 is the base)."""
+    ) -> Iterator[tuple[int, Slice, float, dict[int, int]]]:
+        """For each layer of the result: number of its slice, the slice, depth, and the number of
+        the layer in each part of the slice (-1 is the base)."""
         for number, one in enumerate(module.slices):
-            ranges = [self._range(stack, part, number) for part in one.sources]
+            where = f"{module.where}[{number}]"
+            ranges = [
+                self._range(stack, part, f"{where}.sources[{p}]")
+                for p, part in enumerate(one.sources)
+            ]
             starts = {p: start for p, (start, _) in enumerate(ranges)}
             if self._assembler.has_base:
                 if one.base is not None:
-                    starts[-1] = self._range(stack, one.base, number)[0]
+                    starts[-1] = self._range(stack, one.base, f"{where}.base")[0]
                 elif len(set(ranges)) == 1:
-                    starts[-1] = self._range(stack, SlicePart(BASE, ranges[0]), number)[0]
+                    part = SlicePart(BASE, ranges[0])
+                    starts[-1] = self._range(stack, part, f"{where}.base")[0]
                 else:
                     raise ConfigError(
                         f"slice {number} merges layers {', '.join(map(str, map(list, ranges)))}; "
-                        "say which of the base's they are task vectors to, with base: [from, to]"
+                        "say which of the base's they are task vectors to, with base: [from, to]",
+                        at=where,
                     )
             length = ranges[0][1] - ranges[0][0]
             for i in range(length):
                 depth = i / (length - 1) if length > 1 else 1.0
-                yield one, depth, {p: start + i for p, start in starts.items()}
+                yield number, one, depth, {p: start + i for p, start in starts.items()}
 
-    def _range(self, stack: Stack, part: SlicePart, number: int) -> tuple[int, int]:
+    def _range(self, stack: Stack, part: SlicePart, where: str) -> tuple[int, int]:
         count = max(self._by_layer(stack, part.source), default=-1) + 1
         layers = part.layers or (0, count)
         if layers[1] > count:
             raise ConfigError(
-                f"slice {number} takes layers {list(layers)} of {part.source}, whose "
-                f"{stack.prefix}* has {count} layers; allowed: up to [0, {count}]"
+                f"{where} takes layers {list(layers)} of {part.source}, whose {stack.prefix}* "
+                f"has {count} layers; allowed: up to [0, {count}]",
+                at=where,
             )
         return layers
 

@@ -26,7 +26,20 @@ COMPAT = click.option(
 )
 
 
-@click.command()
+class WithMergekitFlags(click.Command):
+    """A command that takes the options of mergekit-yaml, too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See click; says which options have no effect."""
+        from mergeops.mergekit_flags import translated
+
+        words, notes = translated(args)
+        for note in notes:
+            click.echo(f"mergeops: note: {note}", err=True)
+        return super().parse_args(ctx, words)
+
+
+@click.command(cls=WithMergekitFlags)
 @click.argument("recipe_file", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @OVERRIDES
@@ -47,7 +60,8 @@ def merge(
 ) -> None:
     """Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked.
 
-    RECIPE_FILE is a recipe of mergeops or an unchanged mergekit YAML.
+    RECIPE_FILE is a recipe of mergeops or an unchanged mergekit YAML, with the options of
+    mergekit-yaml where you are used to them.
     """
     from mergeops import compose, pipeline
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mergeops.checkpoint.digest import file_sha256
 from mergeops.checkpoint.layout import CONFIG, read_json
 from mergeops.errors import SourceError
+from mergeops.remote_code import code_files
 from mergeops.tokenizer import CHAT_TEMPLATE_FILES, TOKENIZER_FILES, tokenizer_directory
 from mergeops.tokens.files import WITH_TOKENS, with_tokens, with_vocabulary
 from mergeops.tokens.layout import VocabularyLayout
@@ -52,6 +53,8 @@ def find_companions(
     tokenizer: PlannedInput,
     chat_template: str,
     vocabulary: VocabularyLayout | None,
+    *,
+    trust_code: bool = False,
 ) -> tuple[tuple[Companion, ...], tuple[str, ...]]:
     """Choose the small files: configs from the first input, the rest from the tokenizer's.
 
@@ -63,6 +66,7 @@ def find_companions(
         tokenizer: the input whose tokenizer the recipe asks for.
         chat_template: auto, an input's name, or the template itself.
         vocabulary: the merge's, where it is not simply that of every input.
+        trust_code: whether the code that the configs name is copied.
 
     Returns:
         The files by name, and warnings.
@@ -103,7 +107,10 @@ def find_companions(
     if vocabulary is not None and vocabulary.added:
         for name in found.keys() & set(WITH_TOKENS):
             found[name] = replace(found[name], added=vocabulary.added)
-    return tuple(found[name] for name in sorted(found)), template.warnings
+    configs = [Path(found[n].path) for n in (CONFIG, TOKENIZER_CONFIG) if n in found]
+    code, warnings = code_files(configs, trusted=trust_code)
+    found |= {file.name: _copy(file) for file in code}
+    return tuple(found[name] for name in sorted(found)), (*template.warnings, *warnings)
 
 
 def write_companions(

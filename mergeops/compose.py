@@ -56,7 +56,7 @@ def compose(
     if recipe_file is None:
         recipe_file, parsed = _mergekit_file(parsed)
     compat = _value_of(parsed, "compat")
-    file_content = read_recipe_file(recipe_file, compat) if recipe_file else None
+    file_content, origins = read_recipe_file(recipe_file, compat) if recipe_file else (None, {})
     for override in parsed:
         _check_key(override)
         if override.is_sweep_override():
@@ -67,7 +67,11 @@ def compose(
     raw = _compose_plain(arguments, config_dir, file_content)
     _choose_method(raw, parsed)
     _keep_only(raw)
-    return Recipe.from_dict(raw)
+    set_here = {override.key_or_group for override in parsed}
+    return dataclasses.replace(
+        Recipe.from_dict(raw),
+        origins={key: at for key, at in origins.items() if key not in set_here},
+    )
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
@@ -96,7 +100,7 @@ def _parse(overrides: Sequence[str]) -> list[Any]:
 
 def _check_key(override: Any) -> None:
     top = override.key_or_group.split(".")[0].split("/")[0]
-    known = {f.name for f in dataclasses.fields(Recipe)} | set(GROUPS) | {"only", FILE}
+    known = set(Recipe.keys()) | set(GROUPS) | {"only", FILE}
     if top not in known:
         raise unknown_key("", override.key_or_group, sorted(known))
 
@@ -196,8 +200,8 @@ def _value_of(parsed: Iterable[Any], key: str) -> Any:
     return values[-1] if values else None
 
 
-def read_recipe_file(path: Path, compat: Any = None) -> dict[str, Any]:
-    """A recipe file as a plain dict: native, or mergekit's YAML.
+def read_recipe_file(path: Path, compat: Any = None) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """A recipe file as a plain dict, native or mergekit's YAML, and where its keys stand there.
 
     Args:
         path: the file.
@@ -215,7 +219,8 @@ def read_recipe_file(path: Path, compat: Any = None) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         if is_mergekit(text):
-            return dict(read_mergekit(path, compat=compat == MERGEKIT).recipe)
+            converted = read_mergekit(path, compat=compat == MERGEKIT)
+            return dict(converted.recipe), converted.origins
         content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe file {path} is not YAML: {_one_line(error)}") from error
@@ -223,7 +228,7 @@ def read_recipe_file(path: Path, compat: Any = None) -> dict[str, Any]:
         raise ConfigError(f"recipe file {path} holds no mapping; it needs method and sources")
     if isinstance(content.get("method"), str):
         content["method"] = {"name": content["method"]}
-    return content
+    return content, {}
 
 
 def _choose_method(raw: dict[str, Any], parsed: Iterable[Any]) -> None:

@@ -11,13 +11,31 @@
 A message is one line: what is wrong, where, the value, and what is allowed or what to do next.
 Errors of lower layers are caught where they arise and raised again as one of these, with the
 original as ``__cause__``; ``mergeops --debug`` shows it.
+
+What is found wrong long after a file was read may still say the line: the error carries the
+recipe's key, ``at``, and ``locating`` finds the key's origin, where the recipe knows it.
 """
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class MergeopsError(Exception):
-    """Base of all errors that are the user's to fix; never raised itself."""
+    """Base of all errors that are the user's to fix; never raised itself.
+
+    Args:
+        message: one line.
+        at: the recipe's key that it is about, e.g. ``sources.a`` or ``slices[1].sources[0]``.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, at: str = "") -> None:
+        super().__init__(message)
+        self.at = at
 
 
 class ConfigError(MergeopsError):
@@ -54,3 +72,45 @@ class GateRefusedError(MergeopsError):
     """The evidence does not support the promotion."""
 
     exit_code = 7
+
+
+@contextmanager
+def locating(prefix: str, origins: Mapping[str, str]) -> Iterator[None]:
+    """Put the place where a key was written before an error about the key.
+
+    Args:
+        prefix: key of the part of the recipe that is worked on; empty for the whole.
+        origins: key -> file, line and key there; an error about another key gets the place of the
+            nearest key that it is part of.
+    """
+    try:
+        yield
+    except MergeopsError as error:
+        key = ".".join(part for part in (prefix, error.at) if part)
+        place = _origin(key, origins)
+        if place is None:
+            if prefix and prefix not in str(error):
+                raise type(error)(f"{prefix}: {error}", at=error.at) from error
+            raise
+        raise type(error)(f"{place}: {error}") from error
+
+
+def key_of(name: str) -> str:
+    """The recipe's key of an input."""
+    return name if name == "base" else f"sources.{name}"
+
+
+@contextmanager
+def about(at: str) -> Iterator[None]:
+    """Make errors that are about no key yet be about this one."""
+    try:
+        yield
+    except MergeopsError as error:
+        error.at = error.at or at
+        raise
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str | None:
+    while key and key not in origins:
+        key = re.sub(r"(^|\.|\[)[^.\[]*$", "", key)
+    return origins.get(key)

@@ -1,19 +1,29 @@
-"""Merges that a recipe is made from, each made before it and found by its plan digest."""
+"""Merges that a recipe is made from, each made before it and found by its plan digest.
+
+All of them, and the recipe itself, are planned before the first is made: from outlines of those
+that come before. So nothing is written where the last one turns out to be impossible.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergeops.errors import locating
+from mergeops.merge_names import MERGE
+from mergeops.outline import write_outline
 from mergeops.plan import Plan, make_plan
-from mergeops.recipe import MERGE, Recipe
+from mergeops.recipe import Recipe
 
 if TYPE_CHECKING:
     from mergeops.sources import Resolved
 
-Resolve = Callable[[Recipe], "Resolved"]
+Digests = Mapping[Path, str]
+"""Directory -> digest of its weights, where that is known without reading them."""
+Resolve = Callable[[Recipe, Digests], "Resolved"]
 Merge = Callable[[Plan, str], Path]
 
 
@@ -31,23 +41,54 @@ def resolve_with_merges(recipe: Recipe, resolve: Resolve, merge: Merge) -> Resol
         merge: executes a plan, or finds it done; told the merge's name.
 
     Raises:
-        MergeopsError: as planning and merging.
+        MergeopsError: as planning and merging; where the recipe or one of its merges cannot be
+            planned, nothing was merged.
     """
+    if recipe.merges:
+        _plan_all(recipe, resolve)
     places: dict[str, Path] = {}
-    for name, one in recipe.merges.items():
-        one = dataclasses.replace(
-            one,
-            output=recipe.output,
-            tracking=recipe.tracking,
-            path_map=recipe.path_map,
-            trust_remote_code=recipe.trust_remote_code,
-        )
-        resolved = _resolve(one, places, resolve)
+    for name, one in _merges(recipe):
+        resolved = _resolve(one, places, {}, resolve)
         places[name] = merge(make_plan(one, resolved.base, resolved.sources), name)
-    return _resolve(recipe, places, resolve)
+    with locating("", recipe.origins):
+        return _resolve(recipe, places, {}, resolve)
 
 
-def _resolve(recipe: Recipe, places: Mapping[str, Path], resolve: Resolve) -> Resolved:
+def _plan_all(recipe: Recipe, resolve: Resolve) -> None:
+    """Plan every merge and the recipe from headers alone; refuse what cannot work."""
+    with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
+        places: dict[str, Path] = {}
+        digests: dict[Path, str] = {}
+        for name, one in _merges(recipe):
+            with locating(f"merges.{name}", recipe.origins):
+                resolved = _resolve(one, places, digests, resolve)
+                plan = make_plan(one, resolved.base, resolved.sources)
+                places[name] = write_outline(plan, Path(folder, name.replace("/", "_")))
+            # What it will be is as good as the digest of its weights to tell merges apart.
+            digests[places[name].resolve()] = plan.digest
+        with locating("", recipe.origins):
+            resolved = _resolve(recipe, places, digests, resolve)
+        make_plan(recipe, resolved.base, resolved.sources)
+
+
+def _merges(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
+    """The merges in order, with the settings that hold for the whole recipe."""
+    for name, one in recipe.merges.items():
+        yield (
+            name,
+            dataclasses.replace(
+                one,
+                output=recipe.output,
+                tracking=recipe.tracking,
+                path_map=recipe.path_map,
+                trust_remote_code=recipe.trust_remote_code,
+            ),
+        )
+
+
+def _resolve(
+    recipe: Recipe, places: Mapping[str, Path], digests: Digests, resolve: Resolve
+) -> Resolved:
     def placed(uri: str | None) -> str | None:
         name = (uri or "").removeprefix(MERGE)
         return uri if uri is None or name == uri else str(places[name].absolute())
@@ -57,16 +98,18 @@ def _resolve(recipe: Recipe, places: Mapping[str, Path], resolve: Resolve) -> Re
             recipe,
             merges={},
             base=placed(recipe.base),
+            base_adapter=placed(recipe.base_adapter),
             sources={
                 name: dataclasses.replace(s, uri=placed(s.uri) or s.uri, base=placed(s.base))
                 for name, s in recipe.sources.items()
             },
-        )
+        ),
+        digests,
     )
     # Records name the merge, not where it happens to be.
     base = found.base
     if base is not None and recipe.base is not None:
-        base = dataclasses.replace(base, uri=recipe.base)
+        base = dataclasses.replace(base, uri=recipe.base_adapter or recipe.base)
     sources = {
         name: dataclasses.replace(source, uri=recipe.sources[name].uri)
         for name, source in found.sources.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from mergeops.errors import ConfigError
 from mergeops.methods import Method
 from mergeops.pieces import Ingredient, Piece
 from mergeops.recipe import Recipe
-from mergeops.values import Setting, Value, choose, interpolate, numbers
+from mergeops.values import Choice, Setting, Value, choose, interpolate, numbers
+from mergeops.views import HEADS
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def resolve_parameters(
     pieces = list(pieces)
     p = recipe.method.parameters
     _check_values(recipe, method)
-    _check_matches(recipe, [piece.name for piece in pieces])
+    _check_matches(recipe, pieces)
     shared_keys = [k for k in method.tensor_parameters if k not in method.source_parameters]
     resolved: dict[str, TensorParameters] = {}
     checked: set[tuple[Any, ...]] = set()
@@ -133,13 +134,31 @@ def _check_range(p: Any, key: str, value: Setting, prefix: str) -> None:
             raise ConfigError(str(error).replace("method.", prefix, 1)) from error
 
 
-def _check_matches(recipe: Recipe, names: list[str]) -> None:
-    for i, rule in enumerate(recipe.rules):
-        if not any(fnmatch.fnmatchcase(name, rule.match) for name in names):
-            raise ConfigError(
-                f"rules[{i}].match is {rule.match!r}, which matches no tensor; names look like "
-                f"{names[len(names) // 2]}"
-            )
+def _check_matches(recipe: Recipe, pieces: Sequence[Piece]) -> None:
+    """Every glob takes a tensor, or would if the output head were not tied to the embeddings."""
+    names = {piece.name: None for piece in pieces}
+    parts = {ingredient.stored.name: None for piece in pieces for ingredient in piece.sources}
+    globs = [(f"rules[{i}].match", rule.match, names) for i, rule in enumerate(recipe.rules)]
+    own = [(f"sources.{name}.", source.parameters) for name, source in recipe.sources.items()]
+    for prefix, settings in [*own, *_sliced(recipe)]:
+        for key, setting in settings.items():
+            for i, choice in enumerate(setting if isinstance(setting, tuple) else ()):
+                if isinstance(choice, Choice):
+                    globs.append((f"{prefix}{key}[{i}].match", choice.match, names | parts))
+    checked: set[str] = set()
+    for key, glob, candidates in globs:
+        if glob in checked or fnmatch.filter([*candidates, *HEADS], glob):
+            checked.add(glob)
+            continue
+        plain = list(names)
+        written = f"match:{glob}"
+        if written in recipe.origins:
+            # There a filter is a part of the name.
+            message = f"is {glob[1:-1]!r}, which is in no tensor's name"
+        else:
+            message = f"{key} is {glob!r}, which matches no tensor"
+            written = key
+        raise ConfigError(f"{message}; names look like {plain[len(plain) // 2]}", at=written)
 
 
 def _check(method: Method, name: str, p: Any, per_source: Mapping[str, tuple[float, ...]]) -> None:
@@ -147,4 +166,4 @@ def _check(method: Method, name: str, p: Any, per_source: Mapping[str, tuple[flo
     try:
         method.check(per_source, p)
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
+        raise ConfigError(f"{name}: {error}", at="method") from error

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeops.merges_first import merge_dir, resolve_with_merges
+from mergeops.merges_first import Digests, merge_dir, resolve_with_merges
 from mergeops.plan import Plan, make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
@@ -183,11 +183,12 @@ def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Plan:
 
     work_dir = Path(recipe.output.dir)
 
-    def find(one: Recipe) -> Resolved:
+    def find(one: Recipe, digests: Digests) -> Resolved:
         with progress.bar("reading sources", is_bytes=True) as tick:
             return resolve(
                 one,
                 cache_dir=work_dir / "cache",
+                digests=digests,
                 progress=lambda _label, done, total: tick(done, total),
             )
 

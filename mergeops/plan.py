@@ -23,12 +23,11 @@ from mergeops.assembly import assemble
 from mergeops.checkpoint.dtypes import BY_WORD, FLOATS, item_size, word
 from mergeops.checkpoint.header import StoredTensor, encode_header
 from mergeops.companions import Companion, changed, find_companions
-from mergeops.errors import MergeError
+from mergeops.errors import MergeError, about, key_of, locating
 from mergeops.inputs import PlannedInput, config_of, read_input
 from mergeops.parameters import resolve_parameters
 from mergeops.pieces import Ingredient, Piece
 from mergeops.preflight import check_configs, check_sources, check_tokenizers
-from mergeops.recipe import REFUSE
 from mergeops.schema import build
 from mergeops.shards import assign_shards, parse_size
 from mergeops.slices import BASE
@@ -210,19 +209,26 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
         SourceError: an input's files are missing, corrupt or of an unsupported kind.
         MergeError: the inputs do not fit each other or the method.
     """
+    with locating("", recipe.origins):
+        return _make_plan(recipe, base, sources)
+
+
+def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]) -> Plan:
     method = methods.get(recipe.method.name)
     shard_bytes = parse_size("output.shard_size", recipe.output.shard_size)
     planned_base, planned_sources, headers = _read_inputs(recipe, base, sources)
     sliced = bool(recipe.slices or recipe.modules)
-    check_sources(method, planned_base, planned_sources, sliced=sliced)
+    with about("method"):
+        check_sources(method, planned_base, planned_sources, sliced=sliced)
     inputs = [*([planned_base] if planned_base else []), *planned_sources]
-    warnings = check_configs(inputs, _settled(recipe))
+    warnings = check_configs(inputs, recipe)
     chosen = _tokenizer_input(recipe, inputs)
     vocabulary = None
     if recipe.tokenizer.source != SAME:
-        vocabulary, told = lay_out_vocabulary(
-            recipe.tokenizer, inputs, headers, has_base=planned_base is not None
-        )
+        with about("tokenizer"):
+            vocabulary, told = lay_out_vocabulary(
+                recipe.tokenizer, inputs, headers, has_base=planned_base is not None
+            )
         warnings += told
         headers = resized(headers, vocabulary) if vocabulary else headers
     configs = {planned.name: config_of(planned) for planned in inputs}
@@ -231,7 +237,11 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
     warnings += views.warnings
     if recipe.tokenizer.source == SAME:
         warnings += check_tokenizers(chosen, inputs)
-    companions, kept = find_companions(inputs, chosen, recipe.tokenizer.chat_template, vocabulary)
+    with about("tokenizer"):
+        template = recipe.tokenizer.chat_template
+        companions, kept = find_companions(
+            inputs, chosen, template, vocabulary, trust_code=recipe.trust_remote_code
+        )
     warnings += kept
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
     return Plan(
@@ -283,7 +293,8 @@ def _read_inputs(
     for source in [base, *(sources[name] for name in recipe.sources)]:
         if source is None:
             continue
-        described, headers[source.name] = read_input(source)
+        with about(key_of(source.name)):
+            described, headers[source.name] = read_input(source)
         planned.append(described)
     if base is None:
         return None, planned, headers
@@ -296,12 +307,6 @@ def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedI
         if planned.name == recipe.tokenizer.source:
             return planned
     return inputs[0]
-
-
-def _settled(recipe: Recipe) -> list[str]:
-    """Settings of config.json that inputs may differ in, since the recipe decides them."""
-    layers = ["num_hidden_layers"] if recipe.slices or recipe.modules else []
-    return layers + (["tie_word_embeddings"] if recipe.tied_head != REFUSE else [])
 
 
 def _tasks(

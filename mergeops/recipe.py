@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.errors import ConfigError
+from mergeops.merge_names import check_uris
 from mergeops.schema import build, check_choice, unknown_key
 from mergeops.settings import EvaluateSpec, OutputSpec, PromoteSpec, SearchSpec, TrackingSpec
 from mergeops.slices import (
@@ -31,11 +32,18 @@ from mergeops.values import Setting, Value, plain, read_setting, read_value
 
 WEIGHT_KEYS = ("base", "sources", "method", "rules", "tokenizer", "dtype", "seed")
 """What decides the merged bytes."""
-LAYOUT_KEYS = ("slices", "modules", "tied_head", "missing", "compat", "merges")
+LAYOUT_KEYS = (
+    "base_adapter",
+    "slices",
+    "modules",
+    "tied_head",
+    "missing",
+    "mixed_architectures",
+    "compat",
+    "merges",
+)
 """What decides them, too, but is left out of records where it is not set."""
 REFUSE = "refuse"
-MERGE = "merge:"
-"""Begins the URI of another merge of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,8 @@ class Recipe:
     sources: Mapping[str, SourceSpec]
     base: str | None = None
     """The common ancestor, as a source URI; null for methods that need none."""
+    base_adapter: str | None = None
+    """A LoRA adapter that is applied to ``base`` on the fly, as a source URI."""
     rules: tuple[Rule, ...] = ()
     slices: tuple[Slice, ...] = ()
     """Where the result's layers come from, where that is not each layer from the same of all
@@ -107,6 +117,9 @@ class Recipe:
     missing: str = REFUSE
     """Where some inputs lack a tensor: refuse, or leave_out, it is merged from those that have it.
     """
+    mixed_architectures: str = REFUSE
+    """Where config.json files name different architectures or settings that change what weights
+    mean: refuse, or allow, the merge gets the base's, or the first source's."""
     compat: str | None = None
     """``mergekit`` repeats what mergekit 0.1 does where mergeops differs by choice: a gradient's
     first value, not its last, for the tensors after the layers."""
@@ -127,15 +140,26 @@ class Recipe:
     tracking: TrackingSpec = field(default_factory=TrackingSpec)
     search: SearchSpec = field(default_factory=SearchSpec)
     promote: PromoteSpec = field(default_factory=PromoteSpec)
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Key -> file, line and key that it was read from, for errors; no part of what is written."""
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Recipe:
+    def keys(cls) -> list[str]:
+        """What a user can write."""
+        return [f.name for f in dataclasses.fields(cls) if f.name != "origins"]
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], made: Iterable[str] = ()) -> Recipe:
         """Check a plain dict and make it a recipe.
+
+        Args:
+            raw: what the user wrote.
+            made: names of merges that it may use besides its own.
 
         Raises:
             ConfigError: with the full key, the value and what is allowed.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
+        known = cls.keys()
         described = ("method", "sources", "rules", "slices", "modules", "merges")
         for key in raw:
             if key not in known:
@@ -161,13 +185,19 @@ class Recipe:
         )
         if built.slices and built.modules:
             raise ConfigError("slices and modules are both given; write the slices into modules")
-        check_uris(built)
+        if built.base_adapter is not None and built.base is None:
+            raise ConfigError(
+                f"base_adapter is {built.base_adapter!r}, but base is missing: the model that it "
+                "is applied to"
+            )
+        check_uris(built, made)
         check_names(built.tokenizer, sources, has_base=built.base is not None)
         return built
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON types, in the shape that ``from_dict`` reads."""
-        raw: dict[str, Any] = dataclasses.asdict(self)
+        raw: dict[str, Any] = dataclasses.asdict(dataclasses.replace(self, origins={}))
+        del raw["origins"]
         raw["method"] = {"name": self.method.name, **dataclasses.asdict(self.method.parameters)}
         raw["sources"] = {
             name: {
@@ -194,6 +224,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_choice("tied_head", self.tied_head, (REFUSE, "untie", "tie"))
         check_choice("missing", self.missing, (REFUSE, "leave_out"))
+        check_choice("mixed_architectures", self.mixed_architectures, (REFUSE, "allow"))
         if self.compat is not None:
             check_choice("compat", self.compat, ("mergekit",))
 
@@ -289,33 +320,12 @@ def _rules(raw: Any, method: str, sources: Mapping[str, SourceSpec]) -> tuple[Ru
 def _merges(raw: Any) -> dict[str, Recipe]:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"merges is {raw!r}; write {{NAME: RECIPE}}")
-    found = {}
+    found: dict[str, Recipe] = {}
     for name, recipe in raw.items():
         try:
             if not isinstance(recipe, Mapping):
                 raise ConfigError(f"it is {recipe!r}; write a recipe")
-            found[str(name)] = Recipe.from_dict(recipe)
+            found[str(name)] = Recipe.from_dict(recipe, made=tuple(found))
         except ConfigError as error:
             raise ConfigError(f"merges.{name}: {error}") from error
     return found
-
-
-def check_uris(recipe: Recipe) -> None:
-    """Every ``merge:NAME`` is a merge of the recipe, and those name only earlier ones.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    known: list[str] = []
-    for label, one in [*recipe.merges.items(), ("", recipe)]:
-        for uri in [one.base, *(u for s in one.sources.values() for u in (s.uri, s.base))]:
-            name = (uri or "").removeprefix(MERGE)
-            if uri is None or name == uri:
-                continue
-            if name not in known:
-                where = f"merges.{label} names" if label else "the recipe names"
-                raise ConfigError(
-                    f"{where} {uri}, but no such merge is made before it; known there: "
-                    + (", ".join(known) or "none")
-                )
-        known.append(label)

@@ -56,6 +56,8 @@ class Module:
 
     slices: tuple[Slice, ...]
     parameters: Mapping[str, Setting] = field(default_factory=dict)
+    where: str = "slices"
+    """Key of the list of slices, for errors."""
 
 
 def read_slices(raw: Any, where: str, method: Method, sources: Iterable[str]) -> tuple[Slice, ...]:
@@ -92,7 +94,7 @@ def read_modules(raw: Any, method: Method, sources: Iterable[str]) -> dict[str, 
             parameters = _parameters(rest, where, method.tensor_parameters, ("slices",), method)
         else:
             slices, parameters = (_slice(spec, where, method, names, whole=True),), {}
-        modules[str(name)] = Module(slices, parameters)
+        modules[str(name)] = Module(slices, parameters, f"{where}.slices")
     return modules
 
 

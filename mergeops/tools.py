@@ -10,10 +10,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergeops.merges_first import merge_dir, resolve_with_merges
+from mergeops.merges_first import Digests, merge_dir, resolve_with_merges
 from mergeops.plan import Plan, make_plan
 from mergeops.progress import Progress
-from mergeops.recipe import MethodSpec, Recipe
+from mergeops.recipe import MethodSpec, Recipe, SourceSpec
 from mergeops.tokens.spec import TokenizerSpec
 
 if TYPE_CHECKING:
@@ -59,16 +59,17 @@ class Tools:
         """Find and pin the recipe's base and sources."""
         from mergeops.sources import resolve
 
-        def find(one: Recipe) -> Resolved:
+        def find(one: Recipe, digests: Digests) -> Resolved:
             with self.progress.bar("reading sources", is_bytes=True) as tick:
                 return resolve(
                     one,
                     cache_dir=self.work_dir / "cache",
+                    digests=digests,
                     progress=lambda _label, done, total: tick(done, total),
                 )
 
         sources = sorted(recipe.sources.items(), key=lambda item: item[0])
-        key = repr((recipe.base, sources, recipe.merges))
+        key = repr((recipe.base, recipe.base_adapter, sources, recipe.merges))
         if key not in self._resolved:
             self._resolved[key] = resolve_with_merges(recipe, find, self.merge)
         return self._resolved[key]
@@ -145,10 +146,11 @@ class Tools:
         """Score one parent and log it; an adapter is applied to its base first."""
         resolved = self.resolve(recipe)
         path = self.full_checkpoint(recipe, source)
+        of_base = (resolved.base.path, resolved.base.adapter_base) if resolved.base else ()
         tokenizer = next(
             (
                 place
-                for place in (path, resolved.base.path if resolved.base else None)
+                for place in (path, *of_base)
                 if place is not None and (place / "tokenizer_config.json").is_file()
             ),
             None,
@@ -163,12 +165,20 @@ class Tools:
             return source.path
         from mergeops.methods import get
 
+        # "base" is no source's name.
+        name = source.name if source.name in recipe.sources else "adapted_base"
+        own = recipe.sources.get(name) or SourceSpec(str(recipe.base_adapter), recipe.base)
         alone = dataclasses.replace(
             recipe,
             base=None,
+            base_adapter=None,
             method=MethodSpec("linear", get("linear").parameters()),
-            sources={source.name: recipe.sources[source.name]},
+            sources={name: SourceSpec(own.uri, own.base)},
             rules=(),
-            tokenizer=TokenizerSpec(source.name),
+            slices=(),
+            modules={},
+            merges={},
+            tokenizer=TokenizerSpec(name),
         )
-        return self.merge(make_plan(alone, None, {source.name: source}), source.name)
+        alone_source = {name: dataclasses.replace(source, name=name)}
+        return self.merge(make_plan(alone, None, alone_source), source.name)

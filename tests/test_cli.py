@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import click
+import pytest
 
 from mergeops import cli
+from mergeops.errors import ConfigError
+from mergeops.mergekit_flags import translated
 
 FROZEN = {
     "adopt": "--dry-run --experiment --filter --force --path-map --recipe --register --tracking-uri"
@@ -52,10 +55,10 @@ def test_an_error_is_one_line_on_stderr_and_the_exit_code_of_its_class(tmp_path:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "mergeops: error: unknown key methd; did you mean 'method'? allowed: base, compat, dtype, "
-        "evaluate, file, merges, method, missing, modules, name, only, output, path_map, promote, "
-        "recipe, rules, search, seed, slices, sources, tied_head, tokenizer, tracking, "
-        "trust_remote_code"
+        "mergeops: error: unknown key methd; did you mean 'method'? allowed: base, base_adapter, "
+        "compat, dtype, evaluate, file, merges, method, missing, mixed_architectures, modules, "
+        "name, only, output, path_map, promote, recipe, rules, search, seed, slices, sources, "
+        "tied_head, tokenizer, tracking, trust_remote_code"
     ]
 
 
@@ -105,3 +108,45 @@ def test_a_path_map_without_equals_sign_is_refused(tmp_path: Path) -> None:
     done = mergeops("adopt", "--experiment", "e", "--path-map", "old", cwd=tmp_path)
     assert done.returncode == 2
     assert "--path-map is 'old'; write OLD=NEW" in done.stderr
+
+
+SCRIPT = (
+    "c.yml out --cuda --random-seed 3 --allow-crimes --trust-remote-code --lazy-unpickle "
+    "--out-shard-size 1.5B --write-threads=2 -j 4 -vv --no-quiet --json"
+)
+THEIRS = (
+    "allow-crimes unsafe-truncate-embeddings trust-remote-code cuda low-cpu-memory gpu-rich "
+    "lazy-unpickle read-to-gpu multi-gpu async-write copy-tokenizer clone-tensors random-seed "
+    "write-model-card safe-serialization transformers-cache lora-merge-cache lora-merge-dtype "
+    "num-threads write-threads out-shard-size"
+)
+
+
+def test_the_options_of_mergekit_yaml_say_the_same_or_what_to_do_instead() -> None:
+    words, notes = translated(SCRIPT.split())
+    ours = (
+        "c.yml out --device cuda --seed 3 mixed_architectures=allow trust_remote_code=true "
+        "output.shard_size=3000000000B --json"
+    )
+    assert words == ours.split()
+    needless = [note.split(" has no effect: ")[0] for note in notes]
+    assert needless == ["--lazy-unpickle", "--write-threads", "-j", "-vv"]
+    for wrong, told in (
+        ("--out-shard-size big", "is 'big'; it takes a number of parameters, e.g. 5B"),
+        ("--random-seed", "--random-seed has no value"),
+        ("--transformers-cache x", "set the environment variable HF_HUB_CACHE"),
+        ("--unsafe-truncate-embeddings", "rows are matched by token instead: write tokenizer_sou"),
+        ("--no-safe-serialization", "pickled weights are not written"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            translated(wrong.split())
+
+
+@pytest.mark.parametrize("name", THEIRS.split())
+def test_every_option_of_mergekit_0_1_5_is_known(name: str) -> None:
+    try:
+        words, _ = translated([f"--{name}", "5"])
+    except ConfigError as error:
+        assert f"--{name} is an option of mergekit-yaml" in str(error)
+    else:
+        assert f"--{name}" not in words

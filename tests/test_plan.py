@@ -209,10 +209,12 @@ def test_tensors_missing_or_extra_in_one_source(
     plan_of: Make, models: dict[str, Path], tmp_path: Path
 ) -> None:
     less = edited(models["b"], tmp_path / "less", {Q0: None, "model.norm.weight": None})
-    with pytest.raises(MergeError, match=r"less lacks 2 tensor\(s\) that base has, e.g. model."):
+    with pytest.raises(MergeError, match=r"less lacks 2 tensor\(s\) that base has \(model.l"):
         plan_of({"name": "ties"}, models["base"], {"a": models["a"], "less": less})
     more = edited(models["b"], tmp_path / "more", {"model.extra": torch.zeros(2)})
-    with pytest.raises(MergeError, match=r"more has 1 tensor\(s\) that a does not .* model.extra"):
+    with pytest.raises(
+        MergeError, match=r"more has 1 tensor\(s\) that a does not have .model.extra"
+    ):
         plan_of({"name": "linear"}, None, {"a": models["a"], "more": more})
 
 
@@ -225,9 +227,7 @@ def test_tied_head_in_one_only(plan_of: Make, models: dict[str, Path], tmp_path:
 
 def test_shapes_that_differ(plan_of: Make, models: dict[str, Path], tmp_path: Path) -> None:
     other = edited(models["b"], tmp_path / "other", {Q0: torch.zeros(32, 16)})
-    with pytest.raises(
-        MergeError, match=rf"{Q0} has shape \[32, 32\] in a and \[32, 16\] in other"
-    ):
+    with pytest.raises(MergeError, match=rf"{Q0} is \[32, 32\] in a and \[32, 16\] in other"):
         plan_of({"name": "linear"}, None, {"a": models["a"], "other": other})
 
 

@@ -28,6 +28,8 @@ class Converted:
 
     recipe: Mapping[str, Any]
     """As ``Recipe.from_dict`` reads it."""
+    origins: Mapping[str, str]
+    """Key of the recipe -> file, line and key in mergekit's YAML, for errors."""
 
     def yaml(self, origin: str) -> str:
         """The text of a recipe file.
@@ -96,14 +98,15 @@ def read_mergekit(path: Path, *, compat: bool = False) -> Converted:
         )
     documents: dict[str, Document] = {n: read_document(i, named) for n, i in named.items()}
     last = read_document(final[0], named) if final else next(iter(documents.values()))
-    recipe = convert_document(last, named, compat=compat)
+    recipe, places = convert_document(last, named, compat=compat)
+    origins = {key: item.place for key, item in places.items()}
     if len(items) == 1:
-        return Converted(recipe)
-    merges = {
-        name: convert_document(documents[name], named, compat=compat)
-        for name in _in_order(documents)
-    }
-    return Converted({"merges": merges, **recipe})
+        return Converted(recipe, origins)
+    merges = {}
+    for name in _in_order(documents):
+        merges[name], places = convert_document(documents[name], named, compat=compat)
+        origins |= {f"merges.{name}.{key}": item.place for key, item in places.items()}
+    return Converted({"merges": merges, **recipe}, origins)
 
 
 def _in_order(documents: Mapping[str, Any]) -> list[str]:

@@ -7,14 +7,17 @@ from typing import Any
 
 from mergeops.mergekit_yaml.document import Document, Input, ModuleOf, SliceOf
 from mergeops.mergekit_yaml.method_table import FIRST, NEEDED, OPTIONAL, POINT
+from mergeops.mergekit_yaml.nodes import Item
 from mergeops.mergekit_yaml.references import Reference
 from mergeops.mergekit_yaml.settings import Settings, names_of
 from mergeops.mergekit_yaml.tokens import tokenizer_of
 from mergeops.slices import BASE
 
 
-def convert_document(document: Document, merges: Iterable[str], *, compat: bool) -> dict[str, Any]:
-    """A native recipe.
+def convert_document(
+    document: Document, merges: Iterable[str], *, compat: bool
+) -> tuple[dict[str, Any], dict[str, Item]]:
+    """A native recipe, and where its keys come from.
 
     Args:
         document: one merge.
@@ -24,7 +27,9 @@ def convert_document(document: Document, merges: Iterable[str], *, compat: bool)
     Raises:
         ConfigError: with the line, the key, the value and what is allowed.
     """
-    return _Conversion(document, merges, compat=compat).recipe()
+    conversion = _Conversion(document, merges, compat=compat)
+    recipe = conversion.recipe()
+    return recipe, conversion.origins
 
 
 class _Conversion:
@@ -35,6 +40,7 @@ class _Conversion:
         self._settings = Settings(document.method, compat=compat)
         self._role = self._settings.described.base
         self._names: dict[Reference, str] = {}
+        self.origins: dict[str, Item] = {}
 
     def recipe(self) -> dict[str, Any]:
         document, settings = self._document, self._settings
@@ -42,7 +48,7 @@ class _Conversion:
         self._check_names()
         base = self._base()
         self._name_sources()
-        result: dict[str, Any] = {"base": base, "sources": {}}
+        result: dict[str, Any] = {**base, "sources": {}}
         parts: dict[str, dict[str, Any]] = {}
         decided: set[str] = set()
         if document.whole is not None and not document.whole.is_sliced:
@@ -76,7 +82,37 @@ class _Conversion:
         result["tied_head"] = "untie"
         if self._compat:
             result["compat"] = "mergekit"
+        self._note_origins()
         return result
+
+    def _note_origins(self) -> None:
+        document = self._document
+        keys = document.item.entries("")
+        origins = {"method": keys["merge_method"]}
+        if "base_model" in keys:
+            origins["base"] = keys["base_model"]
+        for key in ("chat_template", "tokenizer", "tokenizer_source"):
+            if key in keys:
+                origins["tokenizer"] = keys[key]
+        places = {"slices": document.whole} if document.whole else {}
+        places |= {f"modules.{name}.slices": m for name, m in document.modules.items()}
+        for prefix, module in places.items():
+            origins[prefix.removesuffix(".slices")] = module.item
+            for i, one in enumerate(module.slices):
+                origins[f"{prefix}[{i}]"] = one.item
+                for source in one.inputs:
+                    named = self._names.get(source.model)
+                    model = source.item.entries("")["model"]
+                    if named is not None:
+                        origins.setdefault(f"sources.{named}", model)
+                inputs = self._ordered(one, self._base_of(one))
+                for j, source in enumerate(inputs):
+                    origins[f"{prefix}[{i}].sources[{j}]"] = source.item.entries("").get(
+                        "layer_range", source.item
+                    )
+        if document.base in self._names and "base_model" in keys:
+            origins.setdefault(f"sources.{self._names[document.base]}", keys["base_model"])
+        self.origins = {**self._settings.filters, **origins}
 
     def _check_names(self) -> None:
         settings = self._settings
@@ -98,25 +134,20 @@ class _Conversion:
     def _base_of(self, one: SliceOf) -> Reference | None:
         return one.base or self._document.base
 
-    def _base(self) -> str | None:
-        """The native base."""
+    def _base(self) -> dict[str, str | None]:
+        """The native base, with the adapter that is applied to it."""
         document = self._document
         own = [one.base for one in self._each_slice() if one.base is not None]
         base = document.base or (own[0] if own else None)
         if base is None:
             if self._role in (NEEDED, FIRST):
                 raise document.item.error(f"base_model is missing; {document.method} needs it")
-            return None
+            return {"base": None}
         if self._role == FIRST:
-            return None
-        if base.base is not None:
-            if self._role in (NEEDED, OPTIONAL):
-                raise document.item.entries("")["base_model"].error(
-                    "is an adapted model, which cannot be a base; make it with a document of its "
-                    "own (name, merge_method: passthrough) and name that"
-                )
-            return None
-        return base.uri
+            return {"base": None}
+        if base.base is None:
+            return {"base": base.uri}
+        return {"base": base.base, "base_adapter": base.uri}
 
     def _name_sources(self) -> None:
         """Short names, in order; the base has one only where it is a source."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from mergeops.merge_names import MERGE
 from mergeops.mergekit_yaml.method_table import METHODS
 from mergeops.mergekit_yaml.nodes import Item
 from mergeops.mergekit_yaml.references import Reference, read_reference
-from mergeops.recipe import MERGE
 
 KEYS = (
     "merge_method",
@@ -35,6 +35,13 @@ class Choice:
     filter: str | None
     value: Item
     """A number, or a list of numbers."""
+    word: Item | None = None
+    """Where the filter stands."""
+
+    @property
+    def at(self) -> Item:
+        """Where to point at."""
+        return self.word or self.value
 
 
 Parameters = Mapping[str, tuple[Choice, ...]]
@@ -64,6 +71,7 @@ class SliceOf:
 class ModuleOf:
     """A module: slices, or models as one slice."""
 
+    item: Item
     slices: tuple[SliceOf, ...]
     parameters: Parameters
     is_sliced: bool
@@ -154,7 +162,7 @@ def _module_of(
     if not items:
         raise keys[key].error("is empty")
     if key == "slices":
-        return ModuleOf(tuple(_slice(one, merges) for one in items), parameters, True)
+        return ModuleOf(keys[key], tuple(_slice(one, merges) for one in items), parameters, True)
     inputs = tuple(_input(one, merges, sliced=False) for one in items)
     seen: dict[Reference, Input] = {}
     for one in inputs:
@@ -164,7 +172,7 @@ def _module_of(
                 f"{seen[one.model].item.line}; write it once, with the sum of the weights"
             )
         seen[one.model] = one
-    return ModuleOf((SliceOf(keys[key], inputs, None, {}),), parameters, False)
+    return ModuleOf(keys[key], (SliceOf(keys[key], inputs, None, {}),), parameters, False)
 
 
 def _slice(item: Item, merges: Iterable[str]) -> SliceOf:
@@ -241,7 +249,7 @@ def _choice(item: Item) -> Choice:
     if "value" not in keys:
         raise item.error("has no value")
     word = keys["filter"].text("a part of tensor names") if "filter" in keys else None
-    return Choice(None if word == "*" else word, keys["value"])
+    return Choice(None if word == "*" else word, keys["value"], keys.get("filter"))
 
 
 def _dtype(item: Item) -> str:

@@ -33,6 +33,11 @@ class Item:
         """Line of the key, or of the value itself; counted from 1."""
         return int((self.key or self.node).start_mark.line) + 1
 
+    @property
+    def place(self) -> str:
+        """File, line and key."""
+        return f"{self.file}, line {self.line}{f', {self.path}' if self.path else ''}"
+
     def error(self, message: str) -> ConfigError:
         """An error that begins with the file, the line and the key."""
         where = f" {self.path}" if self.path else ""

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergeops.merge_names import MERGE
 from mergeops.mergekit_yaml.nodes import Item
-from mergeops.recipe import MERGE
 
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SCHEMES = ("hf://", "runs:/", "models:/", "s3://", "gs://", "file:", "mlflow-artifacts:")

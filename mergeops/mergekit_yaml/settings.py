@@ -35,6 +35,8 @@ class Settings:
         self._compat = compat
         self._native = methods.get(method)
         self._types = {p.name: p.type for p in self._native.describe()}
+        self.filters: dict[str, Item] = {}
+        """``match:GLOB`` -> where the filter stands, for those that were read."""
 
     def check_names(self, parameters: Parameters, *, of_model: bool) -> None:
         """Refuse parameters that the method does not have at this level.
@@ -140,7 +142,7 @@ class Settings:
                 continue
             for choice in _reachable(choices):
                 rules.append(
-                    {"match": glob(choice.filter), native: self._value(native, choice.value)}
+                    {"match": self._glob(choice), native: self._value(native, choice.value)}
                 )
         return rules
 
@@ -170,9 +172,14 @@ class Settings:
         if len(reachable) == 1 and reachable[0].filter is None:
             return self._value(native, reachable[0].value)
         return [
-            {"match": glob(choice.filter), "value": self._value(native, choice.value)}
+            {"match": self._glob(choice), "value": self._value(native, choice.value)}
             for choice in reachable
         ]
+
+    def _glob(self, choice: Choice) -> str:
+        found = glob(choice.filter)
+        self.filters.setdefault(f"match:{found}", choice.at)
+        return found
 
     def _value(self, native: str, item: Item) -> Any:
         if not item.is_list:

@@ -15,7 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from mergeops.errors import about
 
 if TYPE_CHECKING:
     from mergeops.recipe import Recipe
@@ -66,6 +69,7 @@ def resolve(
     *,
     cache_dir: Path,
     tracking_uri: str | None = None,
+    digests: Mapping[Path, str] = MappingProxyType({}),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Resolved:
     """Find and pin a recipe's base and sources.
@@ -74,6 +78,7 @@ def resolve(
         recipe: its ``base``, ``sources``, ``path_map`` and ``tracking`` are read.
         cache_dir: downloads and digests of files are kept below it.
         tracking_uri: in place of the recipe's.
+        digests: directory -> digest of its weights, where they need not be read for it.
         progress: called with (what, bytes done, bytes in all).
 
     Raises:
@@ -87,12 +92,26 @@ def resolve(
     tracking = recipe.tracking
     if tracking_uri is not None:
         tracking = dataclasses.replace(tracking, uri=tracking_uri)
-    resolver = Resolver(cache_dir, tracking, recipe.path_map, recipe.base, progress)
-    base = resolver.full("base", recipe.base) if recipe.base is not None else None
-    return Resolved(
-        base,
-        {name: resolver.source(name, spec.uri, spec.base) for name, spec in recipe.sources.items()},
+    resolver = Resolver(
+        cache_dir,
+        tracking,
+        recipe.path_map,
+        recipe.base,
+        progress,
+        digests,
+        code=recipe.trust_remote_code,
     )
+    base = None
+    with about("base"):
+        if recipe.base_adapter is not None:
+            base = resolver.adapter("base", recipe.base_adapter, recipe.base)
+        elif recipe.base is not None:
+            base = resolver.full("base", recipe.base)
+    sources = {}
+    for name, spec in recipe.sources.items():
+        with about(f"sources.{name}"):
+            sources[name] = resolver.source(name, spec.uri, spec.base)
+    return Resolved(base, sources)
 
 
 def resolve_uri(

@@ -22,7 +22,8 @@ def reachable(said: str, path_map: Mapping[str, str]) -> Path | None:
     path = local_path(moved(said, path_map))
     if path is None or not path.is_dir():
         return None
-    return path if examine(LocalPlace(path)).kind == "full" else None
+    contents = examine(LocalPlace(path))
+    return path if "full" in (contents.kind, contents.pickled) else None
 
 
 def is_same(said: str, uri: str | None) -> bool:

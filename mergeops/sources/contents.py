@@ -16,6 +16,9 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED_ADAPTER = "adapter_model.bin"
 CHECKPOINT_NAME = re.compile(r"^checkpoint-(\d+)$")
 EPOCH_NAME = re.compile(r"^epoch_(\d+)$")
 # Where trainers and MLflow's flavours put the directory that matters, in order.
@@ -31,6 +34,8 @@ class Contents:
     """Where it is neither: what is there instead, and the way out."""
     size_bytes: int = 0
     """Of its safetensors files; 0 where the store does not say."""
+    pickled: Kind | None = None
+    """What it would be if its weights were not pickled; kind is None then."""
 
 
 def examine(place: Place, entries: list[Entry] | None = None) -> Contents:
@@ -48,7 +53,12 @@ def examine(place: Place, entries: list[Entry] | None = None) -> Contents:
         )
     if ADAPTER_CONFIG in names and ADAPTER in names:
         return Contents("lora", size_bytes=size)
-    return Contents(None, _instead(place, entries, names))
+    pickled: Kind | None = None
+    if ADAPTER_CONFIG in names:
+        pickled = "lora" if PICKLED_ADAPTER in names else None
+    elif CONFIG in names and names & {PICKLED, PICKLED_INDEX}:
+        pickled = "full"
+    return Contents(None, _instead(place, entries, names), pickled=pickled)
 
 
 def check_whole(place: Place, kind: Kind) -> None:

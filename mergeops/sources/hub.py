@@ -11,6 +11,7 @@ from mergeops.sources.download import NAMES, SUFFIXES
 
 SCHEME = "hf://"
 ALLOW = [*(f"*{suffix}" for suffix in SUFFIXES), *NAMES]
+PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]
 # Other formats of the same weights: original/, onnx/, and Mistral's consolidated file.
 IGNORE = ["*/*", "consolidated*"]
 
@@ -26,8 +27,13 @@ class Snapshot:
     """The commit."""
 
 
-def find(uri: str) -> Snapshot:
+def find(uri: str, *, code: bool = False, pickled: bool = False) -> Snapshot:
     """Download a repository's safetensors and small files, or find them in the hub's cache.
+
+    Args:
+        uri: the repository.
+        code: whether Python files are wanted, too.
+        pickled: whether pickled weights are wanted, too.
 
     Raises:
         SourceError: the URI is malformed, the repository or revision does not exist or is gated, or
@@ -36,9 +42,10 @@ def find(uri: str) -> Snapshot:
     repository, revision = parse(uri)
     from huggingface_hub import errors, snapshot_download
 
+    allow = [*ALLOW, *(PICKLED if pickled else []), *(["*.py"] if code else [])]
     try:
         folder = snapshot_download(
-            repository, revision=revision, allow_patterns=ALLOW, ignore_patterns=IGNORE
+            repository, revision=revision, allow_patterns=allow, ignore_patterns=IGNORE
         )
     except errors.GatedRepoError as error:
         raise SourceError(

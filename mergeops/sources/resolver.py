@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from mergeops.errors import SourceError
 from mergeops.settings import TrackingSpec
@@ -24,6 +25,8 @@ class Resolver:
         path_map: moved storage.
         base: the recipe's base, which adapters may be meant for.
         progress: called with (what, bytes done, bytes in all).
+        digests: directory -> digest of its weights, where that is known.
+        code: whether the code that hub repositories carry is wanted, too.
     """
 
     def __init__(
@@ -33,6 +36,8 @@ class Resolver:
         path_map: Mapping[str, str],
         base: str | None,
         progress: Progress | None = None,
+        digests: Mapping[Path, str] = MappingProxyType({}),
+        code: bool = False,
     ) -> None:
         self._cache_dir = cache_dir
         self._tracking = tracking
@@ -41,7 +46,8 @@ class Resolver:
         self._progress = progress
         self._store: Store | None = None
         self._found: dict[str, tuple[Location, Path]] = {}
-        self._digests: dict[Path, str] = {}
+        self._digests = dict(digests)
+        self._code = code
 
     def source(self, name: str, uri: str, base: str | None = None) -> Source:
         """A full checkpoint, or an adapter with its base.
@@ -62,6 +68,17 @@ class Resolver:
             progress=self._ticking(f"hashing {name}"),
         )
         return _source(name, uri, location, path, digest, applied_to)
+
+    def adapter(self, name: str, uri: str, base: str | None) -> Source:
+        """An adapter with its base.
+
+        Raises:
+            SourceError: it is a full model, or as ``source``.
+        """
+        found = self.source(name, uri, base)
+        if not found.is_adapter:
+            raise SourceError(f"{name}_adapter is {uri}, a full model; it takes a LoRA adapter")
+        return found
 
     def full(self, name: str, uri: str) -> Source:
         """A full checkpoint.
@@ -89,14 +106,25 @@ class Resolver:
         if uri.startswith(models.SCHEME):
             return models.find(uri, self._reach())
         if uri.startswith(hub.SCHEME):
-            snapshot = hub.find(uri)
-            kind = local.find(uri, snapshot.path)
-            return Location(LocalPlace(snapshot.path), kind, revision=snapshot.revision)
+            snapshot = hub.find(uri, code=self._code)
+            if examine(LocalPlace(snapshot.path)).kind is None:
+                snapshot = hub.find(uri, code=self._code, pickled=True)
+            here = self._readable(snapshot.path)
+            kind = local.find(uri, here)
+            return Location(LocalPlace(here), kind, revision=snapshot.revision)
         path = local_path(uri)
         if path is None:
             return self._in_store(uri)
-        path = path.absolute()
+        path = self._readable(path.absolute())
         return Location(LocalPlace(path), local.find(uri, path))
+
+    def _readable(self, path: Path) -> Path:
+        """The directory, or where its pickled weights are kept as safetensors."""
+        if not path.is_dir() or examine(LocalPlace(path)).pickled is None:
+            return path
+        from mergeops.checkpoint.pickled import converted
+
+        return converted(path, self._cache_dir, self._ticking(f"converting {path.name}"))
 
     def _in_store(self, uri: str) -> Location:
         # Only the server knows where mlflow-artifacts: are; a bucket needs none.
@@ -119,7 +147,7 @@ class Resolver:
         if said is not None:
             there = adapter.reachable(said, self._path_map)
             if there is not None:
-                return there.absolute()
+                return self._readable(there.absolute())
             if self._base is not None and adapter.is_same(said, self._base):
                 return self.full("base", self._base).path
         trained_on = (

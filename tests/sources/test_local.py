@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,20 +75,93 @@ def test_a_file_is_no_directory(full_and_adapter: tuple[Path, Path], tmp_path: P
         find(full_and_adapter[0] / "config.json", tmp_path)
 
 
-def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["one file", "shards"])
+def test_pickled_weights_are_converted_once_and_are_the_same_model(
+    full_and_adapter: tuple[Path, Path], tmp_path: Path, kind: str
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    original = load_file(full_and_adapter[0] / "model.safetensors")
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text((full_and_adapter[0] / "config.json").read_text())
+    if kind == "one file":
+        # The head is the embeddings, once more; two rows of one storage are two tensors.
+        embeddings = original["model.embed_tokens.weight"]
+        aliases = {"z_head": embeddings, "z_row": embeddings[1], "z_other": embeddings[2]}
+        torch.save(original | aliases, pickled / "pytorch_model.bin")
+        original |= {"z_row": embeddings[1], "z_other": embeddings[2]}
+    else:
+        parts = [dict(list(original.items())[i::2]) for i in (0, 1)]
+        names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+        for part, name in zip(parts, names, strict=True):
+            torch.save(part, pickled / name)
+        index = {t: name for part, name in zip(parts, names, strict=True) for t in part}
+        (pickled / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    found = find(pickled, tmp_path)
+    read = {n: t for f in found.path.glob("*.safetensors") for n, t in load_file(f).items()}
+    assert read.keys() == original.keys()
+    assert all(torch.equal(read[name], original[name]) for name in original)
+    made = [file.stat().st_mtime_ns for file in found.path.glob("*.safetensors")]
+    assert find(pickled, tmp_path) == found
+    assert [file.stat().st_mtime_ns for file in found.path.glob("*.safetensors")] == made
+
+
+def test_a_pickled_adapter_is_converted(
+    full_and_adapter: tuple[Path, Path], tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    config = (full_and_adapter[1] / "adapter_config.json").read_text()
+    (pickled / "adapter_config.json").write_text(config)
+    tensors = load_file(full_and_adapter[1] / "adapter_model.safetensors")
+    torch.save(tensors, pickled / "adapter_model.bin")
+    found, original = find(pickled, tmp_path), find(full_and_adapter[1], tmp_path)
+    assert found.adapter_base == original.adapter_base
+    assert load_file(found.path / "adapter_model.safetensors").keys() == tensors.keys()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("evil",))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "pytorch_model.bin cannot be read as tensors alone"),
+        (Evil(), "pytorch_model.bin cannot be read as tensors alone, and other objects are never"),
+        ({"state_dict": {}}, "pytorch_model.bin is no dict of tensors; save the model again"),
+    ],
+)
+def test_pickled_weights_that_are_more_than_tensors_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, match: str
+) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text("{}")
+    if isinstance(content, bytes):
+        (pickled / "pytorch_model.bin").write_bytes(content)
+    else:
+        torch.save(content, pickled / "pytorch_model.bin")
+    with pytest.raises(SourceError, match=match):
+        find(pickled, tmp_path)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_pickled_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(
-        SourceError, match=r"pytorch_model.bin, but .*convert it once.*save_pretrained"
-    ):
-        find(tmp_path, tmp_path)
-
-
-def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    (tmp_path / "adapter_model.bin").write_bytes(b"")
-    with pytest.raises(SourceError, match="adapter_model.bin.*safe_serialization=True"):
-        find(tmp_path, tmp_path)
+    index = {"weight_map": {"w": "pytorch_model-00001-of-00001.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(SourceError, match="pytorch_model-00001-of-00001.bin is missing, but"):
+        find(tmp_path, tmp_path / "cache")
 
 
 def test_of_an_output_directory_a_checkpoint_is_to_be_named(tmp_path: Path) -> None:

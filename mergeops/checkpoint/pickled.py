@@ -1,0 +1,147 @@
+"""Pickled weights (pytorch_model.bin, adapter_model.bin), converted once to safetensors in a cache.
+
+Only tensors are unpickled, by torch's weights-only loader, which runs no code of the file's
+(https://docs.pytorch.org/docs/stable/notes/serialization.html#weights-only).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergeops.checkpoint.layout import ADAPTER, INDEX, SINGLE, read_json
+from mergeops.errors import SourceError
+
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED_ADAPTER = "adapter_model.bin"
+DONE = ".converted"
+"""Written last: its presence means that every file is there and whole."""
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+def converted(path: Path, cache_dir: Path, progress: Progress | None = None) -> Path:
+    """A directory like ``path``, with its weights as safetensors.
+
+    Args:
+        path: has pickled weights, of a full model or an adapter, and no others.
+        cache_dir: the conversion is kept below it, and found again while the files are the same.
+        progress: told how far it is.
+
+    Raises:
+        SourceError: a file is missing, cannot be read, or holds more than tensors.
+    """
+    files = _pickled_files(path)
+    looks = []
+    for file in files:
+        if not file.is_file():
+            raise SourceError(f"{path}: {file.name} is missing, but {PICKLED_INDEX} names it")
+        status = file.stat()
+        looks.append([file.name, status.st_size, status.st_mtime_ns])
+    name = hashlib.sha256(json.dumps([str(path.resolve()), looks]).encode()).hexdigest()[:24]
+    folder = cache_dir / "converted" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder.with_name(f"{name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / DONE).is_file():
+                _convert(path, files, folder, progress)
+                (folder / DONE).touch()
+    except OSError as error:
+        why = error.strerror or error
+        raise SourceError(
+            f"{path} has pickled weights, which are converted to {folder}: {why}"
+        ) from error
+    return folder
+
+
+def _pickled_files(path: Path) -> list[Path]:
+    if (path / PICKLED_ADAPTER).exists():
+        return [path / PICKLED_ADAPTER]
+    if (path / PICKLED).exists():
+        return [path / PICKLED]
+    names = sorted(set((read_json(path / PICKLED_INDEX).get("weight_map") or {}).values()))
+    for name in names:
+        if not isinstance(name, str) or name != os.path.basename(name):
+            raise SourceError(
+                f"{path / PICKLED_INDEX} names the file {name!r}; only a file name inside the "
+                "directory is allowed"
+            )
+    if not names:
+        raise SourceError(f"{path / PICKLED_INDEX} has no weight_map")
+    return [path / name for name in names]
+
+
+def _convert(path: Path, files: list[Path], folder: Path, progress: Progress | None) -> None:
+    from safetensors.torch import save_file
+
+    for old in folder.iterdir():
+        old.unlink()
+    total, done = sum(file.stat().st_size for file in files), 0
+    free = shutil.disk_usage(folder).free
+    if free < total:
+        raise SourceError(
+            f"{path} has pickled weights, which are converted to {folder}: that needs "
+            f"{total / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there"
+        )
+    weight_map: dict[str, str] = {}
+    for number, file in enumerate(files, 1):
+        tensors = _load(file)
+        name = ADAPTER if file.name == PICKLED_ADAPTER else SINGLE
+        if len(files) > 1:
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+        done += file.stat().st_size
+        if progress is not None:
+            progress(done, total)
+    if len(files) > 1:
+        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}, indent=2))
+    for other in path.iterdir():
+        if other.is_file() and not other.name.endswith((".bin", ".pt", ".pth", ".bin.index.json")):
+            (folder / other.name).symlink_to(other.absolute())
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    """The file's tensors, each once: of several names of one tensor (a tied head), the first."""
+    try:
+        try:
+            content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:
+            # Files of torch before 1.6 cannot be mapped.
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise SourceError(
+            f"{file} cannot be read as tensors alone, and other objects are never unpickled: {why}"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise SourceError(
+            f"{file} is no dict of tensors; save the model again with transformers: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+        )
+    seen: set[tuple[Any, ...]] = set()
+    storages: set[int] = set()
+    kept = {}
+    for name, tensor in content.items():
+        storage = tensor.untyped_storage().data_ptr()
+        look = (storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+        if tensor.numel() and look in seen:
+            continue
+        seen.add(look)
+        # Parts of one storage are different tensors; safetensors wants each with its own.
+        kept[name] = tensor.clone() if storage in storages else tensor.contiguous()
+        storages.add(storage)
+    return kept
