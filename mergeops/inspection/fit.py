@@ -51,7 +51,7 @@ def look_at_fit(recipe: Recipe, resolved: Resolved, base: Source | None) -> Fit:
 
         pair = [first, planned]
         named = {first.name: headers, planned.name: theirs}
-        ask(lambda pair=pair: check_configs(pair, []))  # type: ignore[misc]
+        ask(lambda pair=pair: check_configs(pair, recipe))  # type: ignore[misc]
         ask(lambda named=named: check_tensors(named))  # type: ignore[misc]
         ask(lambda pair=pair: check_tokenizers(pair[0], pair))  # type: ignore[misc]
         if found:
