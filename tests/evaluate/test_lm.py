@@ -59,7 +59,7 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
             "num_heads": 4,
             "attention_types": [[["global", "local"], 1]],
             "window_size": 16,
-            "max_position_embeddings": 512,
+            "max_position_embeddings": 2048,
         },
         "packed, its logits change by",
     ),
