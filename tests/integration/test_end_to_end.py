@@ -226,5 +226,8 @@ def test_a_trial_made_offline_is_logged_by_sync_without_merging_or_scoring(place
     assert {r.info.run_name for r in runs(place, "source")} == {"math", "dates", "units"}
     names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert {"recipe.yaml", "leaderboard.md", "lineage.svg", "model_card.md", "plots"} <= names
+    assert {entry.path for entry in client.list_artifacts(run.info.run_id, "plots")} == {
+        f"plots/{name}.png" for name in ("scores", "norms", "cosines", "sign_conflicts")
+    }
     board = json.loads(mergeops(place, "compare", "--json"))
     assert len(board["rows"]) == 5
