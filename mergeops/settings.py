@@ -57,7 +57,7 @@ class EvaluateSpec:
     split_salt: str = ""
     """Another salt gives another split of the items into dev and confirm."""
     seed: int = 1234
-    """Seed of the few-shot draws."""
+    """Seed of the few-shot draws, and of answers that are drawn."""
 
     def __post_init__(self) -> None:
         check_range("evaluate.batch_size", self.batch_size, 1, None)
