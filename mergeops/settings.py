@@ -60,7 +60,7 @@ class EvaluateSpec:
     split_salt: str = ""
     """Another salt gives another split of the items into dev and confirm."""
     seed: int = 1234
-    """Seed of the few-shot draws."""
+    """Seed of the few-shot draws, and of answers that are drawn."""
     clusters: Mapping[str, str] = field(default_factory=dict)
     """Task -> the field of its items that names what they share, e.g. {squad: title}: standard
     errors then count clusters, not items."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from mergeops.evaluate.tree import Row, batches, pack
+from mergeops.evaluate.tree import ROW_TOKENS, Row, batches, pack
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,10 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             # A CPU core is at its best from about 500 tokens on; fewer rows need less padding.
             "most_tokens": 1024 if self.device.type == "cpu" else 2**30,
         }
-        for group in pack([self._input(r) for r in requests], reads, _break_even(self.model)):
+        config = self.model.config.get_text_config()
+        longest = getattr(config, "max_position_embeddings", None) or ROW_TOKENS
+        inputs = [self._input(request) for request in requests]
+        for group in pack(inputs, reads, _break_even(self.model), min(longest, ROW_TOKENS)):
             kept = self._keys_and_values(group.prefix)
             for batch in batches(group.rows, reads, **limits):
                 yield from self._batch(batch, kept, requests)

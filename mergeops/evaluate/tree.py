@@ -19,7 +19,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-_ROW_TOKENS = 4096
+ROW_TOKENS = 4096
+"""Rows are no longer than this, unless one sequence alone is."""
 _MASK_ELEMENTS = 2**26
 """Of all rows of a batch together; 256 MB in float32."""
 _LEAST_PREFIX = 64
@@ -91,7 +92,12 @@ class Group:
     """Longest first."""
 
 
-def pack(sequences: Sequence[list[int]], reads: Sequence[int], break_even: float) -> list[Group]:
+def pack(
+    sequences: Sequence[list[int]],
+    reads: Sequence[int],
+    break_even: float,
+    row_tokens: int = ROW_TOKENS,
+) -> list[Group]:
     """Lay out sequences at the least cost.
 
     Args:
@@ -101,6 +107,8 @@ def pack(sequences: Sequence[list[int]], reads: Sequence[int], break_even: float
         break_even: the row length r at which attention costs a token as much as all the rest of
             the model: a row of t tokens costs t (r + t), since each attends to all, in vain for
             most.
+        row_tokens: most tokens in a row and the prefix before it, unless one sequence has more:
+            some models have buffers as long as their longest input.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
     alike = _alike(sequences, order)
@@ -115,16 +123,16 @@ def pack(sequences: Sequence[list[int]], reads: Sequence[int], break_even: float
         if len(run) > 1 and length >= _LEAST_PREFIX:
             # The pass over the prefix comes on top, and is as slow as one over more tokens.
             spent = (_LEAST_PREFIX + length) * (break_even + length)
-            behind = _rows(sequences, run, break_even, start=length)
+            behind = _rows(sequences, run, break_even, row_tokens, start=length)
             if spent + _cost(behind, break_even) < _cost(
-                _rows(sequences, run, break_even), break_even
+                _rows(sequences, run, break_even, row_tokens), break_even
             ):
                 groups.append(Group(sequences[run[0]][:length], behind))
                 run = []
         others += run
         begin = end
     if others:
-        groups.append(Group((), _rows(sequences, others, break_even)))
+        groups.append(Group((), _rows(sequences, others, break_even, row_tokens)))
     return groups
 
 
@@ -162,7 +170,12 @@ def batches(
 
 
 def _rows(
-    sequences: Sequence[list[int]], order: Sequence[int], break_even: float, *, start: int = 0
+    sequences: Sequence[list[int]],
+    order: Sequence[int],
+    break_even: float,
+    row_tokens: int,
+    *,
+    start: int = 0,
 ) -> list[Row]:
     """Put each sequence, less ``start`` tokens, where it costs least.
 
@@ -176,7 +189,7 @@ def _rows(
             fresh, row = len(tokens) - shared, len(rows[-1])
             alone = len(tokens) * (break_even + len(tokens))
             joined = fresh * (break_even + fresh + 2 * row)
-            best = min(shared + math.sqrt(shared * (break_even + shared)), _ROW_TOKENS)
+            best = min(shared + math.sqrt(shared * (break_even + shared)), row_tokens - start)
             if joined <= alone and row + fresh <= max(best, len(tokens)):
                 rows[-1].add(i, tokens, shared)
                 continue

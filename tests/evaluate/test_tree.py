@@ -95,6 +95,15 @@ def test_every_token_sees_its_own_sequence_and_nothing_else(seed: int) -> None:
     assert sorted(found) == list(range(40))
 
 
+def test_no_row_is_longer_than_allowed_unless_one_sequence_is() -> None:
+    item = list(range(10, 40))
+    sequences = [[*item, *[i] * 10] for i in range(100, 104)] + [[7] * 90]
+    rows = rows_of(pack(sequences, [1] * 5, BREAK_EVEN, row_tokens=60))
+    # 40 for the first and 10 for each that joins it: three fill a row of 60
+    assert [len(row) for row in rows] == [90, 60, 40]
+    assert [len(row.members) for row in rows] == [1, 3, 1]
+
+
 def test_batches_keep_every_limit_but_hold_one_row_at_least() -> None:
     sequences = [[i] * n for i, n in enumerate((50, 30, 30, 20, 20, 20))]
     rows = rows_of(pack(sequences, [1] * 6, BREAK_EVEN))
