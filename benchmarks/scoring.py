@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def _measure(name: str, requests: list[Any], theirs: Any, ours: Any, pairs: int)
     for _ in range(pairs):
         for label, lm in (("theirs", theirs), ("ours", ours)):
             wall, cpu, answers[label] = _timed(
-                lambda lm=lm: lm.loglikelihood(requests, disable_tqdm=True)
+                partial(lm.loglikelihood, requests, disable_tqdm=True)
             )
             passes[label].append((wall, cpu))
     if ours.fallback:

@@ -132,7 +132,8 @@ def _to_plain(kept: Pending) -> dict[str, Any]:
 
 
 def _source_plain(source: Source) -> dict[str, Any]:
-    raw = dataclasses.asdict(source)
+    # Nothing is read again, so how the files looked does not matter any more.
+    raw = dataclasses.asdict(dataclasses.replace(source, stamps={}))
     base = source.adapter_base
     return {**raw, "path": str(source.path), "adapter_base": str(base) if base else None}
 
