@@ -162,11 +162,12 @@ How it is measured: the checkpoints are generated (a base of the shape of Llama-
 fine-tunes of it: the base plus normal changes of 3 % of its scale, rounded to bfloat16), and lie in
 the page cache. All three do the same merge; mergekit and mergeops read the same YAML. mergekit runs
 as `mergekit-yaml CONFIG OUT {" ".join(jobs.MERGEKIT_OPTIONS)}`,
-with all processors. mergeops runs as `mergeops merge CONFIG OUT`, with its defaults: it also hashes
-what it writes and waits for the disk (fsync), which mergekit does not. Before the first pair it runs
-once, unmeasured: then the sources' digests are known (they are hashed once for each file) and its kernels compiled (once for a
-machine). The floor reads the same inputs and writes as many bytes, with as many threads as there
-are processors, and waits for the disk, too; it computes nothing, and has no libraries to load.
+with all processors. mergeops runs as `mergeops merge CONFIG OUT`, with its defaults: it also
+hashes what it writes and waits for the disk (fsync), which mergekit does not. Before the first
+pair it runs once, unmeasured: then the sources' digests are known (they are hashed once for each
+file) and its kernels compiled (once for a machine). The floor reads the same inputs and writes as
+many bytes, with as many threads as there are processors, and waits for the disk, too; it computes
+nothing, and has no libraries to load.
 
 Measure again: `make bench` (`SIZE=1b|300m|tiny METHODS=ties,della PAIRS=5`); a cut run goes on with
 `make bench RESUME=--resume`. The single measurements are in `{numbers.name}`.
