@@ -138,29 +138,36 @@ def write_results(size: str, numbers: Path, out: Path) -> None:
     picture = f"results-{size}.png"
     plot.draw(rows, title, out / picture)
     loads = [one.load for one in measured]
+    busy = ""
+    if max(loads) > jobs.processors():
+        busy = (
+            f"**Other work kept the machine busy (load up to {max(loads):.0f} on "
+            f"{jobs.processors()} processors): times are those of a shared machine, and only the "
+            "processor seconds and the memory say much.**\n\n"
+        )
     text = f"""# Merging {count:.2f} B parameters: mergekit, mergeops, and the bytes alone
 
-Measured {datetime.now(UTC):%Y-%m-%d} with `make bench SIZE={size}`; {pairs} pairs a method. Every
+Measured {datetime.now(UTC):%Y-%m-%d} with `make bench SIZE={size}`; pairs a method: {pairs}. Every
 time is that of a whole process, from its start to its end, in seconds: median (smallest..largest).
 A ratio is taken pair by pair. Memory is the largest RssAnon (no mapped files) of any run.
 
-{table.markdown(rows)}
+{busy}{table.markdown(rows)}
 
 ![The same as bars]({picture})
 
 * {chr(10).join(f"{key}: {value}" for key, value in about.items()).replace(chr(10), chr(10) + "* ")}
-* load average before the runs: {min(loads):.1f} to {max(loads):.1f} (0 is a machine that is left
-  alone)
+* load average before the runs: {min(loads):.1f} to {max(loads):.1f}
 
 How it is measured: the checkpoints are generated (a base of the shape of Llama-3.2-1B for 1b, and
 fine-tunes of it: the base plus normal changes of 3 % of its scale, rounded to bfloat16), and lie in
 the page cache. All three do the same merge; mergekit and mergeops read the same YAML. mergekit runs
-as `mergekit-yaml CONFIG OUT {" ".join(jobs.MERGEKIT_OPTIONS)}`, with all processors. mergeops runs
-as `mergeops merge CONFIG OUT`, with its defaults: it also hashes what it writes and waits for the
-disk (fsync), which mergekit does not. Before the first pair it runs once, unmeasured: then the
-sources' digests are known (they are hashed once for each file) and its kernels compiled (once for a
-machine). The floor reads the same inputs and writes as many bytes, with as many threads as there
-are processors, and waits for the disk, too; it computes nothing, and has no libraries to load.
+as `mergekit-yaml CONFIG OUT {" ".join(jobs.MERGEKIT_OPTIONS)}`,
+with all processors. mergeops runs as `mergeops merge CONFIG OUT`, with its defaults: it also
+hashes what it writes and waits for the disk (fsync), which mergekit does not. Before the first
+pair it runs once, unmeasured: then the sources' digests are known (they are hashed once for each
+file) and its kernels compiled (once for a machine). The floor reads the same inputs and writes as
+many bytes, with as many threads as there are processors, and waits for the disk, too; it computes
+nothing, and has no libraries to load.
 
 Measure again: `make bench` (`SIZE=1b|300m|tiny METHODS=ties,della PAIRS=5`); a cut run goes on with
 `make bench RESUME=--resume`. The single measurements are in `{numbers.name}`.
