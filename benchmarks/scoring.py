@@ -107,15 +107,12 @@ def measure(folder: Path, names: list[str], items: int, pairs: int, threads: int
 
 
 def _measure(name: str, requests: list[Any], theirs: Any, ours: Any, pairs: int) -> Measured:
-    from mergeops.evaluate.lm import _break_even
-    from mergeops.evaluate.tree import pack
-
     encoded = [(r.args, *theirs._encode_pair(*r.args)) for r in requests]
     inputs = [ours._input(request) for request in encoded]
     distinct = sorted({tuple(i) for i in inputs}, key=len, reverse=True)
     batches = [distinct[i : i + BATCH] for i in range(0, len(distinct), BATCH)]
-    groups = pack(inputs, [len(c) for _, _, c in encoded], _break_even(ours.model))
-    check_s, _, _ = _timed(lambda: ours._check_longest(encoded))
+    groups = ours.pack(encoded)
+    check_s, _, _ = _timed(lambda: ours.check(groups, encoded))
     passes: dict[str, list[tuple[float, float]]] = {"theirs": [], "ours": []}
     answers = {}
     for _ in range(pairs):

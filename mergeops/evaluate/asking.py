@@ -16,7 +16,12 @@ from typing import Any
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import answers
 from mergeops.evaluate.catalogue import first_line
-from mergeops.evaluate.devices import free_memory, set_threads, use_threads_for
+from mergeops.evaluate.devices import (
+    free_memory,
+    is_out_of_memory,
+    set_threads,
+    use_threads_for,
+)
 from mergeops.evaluate.store import Journal
 from mergeops.evaluate.tasks import LoadedTask, TaskSet
 
@@ -195,15 +200,14 @@ class Asker:
         except EvaluationError:
             raise
         except Exception as error:
-            message = first_line(error)
-            if "out of memory" in message.lower() or "can't allocate memory" in message:
+            if is_out_of_memory(error):
                 raise EvaluationError(
                     f"out of memory on {self._device} in task {loaded.name}, with "
                     f"evaluate.batch_size={spec.batch_size}; use a smaller one"
                 ) from error
             raise EvaluationError(
                 f"model {path} cannot be asked task {loaded.name}: {type(error).__name__}: "
-                f"{message}"
+                f"{first_line(error)}"
             ) from error
         answers.check_finite(loaded, piece, given, str(path))
         return given

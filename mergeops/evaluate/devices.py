@@ -134,3 +134,13 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the machine had no memory left; for the latter torch has no error class."""
+    message = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or "out of memory" in message
+        or "can't allocate memory" in message
+    )
