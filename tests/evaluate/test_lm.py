@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import tomllib
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,3 +334,16 @@ def test_torch_alone_is_left_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "lm_eval", raising=False)
     register()
     assert "lm_eval" not in sys.modules
+
+
+@pytest.mark.parametrize("module", ["lm_eval", "lm_eval.models", "lm_eval.api.registry"])
+def test_an_lm_eval_that_is_otherwise_does_not_break_torch(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergeops.evaluate.registration import register
+
+    monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    if module == "lm_eval":
+        for name in [name for name in sys.modules if name.startswith("lm_eval.")]:
+            monkeypatch.delitem(sys.modules, name)
+    register()
