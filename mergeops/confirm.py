@@ -24,9 +24,8 @@ from mergeops.gate import Verdict, check_tasks, judge
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.references import Reference, find_references
-from mergeops.spending import level_of
 from mergeops.tools import Tools
-from mergeops.tracking.confirm_uses import Use, count_use, next_number
+from mergeops.tracking.confirm_uses import Use, count_use, next_use
 from mergeops.tracking.user import current_user
 
 if TYPE_CHECKING:
@@ -204,23 +203,26 @@ def _open(
 ) -> tuple[Use, tuple[Expectation, ...]]:
     """Say what the confirm part can show, then count its use."""
     from mergeops.evaluate.intervals import mean_interval
-    from mergeops.evaluate.items import part_digests, part_sizes
+    from mergeops.evaluate.items import asked_digest, part_digests, part_sizes, part_sketches
 
     loaded = tools.load_tasks()
     assert loaded is not None, "a recipe without tasks was refused"
     spec = recipe.promote
+    parts, sketches = part_digests(loaded, "confirm"), part_sketches(loaded, "confirm")
     primary = spec.primary or tuple(loaded.tasks)
     use = Use(
         version=candidate.version,
         weights_sha256=candidate.weights_sha256,
         references={r.label: r.source.sha256 for r in references},
         primary=primary,
-        parts=part_digests(loaded, "confirm"),
+        parts=parts,
         at=now(),
         by=current_user(),
         alpha=spec.alpha,
+        asked=asked_digest(loaded, "confirm"),
+        sketches={parts[task]: sketch for task, sketch in sketches.items()},
     )
-    level = level_of(next_number(tools.tracking, name, use), spec.alpha)
+    level = next_use(tools.tracking, name, use).level
     sizes = part_sizes(loaded, "confirm")
     n = sum(sizes[task] for task in primary)
     rivals = _dev_scores(tools, name, candidate)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from typing import Any
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import Scores
 from mergeops.evaluate.split import item_digest
 from mergeops.evaluate.tasks import LoadedTask, TaskSet
+
+SKETCH_ITEMS = 64
 
 
 def check_clusters(tasks: TaskSet) -> None:
@@ -63,6 +66,25 @@ def part_digests(tasks: TaskSet, part: str) -> dict[str, str]:
     return {name: _content(task, part) for name, task in tasks.tasks.items()}
 
 
+def part_sketches(tasks: TaskSet, part: str) -> dict[str, str]:
+    """Task -> the smallest ``SKETCH_ITEMS`` of its items' digests in a part, 12 hex digits each.
+
+    A bottom-k sketch (Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900): two parts that have
+    a share J of their items in common have a digest in common but for a chance of about
+    (1 - J) ** 64. The task's name and the split's salt are no part of it.
+    """
+    return {name: _sketch(task, part) for name, task in tasks.tasks.items()}
+
+
+def asked_digest(tasks: TaskSet, part: str) -> str:
+    """Of everything that is asked in a part: items, prompts, metrics and clusters."""
+    asked = {
+        name: [task.asked[part], task.metric, task.filter] for name, task in tasks.tasks.items()
+    }
+    text = json.dumps([asked, dict(tasks.spec.clusters)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def part_sizes(tasks: TaskSet, part: str) -> dict[str, int]:
     """Task -> number of items in a part."""
     return {name: len(task.ids[part]) for name, task in tasks.tasks.items()}
@@ -71,6 +93,11 @@ def part_sizes(tasks: TaskSet, part: str) -> dict[str, int]:
 def _content(task: LoadedTask, part: str) -> str:
     digests = sorted(item_digest(task.docs[i]) for i in task.ids[part])
     return hashlib.sha256("".join([task.name, *digests]).encode()).hexdigest()[:16]
+
+
+def _sketch(task: LoadedTask, part: str) -> str:
+    digests = {item_digest(task.docs[i])[:12] for i in task.ids[part]}
+    return " ".join(sorted(digests)[:SKETCH_ITEMS])
 
 
 def _label(value: Any) -> str:

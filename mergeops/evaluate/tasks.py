@@ -20,6 +20,7 @@ from mergeops.evaluate.silence import quiet
 from mergeops.evaluate.split import item_digest, part_ids
 from mergeops.settings import EvaluateSpec
 
+_ENGINE_KEYS = ("dtype", "backend", "batch_size", "lm_eval")
 # Where the items are kept, and what they are called, is not what is asked: the items are hashed.
 _PLACE_KEYS = (
     "custom_dataset",
@@ -52,6 +53,8 @@ class LoadedTask:
     """Part -> examples that its prompts may show: none that is an item of the other part."""
     digests: Mapping[str, str]
     """Part -> sha256 of everything that decides questions and answers, the model apart."""
+    asked: Mapping[str, str]
+    """Part -> sha256 of the questions alone: whatever computes the answers is left out."""
 
     @property
     def version(self) -> str:
@@ -141,7 +144,7 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
         ) from error
     num_fewshot = _num_fewshot(task, spec)
     items = [item_digest(doc) for doc in docs]
-    ids, pools, digests = {}, {}, {}
+    ids, pools, digests, asked = {}, {}, {}, {}
     settings = _settings(name, task, num_fewshot, spec)
     examples = _examples(task) if num_fewshot else []
     for part, other in zip(PARTS, reversed(PARTS), strict=True):
@@ -155,8 +158,12 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
         _check_pool(name, part, num_fewshot, len(shown), len(examples))
         if num_fewshot:
             settings["fewshot_pool"] = [digest for _, digest in shown]
-        digests[part] = _digest({**settings, "items": [[i, items[i]] for i in ids[part]]})
-    return LoadedTask(name, task, metric, chosen_filter, num_fewshot, docs, ids, pools, digests)
+        whole = {**settings, "items": [[i, items[i]] for i in ids[part]]}
+        digests[part] = _digest(whole)
+        asked[part] = _digest({k: v for k, v in whole.items() if k not in _ENGINE_KEYS})
+    return LoadedTask(
+        name, task, metric, chosen_filter, num_fewshot, docs, ids, pools, digests, asked
+    )
 
 
 def _num_fewshot(task: Any, spec: EvaluateSpec) -> int:

@@ -1,8 +1,11 @@
 """How often the confirm part was opened for a registered model, counted by tags of that model.
 
 A use is written down before the first confirm item is scored, so a crash, a kill or a forgotten
-verdict counts, too. The same candidate against the same references on the same items is the same
-use, however often it is asked: nothing new is learned from it.
+verdict counts, too. The same question (candidate, references, primary tasks, items, prompts,
+metrics and clusters) is the same use, however often it is asked: nothing new is learned from it.
+
+Which items a use opened is told by a sketch of each task's items: a tag of its own, named by the
+items' digest, since a tag holds 5000 characters.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergeops.spending import level_of
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from mergeops.tracking.connection import Tracking
 
 USE = "mergeops.confirm_use."
+SKETCH = "mergeops.confirm_items."
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Use:
     """Of all uses together."""
     number: int = 0
     """1 for the first use of any of these items; 0 until it is known."""
+    asked: str = ""
+    """Digest of the questions: items, prompts, metrics and clusters."""
+    sketches: Mapping[str, str] = field(default_factory=dict)
+    """Digest of a task's confirm items -> the smallest of the items' own digests, with blanks."""
 
     @property
     def level(self) -> float:
@@ -56,12 +64,15 @@ class Use:
             sorted(self.references.values()),
             sorted(self.primary),
             dict(self.parts),
+            self.asked,
         ]
         return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:20]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return dataclasses.asdict(self) | {"primary": list(self.primary)}
+        """As JSON types, without the sketches."""
+        raw = dataclasses.asdict(self) | {"primary": list(self.primary)}
+        del raw["sketches"]
+        return raw
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Use:
@@ -76,27 +87,39 @@ def uses(tracking: Tracking, name: str) -> list[Use]:
         TrackingError: there is no such registered model.
     """
     tags = find_registered_model(tracking, name).tags
-    found = [Use.from_dict(json.loads(v)) for k, v in tags.items() if k.startswith(USE)]
+    found = []
+    for tag, text in tags.items():
+        if tag.startswith(USE):
+            use = Use.from_dict(json.loads(text))
+            sketches = {d: tags[SKETCH + d] for d in use.parts.values() if SKETCH + d in tags}
+            found.append(dataclasses.replace(use, sketches=sketches))
     return sorted(found, key=lambda use: (use.at, use.key))
 
 
-def next_number(tracking: Tracking, name: str, use: Use) -> int:
-    """The number that ``count_use`` would give, without counting."""
+def next_use(tracking: Tracking, name: str, use: Use) -> Use:
+    """What ``count_use`` would give, without counting."""
     there = uses(tracking, name)
-    same = [other for other in there if other.key == use.key and other.number]
-    return same[0].number if same else 1 + sum(_shares(other, use) for other in there)
+    found = _found(there, use)
+    if found is not None:
+        return found
+    number = 1 + sum(_shares(other, use) for other in there if other.key != use.key)
+    return dataclasses.replace(use, number=number)
 
 
 def count_use(tracking: Tracking, name: str, use: Use) -> Use:
-    """Write a use down, or find it, and number it among those that share any task's items.
+    """Write a use down, or find it, and number it among those that share items with it.
 
-    Two that are counted at the same moment get the larger number both: never one too small.
+    Two that are counted at the same moment get the larger number both: never one too small. A use
+    that is found keeps its number, and of its alpha and the one asked for now the smaller.
     """
-    for other in uses(tracking, name):
-        if other.key == use.key and other.number:
-            return other
+    found = _found(uses(tracking, name), use)
+    if found is not None:
+        return found
     tag = f"{USE}{use.key}"
     client = tracking.client
+    # The sketches first: a use without them would share its items with fewer.
+    for digest, sketch in use.sketches.items():
+        client.set_registered_model_tag(name, f"{SKETCH}{digest}", sketch)
     client.set_registered_model_tag(name, tag, json.dumps(use.to_dict()))
     number = sum(_shares(other, use) for other in uses(tracking, name))
     numbered = dataclasses.replace(use, number=number)
@@ -104,5 +127,18 @@ def count_use(tracking: Tracking, name: str, use: Use) -> Use:
     return numbered
 
 
+def _found(there: list[Use], use: Use) -> Use | None:
+    for other in there:
+        if other.key == use.key and other.number:
+            return dataclasses.replace(other, alpha=min(other.alpha, use.alpha))
+    return None
+
+
 def _shares(a: Use, b: Use) -> bool:
-    return any(b.parts.get(task) == digest for task, digest in a.parts.items())
+    """Whether the two opened any item that both sketches name, or the same part of a task."""
+    return bool(_items(a) & _items(b))
+
+
+def _items(use: Use) -> set[str]:
+    digests = set(use.parts.values())
+    return digests.union(*(sketch.split() for sketch in use.sketches.values()))

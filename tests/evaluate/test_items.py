@@ -12,7 +12,14 @@ import pytest
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.evaluate.intervals import mean_interval
-from mergeops.evaluate.items import check_clusters, part_digests, part_sizes, with_clusters
+from mergeops.evaluate.items import (
+    asked_digest,
+    check_clusters,
+    part_digests,
+    part_sizes,
+    part_sketches,
+    with_clusters,
+)
 from mergeops.evaluate.tasks import TaskSet, load_tasks
 from mergeops.settings import EvaluateSpec
 
@@ -76,6 +83,33 @@ def test_how_items_are_scored_does_not_make_them_new_ones(write_task: Write) -> 
     assert part_digests(load(path, split_salt="x"), "confirm") != before
     sizes = [part_sizes(load(path), part)["sums"] for part in ("dev", "confirm")]
     assert sum(sizes) == 12
+
+
+@pytest.mark.parametrize(
+    "changes", [{"limit": 101}, {"confirm_fraction": 0.51}, {"split_salt": "x"}, {"more": 1}, {}]
+)
+def test_parts_that_overlap_have_a_sketched_item_in_common(
+    write_task: Write, changes: dict[str, Any]
+) -> None:
+    before = load(write_task(items=rows(300)), limit=100)
+    settings = {"limit": 100, **changes}
+    items = rows(300 + settings.pop("more", 0))
+    after = load(write_task("renamed", items=items), **settings)
+    old, new = (part_sketches(tasks, "confirm") for tasks in (before, after))
+    assert len(old["sums"].split()) == len(set(old["sums"].split())) == 64
+    assert set(old["sums"].split()) & set(new["renamed"].split())
+
+
+def test_prompts_metrics_and_clusters_are_what_is_asked_and_batches_are_not(
+    write_task: Write,
+) -> None:
+    path = write_task(items=rows())
+    asked = asked_digest(load(path), "confirm")
+    assert asked_digest(load(path, batch_size=4, dtype="bfloat16"), "confirm") == asked
+    assert asked_digest(load(path, clusters={"sums": "page"}), "confirm") != asked
+    assert asked_digest(load(path, metrics={"sums": "acc_norm"}), "confirm") != asked
+    other = write_task(items=rows(), doc_to_text="Question: {{prompt}}")
+    assert asked_digest(load(other), "confirm") != asked
 
 
 def test_the_mean_of_zeros_and_ones_gets_wilsons_interval() -> None:

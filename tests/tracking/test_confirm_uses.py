@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mergeops.errors import TrackingError
-from mergeops.tracking.confirm_uses import Use, count_use, next_number, uses
+from mergeops.tracking.confirm_uses import Use, count_use, next_use, uses
 from mergeops.tracking.connection import Tracking
 
 
@@ -37,11 +37,11 @@ def numbers(model: Tracking, *wanted: Use) -> list[int]:
 
 
 def test_uses_are_numbered_and_kept_in_mlflow(model: Tracking) -> None:
-    assert next_number(model, "skills", use("a")) == 1
+    assert next_use(model, "skills", use("a")).number == 1
     first = count_use(model, "skills", use("a"))
     assert (first.number, first.level) == (1, pytest.approx(0.03))
     later = use("b", at="2026-01-02T00:00:00Z")
-    assert next_number(model, "skills", later) == 2
+    assert next_use(model, "skills", later).number == 2
     second = count_use(model, "skills", later)
     assert (second.number, second.level) == (2, pytest.approx(0.01))
     assert uses(model, "skills") == [first, second]
@@ -54,7 +54,13 @@ def test_the_same_question_again_is_the_same_use(model: Tracking) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"references": {"champion:2": "c"}}, {"primary": ("add",)}, {"weights_sha256": "b"}]
+    "change",
+    [
+        {"references": {"champion:2": "c"}},
+        {"primary": ("add",)},
+        {"weights_sha256": "b"},
+        {"asked": "x"},
+    ],
 )
 def test_another_question_about_the_same_items_is_another_use(
     model: Tracking, change: dict[str, Any]
@@ -68,6 +74,31 @@ def test_one_shared_task_is_enough_to_count(model: Tracking) -> None:
 
 def test_other_items_are_another_confirm_part(model: Tracking) -> None:
     assert numbers(model, use(), use(parts={"add": "9", "sub": "8"})) == [1, 1]
+
+
+def test_parts_that_have_one_sketched_item_in_common_share_alpha(model: Tracking) -> None:
+    one = use("a", parts={"add": "1"}, sketches={"1": "aa bb cc"})
+    renamed = use("b", parts={"plus": "7"}, sketches={"7": "bb dd"})
+    other = use("c", parts={"add": "8"}, sketches={"8": "ee ff"})
+    assert numbers(model, one, renamed, other) == [1, 2, 1]
+    assert [next_use(model, "skills", u).number for u in (one, renamed, other)] == [1, 2, 1]
+
+
+def test_of_the_alpha_then_and_now_the_smaller_holds(model: Tracking) -> None:
+    count_use(model, "skills", use(alpha=0.06))
+    for alpha, level in ((0.02, 0.01), (0.2, 0.03)):
+        assert next_use(model, "skills", use(alpha=alpha)).level == pytest.approx(level)
+        assert count_use(model, "skills", use(alpha=alpha)).level == pytest.approx(level)
+
+
+def test_a_use_of_many_large_tasks_fits_into_tags_of_5000_characters(model: Tracking) -> None:
+    from mergeops.tracking.registry import find_registered_model
+
+    sketch = " ".join(f"{i:012x}" for i in range(64))
+    parts = {f"task {i}": f"{i:016x}" for i in range(20)}
+    count_use(model, "skills", use(parts=parts, sketches=dict.fromkeys(parts.values(), sketch)))
+    assert uses(model, "skills")[0].sketches[f"{7:016x}"] == sketch
+    assert max(map(len, find_registered_model(model, "skills").tags.values())) < 5000
 
 
 def test_a_use_that_was_cut_off_before_its_number_still_counts(model: Tracking) -> None:
@@ -87,6 +118,7 @@ def test_a_use_that_was_cut_off_before_its_number_still_counts(model: Tracking) 
     cut: Any = Cut()
     with pytest.raises(KeyboardInterrupt):
         count_use(replace(model, client=cut), "skills", use("a"))
+    assert next_use(model, "skills", use("a")).number == 1
     assert numbers(model, use("b"), use("a")) == [2, 2]
 
 
