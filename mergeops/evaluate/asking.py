@@ -19,6 +19,7 @@ from mergeops.evaluate.catalogue import first_line
 from mergeops.evaluate.devices import (
     free_memory,
     is_out_of_memory,
+    seed_device,
     set_threads,
     use_threads_for,
 )
@@ -109,6 +110,7 @@ class Asker:
         """Give the device back."""
         if self._threads is not None:
             set_threads(self._threads)
+            self._threads = None
         if self._lm is not None:
             self._lm = self._loaded = None
             free_memory()
@@ -149,8 +151,7 @@ class Asker:
         kind = PlainModel if spec.backend == "hf" else SharingModel
         self._lm = kind(model, tokenizer, spec, encodings)
         self._loaded = same
-        if self._threads is None:
-            self._threads = use_threads_for(model)
+        self._threads = use_threads_for(model)
 
     def _requests(self, loaded: LoadedTask, tokenizer: str, template: Any) -> list[Any]:
         key = (loaded.name, self._part, tokenizer)
@@ -191,10 +192,8 @@ class Asker:
         return [answer for piece in given for answer in piece]
 
     def _ask(self, loaded: LoadedTask, piece: list[Any], path: Path, n: int) -> list[list[Any]]:
-        import torch
-
         spec = self._tasks.spec
-        torch.manual_seed(spec.seed + n)  # for tasks that draw their answers
+        seed_device(self._device, spec.seed + n)  # for tasks that draw their answers
         try:
             given = answers.ask(piece, self._lm)
         except EvaluationError:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -519,6 +520,26 @@ def test_the_split_keeps_clusters_whole_and_no_prompt_shows_one_of_the_other_par
     assert not pages["dev"] & pages["confirm"]
     for part in ("dev", "confirm"):
         assert {doc["page"] for doc in task.pools[part]} == pages[part]
+
+
+def test_a_promotion_cannot_name_clusters_that_the_merge_was_not_chosen_with() -> None:
+    from mergeops.compose import compose
+    from mergeops.confirm import recipe_of
+
+    recipe = compose(["sources.a.uri=/a", "method=linear", "evaluate.tasks=[squad]"])
+    later = compose(
+        ["sources.a.uri=/a", "method=linear", "evaluate.tasks=[squad]", "evaluate.clusters.squad=p"]
+    )
+    candidate: Any = SimpleNamespace(version=3, run_id="r")
+
+    def tools(logged: Any) -> Any:
+        return SimpleNamespace(tracking=SimpleNamespace(recipe=lambda run_id: logged.to_dict()))
+
+    message = r"evaluate\.clusters\.squad is 'p', but version 3 was chosen with no clusters"
+    with pytest.raises(EvaluationError, match=message):
+        recipe_of(tools(recipe), later, candidate)
+    assert recipe_of(tools(later), later, candidate).evaluate.clusters == {"squad": "p"}
+    assert recipe_of(tools(later), recipe, candidate).evaluate.clusters == {"squad": "p"}
 
 
 def test_one_question_under_two_names_is_in_one_part_and_in_no_prompt_of_the_other(
