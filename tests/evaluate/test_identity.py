@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -61,3 +63,21 @@ def test_tokenizer_settings_that_are_no_json_are_named(coded: Path) -> None:
     (coded / "tokenizer_config.json").write_text("{")
     with pytest.raises(EvaluationError, match="tokenizer_config.json is no JSON"):
         tokenizer_digest(coded, trust_remote_code=False)
+
+
+def test_a_source_without_tokenizer_settings_keeps_its_own_vocabulary(
+    tmp_path: Path,
+) -> None:
+    from mergeops.tools import Tools
+
+    own, base = tmp_path / "own", tmp_path / "base"
+    for folder in (own, base):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{}")
+    (base / "tokenizer_config.json").write_text("{}")
+    resolved = SimpleNamespace(base=SimpleNamespace(path=base, adapter_base=None))
+    tools: Any = SimpleNamespace(resolve=lambda recipe: resolved)
+    recipe: Any = None
+    assert Tools.tokenizer_for(tools, recipe, own) == own
+    (own / "tokenizer.json").rename(own / "tokenizer_config.json")
+    assert Tools.tokenizer_for(tools, recipe, own) == base
