@@ -70,12 +70,15 @@ def candidates(tracking: Tracking, name: str) -> list[Candidate]:
     for version in client.search_model_versions(wanted):
         run_id = version.tags.get("mergeops.run_id") or str(version.run_id)
         try:
-            run = client.get_run(run_id).data
+            found_run = client.get_run(run_id)
         except TrackingError as error:
             if not is_missing(error):
                 raise
-            # Its run was deleted: nothing can be shown for it any more.
             continue
+        if found_run.info.lifecycle_stage == "deleted":
+            # Nothing can be logged onto it any more.
+            continue
+        run = found_run.data
         found.append(
             Candidate(
                 version=int(version.version),
