@@ -11,6 +11,7 @@ resumes, never something that looks finished.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -32,6 +33,7 @@ from mergeops.checkpoint.writer import (
     ShardWriter,
     WrittenFile,
     sync_directory,
+    sync_file,
     write_error,
 )
 from mergeops.companions import write_companions
@@ -50,6 +52,8 @@ CUDA_LANES = 4
 UNWRITTEN = 16
 """Finished chunks that may wait for the writer."""
 LOCK = "lock"
+DOOMED = ".deleting"
+"""Ends the name of what is being deleted."""
 CARD = "README.md"
 
 Progress = Callable[[int, int], None]
@@ -81,7 +85,8 @@ def merge(
 
     Args:
         plan: from ``make_plan``.
-        out: the directory to make; may exist if it is empty or holds this very merge.
+        out: the directory to make; may exist if it is empty or holds this very merge. A link is
+            followed.
         device: auto, cpu, cuda (all of them) or cuda:N.
         progress: told how far the writing is.
         card: text of README.md; a short one by default.
@@ -104,23 +109,28 @@ def merge(
             f"the plan was made with version {plan.method_version} of {plan.method}, but this is "
             f"version {version}; plan again"
         )
-    if _is_done(plan, out):
+    # A directory cannot be renamed to the name of a link.
+    place = Path(os.path.realpath(out))
+    if _is_found(plan, place):
         return out
-    partial = out.with_name(f".{out.name}.partial")
+    _remove_empty(place)
+    partial = place.with_name(f".{place.name}.partial")
     with _locked(partial):
-        if _is_done(plan, out):
-            shutil.rmtree(partial)
+        if _is_found(plan, place):
+            _discard(partial)
             return out
         present = sum(f.stat().st_blocks * 512 for f in partial.iterdir())
-        check_space(plan, out, present)
+        check_space(plan, place, present)
         try:
             if not _is_complete(plan, partial):
                 _write_all(plan, partial, chosen, progress, card, tuning)
             (partial / JOURNAL).unlink(missing_ok=True)
-            (partial / LOCK).unlink()
             sync_directory(partial)
-            os.rename(partial, out)
-            sync_directory(out.parent)
+            # With the lock inside: whoever waits for it must not begin in what is renamed.
+            os.rename(partial, place)
+            sync_directory(place.parent)
+            (place / LOCK).unlink(missing_ok=True)
+            sync_directory(place)
         except OSError as error:
             raise write_error(out, error) from error
     return out
@@ -133,13 +143,15 @@ def check_output(out: Path) -> Mapping[str, Any] | None:
         The manifest of the merge that is there, which may be another one; None where there is none.
 
     Raises:
-        MergeError: it is a file, or holds something else.
+        MergeError: it is a file or a mount point, or holds something else.
     """
     if not out.exists():
         return None
     if not out.is_dir():
         raise MergeError(f"{out} is a file; the output must be a new or empty directory")
     manifest = read_manifest(out)
+    if manifest is None and os.path.ismount(os.path.realpath(out)):
+        raise _mount_error(out)
     if manifest is None and any(out.iterdir()):
         raise MergeError(
             f"{out} is not empty and holds no {MANIFEST}; choose a new directory, or empty it"
@@ -162,12 +174,54 @@ def _is_done(plan: Plan, out: Path) -> bool:
     return True
 
 
+def _is_found(plan: Plan, out: Path) -> bool:
+    """Whether the merge is there; a try that was killed after the rename left its lock."""
+    if not _is_done(plan, out):
+        return False
+    with contextlib.suppress(OSError):
+        (out / LOCK).unlink()
+    return True
+
+
+def _mount_error(out: Path) -> MergeError:
+    return MergeError(
+        f"{out} is a mount point, whose name no finished merge can take; choose a directory inside "
+        f"it, e.g. {out / 'merge'}"
+    )
+
+
+def _remove_empty(out: Path) -> None:
+    """Make room for the rename: what cannot be removed now could not be replaced then."""
+    try:
+        out.rmdir()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
+            # Or another process has just finished it; what is wrong with the name shows next.
+            return
+        if error.errno == errno.EBUSY:
+            raise _mount_error(out) from error
+        raise MergeError(
+            f"{out} cannot be replaced by the merge: {error.strerror}; choose a new directory"
+        ) from error
+
+
+def _discard(partial: Path) -> None:
+    """Delete a working directory, under another name: who waits for its lock begins a new one."""
+    doomed = partial.with_name(f"{partial.name}.{os.urandom(4).hex()}{DOOMED}")
+    os.rename(partial, doomed)
+    shutil.rmtree(doomed)
+
+
 def _is_complete(plan: Plan, partial: Path) -> bool:
     """Whether an earlier try got as far as the manifest, and only had to rename."""
     try:
-        return (partial / MANIFEST).is_file() and _is_done(plan, partial)
+        if not (partial / MANIFEST).is_file() or not _is_done(plan, partial):
+            return False
     except MergeopsError:
         return False
+    # It may have been killed before this.
+    sync_file(partial / MANIFEST)
+    return True
 
 
 def _make(directory: Path) -> None:
@@ -219,7 +273,7 @@ def _write_all(
     except MergeopsError as error:
         if not isinstance(error.__cause__, OSError):
             # Going on would fail in the same way: nothing of it is worth keeping.
-            shutil.rmtree(partial)
+            _discard(partial)
         raise
     finally:
         journal.close()

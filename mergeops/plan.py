@@ -274,7 +274,8 @@ def check_space(plan: Plan, out: Path, present: int = 0) -> None:
     Raises:
         MergeError: says how much is needed and how much is free.
     """
-    place = out.absolute()
+    # What is there may be another file system's; the work is done beside it.
+    place = out.absolute().parent
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free + present
