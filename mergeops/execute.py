@@ -45,8 +45,12 @@ from mergeops.stream import TensorStream
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 21}
 """Elements at a time: few enough for a processor's cache, many enough for a GPU's launches."""
-LANE_BYTES = 1 << 28
-"""What inputs under way may take on a CPU, all lanes together: many of them get small chunks."""
+LANE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
+"""What inputs under way may take of the machine's memory, all lanes together: many of them get
+small chunks."""
+ENTRY_BYTES = {"cpu": 12, "cuda": 8}
+"""For each entry under way: as stored, at most (for CUDA in pinned memory); on a CPU also in the
+compute dtype, and what an operation makes of it."""
 CUDA_LANES = 4
 """For each device: enough to have both copy directions and the arithmetic under way at a time."""
 UNWRITTEN = 16
@@ -291,13 +295,9 @@ def _lane_count(devices: Sequence[torch.device]) -> int:
 
 def _chunk(plan: Plan, device: torch.device, lanes: int) -> int:
     """Elements at a time: what suits the device, or less for many inputs."""
-    wanted = CHUNK[device.type]
-    if device.type == "cuda":
-        return wanted
     parts = max(len(plan.parts(task)) for shard in plan.shards for task in shard.tensors)
-    # As stored, in the compute dtype, and what an operation makes of it.
-    fitting = LANE_BYTES // (lanes * parts * 12)
-    return max(min(wanted, fitting // methods.BLOCK * methods.BLOCK), methods.BLOCK)
+    fitting = LANE_BYTES[device.type] // (lanes * parts * ENTRY_BYTES[device.type])
+    return max(min(CHUNK[device.type], fitting // methods.BLOCK * methods.BLOCK), methods.BLOCK)
 
 
 def _write_shards(

@@ -243,6 +243,10 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
             inputs, chosen, template, vocabulary, trust_code=recipe.trust_remote_code
         )
     warnings += kept
+    compute = recipe.dtype.compute
+    if compute != "float64" and (wide := _stored_in_64_bits(assembly.pieces)):
+        compute = "float64"
+        warnings.append(f"{wide} is stored as float64, so the arithmetic is done in float64")
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
     return Plan(
         method=method.name,
@@ -256,7 +260,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         companions=companions,
         config=changed(views.config, assembly.config),
         vocabulary=vocabulary,
-        compute=recipe.dtype.compute,
+        compute=compute,
         seed=recipe.seed,
         recipe=recipe.weights_dict(),
         warnings=tuple(warnings),
@@ -308,6 +312,15 @@ def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedI
         if planned.name == recipe.tokenizer.source:
             return planned
     return inputs[0]
+
+
+def _stored_in_64_bits(pieces: Sequence[Piece]) -> str:
+    """A tensor, as ``TENSOR of INPUT``, that float32 would take digits from; empty without one."""
+    for piece in pieces:
+        for one in (*([piece.base] if piece.base else []), *piece.sources):
+            if one.stored.dtype == "F64":
+                return f"{one.stored.name} of {one.source}"
+    return ""
 
 
 def _tasks(
