@@ -11,21 +11,19 @@ resumes, never something that looks finished.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergeops import methods
 from mergeops.checkpoint.layout import INDEX
-from mergeops.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
+from mergeops.checkpoint.manifest import MANIFEST, write_manifest
 from mergeops.checkpoint.writer import (
     JOURNAL,
     Journal,
@@ -37,9 +35,10 @@ from mergeops.checkpoint.writer import (
     write_error,
 )
 from mergeops.companions import write_companions
+from mergeops.destination import check_space, is_done, remove_empty
 from mergeops.errors import MergeError, MergeopsError
 from mergeops.lanes import choose_devices, lane_count
-from mergeops.plan import Plan, check_space
+from mergeops.plan import Plan
 from mergeops.records import default_card, manifest_content, weight_index
 from mergeops.stream import TensorStream
 
@@ -117,7 +116,7 @@ def merge(
     place = Path(os.path.realpath(out))
     if _is_found(plan, place):
         return out
-    _remove_empty(place)
+    remove_empty(place)
     partial = place.with_name(f".{place.name}.partial")
     with _locked(partial):
         if _is_found(plan, place):
@@ -140,73 +139,13 @@ def merge(
     return out
 
 
-def check_output(out: Path) -> Mapping[str, Any] | None:
-    """Refuse a directory that no merge can be written to, whatever its plan.
-
-    Returns:
-        The manifest of the merge that is there, which may be another one; None where there is none.
-
-    Raises:
-        MergeError: it is a file or a mount point, or holds something else.
-    """
-    if not out.exists():
-        return None
-    if not out.is_dir():
-        raise MergeError(f"{out} is a file; the output must be a new or empty directory")
-    manifest = read_manifest(out)
-    if manifest is None and os.path.ismount(os.path.realpath(out)):
-        raise _mount_error(out)
-    if manifest is None and any(out.iterdir()):
-        raise MergeError(
-            f"{out} is not empty and holds no {MANIFEST}; choose a new directory, or empty it"
-        )
-    return manifest
-
-
-def _is_done(plan: Plan, out: Path) -> bool:
-    manifest = check_output(out)
-    if manifest is None:
-        return False
-    if manifest["plan_digest"] != plan.digest:
-        raise MergeError(
-            f"{out} holds another merge (plan {manifest['plan_digest'][:12]}, this is "
-            f"{plan.digest[:12]}); choose a new directory, or remove it"
-        )
-    for name, entry in manifest["files"].items():
-        if not (out / name).is_file() or (out / name).stat().st_size != entry["size"]:
-            raise MergeError(f"{out} is damaged: {name} is missing or cut; remove it and run again")
-    return True
-
-
 def _is_found(plan: Plan, out: Path) -> bool:
     """Whether the merge is there; a try that was killed after the rename left its lock."""
-    if not _is_done(plan, out):
+    if not is_done(plan, out):
         return False
     with contextlib.suppress(OSError):
         (out / LOCK).unlink()
     return True
-
-
-def _mount_error(out: Path) -> MergeError:
-    return MergeError(
-        f"{out} is a mount point, whose name no finished merge can take; choose a directory inside "
-        f"it, e.g. {out / 'merge'}"
-    )
-
-
-def _remove_empty(out: Path) -> None:
-    """Make room for the rename: what cannot be removed now could not be replaced then."""
-    try:
-        out.rmdir()
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
-            # Or another process has just finished it; what is wrong with the name shows next.
-            return
-        if error.errno == errno.EBUSY:
-            raise _mount_error(out) from error
-        raise MergeError(
-            f"{out} cannot be replaced by the merge: {error.strerror}; choose a new directory"
-        ) from error
 
 
 def _discard(partial: Path) -> None:
@@ -219,7 +158,7 @@ def _discard(partial: Path) -> None:
 def _is_complete(plan: Plan, partial: Path) -> bool:
     """Whether an earlier try got as far as the manifest, and only had to rename."""
     try:
-        if not (partial / MANIFEST).is_file() or not _is_done(plan, partial):
+        if not (partial / MANIFEST).is_file() or not is_done(plan, partial):
             return False
     except MergeopsError:
         return False

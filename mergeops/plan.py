@@ -11,11 +11,9 @@ import dataclasses
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops import methods
@@ -23,7 +21,7 @@ from mergeops.assembly import assemble
 from mergeops.checkpoint.dtypes import BY_WORD, FLOATS, item_size, word
 from mergeops.checkpoint.header import StoredTensor, encode_header
 from mergeops.companions import Companion, changed, find_companions
-from mergeops.errors import MergeError, about, key_of, locating
+from mergeops.errors import about, key_of, locating
 from mergeops.inputs import PlannedInput, config_of, read_input
 from mergeops.parameters import resolve_parameters
 from mergeops.pieces import Ingredient, Piece
@@ -265,29 +263,6 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         recipe=recipe.weights_dict(),
         warnings=tuple(warnings),
     )
-
-
-def check_space(plan: Plan, out: Path, present: int = 0) -> None:
-    """Refuse a merge that the disk has no room for.
-
-    Args:
-        plan: what will be written.
-        out: where.
-        present: bytes that are there already, of an earlier try.
-
-    Raises:
-        MergeError: says how much is needed and how much is free.
-    """
-    # What is there may be another file system's; the work is done beside it.
-    place = out.absolute().parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free + present
-    if free < plan.bytes_to_write:
-        raise MergeError(
-            f"{out} needs {plan.bytes_to_write / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
-            "free there; free some space, or choose another output.dir"
-        )
 
 
 def _read_inputs(
