@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.checkpoint.manifest import read_manifest
 from mergeops.errors import ConfigError, SourceError, TrackingError
-from mergeops.execute import LOCK
+from mergeops.execute import DOOMED, LOCK
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.pending import FOLDER, pending_trials
 from mergeops.tracking.references import Reference, references
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from mergeops.tracking.connection import Tracking
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-DOOMED = ".deleting"
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,8 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
 
 def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Plan:
     """Merge into a directory of the user's; nothing is scored or tracked."""
-    from mergeops.execute import check_output, merge
+    from mergeops.destination import check_output
+    from mergeops.execute import merge
     from mergeops.sources import resolve
 
     work_dir = Path(recipe.output.dir)

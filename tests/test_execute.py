@@ -172,6 +172,40 @@ def test_inputs_of_different_formats_are_merged_in_the_compute_format(
         assert tensor.equal(expected.float())
 
 
+@pytest.fixture
+def doubles(tmp_path: Path) -> Path:
+    """A model whose numbers float32 cannot hold: digits beyond its 24 bits, and 1e300."""
+    folder = tmp_path / "doubles"
+    folder.mkdir()
+    values = torch.tensor([[1 / 3, 1 + 2**-40], [1e300, -(2.0**200)]], dtype=torch.float64)
+    save_file({"w": values}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_float64_inputs_keep_all_digits(plan_of: Make, doubles: Path, tmp_path: Path) -> None:
+    plan = plan_of({"name": "passthrough"}, None, {"a": doubles})
+    assert plan.compute == "float64"
+    assert any("w of a is stored as float64" in warning for warning in plan.warnings)
+    out = merge(plan, tmp_path / "out")
+    assert tensors_of(out)["w"].equal(tensors_of(doubles)["w"])
+
+
+def test_float64_values_are_judged_in_the_format_of_the_arithmetic(
+    plan_of: Make, doubles: Path, tmp_path: Path
+) -> None:
+    plan = plan_of({"name": "passthrough"}, None, {"a": doubles})
+    narrow = dataclasses.replace(plan, compute="float32")
+    with pytest.raises(
+        SourceError, match=r"a holds 2 value\(s\) .*, the first \(inf\) at \[1, 0\]"
+    ):
+        merge(narrow, tmp_path / "narrow")
+    saved = plan_of({"name": "passthrough"}, None, {"a": doubles}, dtype={"save": "float32"})
+    told = r"w at \[1, 0\] is 1e\+300, which float32 cannot hold; set dtype.save to float64"
+    with pytest.raises(MergeError, match=told):
+        merge(saved, tmp_path / "saved")
+
+
 def test_config_names_the_saved_format(
     plan_of: Make, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -671,6 +705,17 @@ def test_many_inputs_get_small_chunks(lanes: int, plan_of: Make, tmp_path: Path)
     plan = plan_of({"name": "linear"}, None, folders)
     chunk = chunk_for(plan, torch.device("cpu"), lanes)
     assert chunk % BLOCK == 0 and chunk == (1 << 18 if lanes == 1 else 2 * BLOCK)
+
+
+@pytest.mark.parametrize(("inputs", "lanes"), [(4, 4), (40, 4), (40, 32)])
+def test_many_inputs_on_a_gpu_pin_two_gigabytes_at_most(
+    inputs: int, lanes: int, plan_of: Make, tmp_path: Path
+) -> None:
+    folders = {f"s{i}": sparse_checkpoint(tmp_path / f"s{i}", 4, 8, i) for i in range(inputs)}
+    plan = plan_of({"name": "linear"}, None, folders)
+    chunk = chunk_for(plan, torch.device("cuda"), lanes)
+    assert chunk % BLOCK == 0 and chunk * inputs * lanes * 8 <= 1 << 31
+    assert (chunk == 1 << 21) == (inputs == 4)
 
 
 def test_plan_of_another_version_of_the_method(ties: Plan, tmp_path: Path) -> None:
