@@ -175,7 +175,8 @@ def recipe_of(tools: Tools, settings: Recipe, candidate: Candidate) -> Recipe:
     """The candidate's own recipe, with where and how to work from ``settings``.
 
     Raises:
-        EvaluationError: it names no tasks.
+        EvaluationError: it names no tasks; ``settings`` names other clusters, which would split the
+            items otherwise than when the candidate was chosen.
     """
     logged = Recipe.from_dict(tools.tracking.recipe(candidate.run_id))
     if not logged.evaluate.tasks:
@@ -183,6 +184,13 @@ def recipe_of(tools: Tools, settings: Recipe, candidate: Candidate) -> Recipe:
             f"version {candidate.version} was merged without evaluate.tasks, so there is nothing "
             "to judge it by; run its recipe again with evaluate.tasks=[...]"
         )
+    for task, field in settings.evaluate.clusters.items():
+        if logged.evaluate.clusters.get(task) != field:
+            raise EvaluationError(
+                f"evaluate.clusters.{task} is {field!r}, but version {candidate.version} was "
+                f"chosen with {logged.evaluate.clusters.get(task) or 'no clusters'}: that decides "
+                "which items are dev and which confirm; run its recipe again with it"
+            )
     return dataclasses.replace(
         logged,
         promote=settings.promote,
@@ -193,7 +201,6 @@ def recipe_of(tools: Tools, settings: Recipe, candidate: Candidate) -> Recipe:
             logged.evaluate,
             batch_size=settings.evaluate.batch_size,
             device=settings.evaluate.device,
-            clusters={**logged.evaluate.clusters, **settings.evaluate.clusters},
         ),
     )
 

@@ -214,10 +214,12 @@ class Tools:
 
     def tokenizer_for(self, recipe: Recipe, path: Path) -> Path | None:
         """The directory itself where it has a tokenizer, else the base's where that has one."""
+        from mergeops.evaluate.identity import has_tokenizer
+
         base = self.resolve(recipe).base
         places = [path, base.path, base.adapter_base] if base else [path]
         for place in places:
-            if place is not None and (place / "tokenizer_config.json").is_file():
+            if place is not None and has_tokenizer(place):
                 return place
         return None
 

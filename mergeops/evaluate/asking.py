@@ -16,7 +16,13 @@ from typing import Any
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import answers
 from mergeops.evaluate.catalogue import first_line
-from mergeops.evaluate.devices import free_memory, set_threads, use_threads_for
+from mergeops.evaluate.devices import (
+    free_memory,
+    is_out_of_memory,
+    seed_device,
+    set_threads,
+    use_threads_for,
+)
 from mergeops.evaluate.store import Journal
 from mergeops.evaluate.tasks import LoadedTask, TaskSet
 
@@ -104,6 +110,7 @@ class Asker:
         """Give the device back."""
         if self._threads is not None:
             set_threads(self._threads)
+            self._threads = None
         if self._lm is not None:
             self._lm = self._loaded = None
             free_memory()
@@ -144,8 +151,7 @@ class Asker:
         kind = PlainModel if spec.backend == "hf" else SharingModel
         self._lm = kind(model, tokenizer, spec, encodings)
         self._loaded = same
-        if self._threads is None:
-            self._threads = use_threads_for(model)
+        self._threads = use_threads_for(model)
 
     def _requests(self, loaded: LoadedTask, tokenizer: str, template: Any) -> list[Any]:
         key = (loaded.name, self._part, tokenizer)
@@ -186,24 +192,21 @@ class Asker:
         return [answer for piece in given for answer in piece]
 
     def _ask(self, loaded: LoadedTask, piece: list[Any], path: Path, n: int) -> list[list[Any]]:
-        import torch
-
         spec = self._tasks.spec
-        torch.manual_seed(spec.seed + n)  # for tasks that draw their answers
+        seed_device(self._device, spec.seed + n)  # for tasks that draw their answers
         try:
             given = answers.ask(piece, self._lm)
         except EvaluationError:
             raise
         except Exception as error:
-            message = first_line(error)
-            if "out of memory" in message.lower() or "can't allocate memory" in message:
+            if is_out_of_memory(error):
                 raise EvaluationError(
                     f"out of memory on {self._device} in task {loaded.name}, with "
                     f"evaluate.batch_size={spec.batch_size}; use a smaller one"
                 ) from error
             raise EvaluationError(
                 f"model {path} cannot be asked task {loaded.name}: {type(error).__name__}: "
-                f"{message}"
+                f"{first_line(error)}"
             ) from error
         answers.check_finite(loaded, piece, given, str(path))
         return given

@@ -127,6 +127,22 @@ def set_threads(n: int) -> None:
     torch.set_num_threads(n)
 
 
+def seed_device(device: torch.device | None, seed: int) -> None:
+    """Seed what is drawn on a device, and on no other GPU, where another model may be drawing.
+
+    Args:
+        device: None for a backend that takes what it finds: all are seeded.
+        seed: any number.
+    """
+    import torch
+
+    if device is not None and device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def free_memory() -> None:
     """Give back what a dropped model held."""
     import torch
@@ -134,3 +150,13 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the machine had no memory left; for the latter torch has no error class."""
+    message = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or "out of memory" in message
+        or "can't allocate memory" in message
+    )

@@ -86,7 +86,7 @@ def score_all(
         raise ValueError(f"part is {part!r}; allowed: {', '.join(PARTS)}")
     if tasks is not None and tasks.spec != spec:
         raise ValueError("tasks were loaded with other settings than spec")
-    asked = [_identify(candidate) for candidate in candidates]
+    asked = [_identify(candidate, trust_remote_code) for candidate in candidates]
     tasks = tasks or load_tasks(spec)
     store = ScoreStore(work_dir, shared)
     records: list[dict[str, dict[str, Any]]] = []
@@ -149,11 +149,12 @@ class _Worker:
         self._asker.close()
 
 
-def _identify(candidate: Candidate) -> Asked:
+def _identify(candidate: Candidate, trust: bool) -> Asked:
+    words = candidate.tokenizer or candidate.path
     return Asked(
         candidate,
-        model_sha256=identity.model_digest(candidate.path),
-        tokenizer_sha256=identity.tokenizer_digest(candidate.tokenizer or candidate.path),
+        model_sha256=identity.model_digest(candidate.path, trust_remote_code=trust),
+        tokenizer_sha256=identity.tokenizer_digest(words, trust_remote_code=trust),
     )
 
 

@@ -1,10 +1,11 @@
-"""What beside the weights decides a model's answers: configuration and tokenizer, as digests."""
+"""What beside the weights decides a model's answers, as digests: configuration, tokenizer, code."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from mergeops.errors import EvaluationError
 
@@ -33,8 +34,10 @@ _VOCABULARY_FILES = {
 _VOLATILE = ("_name_or_path", "transformers_version")
 
 
-def model_digest(path: Path) -> str:
+def model_digest(path: Path, *, trust_remote_code: bool) -> str:
     """sha256 hex of config.json and generation_config.json, volatile keys apart.
+
+    Of a checkpoint with code of its own also that code, and whether it may run.
 
     Raises:
         EvaluationError: no such directory, no config.json, or no JSON in it.
@@ -43,34 +46,55 @@ def model_digest(path: Path) -> str:
         raise EvaluationError(f"model {path} is no directory")
     if not (path / "config.json").is_file():
         raise EvaluationError(f"model {path} has no config.json; it is no Hugging Face checkpoint")
-    parts = []
+    parts: list[Any] = []
     for name in ("config.json", "generation_config.json"):
         file = path / name
         if not file.is_file():
             continue
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise EvaluationError(f"{file} is no JSON: {error}") from error
+        config = _read(file)
         if isinstance(config, dict):
+            if "auto_map" in config:
+                parts.append(_own_code(path, trust_remote_code))
             config = {k: v for k, v in config.items() if k not in _VOLATILE}
         parts.append([name, config])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def tokenizer_digest(path: Path) -> str:
-    """sha256 hex of the tokenizer files of a directory.
+def has_tokenizer(path: Path) -> bool:
+    """Whether a directory holds a vocabulary, which is what makes a tokenizer."""
+    return any((path / name).is_file() for name in _VOCABULARY_FILES)
+
+
+def tokenizer_digest(path: Path, *, trust_remote_code: bool) -> str:
+    """sha256 hex of the tokenizer files of a directory, code of its own among them.
 
     Raises:
-        EvaluationError: there are none.
+        EvaluationError: there are none, or tokenizer_config.json is no JSON.
     """
-    found = [name for name in TOKENIZER_FILES if (path / name).is_file()]
-    if not _VOCABULARY_FILES & set(found):
+    if not has_tokenizer(path):
         raise EvaluationError(
             f"{path} has no tokenizer (no tokenizer.json, tokenizer.model or vocab.json)"
         )
     digest = hashlib.sha256()
-    for name in found:
-        digest.update(f"{name}\n".encode())
-        digest.update(hashlib.sha256((path / name).read_bytes()).digest())
+    for name in TOKENIZER_FILES:
+        if (path / name).is_file():
+            digest.update(f"{name}\n".encode())
+            digest.update(hashlib.sha256((path / name).read_bytes()).digest())
+    settings = path / "tokenizer_config.json"
+    if settings.is_file() and "auto_map" in _read(settings):
+        digest.update(json.dumps(_own_code(path, trust_remote_code)).encode())
     return digest.hexdigest()
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvaluationError(f"{file} is no JSON: {error}") from error
+
+
+def _own_code(path: Path, trusted: bool) -> list[Any]:
+    files = sorted(path.rglob("*.py"))
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    names = [str(file.relative_to(path)) for file in files]
+    return ["trusted" if trusted else "not trusted", names, digests]

@@ -1,7 +1,6 @@
 """What the items of loaded tasks say beside the questions: their clusters, and which they are.
 
-A cluster is named by a field of the item (``evaluate.clusters``), so it belongs to the data and not
-to the scores: naming it later scores nothing again.
+A cluster is named by a field of the item (``evaluate.clusters``); the split keeps it whole.
 """
 
 from __future__ import annotations

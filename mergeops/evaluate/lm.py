@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -20,17 +21,21 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from mergeops.evaluate.tree import ROW_TOKENS, Row, batches, pack
+from mergeops.evaluate.devices import is_out_of_memory
+from mergeops.evaluate.tree import ROW_TOKENS, Group, Row, batches, pack
 
 log = logging.getLogger(__name__)
 
 _WINDOWED, _WHOLE = "sliding_attention", "full_attention"
 # Logits of a batch, and those of them that are turned to log-probabilities at a time.
 _BATCH_LOGITS, _LOGITS = 2**28, 2**24
-# Difference to lm-eval's own logits, relative to their spread, that is only rounding: in float32
-# sums come in another order, in 16 bits every operation rounds.
+# Largest difference to lm-eval's log-probabilities that is only sums in another order.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-_TOLERANCE_16_BIT = 0.1
+# In 16 bits every operation rounds: so many times what lm-eval's own change by in a batch of two,
+# or one rounding unit of the range of the logits, as two runs may happen to be equal.
+_TIMES_OWN_NOISE = 3
+# Places compared at either end of a branch.
+_COMPARED = 32
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
@@ -45,7 +50,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         super().__init__(pretrained, **options)
         self.fallback: str | None = _unfit(self)
         """Why log-likelihoods are computed in lm-eval's own way; None where they are not."""
-        self._checked = 0
+        self._checked = (0, 0)
         if self.fallback:
             self._tell()
 
@@ -57,8 +62,8 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> list[Answer]:
         """(log-likelihood, whether greedy decoding gives it) of each request's continuation."""
         requests = list(requests)
-        if self.fallback is None:
-            self._check_longest(requests)
+        groups = self.pack(requests) if self.fallback is None else []
+        self.check(groups, requests)
         if self.fallback is not None:
             answers: list[Answer] = super()._loglikelihood_tokens(
                 requests, disable_tqdm=disable_tqdm, override_bs=override_bs
@@ -66,13 +71,26 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             return answers
         size = override_bs or self.batch_size
         found: list[Answer | None] = [None] * len(requests)
-        for i, answer in self._answers(requests, size if isinstance(size, int) else 32):
+        for i, answer in self._answers(groups, requests, size if isinstance(size, int) else 32):
             found[i] = answer
             if (texts := requests[i][0]) is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return [answer for answer in found if answer is not None]
 
-    def _answers(self, requests: Sequence[Request], size: int) -> Iterator[tuple[int, Answer]]:
+    def pack(self, requests: Sequence[Request]) -> list[Group]:
+        """The rows that requests are laid out in."""
+        config = self.model.config.get_text_config()
+        longest = getattr(config, "max_position_embeddings", None) or ROW_TOKENS
+        return pack(
+            [self._input(request) for request in requests],
+            [len(continuation) for _, _, continuation in requests],
+            _break_even(self.model),
+            min(longest, ROW_TOKENS),
+        )
+
+    def _answers(
+        self, groups: Sequence[Group], requests: Sequence[Request], size: int
+    ) -> Iterator[tuple[int, Answer]]:
         reads = [len(continuation) for _, _, continuation in requests]
         limits = {
             "size": size,
@@ -80,10 +98,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             # A CPU core is at its best from about 500 tokens on; fewer rows need less padding.
             "most_tokens": 1024 if self.device.type == "cpu" else 2**30,
         }
-        config = self.model.config.get_text_config()
-        longest = getattr(config, "max_position_embeddings", None) or ROW_TOKENS
-        inputs = [self._input(request) for request in requests]
-        for group in pack(inputs, reads, _break_even(self.model), min(longest, ROW_TOKENS)):
+        for group in groups:
             kept = self._keys_and_values(group.prefix)
             for batch in batches(group.rows, reads, **limits):
                 yield from self._batch(batch, kept, requests)
@@ -188,42 +203,59 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         mask.masked_fill_(~sees.to(self.device), torch.finfo(dtype).min)
         return mask[:, None]
 
-    def _check_longest(self, requests: Sequence[Request]) -> None:
-        """Run the longest request both ways, whenever it is longer than any before.
+    def check(self, groups: Sequence[Group], requests: Sequence[Request]) -> None:
+        """Compare with lm-eval's way, whenever a request is longer or a row wider than any before.
 
-        The longest, since what a model does differently (windows, chunks, scaled positions) begins
-        at some length. A twin that leaves it half way makes a tree of it, first as one row, then
-        behind a prefix.
+        What a model does differently (windows, chunks, scaled positions) begins at some depth, or
+        at some place in the row. So the longest request and a twin that leaves it on the way are
+        laid out as wide as the widest row, the twin last, first as one row, then behind a prefix.
         """
         longest = max(map(self._input, requests), key=len, default=[])
-        if len(longest) <= self._checked:
+        width = max((len(g.prefix) + len(row) for g in groups for row in g.rows), default=0)
+        if self.fallback or (len(longest) <= self._checked[0] and width <= self._checked[1]):
             return
-        half = len(longest) // 2
-        twin = [*longest[:half], *reversed(longest[half:])]
-        theirs = self._model_call(torch.tensor([longest, twin], device=self.device))
+        try:
+            self.fallback = self._packed_differs(longest, width)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.fallback = f"it takes no packed rows ({type(error).__name__})"
+        if self.fallback:
+            self._tell()
+        self._checked = (max(len(longest), self._checked[0]), max(width, self._checked[1]))
+
+    def _packed_differs(self, longest: list[int], width: int) -> str | None:
+        """How far packed numbers are from lm-eval's, if they are not the same."""
+        length, half = len(longest), len(longest) // 2
+        branch = min(max(width - length, 2 * _COMPARED), length - half)
+        twin = [*longest[:-branch], *reversed(longest[-branch:])]
+        read = np.unique([*range(branch)[:_COMPARED], *range(branch)[-_COMPARED:]])
+        read += length - branch
+
+        def plain(*rows: list[int]) -> Tensor:
+            places = [r * length + i for r in range(len(rows)) for i in read]
+            return _log_softmax(self._forward(torch.tensor(rows), places, use_cache=False))
+
+        theirs = torch.cat([plain(longest), plain(twin)])
+        tolerance = _TOLERANCE.get(self.model.dtype)
+        if tolerance is None or self.mixed_precision_dtype is not None:
+            noise = float((plain(longest, twin) - theirs).abs().max())
+            dtype = self.mixed_precision_dtype or self.model.dtype
+            unit = torch.finfo(dtype).eps * float(theirs.max() - theirs.min())
+            tolerance = _TIMES_OWN_NOISE * max(noise, unit)
         for start in dict.fromkeys((0, half // 2)):
             row = Row(start)
             row.add(0, longest[start:], 0)
-            row.add(1, twin[start:], half - start)
-            try:
-                kept = self._keys_and_values(longest[:start])
-                mine = self._logits([row], kept, list(range(len(row))))
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                self.fallback = f"it takes no packed rows ({type(error).__name__})"
-                break
-            off = max(
-                _difference(mine[path], alone[start:])
-                for path, alone in zip(row.paths, theirs, strict=True)
-            )
-            if not off <= _TOLERANCE.get(mine.dtype, _TOLERANCE_16_BIT):
-                self.fallback = f"packed, its logits change by {off:.1e} of their spread"
-                break
-        if self.fallback:
-            self._tell()
-        else:
-            self._checked = len(longest)
+            while (room := width - branch - start - len(row)) > 0:
+                row.add(1, longest[start : half + room], half - start)
+            row.add(2, twin[start:], length - branch - start)
+            places = [int(i) for path in (row.paths[0], row.paths[-1]) for i in path[read - start]]
+            kept = self._keys_and_values(longest[:start])
+            mine = _log_softmax(self._logits([row], kept, places))
+            off = float((mine - theirs).abs().max())
+            if not off <= tolerance:
+                return f"packed, its log-probabilities change by {off:.1e}"
+        return None
 
     def _tell(self) -> None:
         log.warning(
@@ -287,11 +319,9 @@ def _only_at(model: Any, places: Tensor) -> Iterator[list[int]]:
         handle.remove()
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
-    """Of two sets of logits ``[n, vocabulary]``, relative to their spread at each position."""
-    difference = (a.float() - b.float()).norm(dim=-1)
-    spread = (b.float() - b.float().mean(-1, keepdim=True)).norm(dim=-1)
-    return float((difference / spread).max())
+def _log_softmax(logits: Tensor) -> Tensor:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return functional.log_softmax(logits, dim=-1, dtype=dtype)
 
 
 def _read(

@@ -8,6 +8,7 @@ lm-eval is not being imported.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 
@@ -15,9 +16,11 @@ def register() -> None:
     """Name our model in lm-eval's registry, without importing it."""
     if "lm_eval" not in sys.modules:
         return
-    # lm-eval names its own models only while its registry is empty: they have to come first.
-    import lm_eval.models  # noqa: F401
-    from lm_eval.api.registry import model_registry
+    # An error here would end every import of torch, in programs that did not ask for this.
+    with contextlib.suppress(Exception):
+        # lm-eval names its own models only while its registry is empty: they have to come first.
+        import lm_eval.models  # noqa: F401
+        from lm_eval.api.registry import model_registry
 
-    if "mergeops" not in model_registry:
-        model_registry.register("mergeops", target="mergeops.evaluate.lm:TreeLM")
+        if "mergeops" not in model_registry:
+            model_registry.register("mergeops", target="mergeops.evaluate.lm:TreeLM")

@@ -1,7 +1,7 @@
 """The dev and confirm parts of a task's items, decided by each item's own content.
 
-A hash and nothing else decides: the parts do not depend on the order of the items, on their
-number, or on the machine, and two copies of one item are always in the same part.
+A hash and nothing else decides: the parts do not depend on the order of the items or on the
+machine. Items that ask the same, and those of one cluster, are always in the same part.
 """
 
 from __future__ import annotations
@@ -20,14 +20,44 @@ def item_digest(doc: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def split_units(
+    digests: Sequence[str], questions: Sequence[str], clusters: Sequence[str | None]
+) -> list[str]:
+    """What each item is split by; items with equal units are in the same part.
+
+    Args:
+        digests: ``item_digest`` of every item.
+        questions: digests of what is asked; equal ones may come from items that differ in an id.
+        clusters: digests of what the items share; None for an item in no cluster.
+
+    Returns:
+        The cluster; without one the least ``item_digest`` of the items that ask the same, so that
+        another prompt for the same items leaves each in its part.
+    """
+    least: dict[str, str] = {}
+    for digest, question in zip(digests, questions, strict=True):
+        least[question] = min(least.get(question, digest), digest)
+    return [
+        least[question] if cluster is None else cluster
+        for question, cluster in zip(questions, clusters, strict=True)
+    ]
+
+
 def part_ids(
-    digests: Sequence[str], part: str, *, confirm_fraction: float, salt: str, limit: int | None
+    digests: Sequence[str],
+    part: str,
+    *,
+    units: Sequence[str],
+    confirm_fraction: float,
+    salt: str,
+    limit: int | None,
 ) -> tuple[int, ...]:
     """Positions of the items of one part, ascending.
 
     Args:
         digests: ``item_digest`` of every item, in the task's order.
         part: dev or confirm.
+        units: ``split_units`` of the items.
         confirm_fraction: expected share of the confirm part.
         salt: another salt gives another split.
         limit: keep this many of the part at most, the same ones in whatever order they came: those
@@ -35,16 +65,19 @@ def part_ids(
     """
     if part not in PARTS:
         raise ValueError(f"part is {part!r}; allowed: {', '.join(PARTS)}")
-    salted = [hashlib.sha256(f"{salt}\n{digest}".encode()).digest() for digest in digests]
     threshold = int(confirm_fraction * 2**64)
     chosen = [
         i
-        for i, hashed in enumerate(salted)
-        if (int.from_bytes(hashed[:8], "big") < threshold) == (part == "confirm")
+        for i, unit in enumerate(units)
+        if (int.from_bytes(_salted(salt, unit)[:8], "big") < threshold) == (part == "confirm")
     ]
     if limit is not None:
-        chosen = sorted(chosen, key=lambda i: (salted[i], i))[:limit]
+        chosen = sorted(chosen, key=lambda i: (_salted(salt, digests[i]), i))[:limit]
     return tuple(sorted(chosen))
+
+
+def _salted(salt: str, digest: str) -> bytes:
+    return hashlib.sha256(f"{salt}\n{digest}".encode()).digest()
 
 
 def _plain(value: Any) -> Any:

@@ -6,9 +6,11 @@ import difflib
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from mergeops.evaluate import PARTS
 from mergeops.evaluate.catalogue import Catalogue, first_line
 from mergeops.evaluate.preflight import check_built, choose_metric
 from mergeops.evaluate.silence import quiet
-from mergeops.evaluate.split import item_digest, part_ids
+from mergeops.evaluate.split import item_digest, part_ids, split_units
 from mergeops.settings import EvaluateSpec
 
-_ENGINE_KEYS = ("dtype", "backend", "batch_size", "lm_eval")
+_ENGINE_KEYS = ("dtype", "backend", "batch_size", "lm_eval", "transformers")
 # Where the items are kept, and what they are called, is not what is asked: the items are hashed.
 _PLACE_KEYS = (
     "custom_dataset",
@@ -144,16 +146,25 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
         ) from error
     num_fewshot = _num_fewshot(task, spec)
     items = [item_digest(doc) for doc in docs]
+    field = spec.clusters.get(name)
+    examples = _examples(task) if num_fewshot else []
+    with _templates_kept():
+        marks = [_marks(task, doc, field) for doc in docs]
+        shows = [set(_marks(task, doc, field)) - {None} for doc, _ in examples]
+    units = split_units(items, *zip(*marks, strict=True)) if marks else []
     ids, pools, digests, asked = {}, {}, {}, {}
     settings = _settings(name, task, num_fewshot, spec)
-    examples = _examples(task) if num_fewshot else []
+    split = partial(
+        part_ids,
+        items,
+        units=units,
+        confirm_fraction=spec.confirm_fraction,
+        salt=spec.split_salt,
+    )
     for part, other in zip(PARTS, reversed(PARTS), strict=True):
-        split = partial(
-            part_ids, items, confirm_fraction=spec.confirm_fraction, salt=spec.split_salt
-        )
         ids[part] = split(part, limit=spec.limit)
-        hidden = {items[i] for i in split(other, limit=None)}
-        shown = [(doc, digest) for doc, digest in examples if digest not in hidden]
+        hidden = {mark for i in split(other, limit=None) for mark in marks[i]}
+        shown = [example for example, of in zip(examples, shows, strict=True) if not of & hidden]
         pools[part] = tuple(doc for doc, _ in shown)
         _check_pool(name, part, num_fewshot, len(shown), len(examples))
         if num_fewshot:
@@ -164,6 +175,32 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
     return LoadedTask(
         name, task, metric, chosen_filter, num_fewshot, docs, ids, pools, digests, asked
     )
+
+
+@contextmanager
+def _templates_kept() -> Iterator[None]:
+    """In the block lm-eval compiles each template once, not for every item, which takes 1 ms."""
+    from lm_eval.utils import env
+
+    env.from_string = lru_cache(env.from_string)
+    try:
+        yield
+    finally:
+        del env.from_string
+
+
+def _marks(task: Any, doc: Any, field: str | None) -> tuple[str, str | None]:
+    """Digests of what an item asks, and of its cluster; None where it is in none.
+
+    Where a prompt cannot be made, which is an error when it is asked, the whole item counts.
+    """
+    try:
+        choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
+        question = [task.doc_to_text(doc), choices, task.doc_to_target(doc)]
+    except Exception:
+        question = doc
+    shared = doc.get(field) if field else None
+    return item_digest(question), None if shared is None else item_digest([field, shared])
 
 
 def _num_fewshot(task: Any, spec: EvaluateSpec) -> int:
@@ -207,6 +244,7 @@ def _settings(name: str, task: Any, num_fewshot: int, spec: EvaluateSpec) -> dic
         "batch_size": spec.batch_size,
         "max_length": spec.max_length,
         "lm_eval": lm_eval.__version__,
+        "transformers": version("transformers"),
     }
     if not type(task).__module__.startswith("lm_eval.api."):
         settings["class"] = _code(type(task))
@@ -227,11 +265,19 @@ def _plain(value: Any) -> Any:
 
 
 def _code(function: Any) -> str:
-    """A function or class by name and by its whole file, since it may call the rest of it."""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
+    """A function or class by name and by the code that it may call.
+
+    Its whole file; outside lm-eval, whose version is part of the digest, every file of its folder,
+    and of an object that can be called its class.
+    """
+    if isinstance(function, partial):
+        return _digest({"of": function.func, "with": [function.args, function.keywords]})
+    kind = function if hasattr(function, "__qualname__") else type(function)
     try:
-        file = inspect.getsourcefile(function)
-        source = Path(file).read_bytes() if file else b""
+        file = Path(inspect.getfile(kind))
+        own = str(kind.__module__).partition(".")[0] != "lm_eval"
+        files = sorted(file.parent.glob("*.py")) if own else [file]
+        sources = [[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in files]
     except (TypeError, OSError):
-        source = b""
-    return f"{name}:{hashlib.sha256(source).hexdigest()}"
+        sources = []
+    return f"{kind.__qualname__}:{_digest({'sources': sources})}"

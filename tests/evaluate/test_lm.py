@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import tomllib
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
             "window_size": 16,
             "max_position_embeddings": 2048,
         },
-        "packed, its logits change by",
+        "packed, its log-probabilities change by",
     ),
 }
 
@@ -149,6 +150,64 @@ def test_a_model_that_changes_its_ways_beyond_some_length_is_found_out_there(
     long = [Instance("loglikelihood", {}, ("abc" * 20, f" {c}"), 0) for c in "xyz"]
     ours.loglikelihood(long, disable_tqdm=True)
     assert ours.fallback is not None
+
+
+def test_a_window_longer_than_every_request_and_shorter_than_a_row_is_found_out(
+    tiny_tokenizer: Callable[..., Any],
+) -> None:
+    """gpt_neo counts its window in places of the row: 24 requests of 44 tokens pass it."""
+    from lm_eval.api.instance import Instance
+
+    name, settings, why = UNFIT["gpt_neo"]
+    model = build(name, {**settings, "window_size": 100})
+    rng = random.Random(3)
+    choices = [" " + "".join(rng.choice("abcdefghij") for _ in range(12)) for _ in range(24)]
+    context = "".join(rng.choice("abcdefghij") for _ in range(30)) + "x"
+    asked = [Instance("loglikelihood", {}, (context, choice), 0) for choice in choices]
+    ours, mine, theirs = answers(model, tiny_tokenizer(), asked)
+    assert why in str(ours.fallback)
+    assert mine == theirs
+
+
+def test_the_check_reads_few_logits_of_a_row_hardly_wider_than_those_of_the_answers(
+    tiny_tokenizer: Callable[..., Any],
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    from mergeops.evaluate.lm import TreeLM
+
+    model = build(*PACKED["llama"])
+    ours = TreeLM(model, tokenizer=tiny_tokenizer(), batch_size=8, max_length=512)
+    read, headed = [], []
+    model.get_input_embeddings().register_forward_hook(lambda m, i, o: read.append(i[0].shape))
+    model.get_output_embeddings().register_forward_hook(lambda m, i, o: headed.append(o.shape))
+    asked = [Instance("loglikelihood", {}, ("a" * 300, c * 150), 0) for c in "bcd"]
+    ours.loglikelihood(asked, disable_tqdm=True)
+    # 32 places at either end of two branches; 449 tokens are read and 64 leave them.
+    assert max(places for _, places, _ in headed[:-1]) == 128
+    assert max(width for _, width in read) == 449 + 64
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_is_short_in_the_check_does_not_change_the_way_of_scoring(
+    error: Exception, tiny_tokenizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergeops.evaluate.lm import TreeLM
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    ours = TreeLM(build(*PACKED["llama"]), tokenizer=tiny_tokenizer(), max_length=512)
+    monkeypatch.setattr(ours, "_logits", fail)
+    with pytest.raises(type(error)):
+        ours.loglikelihood(requests(), disable_tqdm=True)
+    assert ours.fallback is None
 
 
 def test_windows_of_packed_rows_count_depth_not_place(tiny_tokenizer: Callable[..., Any]) -> None:
@@ -275,3 +334,16 @@ def test_torch_alone_is_left_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "lm_eval", raising=False)
     register()
     assert "lm_eval" not in sys.modules
+
+
+@pytest.mark.parametrize("module", ["lm_eval", "lm_eval.models", "lm_eval.api.registry"])
+def test_an_lm_eval_that_is_otherwise_does_not_break_torch(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergeops.evaluate.registration import register
+
+    monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    if module == "lm_eval":
+        for name in [name for name in sys.modules if name.startswith("lm_eval.")]:
+            monkeypatch.delitem(sys.modules, name)
+    register()

@@ -19,7 +19,7 @@ import pytest
 from mergeops.errors import EvaluationError, TrackingError
 from mergeops.evaluate import answers, asking, store
 from mergeops.evaluate.asking import Candidate
-from mergeops.evaluate.devices import pick_devices, share_out
+from mergeops.evaluate.devices import pick_devices, seed_device, share_out
 from mergeops.evaluate.harness import score, score_all
 from mergeops.settings import EvaluateSpec
 
@@ -439,3 +439,61 @@ def test_a_store_that_is_away_costs_nothing_but_a_word(
     assert len(records(tmp_path)) == 1
     assert "scores of other machines cannot be looked up: no answer in time" in caplog.text
     assert "scores are kept on this machine only: no answer in time" in caplog.text
+
+
+def test_a_device_seeds_what_it_draws_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    import contextlib
+
+    import torch
+
+    within: list[torch.device] = []
+    seeded = []
+
+    @contextlib.contextmanager
+    def on(device: torch.device) -> Any:
+        within.append(device)
+        yield
+        within.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.append((*within, seed)))
+    before = torch.get_rng_state()
+    seed_device(torch.device("cuda:1"), 7)
+    assert seeded == [(torch.device("cuda:1"), 7)]
+    assert torch.equal(torch.get_rng_state(), before)
+    seed_device(torch.device("cpu"), 7)
+    first = torch.rand(3)
+    seed_device(torch.device("cpu"), 7)
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_every_small_model_has_one_thread_and_every_large_one_has_all(
+    tiny_llama: Callable[..., Path],
+    write_task: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from mergeops.evaluate import devices
+
+    paths = [tiny_llama(), tiny_llama(hidden=64), tiny_llama(layers=1)]
+    models = [Candidate(path, f"{i}" * 64) for i, path in enumerate(paths)]
+    monkeypatch.setattr(devices, "_SMALL", 50_000)  # 26,000, 90,000 and 17,000 parameters
+    threads: list[tuple[bool, int]] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        spec = spec_for(write_task().parent, "sums")
+        ask = answers.ask
+
+        def watched(piece: Any, lm: Any) -> Any:
+            threads.append((lm.model.num_parameters() > 50_000, torch.get_num_threads()))
+            return ask(piece, lm)
+
+        monkeypatch.setattr(answers, "ask", watched)
+        score_all(models, spec, "dev", work_dir=tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(set(threads)) == [(False, 1), (True, 2)]

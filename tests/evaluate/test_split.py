@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mergeops.evaluate.split import item_digest, part_ids
+from mergeops.evaluate.split import item_digest, part_ids, split_units
 
 ITEMS = [{"q": f"question {i}", "a": i} for i in range(2000)]
 
@@ -15,7 +15,8 @@ def chosen(
     items: list[dict[str, object]], part: str, *, fraction: float = 0.5, salt: str = "", limit=None
 ) -> list[object]:
     digests = [item_digest(item) for item in items]
-    ids = part_ids(digests, part, confirm_fraction=fraction, salt=salt, limit=limit)
+    units = split_units(digests, digests, [None] * len(items))
+    ids = part_ids(digests, part, units=units, confirm_fraction=fraction, salt=salt, limit=limit)
     assert list(ids) == sorted(ids)
     return [items[i]["a"] for i in ids]
 
@@ -73,4 +74,18 @@ def test_bytes_in_an_item_count_by_their_value() -> None:
 
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(ValueError, match="part is 'test'; allowed: dev, confirm"):
-        part_ids([], "test", confirm_fraction=0.5, salt="", limit=None)
+        part_ids([], "test", units=[], confirm_fraction=0.5, salt="", limit=None)
+
+
+def test_items_that_ask_the_same_and_items_of_a_cluster_are_one_unit() -> None:
+    questions = ["p", "q", "p", "r", "s"]
+    clusters = [None, None, None, "one", "one"]
+    assert split_units(list("edcba"), questions, clusters) == ["c", "d", "c", "one", "one"]
+
+
+def test_another_prompt_for_the_same_items_leaves_each_in_its_part() -> None:
+    digests = list("edcba")
+    nothing = [None] * 5
+    assert split_units(digests, list("vwxyz"), nothing) == split_units(
+        digests, list("12345"), nothing
+    )

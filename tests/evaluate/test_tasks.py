@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -394,6 +395,44 @@ def test_code_that_a_task_function_calls_changes_the_digest(
     assert found[0] != found[1]
 
 
+def test_every_file_of_a_tasks_folder_is_part_of_its_digest(
+    write_task: Write, tmp_path: Path
+) -> None:
+    found = []
+    for mark in "ab":
+        path = write_task(folder=tmp_path / mark)
+        (path.parent / "text.py").write_text("def text(doc):\n    return 'x'\n")
+        (path.parent / "words.py").write_text(f"MARK = {mark!r}\n")
+        path.write_text(path.read_text().replace("'Q: {{prompt}} A:'", "!function text.text"))
+        found.append(digest(spec_for(path.parent, "sums")))
+    assert found[0] != found[1]
+
+
+def test_a_function_that_is_an_object_counts_by_the_code_of_its_class(
+    write_task: Write, tmp_path: Path
+) -> None:
+    found = []
+    for mark in "aab":
+        path = write_task(folder=tmp_path / str(len(found)))
+        call = f"    def __call__(self, doc):\n        return {mark!r}\n"
+        code = f"class Text:\n{call}\n\ntext = Text()\n"
+        (path.parent / "object.py").write_text(code)
+        path.write_text(path.read_text().replace("'Q: {{prompt}} A:'", "!function object.text"))
+        found.append(digest(spec_for(path.parent, "sums")))
+    assert found[0] == found[1] != found[2]
+
+
+def test_another_version_of_transformers_asks_again(
+    write_task: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergeops.evaluate import tasks
+
+    spec = spec_for(write_task().parent, "sums")
+    before = digest(spec)
+    monkeypatch.setattr(tasks, "version", lambda package: f"another {package}")
+    assert digest(spec) != before
+
+
 # --- manners
 
 
@@ -461,6 +500,71 @@ def test_an_item_that_is_also_in_the_training_data_is_no_example_for_the_other_p
         assert [doc["prompt"] for doc in task.pools[part]] == [
             f"What follows {i}?" for i in allowed
         ]
+
+
+def passages() -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"On {i // 4}: {i}?", "choices": ["a", "b"], "answer": 0, "page": i // 4}
+        for i in range(80)
+    ]
+
+
+def test_the_split_keeps_clusters_whole_and_no_prompt_shows_one_of_the_other_part(
+    write_task: Write,
+) -> None:
+    folder = write_task(items=passages()).parent
+    spec = spec_for(folder, "sums", clusters={"sums": "page"}, num_fewshot=2)
+    [task] = load_tasks(spec).tasks.values()
+    pages = {part: {task.docs[i]["page"] for i in ids} for part, ids in task.ids.items()}
+    assert pages["dev"] | pages["confirm"] == set(range(20))
+    assert not pages["dev"] & pages["confirm"]
+    for part in ("dev", "confirm"):
+        assert {doc["page"] for doc in task.pools[part]} == pages[part]
+
+
+def test_a_promotion_cannot_name_clusters_that_the_merge_was_not_chosen_with() -> None:
+    from mergeops.compose import compose
+    from mergeops.confirm import recipe_of
+
+    recipe = compose(["sources.a.uri=/a", "method=linear", "evaluate.tasks=[squad]"])
+    later = compose(
+        ["sources.a.uri=/a", "method=linear", "evaluate.tasks=[squad]", "evaluate.clusters.squad=p"]
+    )
+    candidate: Any = SimpleNamespace(version=3, run_id="r")
+
+    def tools(logged: Any) -> Any:
+        return SimpleNamespace(tracking=SimpleNamespace(recipe=lambda run_id: logged.to_dict()))
+
+    message = r"evaluate\.clusters\.squad is 'p', but version 3 was chosen with no clusters"
+    with pytest.raises(EvaluationError, match=message):
+        recipe_of(tools(recipe), later, candidate)
+    assert recipe_of(tools(later), later, candidate).evaluate.clusters == {"squad": "p"}
+    assert recipe_of(tools(later), recipe, candidate).evaluate.clusters == {"squad": "p"}
+
+
+def test_one_question_under_two_names_is_in_one_part_and_in_no_prompt_of_the_other(
+    write_task: Write,
+) -> None:
+    questions = [
+        {"prompt": f"What is {i}?", "choices": ["a", "b"], "answer": i % 2} for i in range(24)
+    ]
+    items = [{**item, "id": copy} for copy in "xy" for item in questions]
+    [task] = load_tasks(
+        spec_for(write_task(items=items).parent, "sums", num_fewshot=2)
+    ).tasks.values()
+    for part, other in (("dev", "confirm"), ("confirm", "dev")):
+        assert {i % 24 for i in task.ids[part]}.isdisjoint(i % 24 for i in task.ids[other])
+        shown = {doc["prompt"] for doc in task.pools[part]}
+        assert shown == {task.docs[i]["prompt"] for i in task.ids[part]}
+    assert task.ids["dev"]
+    assert task.ids["confirm"]
+
+
+def test_another_prompt_moves_no_item_to_the_other_part(write_task: Write, tmp_path: Path) -> None:
+    other = write_task(folder=tmp_path / "other", doc_to_text="Well, {{prompt}}")
+    [one] = load_tasks(spec_for(write_task().parent, "sums")).tasks.values()
+    [two] = load_tasks(spec_for(other.parent, "sums")).tasks.values()
+    assert one.ids == two.ids
 
 
 def test_a_limit_does_not_free_hidden_items_for_prompts(write_task: Write) -> None:
