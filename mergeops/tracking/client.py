@@ -6,12 +6,12 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from mergeops.errors import AwayError, TrackingError
-from mergeops.tracking.keys import redact
+from mergeops.secrets import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -157,14 +157,41 @@ def translated(uri: str, what: str, location: str = "") -> Iterator[None]:
         raise
 
 
-def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
-    """Log the parameters that the run does not have yet; one that is there cannot be changed."""
+def log_params(
+    client: MlflowClient,
+    run_id: str,
+    params: Mapping[str, str],
+    *,
+    refused: Callable[[], object] = lambda: None,
+) -> None:
+    """Log the parameters that the run does not have yet; one that is there cannot be changed.
+
+    A database refuses what another process logged in between, each in its own words; so after a
+    refusal the run is read again, and what is there by then is done.
+
+    Args:
+        refused: called before going on after a refusal; may raise.
+    """
     from mlflow.entities import Param
 
-    logged = client.get_run(run_id).data.params
-    missing = [Param(name, value) for name, value in params.items() if name not in logged]
-    for start in range(0, len(missing), 100):
-        client.log_batch(run_id, params=missing[start : start + 100])
+    def missing() -> list[Param]:
+        logged = client.get_run(run_id).data.params
+        return [Param(name, value) for name, value in params.items() if name not in logged]
+
+    wanted = missing()
+    while wanted:
+        try:
+            for start in range(0, len(wanted), 100):
+                client.log_batch(run_id, params=wanted[start : start + 100])
+            return
+        except AwayError:
+            raise
+        except TrackingError:
+            left = missing()
+            if len(left) == len(wanted):
+                raise
+            refused()
+            wanted = left
 
 
 def error_code(error: TrackingError) -> str:

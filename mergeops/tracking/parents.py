@@ -6,8 +6,9 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
+from mergeops.secrets import redact
 from mergeops.tracking.client import is_missing, log_params
-from mergeops.tracking.keys import model_name, param_value, redact, run_name
+from mergeops.tracking.keys import model_name, param_value, run_name
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.ownership import delete_model
 from mergeops.tracking.scores import log_scores, search_runs, with_tags

@@ -8,8 +8,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from mergeops.recipe import Recipe
+from mergeops.secrets import redact
 from mergeops.tracking.client import log_params
-from mergeops.tracking.keys import flatten, param_value, redact, tag_value
+from mergeops.tracking.keys import flatten, param_value, tag_value
 from mergeops.tracking.parents import ensure_parent_model, run_tags
 from mergeops.values import plain
 
@@ -58,9 +59,10 @@ def log_inputs(trial: Trial, recipe: Recipe, plan: Mapping[str, Any]) -> None:
     parents = trial.parents
     models = {name: ensure_parent_model(tracking, source) for name, source in parents.items()}
     client.log_inputs(trial.run_id, models=[LoggedModelInput(m) for m in models.values()])
-    log_params(client, trial.run_id, _params(recipe))
+    # Another process that logs the same plan may have logged them at the same moment.
+    log_params(client, trial.run_id, _params(recipe), refused=trial.check_owner)
     trial.set_tags(parent_model_ids=",".join(models.values()), parents=",".join(parents))
-    trial.log_text(yaml.safe_dump(redact(recipe.to_dict()), sort_keys=False), "recipe.yaml")
+    trial.log_text(yaml.safe_dump(_shown(recipe), sort_keys=False), "recipe.yaml")
     trial.log_json(plan, "plan.json")
     lock = {
         "plan_digest": trial.plan_digest,
@@ -76,6 +78,16 @@ def _params(recipe: Recipe) -> dict[str, str]:
     method = raw.pop("method")
     name = method.pop("name")
     return {"method": param_value(name), **flatten({**raw, "method": method})}
+
+
+def _shown(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what is secret."""
+    raw = recipe.to_dict()
+    # A webhook's address and a command's arguments are secrets as a whole, and belong to whoever
+    # promotes, not to the merge.
+    raw["promote"].pop("hooks")
+    shown: dict[str, Any] = redact(raw)
+    return shown
 
 
 def _pinned(source: Source, model_id: str) -> dict[str, Any]:
