@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.recipe import Recipe
 from mergeops.secrets import redact
-from mergeops.tracking.client import log_params
+from mergeops.tracking.client import log_params, unless_raced
 from mergeops.tracking.keys import flatten, param_value, tag_value
 from mergeops.tracking.parents import ensure_parent_model, run_tags
 from mergeops.values import plain
@@ -58,9 +58,9 @@ def log_inputs(trial: Trial, recipe: Recipe, plan: Mapping[str, Any]) -> None:
     tracking, client = trial.tracking, trial.tracking.client
     parents = trial.parents
     models = {name: ensure_parent_model(tracking, source) for name, source in parents.items()}
-    client.log_inputs(trial.run_id, models=[LoggedModelInput(m) for m in models.values()])
-    # Another process that logs the same plan may have logged them at the same moment.
-    log_params(client, trial.run_id, _params(recipe), refused=trial.check_owner)
+    inputs = [LoggedModelInput(model_id) for model_id in models.values()]
+    unless_raced(lambda: client.log_inputs(trial.run_id, models=inputs), trial.check_owner)
+    log_params(client, trial.run_id, _params(recipe), trial.check_owner)
     trial.set_tags(parent_model_ids=",".join(models.values()), parents=",".join(parents))
     trial.log_text(yaml.safe_dump(_shown(recipe), sort_keys=False), "recipe.yaml")
     trial.log_json(plan, "plan.json")
