@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mergeops.sources import Source
     from mergeops.tracking.trial_run import Trial
 
+PARENT_RUN = "mlflow.parentRunId"
+"""The tag that nests a run below another in the UI."""
 VERSIONS_OF = ("mergeops", "torch", "transformers", "safetensors", "mlflow", "lm-eval")
 
 
@@ -36,7 +38,7 @@ def tags(
         "mergeops.method": recipe.method.name,
     }
     if parent_run_id:
-        found["mlflow.parentRunId"] = parent_run_id
+        found[PARENT_RUN] = parent_run_id
     runs = []
     for source_name, source in sources.items():
         if source.run_id:

@@ -246,10 +246,8 @@ class Trial:
                 self.away = error
                 self.pending.reason = str(error)
         if self.pending is not None:
-            if file is not None and self.pending.checkpoint is not None:
-                path = self.pending.artifacts / file[0]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file[1](path)
+            if file is not None:
+                self.pending.write_artifact(*file)
             self.pending.write()
         return None
 

@@ -141,6 +141,19 @@ def test_a_trial_of_a_search_is_nested_below_its_run(case: Case) -> None:
     assert tags["mlflow.parentRunId"] == search.run_id
 
 
+def test_a_trial_that_was_run_by_itself_first_is_nested_by_the_search_that_finds_it(
+    case: Case,
+) -> None:
+    run_id, _ = case.whole()
+    parents = []
+    for digest in "de":
+        with case.tracking.search("soup", digest * 64, {}) as search:
+            assert case.whole(parent_run_id=search.run_id)[0] == run_id
+        parents.append(search.run_id)
+    tags = case.tracking.client.get_run(run_id).data.tags
+    assert tags["mlflow.parentRunId"] == parents[0]
+
+
 def test_other_questions_later_are_added_to_the_finished_trial(case: Case) -> None:
     run_id, _ = case.whole()
     with case.trial() as log:
