@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
+from mergeops.evaluate import merit
 from mergeops.tracking.client import is_missing
 from mergeops.tracking.keys import quoted
 from mergeops.tracking.registry import find_registered_model
@@ -34,8 +35,8 @@ class Candidate:
 
     @property
     def merit(self) -> float:
-        """The dev score, negated where lower is better."""
-        return self.dev_score if self.higher_is_better else -self.dev_score
+        """What choices are made by, larger is better."""
+        return merit(self.dev_score, self.higher_is_better)
 
     @property
     def is_scored(self) -> bool:

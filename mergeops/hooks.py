@@ -29,8 +29,8 @@ from mergeops import __version__
 from mergeops.audit import Change, now
 from mergeops.errors import ConfigError, TrackingError
 from mergeops.journal import HOOK
+from mergeops.secrets import redact
 from mergeops.settings import HooksSpec
-from mergeops.tracking.keys import redact
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.registry import find_registered_model
 

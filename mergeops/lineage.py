@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, ConfigError, SourceError, TrackingError
+from mergeops.secrets import redact
 from mergeops.tracking.client import is_missing
-from mergeops.tracking.keys import quoted, redact
+from mergeops.tracking.keys import quoted
 from mergeops.tracking.registry import find_registered_model, find_version
 
 if TYPE_CHECKING:

@@ -231,6 +231,24 @@ def test_manifest_names_inputs_and_files(ties: Plan, tmp_path: Path) -> None:
     assert leftovers(out) == ["out"]
 
 
+def test_a_merge_holds_no_credentials_of_its_sources(
+    plan_of: Make, models: dict[str, Path], tmp_path: Path
+) -> None:
+    uris = {n: f"sftp://bob:hunter2@host/{n}?access_key=hunter2" for n in "abc"}
+    spelled = {n: {"uri": uri} for n, uri in uris.items()}
+    plan = plan_of({"name": "ties"}, models["base"], {n: models[n] for n in "abc"}, spelled)
+    inputs = tuple(dataclasses.replace(one, uri=uris[one.name]) for one in plan.sources)
+    base = dataclasses.replace(plan.base, uri="https://hunter2@host/base")
+    out = merge(dataclasses.replace(plan, sources=inputs, base=base), tmp_path / "out")
+    for path in out.iterdir():
+        assert b"hunter2" not in path.read_bytes(), path
+    manifest = json.loads((out / "mergeops.json").read_text())
+    shown = "sftp://host/a?access_key=***"
+    assert manifest["recipe"]["sources"]["a"]["uri"] == manifest["sources"][0]["uri"] == shown
+    card = (out / "README.md").read_text()
+    assert f"| a | `{shown}` |" in card and 'base_model: ["https://host/base", ' in card
+
+
 def test_card_is_short_or_given(ties: Plan, plan_of: Make, tmp_path: Path) -> None:
     text = (merge(ties, tmp_path / "short") / "README.md").read_text()
     assert text.startswith('---\nbase_model: ["file:base", "file:a", "file:b", "file:c"]\n')
