@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mergeops import methods
+from mergeops.checkpoint.hold import hold
 from mergeops.checkpoint.layout import INDEX
 from mergeops.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
 from mergeops.checkpoint.writer import (
@@ -88,7 +89,7 @@ def merge(
         tuning: for measurements and tests.
 
     Returns:
-        ``out``, complete.
+        ``out``, complete; it is held, so gc leaves it alone while this process lives.
 
     Raises:
         ConfigError: no such device.
@@ -104,11 +105,11 @@ def merge(
             f"the plan was made with version {plan.method_version} of {plan.method}, but this is "
             f"version {version}; plan again"
         )
-    if _is_done(plan, out):
+    if _is_done(plan, out) and hold(out):
         return out
     partial = out.with_name(f".{out.name}.partial")
     with _locked(partial):
-        if _is_done(plan, out):
+        if _is_done(plan, out) and hold(out):
             shutil.rmtree(partial)
             return out
         present = sum(f.stat().st_blocks * 512 for f in partial.iterdir())
@@ -117,6 +118,8 @@ def merge(
             if not _is_complete(plan, partial):
                 _write_all(plan, partial, chosen, progress, card, tuning)
             (partial / JOURNAL).unlink(missing_ok=True)
+            # The lock goes with the directory where that is renamed to.
+            hold(partial)
             (partial / LOCK).unlink()
             sync_directory(partial)
             os.rename(partial, out)
