@@ -14,7 +14,7 @@ from mergeops.audit import PROMOTE, REJECTED, Change, now
 from mergeops.errors import GateRefusedError, TrackingError
 from mergeops.journal import apply, proposal, writing
 from mergeops.promote import champion, check_current
-from mergeops.tracking.keys import redact
+from mergeops.secrets import redact
 from mergeops.tracking.registry import find_version
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from mergeops import promote as registry
 from mergeops.audit import PROPOSED, Change, now
 from mergeops.beforehand import Expectation, expect
 from mergeops.candidates import Candidate, candidates, choose
+from mergeops.checkpoint.hold import hold
 from mergeops.checkpoint.manifest import read_manifest
 from mergeops.errors import AwayError, EvaluationError, GateRefusedError, TrackingError
 from mergeops.gate import NOTHING_TO_COMPARE, Verdict, check_tasks, judge
@@ -304,7 +305,7 @@ def _score(
 def checkpoint_of(tools: Tools, recipe: Recipe, name: str, candidate: Candidate) -> Path:
     """The candidate's directory: in the work directory, else fetched from MLflow."""
     path = tools.work_dir / "merges" / candidate.plan_digest[:16]
-    if read_manifest(path) is None:
+    if read_manifest(path) is None or not hold(path):
         path = tools.resolve_one(recipe, f"models:/{name}/{candidate.version}").path
     return path
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mergeops import methods
+from mergeops.checkpoint.hold import hold
 from mergeops.checkpoint.layout import INDEX
 from mergeops.checkpoint.manifest import MANIFEST, write_manifest
 from mergeops.checkpoint.writer import (
@@ -96,7 +97,7 @@ def merge(
         tuning: for measurements and tests.
 
     Returns:
-        ``out``, complete.
+        ``out``, complete; it is held, so gc leaves it alone while this process lives.
 
     Raises:
         ConfigError: no such device.
@@ -114,12 +115,12 @@ def merge(
         )
     # A directory cannot be renamed to the name of a link.
     place = Path(os.path.realpath(out))
-    if _is_found(plan, place):
+    if _is_found(plan, place) and hold(place):
         return out
     remove_empty(place)
     partial = place.with_name(f".{place.name}.partial")
     with _locked(partial):
-        if _is_found(plan, place):
+        if _is_found(plan, place) and hold(place):
             _discard(partial)
             return out
         present = sum(f.stat().st_blocks * 512 for f in partial.iterdir())
@@ -128,6 +129,8 @@ def merge(
             if not _is_complete(plan, partial):
                 _write_all(plan, partial, chosen, progress, card, tuning)
             (partial / JOURNAL).unlink(missing_ok=True)
+            # The lock goes with the directory where that is renamed to.
+            hold(partial)
             sync_directory(partial)
             # With the lock inside: whoever waits for it must not begin in what is renamed.
             os.rename(partial, place)

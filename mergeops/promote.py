@@ -24,7 +24,7 @@ from mergeops.journal import (
     set_status,
     writing,
 )
-from mergeops.tracking.keys import redact
+from mergeops.secrets import redact
 from mergeops.tracking.registry import find_version
 from mergeops.tracking.trial import reopen
 

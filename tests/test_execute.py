@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergeops import methods
+from mergeops.checkpoint.hold import alone
 from mergeops.checkpoint.verify import verify
 from mergeops.errors import ConfigError, MergeError, MergeopsError, SourceError
 from mergeops.execute import Tuning, merge
@@ -294,6 +295,18 @@ def test_finished_merge_is_found_and_not_made_again(
     out = merge(ties, tmp_path / "out")
     monkeypatch.delattr(TensorStream, "results")
     assert merge(ties, out) == out
+
+
+def test_a_merge_is_held_when_it_was_made_and_when_it_was_found(ties: Plan, tmp_path: Path) -> None:
+    made = merge(ties, tmp_path / "made")
+    with pytest.raises(BlockingIOError), alone(made):
+        pass
+    found = Path(shutil.copytree(made, tmp_path / "found"))
+    with alone(found):
+        pass
+    assert merge(ties, found) == found
+    with pytest.raises(BlockingIOError), alone(found):
+        pass
 
 
 def test_directory_of_something_else_is_left_alone(
