@@ -290,7 +290,7 @@ def sync_or_remove(file: int, path: Path) -> None:
     try:
         os.fsync(file)
     except OSError:
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise
 
 
