@@ -68,6 +68,7 @@ class Session:
     def run(self, methods: Iterable[str], pairs: int) -> None:
         """Measure what is not measured yet; pairs of all methods take turns."""
         methods = list(methods)
+        warm: set[str] = set()
         for pair in range(pairs):
             for method in methods:
                 missing = [
@@ -75,9 +76,11 @@ class Session:
                     for contestant in jobs.CONTESTANTS
                     if (method, contestant, pair) not in self._done
                 ]
-                if missing and pair == 0:
-                    # Hashes the sources and compiles kernels, which is done once for a machine.
-                    self._once(method, "mergeops")
+                if missing and method not in warm:
+                    # Also hashes the sources and compiles kernels, once for a machine.
+                    warm.add(method)
+                    for contestant in jobs.WARMED:
+                        self._once(method, contestant)
                 for contestant in missing:
                     self._measure(method, contestant, pair)
 
@@ -162,12 +165,14 @@ How it is measured: the checkpoints are generated (a base of the shape of Llama-
 fine-tunes of it: the base plus normal changes of 3 % of its scale, rounded to bfloat16), and lie in
 the page cache. All three do the same merge; mergekit and mergeops read the same YAML. mergekit runs
 as `mergekit-yaml CONFIG OUT {" ".join(jobs.MERGEKIT_OPTIONS)}`,
-with all processors. mergeops runs as `mergeops merge CONFIG OUT`, with its defaults: it also
-hashes what it writes and waits for the disk (fsync), which mergekit does not. Before the first
-pair it runs once, unmeasured: then the sources' digests are known (they are hashed once for each
-file) and its kernels compiled (once for a machine). The floor reads the same inputs and writes as
-many bytes, with as many threads as there are processors, and waits for the disk, too; it computes
-nothing, and has no libraries to load.
+with all processors. mergeops runs as
+`mergeops merge CONFIG OUT {" ".join(jobs.MERGEOPS_OPTIONS)}`, which does mergekit's arithmetic also
+where its own needs a pass less (the rescaling of DARE and DELLA). It also hashes what it writes and
+waits for the disk (fsync), which mergekit does not. Before a method's first measurement both run
+once, unmeasured: then the libraries are in the page cache, the sources' digests known (mergeops
+hashes each file once) and its kernels compiled (once for a machine). The floor reads the same
+inputs and writes as many bytes, with as many threads as there are processors, and waits for the
+disk, too; it computes nothing, and has no libraries to load.
 
 Measure again: `make bench` (`SIZE=1b|300m|tiny METHODS=ties,della PAIRS=5`); a cut run goes on with
 `make bench RESUME=--resume`. The single measurements are in `{numbers.name}`.

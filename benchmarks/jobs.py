@@ -13,6 +13,8 @@ import yaml
 REPOSITORY = Path(__file__).parent.parent
 MERGEKIT = REPOSITORY / ".venv-mergekit" / "bin"
 CONTESTANTS = ("mergekit", "mergeops", "floor")
+WARMED = ("mergekit", "mergeops")
+"""Those that run once unmeasured before a method's first measurement."""
 MERGEKIT_OPTIONS = (
     "--lazy-unpickle",
     "--quiet",
@@ -21,6 +23,8 @@ MERGEKIT_OPTIONS = (
 )
 """The fastest that 0.1.5 offers on a CPU: --async-write gains less than the noise and holds more
 memory, and torch takes all processors by itself."""
+MERGEOPS_OPTIONS = ("--compat", "mergekit")
+"""The same arithmetic: DARE and DELLA match norms over the tensor, a pass that ours do without."""
 
 
 @dataclass(frozen=True)
@@ -98,4 +102,4 @@ def command(
     file.write_text(config(method, models), encoding="utf-8")
     if contestant == "mergekit":
         return [str(MERGEKIT / "mergekit-yaml"), str(file), str(out), *MERGEKIT_OPTIONS]
-    return [sys.executable, "-m", "mergeops", "merge", str(file), str(out)]
+    return [sys.executable, "-m", "mergeops", "merge", str(file), str(out), *MERGEOPS_OPTIONS]

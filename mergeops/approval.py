@@ -14,6 +14,7 @@ from mergeops.audit import PROMOTE, REJECTED, Change, now
 from mergeops.errors import GateRefusedError, TrackingError
 from mergeops.journal import apply, proposal, writing
 from mergeops.promote import champion, check_current
+from mergeops.secrets import redact
 from mergeops.tracking.registry import find_version
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def approve(
             at=now(),
             by=user,
             proposed_by=waiting.by,
-            reason=reason or waiting.reason,
+            reason=redact(reason) or waiting.reason,
             hooks=hooks,
         )
         return apply(tracking, approved, held)
@@ -89,7 +90,7 @@ def reject(
             at=now(),
             by=user,
             proposed_by=waiting.by,
-            reason=reason,
+            reason=redact(reason),
             hooks=(),
         )
         return apply(tracking, rejected, held)

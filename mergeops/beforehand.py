@@ -44,7 +44,7 @@ class Expectation:
         if self.dev.candidates > 1:
             gain += f" (the interval allows for a choice among {self.dev.candidates})"
         if self.detectable is None:
-            return f"against {self.reference}: {gain}; the two never differ there"
+            return f"against {self.reference}: {gain}; without variation, its power is not known"
         return (
             f"against {self.reference}: {gain}; the {self.n} confirm items find a difference of "
             f"{self.detectable:.3f} with {POWER:.0%} power"

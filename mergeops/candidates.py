@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
+from mergeops.evaluate import merit
 from mergeops.tracking.client import is_missing
 from mergeops.tracking.keys import quoted
 from mergeops.tracking.registry import find_registered_model
@@ -34,8 +35,8 @@ class Candidate:
 
     @property
     def merit(self) -> float:
-        """The dev score, negated where lower is better."""
-        return self.dev_score if self.higher_is_better else -self.dev_score
+        """What choices are made by, larger is better."""
+        return merit(self.dev_score, self.higher_is_better)
 
     @property
     def is_scored(self) -> bool:
@@ -70,12 +71,15 @@ def candidates(tracking: Tracking, name: str) -> list[Candidate]:
     for version in client.search_model_versions(wanted):
         run_id = version.tags.get("mergeops.run_id") or str(version.run_id)
         try:
-            run = client.get_run(run_id).data
+            found_run = client.get_run(run_id)
         except TrackingError as error:
             if not is_missing(error):
                 raise
-            # Its run was deleted: nothing can be shown for it any more.
             continue
+        if found_run.info.lifecycle_stage == "deleted":
+            # Nothing can be logged onto it any more.
+            continue
+        run = found_run.data
         found.append(
             Candidate(
                 version=int(version.version),

@@ -137,7 +137,11 @@ def adopt(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Find the mergeable checkpoints of an experiment, whatever became of the runs."""
+    """Find the mergeable checkpoints of an experiment, whatever became of the runs.
+
+    Each becomes a LoggedModel, an output of its run; with --register also a version of NAME. No
+    run's status, params or metrics change, and no weights are copied.
+    """
     from mergeops.report.adoption_tables import print_adoption
     from mergeops.sources import adopt as adoption
     from mergeops.sources.recipe_file import write_recipe

@@ -18,9 +18,11 @@ from mergeops import promote as registry
 from mergeops.audit import PROPOSED, Change, now
 from mergeops.beforehand import Expectation, expect
 from mergeops.candidates import Candidate, candidates, choose
+from mergeops.checkpoint.hold import hold
 from mergeops.checkpoint.manifest import read_manifest
-from mergeops.errors import EvaluationError, GateRefusedError, TrackingError
-from mergeops.gate import Verdict, check_tasks, judge
+from mergeops.errors import AwayError, EvaluationError, GateRefusedError, TrackingError
+from mergeops.gate import NOTHING_TO_COMPARE, Verdict, check_tasks, judge
+from mergeops.journal import complete
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.references import Reference, find_references
@@ -99,7 +101,8 @@ def promote(
             that the candidate was judged against must be @champion still in any case.
 
     Raises:
-        GateRefusedError: the candidate is @champion already.
+        GateRefusedError: nothing is opened, since the candidate is @champion already, was rolled
+            back and is not named by ``version``, or cannot pass the gate whatever it scores.
         TrackingError: no such model or version, no candidate with scores, or another writer.
     """
     registry.check_force(force, reason)
@@ -107,6 +110,7 @@ def promote(
     tools = Tools(settings, progress)
     tracking = tools.tracking
     candidate = choose(tracking, name, version)
+    complete(tracking, name)
     champion = registry.champion(tracking, name)
     registry.check_current(name, champion, expect_current)
     if candidate.version == champion:
@@ -114,10 +118,19 @@ def promote(
         raise GateRefusedError(
             f"version {candidate.version} of {name}{best} is @champion already; nothing to promote"
         )
+    undone = registry.rolled_back(tracking, name, candidate.version)
+    if version is None and undone is not None:
+        raise GateRefusedError(
+            f"version {candidate.version} of {name}, the best on dev, was rolled back by "
+            f"{undone.by}{f': {undone.reason}' if undone.reason else ''}; judge it again by "
+            f"--version {candidate.version}, or name another"
+        )
     recipe = recipe_of(tools, settings, candidate)
     tools = Tools(recipe, progress, tracking=tracking)
     guard = _guard_tools(recipe, progress, tools)
     references = find_references(tools, recipe, name, champion)
+    if not force:
+        _check_possible(recipe, candidate, references)
     use, expectations = _open(tools, recipe, name, candidate, references)
     scores = _score(tools, guard, recipe, name, candidate)
     against = {r.label: _reference_scores(tools, guard, recipe, r) for r in references}
@@ -145,6 +158,18 @@ def promote(
     for failure in hooks.deliver(tracking, name, recipe.promote.hooks):
         progress.step(f"note: {failure}")
     return Outcome(name, candidate.version, verdict, use, expectations, change, refusal)
+
+
+def _check_possible(recipe: Recipe, candidate: Candidate, references: list[Reference]) -> None:
+    if not references:
+        wanted = ", ".join(recipe.promote.against) or "nothing"
+        raise GateRefusedError(NOTHING_TO_COMPARE.format(wanted=wanted))
+    for reference in references:
+        if reference.source.sha256 == candidate.weights_sha256:
+            raise GateRefusedError(
+                f"version {candidate.version} is {reference.label}: the same weights, so it cannot "
+                "be better; nothing was opened"
+            )
 
 
 def recipe_of(tools: Tools, settings: Recipe, candidate: Candidate) -> Recipe:
@@ -258,6 +283,8 @@ def _dev_scores(tools: Tools, name: str, candidate: Candidate) -> dict[str, Scor
             continue
         try:
             found[str(rival.version)] = read_scores(tools.tracking, rival.run_id, "dev")
+        except AwayError:
+            raise
         except TrackingError:
             # Its items were removed; it cannot be compared item by item.
             continue
@@ -278,7 +305,7 @@ def _score(
 def checkpoint_of(tools: Tools, recipe: Recipe, name: str, candidate: Candidate) -> Path:
     """The candidate's directory: in the work directory, else fetched from MLflow."""
     path = tools.work_dir / "merges" / candidate.plan_digest[:16]
-    if read_manifest(path) is None:
+    if read_manifest(path) is None or not hold(path):
         path = tools.resolve_one(recipe, f"models:/{name}/{candidate.version}").path
     return path
 

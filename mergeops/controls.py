@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergeops.candidates import Candidate, choose
 from mergeops.confirm import checkpoint_of, recipe_of
-from mergeops.errors import MergeopsError, TrackingError
+from mergeops.errors import AwayError, MergeopsError, TrackingError
 from mergeops.plan import make_plan
 from mergeops.progress import Progress
 from mergeops.random_source import write_random_source
@@ -243,6 +243,8 @@ def _status(tools: Tools, recipe: Recipe, source: str) -> str:
         return ""
     try:
         return str(tools.tracking.client.get_run(run_id).info.status)
+    except AwayError:
+        raise
     except TrackingError:
         return "deleted"
 

@@ -14,17 +14,17 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergeops import methods
+from mergeops.checkpoint.hold import hold
 from mergeops.checkpoint.layout import INDEX
-from mergeops.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
+from mergeops.checkpoint.manifest import MANIFEST, write_manifest
 from mergeops.checkpoint.writer import (
     JOURNAL,
     Journal,
@@ -32,24 +32,32 @@ from mergeops.checkpoint.writer import (
     ShardWriter,
     WrittenFile,
     sync_directory,
+    sync_file,
     write_error,
 )
 from mergeops.companions import write_companions
+from mergeops.destination import check_space, is_done, remove_empty
 from mergeops.errors import MergeError, MergeopsError
 from mergeops.lanes import choose_devices, lane_count
-from mergeops.plan import Plan, check_space
+from mergeops.plan import Plan
 from mergeops.records import default_card, manifest_content, weight_index
 from mergeops.stream import TensorStream
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 21}
 """Elements at a time: few enough for a processor's cache, many enough for a GPU's launches."""
-LANE_BYTES = 1 << 28
-"""What inputs under way may take on a CPU, all lanes together: many of them get small chunks."""
+LANE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
+"""What inputs under way may take of the machine's memory, all lanes together: many of them get
+small chunks."""
+ENTRY_BYTES = {"cpu": 12, "cuda": 8}
+"""For each entry under way: as stored, at most (for CUDA in pinned memory); on a CPU also in the
+compute dtype, and what an operation makes of it."""
 CUDA_LANES = 4
 """For each device: enough to have both copy directions and the arithmetic under way at a time."""
 UNWRITTEN = 16
 """Finished chunks that may wait for the writer."""
 LOCK = "lock"
+DOOMED = ".deleting"
+"""Ends the name of what is being deleted."""
 CARD = "README.md"
 
 Progress = Callable[[int, int], None]
@@ -81,14 +89,15 @@ def merge(
 
     Args:
         plan: from ``make_plan``.
-        out: the directory to make; may exist if it is empty or holds this very merge.
+        out: the directory to make; may exist if it is empty or holds this very merge. A link is
+            followed.
         device: auto, cpu, cuda (all of them) or cuda:N.
         progress: told how far the writing is.
         card: text of README.md; a short one by default.
         tuning: for measurements and tests.
 
     Returns:
-        ``out``, complete.
+        ``out``, complete; it is held, so gc leaves it alone while this process lives.
 
     Raises:
         ConfigError: no such device.
@@ -104,70 +113,61 @@ def merge(
             f"the plan was made with version {plan.method_version} of {plan.method}, but this is "
             f"version {version}; plan again"
         )
-    if _is_done(plan, out):
+    # A directory cannot be renamed to the name of a link.
+    place = Path(os.path.realpath(out))
+    if _is_found(plan, place) and hold(place):
         return out
-    partial = out.with_name(f".{out.name}.partial")
+    remove_empty(place)
+    partial = place.with_name(f".{place.name}.partial")
     with _locked(partial):
-        if _is_done(plan, out):
-            shutil.rmtree(partial)
+        if _is_found(plan, place) and hold(place):
+            _discard(partial)
             return out
         present = sum(f.stat().st_blocks * 512 for f in partial.iterdir())
-        check_space(plan, out, present)
+        check_space(plan, place, present)
         try:
             if not _is_complete(plan, partial):
                 _write_all(plan, partial, chosen, progress, card, tuning)
             (partial / JOURNAL).unlink(missing_ok=True)
-            (partial / LOCK).unlink()
+            # The lock goes with the directory where that is renamed to.
+            hold(partial)
             sync_directory(partial)
-            os.rename(partial, out)
-            sync_directory(out.parent)
+            # With the lock inside: whoever waits for it must not begin in what is renamed.
+            os.rename(partial, place)
+            sync_directory(place.parent)
+            (place / LOCK).unlink(missing_ok=True)
+            sync_directory(place)
         except OSError as error:
             raise write_error(out, error) from error
     return out
 
 
-def check_output(out: Path) -> Mapping[str, Any] | None:
-    """Refuse a directory that no merge can be written to, whatever its plan.
-
-    Returns:
-        The manifest of the merge that is there, which may be another one; None where there is none.
-
-    Raises:
-        MergeError: it is a file, or holds something else.
-    """
-    if not out.exists():
-        return None
-    if not out.is_dir():
-        raise MergeError(f"{out} is a file; the output must be a new or empty directory")
-    manifest = read_manifest(out)
-    if manifest is None and any(out.iterdir()):
-        raise MergeError(
-            f"{out} is not empty and holds no {MANIFEST}; choose a new directory, or empty it"
-        )
-    return manifest
-
-
-def _is_done(plan: Plan, out: Path) -> bool:
-    manifest = check_output(out)
-    if manifest is None:
+def _is_found(plan: Plan, out: Path) -> bool:
+    """Whether the merge is there; a try that was killed after the rename left its lock."""
+    if not is_done(plan, out):
         return False
-    if manifest["plan_digest"] != plan.digest:
-        raise MergeError(
-            f"{out} holds another merge (plan {manifest['plan_digest'][:12]}, this is "
-            f"{plan.digest[:12]}); choose a new directory, or remove it"
-        )
-    for name, entry in manifest["files"].items():
-        if not (out / name).is_file() or (out / name).stat().st_size != entry["size"]:
-            raise MergeError(f"{out} is damaged: {name} is missing or cut; remove it and run again")
+    with contextlib.suppress(OSError):
+        (out / LOCK).unlink()
     return True
+
+
+def _discard(partial: Path) -> None:
+    """Delete a working directory, under another name: who waits for its lock begins a new one."""
+    doomed = partial.with_name(f"{partial.name}.{os.urandom(4).hex()}{DOOMED}")
+    os.rename(partial, doomed)
+    shutil.rmtree(doomed)
 
 
 def _is_complete(plan: Plan, partial: Path) -> bool:
     """Whether an earlier try got as far as the manifest, and only had to rename."""
     try:
-        return (partial / MANIFEST).is_file() and _is_done(plan, partial)
+        if not (partial / MANIFEST).is_file() or not is_done(plan, partial):
+            return False
     except MergeopsError:
         return False
+    # It may have been killed before this.
+    sync_file(partial / MANIFEST)
+    return True
 
 
 def _make(directory: Path) -> None:
@@ -219,7 +219,7 @@ def _write_all(
     except MergeopsError as error:
         if not isinstance(error.__cause__, OSError):
             # Going on would fail in the same way: nothing of it is worth keeping.
-            shutil.rmtree(partial)
+            _discard(partial)
         raise
     finally:
         journal.close()
@@ -237,13 +237,9 @@ def _lane_count(devices: Sequence[torch.device]) -> int:
 
 def _chunk(plan: Plan, device: torch.device, lanes: int) -> int:
     """Elements at a time: what suits the device, or less for many inputs."""
-    wanted = CHUNK[device.type]
-    if device.type == "cuda":
-        return wanted
     parts = max(len(plan.parts(task)) for shard in plan.shards for task in shard.tensors)
-    # As stored, in the compute dtype, and what an operation makes of it.
-    fitting = LANE_BYTES // (lanes * parts * 12)
-    return max(min(wanted, fitting // methods.BLOCK * methods.BLOCK), methods.BLOCK)
+    fitting = LANE_BYTES[device.type] // (lanes * parts * ENTRY_BYTES[device.type])
+    return max(min(CHUNK[device.type], fitting // methods.BLOCK * methods.BLOCK), methods.BLOCK)
 
 
 def _write_shards(

@@ -11,17 +11,17 @@ import fcntl
 import os
 import re
 import shutil
-import stat
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergeops.checkpoint.hold import alone
 from mergeops.checkpoint.manifest import read_manifest
+from mergeops.disk_usage import usage
 from mergeops.errors import ConfigError, SourceError, TrackingError
-from mergeops.execute import LOCK
+from mergeops.execute import DOOMED, LOCK
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.pending import FOLDER, pending_trials
 from mergeops.tracking.references import Reference, references
@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from mergeops.tracking.connection import Tracking
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-DOOMED = ".deleting"
+AT_A_TIME = 32
+"""Merges that are locked, judged again and deleted together: each takes a few open files."""
+YOUNG = "written lately; its command goes on from here"
+
+
+Verdict = tuple[str, bool, str]
+"""Kind, whether it is garbage, and why."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,9 @@ def look(work_dir: Path, tracking: Tracking, older_than_s: float) -> list[Item]:
 
     Raises:
         TrackingError: the server cannot be asked, or a kept trial is damaged: nothing is known.
+        ConfigError: a directory cannot be listed.
     """
-    folders = sorted((work_dir / "merges").iterdir()) if (work_dir / "merges").is_dir() else []
-    digests = {path: _plan_digest(path) for path in folders}
+    digests = {path: _plan_digest(path) for path in _listed(work_dir / "merges")}
     known = references(tracking, {digest for digest in digests.values() if digest})
     waiting = {
         kept.checkpoint.resolve(): kept.name
@@ -93,11 +99,12 @@ def look(work_dir: Path, tracking: Tracking, older_than_s: float) -> list[Item]:
     }
     items = []
     for path, digest in digests.items():
-        kind, garbage, reason = _judge(path, digest, known, waiting, older_than_s)
-        item = _item(path, kind, garbage, reason, digest)
-        if digest in known:
-            item = dataclasses.replace(item, experiment_ids=known[digest].experiment_ids)
-        items.append(item)
+        experiments = known[digest].experiment_ids if digest in known else ()
+
+        def judge(age_s: float, path: Path = path, digest: str = digest) -> Verdict:
+            return _judge(path, digest, known, waiting, is_young=age_s < older_than_s)
+
+        items += _items(path, judge, digest, experiments)
     items += _others(work_dir)
     return _parents_of_kept(items, known)
 
@@ -113,41 +120,81 @@ def collect(
     Raises:
         TrackingError: the server cannot be asked.
     """
-    # The user may have thought for an hour before saying yes.
-    now = {item.path: item for item in look(work_dir, tracking, older_than_s)}
+    results = {item.path: item for item in items}
+    doomed = [item for item in items if item.is_garbage]
+    for start in range(0, len(doomed), AT_A_TIME):
+        for item in _delete(doomed[start : start + AT_A_TIME], work_dir, tracking, older_than_s):
+            results[item.path] = item
+    return list(results.values())
+
+
+def _delete(
+    items: Sequence[Item], work_dir: Path, tracking: Tracking, older_than_s: float
+) -> list[Item]:
+    """Lock some garbage, judge it again, and delete what is garbage still."""
     results = []
-    for item in items:
-        found = now.get(item.path)
-        if not item.is_garbage:
-            results.append(item)
-        elif found is None:
-            results.append(dataclasses.replace(item, is_garbage=False, reason="gone already"))
-        else:
-            results.append(_delete(found, tracking) if found.is_garbage else found)
+    with ExitStack() as locks:
+        locked = []
+        for item in items:
+            try:
+                _lock(item, tracking, locks)
+                locked.append(item)
+            except FileNotFoundError:
+                results.append(_kept(item, "gone already"))
+            except BlockingIOError:
+                results.append(_kept(item, "in use: a running process reads or writes it"))
+            except TrackingError as error:
+                results.append(_kept(item, f"in use: {error}"))
+            except OSError as error:
+                results.append(_kept(item, f"cannot be locked: {error.strerror}"))
+        # The user may have thought for an hour, and another process acted until it was locked.
+        merges = any(item.kind == "merge" for item in locked)
+        found_now = look(work_dir, tracking, older_than_s) if merges else []
+        now = {item.path: item for item in found_now}
+        for item in locked:
+            if item.kind == "partial":
+                found = _look_again(item, older_than_s)
+            else:
+                found = now.get(item.path) or _kept(item, "gone already")
+            results.append(_remove(found) if found.is_garbage else found)
     return results
 
 
-def _delete(item: Item, tracking: Tracking) -> Item:
+def _lock(item: Item, tracking: Tracking, locks: ExitStack) -> None:
+    if item.kind == "partial":
+        locks.enter_context(_partial_lock(item.path))
+    for experiment_id in item.experiment_ids:
+        identity = (tracking.uri, experiment_id, item.plan_digest)
+        locks.enter_context(only_one(f"the merge {item.path.name}", *identity))
+    locks.enter_context(alone(item.path))
+
+
+def _look_again(partial: Item, older_than_s: float) -> Item:
+    # Not by ``look``: to that, our own lock is another process.
+    if partial.path.name.endswith(DOOMED):
+        return partial
     try:
-        with ExitStack() as locks:
-            if item.kind == "partial":
-                locks.enter_context(_partial_lock(item.path))
-            for experiment_id in item.experiment_ids:
-                what = f"the merge {item.path.name}"
-                identity = (tracking.uri, experiment_id, item.plan_digest)
-                locks.enter_context(only_one(what, *identity))
-            # Renamed first: what is half deleted must not look whole.
-            doomed = item.path
-            if not doomed.name.endswith(DOOMED):
-                doomed = item.path.with_name(f".{item.path.name.lstrip('.')}{DOOMED}")
-                os.rename(item.path, doomed)
-            shutil.rmtree(doomed)
-    except (TrackingError, BlockingIOError) as error:
-        return dataclasses.replace(item, is_garbage=False, reason=f"in use: {error}")
+        is_young = usage(partial.path).age_s < older_than_s
     except OSError as error:
-        reason = f"cannot be deleted: {error.strerror}"
-        return dataclasses.replace(item, is_garbage=False, reason=reason)
+        return _kept(partial, f"cannot be read: {error.strerror}")
+    return _kept(partial, YOUNG) if is_young else partial
+
+
+def _remove(item: Item) -> Item:
+    try:
+        # Renamed first: what is half deleted must not look whole.
+        doomed = item.path
+        if not doomed.name.endswith(DOOMED):
+            doomed = item.path.with_name(f".{item.path.name.lstrip('.')}{DOOMED}")
+            os.rename(item.path, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        return _kept(item, f"cannot be deleted: {error.strerror}")
     return item
+
+
+def _kept(item: Item, reason: str) -> Item:
+    return dataclasses.replace(item, is_garbage=False, reason=reason)
 
 
 def _judge(
@@ -155,19 +202,18 @@ def _judge(
     digest: str,
     known: Mapping[str, Reference],
     waiting: Mapping[Path, str],
-    older_than_s: float,
-) -> tuple[str, bool, str]:
-    """Kind, whether it is garbage, and why."""
+    *,
+    is_young: bool,
+) -> Verdict:
     if path.is_symlink() or not path.is_dir():
         return "other", False, "not made by mergeops"
     if path.name.startswith(".") and path.name.endswith(DOOMED):
         return "partial", True, "its deletion was interrupted"
-    is_young = _age(path) < older_than_s
     if path.name.startswith(".") and path.name.endswith(".partial"):
         if _is_locked(path):
             return "partial", False, "a running process writes it"
         if is_young:
-            return "partial", False, "written lately; its command goes on from here"
+            return "partial", False, YOUNG
         return "partial", True, "an interrupted merge that nobody went on with"
     if not digest:
         return "other", False, "not made by mergeops: it holds no manifest, or a damaged one"
@@ -206,7 +252,10 @@ def _parents_of_kept(items: list[Item], known: Mapping[str, Reference]) -> list[
 
 
 def _parents(merge: Path) -> list[str]:
-    manifest = read_manifest(merge) or {}
+    try:
+        manifest = read_manifest(merge) or {}
+    except SourceError:
+        return []
     described = [manifest.get("base"), *manifest.get("sources", [])]
     return [str(one.get("sha256")) for one in described if isinstance(one, Mapping)]
 
@@ -217,15 +266,45 @@ def _others(work_dir: Path) -> Iterator[Item]:
         "cache": ("cache", "downloads and digests"),
         FOLDER: ("pending", "trials that wait for mergeops sync"),
     }
-    for path in sorted(work_dir.iterdir()) if work_dir.is_dir() else ():
+    for path in _listed(work_dir):
         if path.name != "merges":
             kind, reason = kept.get(path.name, ("other", "not made by mergeops"))
-            yield _item(path, kind, False, reason, "")
+            verdict = (kind, False, reason)
+            yield from _items(path, _always(verdict))
 
 
-def _item(path: Path, kind: str, garbage: bool, reason: str, digest: str) -> Item:
-    nbytes, freed = _size(path)
-    return Item(path.absolute(), kind, nbytes, freed, _age(path), garbage, reason, digest)
+def _always(verdict: Verdict) -> Callable[[float], Verdict]:
+    return lambda _age_s: verdict
+
+
+def _items(
+    path: Path,
+    judge: Callable[[float], Verdict],
+    digest: str = "",
+    experiment_ids: tuple[str, ...] = (),
+) -> list[Item]:
+    """The item at a path; none where it went away meanwhile."""
+    place = path.absolute()
+    try:
+        facts = usage(path)
+        verdict = judge(facts.age_s)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror} ({error.filename})"
+        return [Item(place, "other", 0, 0, 0.0, False, reason)]
+    kind, garbage, reason = verdict
+    sizes = (facts.nbytes, facts.freed, facts.age_s)
+    return [Item(place, kind, *sizes, garbage, reason, digest, experiment_ids)]
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def _plan_digest(path: Path) -> str:
@@ -233,29 +312,9 @@ def _plan_digest(path: Path) -> str:
         return ""
     try:
         manifest = read_manifest(path)
-    except SourceError:
+    except (SourceError, PermissionError):
         return ""
     return str(manifest["plan_digest"]) if manifest else ""
-
-
-def _files(path: Path) -> Iterator[os.stat_result]:
-    yield path.lstat()
-    if path.is_dir() and not path.is_symlink():
-        for inside in path.rglob("*"):
-            try:
-                yield inside.lstat()
-            except FileNotFoundError:
-                continue
-
-
-def _size(path: Path) -> tuple[int, int]:
-    facts = [one for one in _files(path) if not stat.S_ISDIR(one.st_mode)]
-    total = sum(one.st_blocks * 512 for one in facts)
-    return total, sum(one.st_blocks * 512 for one in facts if one.st_nlink == 1)
-
-
-def _age(path: Path) -> float:
-    return max(0.0, time.time() - max(one.st_mtime for one in _files(path)))
 
 
 def _is_locked(partial: Path) -> bool:

@@ -25,6 +25,11 @@ from mergeops.settings import PromoteSpec
 
 PROMOTE, REFUSE, INCONCLUSIVE = "promote", "refuse", "inconclusive"
 
+NOTHING_TO_COMPARE = (
+    "there is nothing to compare with: promote.against asks for {wanted}, and none of it exists; "
+    "add best_parent or base"
+)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -154,10 +159,7 @@ def judge(
 def _verdict(checks: tuple[Check, ...], spec: PromoteSpec, level: float) -> Verdict:
     if not any(check.kind == BETTER for check in checks):
         wanted = ", ".join(spec.against) or "nothing"
-        reason = (
-            f"there is nothing to compare with: promote.against asks for {wanted}, and none of it "
-            "exists; add best_parent or base"
-        )
+        reason = NOTHING_TO_COMPARE.format(wanted=wanted)
         return Verdict(INCONCLUSIVE, checks, (reason,), level)
     outcomes = {check.outcome for check in checks}
     decision = REFUSE if FAIL in outcomes else INCONCLUSIVE if THIN in outcomes else PROMOTE

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
 import json
 import os
 import subprocess
@@ -28,8 +29,8 @@ from mergeops import __version__
 from mergeops.audit import Change, now
 from mergeops.errors import ConfigError, TrackingError
 from mergeops.journal import HOOK
+from mergeops.secrets import redact
 from mergeops.settings import HooksSpec
-from mergeops.tracking.keys import redact
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.registry import find_registered_model
 
@@ -123,7 +124,7 @@ def deliver(
                 for hook in waiting.pending:
                     waiting = _tell(waiting, hook, spec, sleep)
                     tag = f"{HOOK}{waiting.change.id}"
-                    text = json.dumps(redact(waiting.to_dict()))
+                    text = json.dumps({**waiting.to_dict(), "error": redact(waiting.error)})
                     tracking.client.set_registered_model_tag(name, tag, text)
                     if hook in waiting.pending:
                         failures.append(
@@ -250,6 +251,6 @@ def _post(spec: HooksSpec, change: Change, body: bytes) -> None:
         raise _HookError(
             f"the webhook answered {error.code} {error.reason}", again=again
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise _HookError(f"the webhook cannot be reached: {reason}") from error

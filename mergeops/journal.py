@@ -47,9 +47,8 @@ def writing(tracking: Tracking, name: str) -> Iterator[Check]:
     what = f"the champion of {name}"
     find_registered_model(tracking, name)
     with only_one(what, registry, name), lease(tracking, what, name) as held:
-        begun = find_registered_model(tracking, name).tags.get(IN_PROGRESS)
-        if begun:
-            left = Change.from_dict(json.loads(begun))
+        left = begun(tracking, name)
+        if left is not None:
             moves = left.kind in (PROMOTE, ROLLBACK)
             if moves and aliases(tracking, name).get(CHAMPION) not in (left.came_from, left.to):
                 # Somebody set the alias by hand since: that is newer.
@@ -59,8 +58,21 @@ def writing(tracking: Tracking, name: str) -> Iterator[Check]:
         yield held
 
 
+def complete(tracking: Tracking, name: str) -> None:
+    """Complete the change that a crash left half-done, where there is one.
+
+    Raises:
+        TrackingError: as ``writing``.
+    """
+    if begun(tracking, name) is not None:
+        with writing(tracking, name):
+            pass
+
+
 def apply(tracking: Tracking, change: Change, held: Check) -> Change:
     """Make a change; complete or, after a crash, completed by the next command."""
+    # Who lost the lock may not write over the change of who has it.
+    held()
     tracking.client.set_registered_model_tag(change.name, IN_PROGRESS, json.dumps(change.to_dict()))
     _finish(tracking, change, held)
     return change
@@ -124,7 +136,7 @@ def _move_champion(tracking: Tracking, change: Change, held: Check) -> None:
         set_status(tracking, change.name, change.came_from, "superseded")
     waiting = proposal(tracking, change.name)
     if waiting is not None and waiting.to == change.to:
-        _close_proposal(tracking, change, "approved")
+        _close_proposal(tracking, change, "approved" if change.proposed_by else "superseded")
 
 
 def _close_proposal(tracking: Tracking, change: Change, outcome: str) -> None:

@@ -276,5 +276,7 @@ def choose_devices(name: str) -> tuple[torch.device, ...]:
 
 
 def lane_count() -> int:
-    """One lane for each processor that this process may use."""
-    return max(1, min(MAX_LANES, len(os.sched_getaffinity(0))))
+    """One lane for each processor that this process may use, or as many as OMP_NUM_THREADS says."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    most = int(wanted) if wanted.isdecimal() and int(wanted) else MAX_LANES
+    return min(most, MAX_LANES, len(os.sched_getaffinity(0)))

@@ -25,7 +25,7 @@ NEEDLESS = {
     "--copy-tokenizer": "the tokenizer is always copied",
     "--lazy-unpickle": "tensors are always read piece by piece",
     "--low-cpu-memory": "memory is bounded on every device",
-    "--multi-gpu": "one GPU is as fast as the disk; choose it with --device cuda:N",
+    "--multi-gpu": "all GPUs are used; choose one with --device cuda:N",
     "--read-to-gpu": "pieces go to the GPU as they are read",
     "--safe-serialization": "weights are always written as safetensors",
     "--write-model-card": "a model card is always written",
@@ -38,8 +38,8 @@ NEEDLESS = {
 NEEDLESS_WITH_VALUE = {
     "--lora-merge-cache": "adapters are applied on the fly, and no merged copy is kept",
     "--lora-merge-dtype": "adapters are applied in dtype.compute, float32 by default",
-    "--num-threads": "all processors are used, or as many as OMP_NUM_THREADS says",
-    "-j": "all processors are used, or as many as OMP_NUM_THREADS says",
+    "--num-threads": "all processors are used; OMP_NUM_THREADS=N makes it N of them",
+    "-j": "all processors are used; OMP_NUM_THREADS=N makes it N of them",
     "--write-threads": "one thread writes as fast as the disk",
 }
 REFUSED = {

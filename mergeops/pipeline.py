@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,8 +56,8 @@ class Trial:
 
     @property
     def merit(self) -> float:
-        """What choices are made by, larger is better; NaN where nothing was scored."""
-        return self.scores.merit if self.scores else float("nan")
+        """What choices are made by, larger is better; -inf where there is no finite score."""
+        return self.scores.merit if self.scores else -math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
@@ -66,7 +67,7 @@ class Trial:
             "run_id": self.run_id,
             "checkpoint": str(self.checkpoint),
             "registered": self.registered,
-            "dev_score": self.dev_score if self.scores else None,
+            "dev_score": self.dev_score if math.isfinite(self.dev_score) else None,
             "leaderboard": self.leaderboard.to_dict() if self.leaderboard else None,
         }
 
@@ -162,7 +163,7 @@ def log_search_page(log: SearchRun, trials: Sequence[Trial]) -> None:
     if scored:
         lines = [TrialLine(label, trial.run_id, trial.registered) for label, trial in scored]
         first = scored[0][1].scores
-        is_higher_better = first is not None and first.merit == first.pooled
+        is_higher_better = first is not None and first.higher_is_better
         log_search(log, lines, joint_leaderboard(trials), is_higher_better)
 
 
@@ -172,9 +173,9 @@ def _labelled(trials: Sequence[Trial]) -> list[tuple[str, Trial]]:
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The trial with the best dev score; None where none was scored."""
-    scored = [(t.scores.merit, t) for t in trials if t.scores is not None]
-    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+    """The trial with the best dev score, the first of equals; None where none is finite."""
+    best = max(trials, key=lambda trial: trial.merit, default=None)
+    return best if best is not None and math.isfinite(best.merit) else None
 
 
 def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list[Trial]:
@@ -199,7 +200,8 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
 
 def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Plan:
     """Merge into a directory of the user's; nothing is scored or tracked."""
-    from mergeops.execute import check_output, merge
+    from mergeops.destination import check_output
+    from mergeops.execute import merge
     from mergeops.sources import resolve
 
     work_dir = Path(recipe.output.dir)

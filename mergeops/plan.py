@@ -11,11 +11,9 @@ import dataclasses
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops import methods
@@ -23,7 +21,7 @@ from mergeops.assembly import assemble
 from mergeops.checkpoint.dtypes import BY_WORD, FLOATS, item_size, word
 from mergeops.checkpoint.header import StoredTensor, encode_header
 from mergeops.companions import Companion, changed, find_companions
-from mergeops.errors import MergeError, about, key_of, locating
+from mergeops.errors import about, key_of, locating
 from mergeops.inputs import PlannedInput, config_of, read_input
 from mergeops.parameters import resolve_parameters
 from mergeops.pieces import Ingredient, Piece
@@ -243,6 +241,10 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
             inputs, chosen, template, vocabulary, trust_code=recipe.trust_remote_code
         )
     warnings += kept
+    compute = recipe.dtype.compute
+    if compute != "float64" and (wide := _stored_in_64_bits(assembly.pieces)):
+        compute = "float64"
+        warnings.append(f"{wide} is stored as float64, so the arithmetic is done in float64")
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
     return Plan(
         method=method.name,
@@ -256,33 +258,11 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         companions=companions,
         config=changed(views.config, assembly.config),
         vocabulary=vocabulary,
-        compute=recipe.dtype.compute,
+        compute=compute,
         seed=recipe.seed,
         recipe=recipe.weights_dict(),
         warnings=tuple(warnings),
     )
-
-
-def check_space(plan: Plan, out: Path, present: int = 0) -> None:
-    """Refuse a merge that the disk has no room for.
-
-    Args:
-        plan: what will be written.
-        out: where.
-        present: bytes that are there already, of an earlier try.
-
-    Raises:
-        MergeError: says how much is needed and how much is free.
-    """
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free + present
-    if free < plan.bytes_to_write:
-        raise MergeError(
-            f"{out} needs {plan.bytes_to_write / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
-            "free there; free some space, or choose another output.dir"
-        )
 
 
 def _read_inputs(
@@ -307,6 +287,15 @@ def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedI
         if planned.name == recipe.tokenizer.source:
             return planned
     return inputs[0]
+
+
+def _stored_in_64_bits(pieces: Sequence[Piece]) -> str:
+    """A tensor, as ``TENSOR of INPUT``, that float32 would take digits from; empty without one."""
+    for piece in pieces:
+        for one in (*([piece.base] if piece.base else []), *piece.sources):
+            if one.stored.dtype == "F64":
+                return f"{one.stored.name} of {one.source}"
+    return ""
 
 
 def _tasks(

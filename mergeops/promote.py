@@ -24,6 +24,7 @@ from mergeops.journal import (
     set_status,
     writing,
 )
+from mergeops.secrets import redact
 from mergeops.tracking.registry import find_version
 from mergeops.tracking.trial import reopen
 
@@ -57,12 +58,13 @@ def promote(
 
     Args:
         verdict: the gate's verdict as JSON types, with ``decision`` and ``reasons``; kept as
-            ``gate.json`` of the trial's run, and as ``gate/DIGEST.json`` beside earlier ones.
+            ``gate.json`` of the trial's run, and beside earlier ones as ``gate/DIGEST.json``,
+            whose bytes have the digest that the audit names.
         passed: what the verdict comes to.
         expect_current: refuse unless this version is @champion now; NO_CHAMPION: unless none is.
         force: promote although the gate did not pass; needs a reason.
         approval: only propose: the version becomes @challenger until another user approves.
-        hooks: who is told afterwards: command, webhook.
+        hooks: who is told once it is @champion: command, webhook.
 
     Returns:
         The audit's entry; where the version is @champion already, the one that made it so.
@@ -75,6 +77,7 @@ def promote(
             that waits, or another writer.
     """
     check_force(force, reason)
+    verdict = redact(verdict)
     with writing(tracking, name) as held:
         found = find_version(tracking, name, version)
         current = champion(tracking, name)
@@ -90,12 +93,12 @@ def promote(
             by=user,
             evidence_sha256=_sha256(verdict),
             forced=not passed and force,
-            reason=reason,
-            hooks=hooks,
+            reason=redact(reason),
+            hooks=() if approval else hooks,
         )
         if change.kind == REFUSED:
             reasons = verdict.get("reasons") or ["the evidence does not support it"]
-            change = dataclasses.replace(change, reason=reason or reasons[0][:500], hooks=())
+            change = dataclasses.replace(change, reason=change.reason or reasons[0][:500], hooks=())
             # Too few items to tell is no rejection.
             if current != version and verdict.get("decision") != "inconclusive":
                 set_status(tracking, name, version, "rejected")
@@ -149,8 +152,18 @@ def rollback(
                 "champion"
             )
         find_version(tracking, name, previous)
-        change = Change(name, ROLLBACK, previous, current, now(), user, reason=reason, hooks=hooks)
+        why = redact(reason)
+        change = Change(name, ROLLBACK, previous, current, now(), user, reason=why, hooks=hooks)
         return apply(tracking, change, held)
+
+
+def rolled_back(tracking: Tracking, name: str, version: int) -> Change | None:
+    """The rollback from a version, where nobody made it @champion again since."""
+    for change in reversed(audit(tracking, name)):
+        if change.kind in (PROMOTE, ROLLBACK) and version in (change.to, change.came_from):
+            gone = change.kind == ROLLBACK and change.came_from == version
+            return change if gone else None
+    return None
 
 
 def check_force(force: bool, reason: str | None) -> None:
@@ -188,9 +201,13 @@ def _keep_verdict(tracking: Tracking, run_id: str | None, verdict: Mapping[str, 
     if run.data.tags.get("mergeops.role") == "merge":
         trial = reopen(tracking, run_id)
         # The audit names evidence by its digest, so a later verdict may not replace it.
-        trial.log_json(dict(verdict), f"gate/{_sha256(verdict)[:16]}.json")
+        trial.log_text(_canonical(verdict), f"gate/{_sha256(verdict)[:16]}.json")
         trial.log_json(dict(verdict), "gate.json")
 
 
 def _sha256(verdict: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(verdict, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_canonical(verdict).encode()).hexdigest()
+
+
+def _canonical(verdict: Mapping[str, Any]) -> str:
+    return json.dumps(verdict, sort_keys=True)

@@ -87,7 +87,7 @@ class DtypeSpec:
     """Number formats."""
 
     compute: str = "float32"
-    """float32 or float64: what the arithmetic is done in, whatever the files hold."""
+    """float32 or float64: what the arithmetic is done in; float64 where a file holds that."""
     save: str = "auto"
     """auto (each tensor as the base, or the first source, has it), bfloat16, float16, float32."""
 

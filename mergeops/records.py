@@ -1,4 +1,7 @@
-"""What a merge writes about itself: index, manifest content and a short model card."""
+"""What a merge writes about itself: index, manifest content and a short model card.
+
+All of it goes where the checkpoint goes, so no credentials are in it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mergeops import __version__, methods
+from mergeops.secrets import redact
 
 if TYPE_CHECKING:
     from mergeops.inputs import PlannedInput
@@ -31,7 +35,7 @@ def manifest_content(plan: Plan) -> dict[str, Any]:
         "method": {"name": plan.method, "version": plan.method_version, **plan.parameters},
         "base": _describe(plan.base) if plan.base else None,
         "sources": [_describe(source) for source in plan.sources],
-        "recipe": dict(plan.recipe),
+        "recipe": redact(plan.recipe),
         "versions": {"mergeops": __version__, "torch": torch.__version__},
     }
 
@@ -39,7 +43,7 @@ def manifest_content(plan: Plan) -> dict[str, Any]:
 def default_card(plan: Plan) -> str:
     """A README.md with the metadata that model hubs read."""
     inputs = [*([plan.base] if plan.base else []), *plan.sources]
-    names = [planned.uri.removeprefix("hf://").split("@")[0] for planned in inputs]
+    names = [redact(planned.uri).removeprefix("hf://").split("@")[0] for planned in inputs]
     metadata = {
         "base_model": names,
         "base_model_relation": "merge",
@@ -47,9 +51,9 @@ def default_card(plan: Plan) -> str:
         "tags": ["merge", "mergeops"],
     }
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items())
-    rows = "\n".join(f"| {p.name} | `{p.uri}` | `{p.sha256[:16]}` |" for p in inputs)
+    rows = "\n".join(f"| {p.name} | `{redact(p.uri)}` | `{p.sha256[:16]}` |" for p in inputs)
     documentation = methods.get(plan.method).documentation
-    recipe = json.dumps(dict(plan.recipe), indent=2)
+    recipe = json.dumps(redact(plan.recipe), indent=2)
     return (
         f"---\n{head}\n---\n\n# Merge by {plan.method}\n\n{documentation}\n\n"
         f"| input | uri | sha256 of the weights |\n|---|---|---|\n{rows}\n\n"
@@ -60,7 +64,7 @@ def default_card(plan: Plan) -> str:
 def _describe(planned: PlannedInput) -> dict[str, Any]:
     known = {
         "name": planned.name,
-        "uri": planned.uri,
+        "uri": redact(planned.uri),
         "sha256": planned.sha256,
         "is_adapter": planned.adapter_base is not None,
         "run_id": planned.run_id,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergeops.errors import TrackingError
+from mergeops.errors import AwayError, TrackingError
 
 if TYPE_CHECKING:
     from mergeops.evaluate import Scores
@@ -83,5 +83,7 @@ def _logged_dev_scores(tools: Tools, name: str, version: int) -> Scores | None:
         return None
     try:
         return read_scores(tools.tracking, str(run_id), "dev")
+    except AwayError:
+        raise
     except TrackingError:
         return None

@@ -18,7 +18,7 @@ from mergeops.checkpoint.dtypes import BY_WORD, DTYPES, item_size, word
 from mergeops.errors import MergeError, SourceError
 from mergeops.inputs import open_inputs
 from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, NonFiniteInputError, Part
-from mergeops.methods.fused import Formula, kernels
+from mergeops.methods.fused import KERNEL_DTYPES, Formula, kernels
 from mergeops.methods.randomness import random_key
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class TensorStream:
         self._chunk = chunk
         self._parameters = self._method.parameters(**plan.parameters)
         compute = DTYPES[BY_WORD[plan.compute]]
+        self._compute = compute
         on_cpu = devices[0].type == "cpu" and compute == torch.float32
         self._kernels: Future[bool] | None = None
         if on_cpu and (fused or (fused is None and plan.bytes_to_write > SMALL)):
@@ -138,9 +139,11 @@ class TensorStream:
             ) from error
         except NonFiniteResultError as error:
             index = _unravel(error.index, task.shape)
+            is_single = task.dtype == "F32"
+            wider = "float64, and dtype.compute too" if is_single else "bfloat16 or float32"
             raise MergeError(
                 f"the result of {task.name} at {index} is {error.value:g}, which "
-                f"{word(task.dtype)} cannot hold; set dtype.save to bfloat16 or float32"
+                f"{word(task.dtype)} cannot hold; set dtype.save to {wider}"
             ) from error
         for reader in self._readers:
             reader.check_unchanged()
@@ -163,7 +166,8 @@ class TensorStream:
             place = dataclasses.replace(place, statistics=found)
         saved = DTYPES[task.dtype]
         formula: Formula | None = None
-        if self._kernels and self._method.formula is not None and task.numel and not is_taken:
+        has_kernel = self._kernels is not None and saved in KERNEL_DTYPES
+        if has_kernel and self._method.formula is not None and task.numel and not is_taken:
             count = len(self._plan.parts(task)) - self._plan.has_base(task)
             formula = self._method.formula(p, place, count)
 
@@ -270,7 +274,8 @@ class TensorStream:
         staging = torch.empty(self._step(task) * 8, dtype=torch.uint8)
         count, first, value = 0, 0, 0.0
         for chunk in self._chunks(task):
-            values = self._readers[part.reader].read(part.tensor, chunk.start, chunk.stop, staging)
+            stored = self._readers[part.reader].read(part.tensor, chunk.start, chunk.stop, staging)
+            values = stored.to(self._compute)
             bad = (~values.isfinite()).nonzero()[:, 0]
             if count == 0 and bad.numel():
                 first, value = chunk.start + int(bad[0]), float(values[bad[0]])

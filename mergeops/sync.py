@@ -15,7 +15,7 @@ from typing import Any
 from mergeops.errors import AwayError, MergeopsError, TrackingError
 from mergeops.pipeline import leaderboard_of
 from mergeops.progress import Progress
-from mergeops.tracking.pending import Pending, pending_trials
+from mergeops.tracking.pending import Pending, pending_files, read_pending
 
 UNFINISHED = "its merge or its scores are not finished; run its command again"
 
@@ -53,12 +53,18 @@ def sync(
         tracking_uri: another server than the one that each was meant for.
         dry_run: only say what is there.
 
-    Raises:
-        TrackingError: a kept trial is damaged.
+    Returns:
+        One result a trial. A damaged one is among the failed, and named by its folder.
     """
     results: list[Synced] = []
     away: AwayError | None = None
-    for kept in pending_trials(output_dir):
+    for path in pending_files(output_dir):
+        try:
+            kept = read_pending(path)
+        except TrackingError as error:
+            folder = path.parent.name
+            results.append(Synced(folder, folder, "failed", problem=str(error)))
+            continue
         if not kept.is_ready:
             results.append(_result(kept, "unfinished", problem=UNFINISHED))
         elif dry_run:
@@ -108,6 +114,7 @@ def _log(kept: Pending, tracking_uri: str | None, progress: Progress) -> Synced:
             plan=kept.plan,
             name=kept.name,
             parent_run_id=kept.parent_run_id,
+            kept_in=kept.folder,
         ) as log,
     ):
         log.log_model(checkpoint, weights_sha256=kept.weights_sha256, progress=tick)

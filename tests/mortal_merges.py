@@ -63,6 +63,8 @@ class Mortal:
         """
         self._run += 1
         report = self._folder / f"report-{self._run}"
+        # It may be killed before it can say anything.
+        report.touch()
         order = {"out": str(out), "report": str(report), "fate": fate}
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(order) + "\n")

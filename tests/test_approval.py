@@ -110,3 +110,12 @@ def test_rollback_needs_no_approval_and_takes_an_expected_champion(registered: C
         rollback(registered.tracking, "skills", user="ann", expect_current=1)
     change = rollback(registered.tracking, "skills", user="ann", expect_current=2)
     assert change.to == 1
+
+
+def test_a_proposal_that_its_proposer_promotes_without_approval_is_not_called_approved(
+    registered: Case,
+) -> None:
+    propose(registered, 2)
+    promote(registered.tracking, "skills", 2, VERDICT, passed=True, user="ann")
+    assert status(registered, 2) == "superseded"
+    assert proposal(registered.tracking, "skills") is None

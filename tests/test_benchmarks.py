@@ -11,8 +11,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import benchmarks.__main__ as bench
 from benchmarks import floor, jobs, models, table
 from benchmarks.measure import Measurement, measure
+from mergeops.mergekit_yaml import read_mergekit
 
 
 def one(contestant: str, pair: int, wall: float, anonymous: int = 1) -> Measurement:
@@ -101,6 +103,40 @@ def test_checkpoints_are_the_same_each_time(
 
 def test_size_1b_is_llama_of_1_billion() -> None:
     assert models.SIZES["1b"].parameters == 1_235_814_400
+
+
+def test_both_run_once_unmeasured_where_something_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "make_models", lambda size, folder: {})
+    runs: list[tuple[str, str]] = []
+
+    def once(self: bench.Session, method: str, contestant: str) -> tuple[float, float, int]:
+        runs.append((method, contestant))
+        return 1.0, 1.0, 1
+
+    monkeypatch.setattr(bench.Session, "_once", once)
+    numbers = tmp_path / "numbers.jsonl"
+    bench.Session("tiny", tmp_path, numbers).run(["ties", "linear"], 2)
+    both = ["mergekit", "mergeops"]
+    assert [c for m, c in runs if m == "ties"] == [*both, *jobs.CONTESTANTS, *jobs.CONTESTANTS]
+    assert len(bench.read_measurements(numbers)) == 12
+    lines = numbers.read_text().splitlines(keepends=True)
+    numbers.write_text("".join(lines[:-1]))
+    runs.clear()
+    bench.Session("tiny", tmp_path, numbers).run(["ties", "linear"], 2)
+    assert runs == [("linear", c) for c in [*both, "floor"]]
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della"])
+def test_both_match_norms_where_mergekit_does(method: str, tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("base", "a", "b", "c")}
+    for place in places.values():
+        place.mkdir()
+    words = jobs.command("mergeops", method, places, tmp_path, tmp_path / "out")
+    assert words[-2:] == ["--compat", "mergekit"]
+    recipe = read_mergekit(tmp_path / f"{method}.yml", compat=True).recipe
+    assert recipe["method"]["match_norm"] is True
 
 
 def test_config_is_the_same_merge_for_both() -> None:

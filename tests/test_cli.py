@@ -139,6 +139,8 @@ def test_the_options_of_mergekit_yaml_say_the_same_or_what_to_do_instead() -> No
     assert words == ours.split()
     needless = [note.split(" has no effect: ")[0] for note in notes]
     assert needless == ["--lazy-unpickle", "--write-threads", "-j", "-vv"]
+    assert "OMP_NUM_THREADS=N makes it N" in notes[2]
+    assert "all GPUs are used" in translated(["--multi-gpu"])[1][0]
     for wrong, told in (
         ("--out-shard-size big", "is 'big'; it takes a number of parameters, e.g. 5B"),
         ("--random-seed", "--random-seed has no value"),

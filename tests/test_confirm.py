@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,14 @@ import pytest
 from tracking_case import Case
 
 from mergeops import confirm
-from mergeops.errors import ConfigError, EvaluationError, GateRefusedError, TrackingError
+from mergeops.audit import PROMOTE, Change, now
+from mergeops.controls import _status
+from mergeops.errors import AwayError, ConfigError, EvaluationError, GateRefusedError, TrackingError
+from mergeops.journal import IN_PROGRESS
 from mergeops.progress import Progress
-from mergeops.promote import promote
+from mergeops.promote import promote, rollback
 from mergeops.recipe import Recipe
+from mergeops.references import _logged_dev_scores
 from mergeops.tracking.confirm_uses import uses
 
 
@@ -66,3 +71,79 @@ def test_a_hook_that_cannot_be_signed_opens_nothing(
     with pytest.raises(ConfigError, match="set NO_SUCH_SECRET in the environment"):
         attempt(championed, Recipe.from_dict(raw), version=2)
     assert uses(championed.tracking, "skills") == []
+
+
+def test_a_version_that_was_rolled_back_is_not_chosen_again_unless_named(championed: Case) -> None:
+    for version in (2, 1):
+        promote(championed.tracking, "skills", version, {}, passed=True, user="ann")
+    rollback(championed.tracking, "skills", user="ben", reason="too slow")
+    message = (
+        "version 1 of skills, the best on dev, was rolled back by ben: too slow; "
+        "judge it again by --version 1"
+    )
+    with pytest.raises(GateRefusedError, match=message):
+        attempt(championed)
+    with pytest.raises(EvaluationError, match="version 1 was merged without evaluate.tasks"):
+        attempt(championed, version=1)
+    assert uses(championed.tracking, "skills") == []
+
+
+def test_a_half_done_promotion_is_completed_before_the_champion_is_read(championed: Case) -> None:
+    left = Change("skills", PROMOTE, 2, 1, now(), "ann")
+    championed.tracking.client.set_registered_model_tag(
+        "skills", IN_PROGRESS, json.dumps(left.to_dict())
+    )
+    with pytest.raises(GateRefusedError, match="version 2 of skills is @champion already"):
+        attempt(championed, version=2)
+    assert uses(championed.tracking, "skills") == []
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ([], "nothing to compare with: promote.against asks for best_parent"),
+        ([("champion:1", "same")], "version 2 is champion:1: the same weights"),
+    ],
+)
+def test_what_no_score_can_promote_opens_nothing_unless_it_is_forced(
+    championed: Case,
+    monkeypatch: pytest.MonkeyPatch,
+    references: list[tuple[str, str]],
+    message: str,
+) -> None:
+    found = [SimpleNamespace(label=a, source=SimpleNamespace(sha256=b)) for a, b in references]
+    if found:
+        weights = confirm.choose(championed.tracking, "skills", 2).weights_sha256
+        found[0].source.sha256 = weights
+    monkeypatch.setattr(confirm, "recipe_of", lambda *_: championed.recipe)
+    monkeypatch.setattr(confirm, "_guard_tools", lambda *_: None)
+    monkeypatch.setattr(confirm, "find_references", lambda *_: found)
+
+    def opened(*_: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(confirm, "_open", opened)
+    with pytest.raises(GateRefusedError, match=message):
+        attempt(championed, version=2)
+    with pytest.raises(InterruptedError):
+        attempt(championed, version=2, force=True, reason="a demo")
+
+
+def test_a_server_that_is_away_is_not_taken_for_missing_scores(
+    championed: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise AwayError("no route to host")
+
+    monkeypatch.setattr("mergeops.tracking.scores.read_scores", away)
+    tools: Any = SimpleNamespace(tracking=championed.tracking)
+    with pytest.raises(AwayError):
+        confirm._dev_scores(tools, "skills", confirm.choose(championed.tracking, "skills", 2))
+    with pytest.raises(AwayError):
+        _logged_dev_scores(tools, "skills", 1)
+    gone: Any = SimpleNamespace(
+        resolve=lambda _: SimpleNamespace(sources={"math": SimpleNamespace(run_id="r")}),
+        tracking=SimpleNamespace(client=SimpleNamespace(get_run=away)),
+    )
+    with pytest.raises(AwayError):
+        _status(gone, championed.recipe, "math")

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mergeops"
-PURE = ("methods", "checkpoint", "plan.py", "execute.py", "recipe.py", "schema.py", "settings.py")
+PURE = (
+    "methods",
+    "checkpoint",
+    "plan.py",
+    "destination.py",
+    "execute.py",
+    "recipe.py",
+    "schema.py",
+    "settings.py",
+)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from mortal_merges import Mortal
 
+from mergeops import execute
 from mergeops.checkpoint.verify import verify
 from mergeops.errors import MergeError, SourceError
 from mergeops.execute import Tuning, merge
@@ -125,9 +127,10 @@ def test_killed_before_any_step_on_the_disk(
         folder.mkdir()
         assert mortal.merge(folder / "out", step=step).killed
         if (folder / "out").exists():
-            # Only the sync after the rename is left.
-            assert step == all_steps - 1
-            assert contents(folder / "out") == expected
+            # Left are the sync after the rename, and the lock's removal and its sync.
+            assert step >= all_steps - 3
+            lock = {} if step == all_steps - 1 else {"lock": b""}
+            assert contents(folder / "out") == expected | lock
         survives(plan, mortal, folder / "out", expected)
 
 
@@ -290,11 +293,86 @@ def test_everything_is_on_the_disk_before_the_manifest_and_the_manifest_before_t
         "sync .out.partial",
         "rename .out.partial out",
         "sync new",
+        "sync out",
     ]
     others = {path.name for path in out.iterdir()} - {"mergeops.json"}
     assert {f"sync {name}" for name in others} <= set(events[:manifest])
     # The names of the new directories, too.
     assert events[:2] == ["sync new", f"sync {tmp_path.name}"]
+
+
+def test_killed_after_the_rename_the_next_try_takes_the_lock_away(
+    plan: Plan, mortal: Mortal, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "out"
+    # The last steps are the rename, a sync, the lock's removal and its sync.
+    removal = mortal.merge(tmp_path / "whole", step=10**6).steps - 2
+    assert mortal.merge(out, step=removal).killed
+    assert (out / "lock").exists()
+    assert not mortal.merge(out).computed
+    assert contents(out) == expected
+
+
+@pytest.mark.parametrize("kind", ["shard", "manifest"])
+def test_a_file_that_could_not_be_synced_is_not_believed_by_the_next_try(
+    kind: str, plan: Plan, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    """As when the disk lost it: the system shows the bytes until it drops them from memory."""
+    name = plan.shards[0].name if kind == "shard" else "mergeops.json"
+    fsync = os.fsync
+
+    def failing(file: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{file}")).name == name:
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(MergeError, match="cannot be written: Input/output error"):
+            merge(plan, tmp_path / "out", device="cpu")
+    assert not (tmp_path / ".out.partial" / name).exists()
+    assert contents(merge(plan, tmp_path / "out", device="cpu")) == expected
+
+
+def test_a_manifest_of_a_killed_try_is_synced_before_it_gets_its_name(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merge(plan, tmp_path / "out", device="cpu")
+    synced, fsync = [], os.fsync
+
+    def recorded(file: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    merge(plan, tmp_path / "out", device="cpu")
+    assert synced[0] == "mergeops.json"
+
+
+def test_a_merge_that_is_given_up_takes_another_name_before_it_is_deleted(
+    plan: Plan, models: dict[str, Path], plan_of: Make, tmp_path: Path
+) -> None:
+    doomed: list[Path] = []
+
+    def rmtree(path: Path) -> None:
+        doomed.append(path)
+        assert not (tmp_path / ".out.partial").exists()
+        assert (path / "lock").exists()
+
+    cut = copied(models, tmp_path / "cut")
+    changing = plan_of({"name": "linear"}, None, {"a": cut})
+    os.utime(cut / "model.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute.shutil, "rmtree", rmtree)
+        with pytest.raises(SourceError, match="changed after the merge was planned"):
+            merge(changing, tmp_path / "out", device="cpu")
+    assert doomed[0].name.startswith(".out.partial.") and doomed[0].name.endswith(".deleting")
 
 
 @pytest.fixture
@@ -329,6 +407,41 @@ def test_a_disk_that_fills_up_stops_the_merge_and_loses_nothing(
     assert "No space left on device" in again.error or "GB are free there" in again.error
     (small_disk / "ballast").unlink()
     survives(plan, mortal, out, expected)
+
+
+@pytest.mark.parametrize("bind", [False, True])
+def test_a_mount_point_is_refused_before_work_and_what_to_do_works(
+    bind: bool, small_disk: Path, plan: Plan, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    """A bind mount on its own file system looks like any other directory."""
+    point = small_disk
+    if bind:
+        point = small_disk / "point"
+        point.mkdir()
+        subprocess.run(["mount", "--bind", str(point), str(point)], check=True)
+    (tmp_path / "link").symlink_to(point)
+    try:
+        for out in (point, tmp_path / "link"):
+            with pytest.raises(MergeError, match=r" is a mount point, .* e\.g\. .*/merge$"):
+                merge(plan, out, device="cpu")
+        assert not list(point.iterdir())
+        assert not list(point.parent.glob(".*.partial"))
+        assert contents(merge(plan, point / "merge", device="cpu")) == expected
+    finally:
+        if bind:
+            subprocess.run(["umount", str(point)], check=True)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_link_is_followed(
+    exists: bool, plan: Plan, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    if exists:
+        (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    assert merge(plan, tmp_path / "link", device="cpu") == tmp_path / "link"
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "target") == expected
 
 
 def test_a_limit_on_files_is_one_line_and_the_merge_goes_on_without_it(

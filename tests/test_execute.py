@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergeops import methods
+from mergeops.checkpoint.hold import alone
 from mergeops.checkpoint.verify import verify
 from mergeops.errors import ConfigError, MergeError, MergeopsError, SourceError
 from mergeops.execute import Tuning, merge
@@ -172,6 +173,40 @@ def test_inputs_of_different_formats_are_merged_in_the_compute_format(
         assert tensor.equal(expected.float())
 
 
+@pytest.fixture
+def doubles(tmp_path: Path) -> Path:
+    """A model whose numbers float32 cannot hold: digits beyond its 24 bits, and 1e300."""
+    folder = tmp_path / "doubles"
+    folder.mkdir()
+    values = torch.tensor([[1 / 3, 1 + 2**-40], [1e300, -(2.0**200)]], dtype=torch.float64)
+    save_file({"w": values}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_float64_inputs_keep_all_digits(plan_of: Make, doubles: Path, tmp_path: Path) -> None:
+    plan = plan_of({"name": "passthrough"}, None, {"a": doubles})
+    assert plan.compute == "float64"
+    assert any("w of a is stored as float64" in warning for warning in plan.warnings)
+    out = merge(plan, tmp_path / "out")
+    assert tensors_of(out)["w"].equal(tensors_of(doubles)["w"])
+
+
+def test_float64_values_are_judged_in_the_format_of_the_arithmetic(
+    plan_of: Make, doubles: Path, tmp_path: Path
+) -> None:
+    plan = plan_of({"name": "passthrough"}, None, {"a": doubles})
+    narrow = dataclasses.replace(plan, compute="float32")
+    with pytest.raises(
+        SourceError, match=r"a holds 2 value\(s\) .*, the first \(inf\) at \[1, 0\]"
+    ):
+        merge(narrow, tmp_path / "narrow")
+    saved = plan_of({"name": "passthrough"}, None, {"a": doubles}, dtype={"save": "float32"})
+    told = r"w at \[1, 0\] is 1e\+300, which float32 cannot hold; set dtype.save to float64"
+    with pytest.raises(MergeError, match=told):
+        merge(saved, tmp_path / "saved")
+
+
 def test_config_names_the_saved_format(
     plan_of: Make, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -195,6 +230,24 @@ def test_manifest_names_inputs_and_files(ties: Plan, tmp_path: Path) -> None:
     assert manifest["files"].keys() == {p.name for p in out.iterdir()} - {"mergeops.json"}
     assert str(tmp_path) not in json.dumps(manifest)
     assert leftovers(out) == ["out"]
+
+
+def test_a_merge_holds_no_credentials_of_its_sources(
+    plan_of: Make, models: dict[str, Path], tmp_path: Path
+) -> None:
+    uris = {n: f"sftp://bob:hunter2@host/{n}?access_key=hunter2" for n in "abc"}
+    spelled = {n: {"uri": uri} for n, uri in uris.items()}
+    plan = plan_of({"name": "ties"}, models["base"], {n: models[n] for n in "abc"}, spelled)
+    inputs = tuple(dataclasses.replace(one, uri=uris[one.name]) for one in plan.sources)
+    base = dataclasses.replace(plan.base, uri="https://hunter2@host/base")
+    out = merge(dataclasses.replace(plan, sources=inputs, base=base), tmp_path / "out")
+    for path in out.iterdir():
+        assert b"hunter2" not in path.read_bytes(), path
+    manifest = json.loads((out / "mergeops.json").read_text())
+    shown = "sftp://host/a?access_key=***"
+    assert manifest["recipe"]["sources"]["a"]["uri"] == manifest["sources"][0]["uri"] == shown
+    card = (out / "README.md").read_text()
+    assert f"| a | `{shown}` |" in card and 'base_model: ["https://host/base", ' in card
 
 
 def test_card_is_short_or_given(ties: Plan, plan_of: Make, tmp_path: Path) -> None:
@@ -242,6 +295,18 @@ def test_finished_merge_is_found_and_not_made_again(
     out = merge(ties, tmp_path / "out")
     monkeypatch.delattr(TensorStream, "results")
     assert merge(ties, out) == out
+
+
+def test_a_merge_is_held_when_it_was_made_and_when_it_was_found(ties: Plan, tmp_path: Path) -> None:
+    made = merge(ties, tmp_path / "made")
+    with pytest.raises(BlockingIOError), alone(made):
+        pass
+    found = Path(shutil.copytree(made, tmp_path / "found"))
+    with alone(found):
+        pass
+    assert merge(ties, found) == found
+    with pytest.raises(BlockingIOError), alone(found):
+        pass
 
 
 def test_directory_of_something_else_is_left_alone(
@@ -671,6 +736,17 @@ def test_many_inputs_get_small_chunks(lanes: int, plan_of: Make, tmp_path: Path)
     plan = plan_of({"name": "linear"}, None, folders)
     chunk = chunk_for(plan, torch.device("cpu"), lanes)
     assert chunk % BLOCK == 0 and chunk == (1 << 18 if lanes == 1 else 2 * BLOCK)
+
+
+@pytest.mark.parametrize(("inputs", "lanes"), [(4, 4), (40, 4), (40, 32)])
+def test_many_inputs_on_a_gpu_pin_two_gigabytes_at_most(
+    inputs: int, lanes: int, plan_of: Make, tmp_path: Path
+) -> None:
+    folders = {f"s{i}": sparse_checkpoint(tmp_path / f"s{i}", 4, 8, i) for i in range(inputs)}
+    plan = plan_of({"name": "linear"}, None, folders)
+    chunk = chunk_for(plan, torch.device("cuda"), lanes)
+    assert chunk % BLOCK == 0 and chunk * inputs * lanes * 8 <= 1 << 31
+    assert (chunk == 1 << 21) == (inputs == 4)
 
 
 def test_plan_of_another_version_of_the_method(ties: Plan, tmp_path: Path) -> None:

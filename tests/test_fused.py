@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from mergeops import methods
 from mergeops.errors import MergeError, SourceError
 from mergeops.execute import Tuning, merge
+from mergeops.lanes import Chunk, Lane
 from mergeops.methods import BLOCK, fused
 from mergeops.plan import Plan
 
@@ -138,6 +139,56 @@ def test_without_numba_the_methods_do_it_all(
     finally:
         fused.kernels.cache_clear()
     assert weights_of(found) == weights_of(expected)
+
+
+def test_kernels_that_load_but_do_not_run_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*arguments: Any) -> bool:
+        raise OSError("illegal instruction")
+
+    monkeypatch.setattr("mergeops.kernels.combine.combine", fails)
+    fused.kernels.cache_clear()
+    try:
+        assert not fused.kernels().result()
+        assert "merging without compiled kernels: illegal instruction" in caplog.text
+    finally:
+        fused.kernels.cache_clear()
+
+
+def test_kernels_compile_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user without a home in a read-only container: numba finds no directory."""
+    from numba.core import caching
+
+    from mergeops.kernels import bits
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+
+    def doubled(x: int, version: int = bits.VERSION) -> int:
+        return 2 * x
+
+    assert bits.kernel(bits.INDEX)(doubled)(21) == 42
+
+
+def test_a_format_that_kernels_do_not_write_is_read_once(
+    plan_of: Make,
+    models: dict[str, dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = {n: models["float16"][n] for n in "ab"}
+    plan = plan_of({"name": "linear"}, None, sources, dtype={"save": "float16"})
+    expected = merge(plan, tmp_path / "eager", tuning=Tuning(fused=False))
+    original, reads = Lane.raw, []
+
+    def raw(self: Lane, chunk: Chunk) -> Any:
+        reads.append((chunk.parts, chunk.start))
+        return original(self, chunk)
+
+    monkeypatch.setattr(Lane, "raw", raw)
+    found = merge(plan, tmp_path / "fused", tuning=Tuning(fused=True))
+    assert weights_of(found) == weights_of(expected)
+    assert len(reads) == len(set(reads))
 
 
 def test_input_that_is_not_finite_is_named_as_ever(

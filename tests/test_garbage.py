@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from tracking_case import Case, sha256
 
+from mergeops import garbage as garbage_module
+from mergeops.confirm import checkpoint_of
+from mergeops.disk_usage import usage
 from mergeops.errors import ConfigError
 from mergeops.garbage import Item, collect, look, parse_age
 from mergeops.tracking.connection import Tracking
@@ -106,6 +116,38 @@ def test_what_a_version_needs_is_kept(
     version_of(tracking, "a", status, alias)
     item = seen(work, tracking)[folder]
     assert (item.is_garbage, item.reason) == (False, reason)
+
+
+def test_a_version_that_somebody_registered_in_mlflow_keeps_its_merge(
+    work: Path, tracking: Tracking
+) -> None:
+    client = tracking.client
+    by_model, by_run = made(work, "a"), made(work, "b")
+    model = client.create_logged_model(tracking.experiment_id, name="merge")
+    run_of(tracking, "a", model_id=model.model_id)
+    run_id = run_of(tracking, "b")
+    assert seen(work, tracking)[by_model].is_garbage
+    client.create_registered_model("prod")
+    client.create_model_version("prod", f"models:/{model.model_id}")
+    client.create_model_version("prod", f"runs:/{run_id}/model", run_id)
+    client.set_registered_model_alias("prod", "production", "1")
+    found = seen(work, tracking)
+    assert (found[by_model].is_garbage, found[by_model].reason) == (False, "prod/1 is @production")
+    assert (found[by_run].is_garbage, found[by_run].reason) == (False, "prod/2 is registered")
+
+
+def test_runs_of_the_last_of_many_experiments_are_found(
+    work: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(work, "a")
+    run_of(tracking, "a")
+    for number in range(3):
+        tracking.client.create_experiment(f"newer {number}")
+    search = MlflowClient.search_experiments
+    two_at_a_time = functools.partialmethod(search, max_results=2)
+    monkeypatch.setattr(MlflowClient, "search_experiments", two_at_a_time)
+    assert len(tracking.client.search_experiments()) == 2
+    assert seen(work, tracking)[folder].is_garbage
 
 
 @pytest.mark.parametrize("status", ["rejected", "superseded"])
@@ -238,6 +280,106 @@ def test_a_merge_whose_trial_is_at_work_here_is_kept(
     assert not result.is_garbage
     assert result.reason.startswith("in use: the merge ")
     assert folder.is_dir()
+
+
+READER = """
+import sys
+from pathlib import Path
+from mergeops.sources import resolve_uri
+resolve_uri(sys.argv[1], cache_dir=Path(sys.argv[2]))
+print("found", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_merge_that_another_process_reads_by_its_path_is_kept(
+    work: Path, tracking: Tracking, checkpoint: Path, tmp_path: Path, garbage: Callable[[], Path]
+) -> None:
+    folder = garbage()
+    for file in checkpoint.iterdir():
+        if file.name != "mergeops.json":
+            shutil.copy(file, folder)
+    aged(folder, 30 * DAY)
+    command = [sys.executable, "-c", READER, str(folder), str(tmp_path / "cache")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "found\n"
+        (kept,) = collect(look(work, tracking, DAY), work, tracking, DAY)
+        assert (kept.is_garbage, kept.reason) == (
+            False,
+            "in use: a running process reads or writes it",
+        )
+        assert (folder / "model.safetensors").is_file()
+        reader.communicate("")
+    (gone,) = collect(look(work, tracking, DAY), work, tracking, DAY)
+    assert gone.is_garbage
+    assert not folder.exists()
+
+
+def test_a_candidate_found_in_the_work_directory_is_held(
+    work: Path, tracking: Tracking, case: Case, garbage: Callable[[], Path]
+) -> None:
+    folder = garbage()
+    tools: Any = SimpleNamespace(work_dir=work)
+    candidate: Any = SimpleNamespace(plan_digest=sha256("a"))
+    assert checkpoint_of(tools, case.recipe, "skills", candidate) == folder
+    (kept,) = collect(look(work, tracking, DAY), work, tracking, DAY)
+    assert kept.reason.startswith("in use")
+    assert folder.is_dir()
+
+
+def test_what_became_needed_before_it_was_locked_is_kept(
+    work: Path,
+    tracking: Tracking,
+    garbage: Callable[[], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, stale = garbage(), partial(work, "p")
+    items = look(work, tracking, DAY)
+    real = garbage_module.alone
+
+    def promoted_meanwhile(path: Path) -> Any:
+        if path == folder:
+            version_of(tracking, "a", "promoted", "champion")
+        else:
+            os.utime(stale / "lock")
+        return real(path)
+
+    monkeypatch.setattr(garbage_module, "alone", promoted_meanwhile)
+    results = {item.path: item.reason for item in collect(items, work, tracking, DAY)}
+    assert results[folder] == "skills/1 is @champion"
+    assert results[stale] == "written lately; its command goes on from here"
+    assert folder.is_dir()
+    assert stale.is_dir()
+
+
+def test_what_goes_away_meanwhile_is_passed_over_and_what_cannot_be_read_is_said(
+    work: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, foreign = partial(work, "a"), made(work, "b")
+    real = garbage_module.usage
+
+    def as_found(path: Path) -> Any:
+        if path == ended:
+            shutil.rmtree(ended)
+        if path == foreign:
+            raise PermissionError(13, "Permission denied", str(foreign / "secret"))
+        return real(path)
+
+    monkeypatch.setattr(garbage_module, "usage", as_found)
+    (item,) = look(work, tracking, DAY)
+    assert (item.path, item.is_garbage) == (foreign, False)
+    assert item.reason == f"cannot be read: Permission denied ({foreign / 'secret'})"
+
+
+def test_a_file_that_goes_away_while_it_is_measured_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stays").write_bytes(bytes(5000))
+    monkeypatch.setattr(os, "walk", lambda top, **_: [(str(top), ["gone"], ["stays", "lock"])])
+    assert usage(tmp_path).nbytes == (tmp_path / "stays").stat().st_blocks * 512
 
 
 def test_bytes_that_mlflow_holds_too_are_not_counted_as_freed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mergeops.search.greedy_soup import choose
@@ -31,6 +33,14 @@ def test_a_model_that_lowers_the_soup_is_left_out_and_the_next_is_tried_without_
 def test_a_model_that_leaves_the_score_equal_is_kept() -> None:
     soup, _ = choose({"a": 0.9, "b": 0.8}, score_from({"ab": 0.9}))
     assert soup == ("a", "b")
+
+
+@pytest.mark.parametrize("broken", [math.nan, -math.inf, math.inf])
+def test_a_soup_without_a_finite_score_is_never_kept(broken: float) -> None:
+    soup, steps = choose({"a": 0.9, "b": -math.inf, "c": 0.7}, score_from({"ac": broken, "ab": 1}))
+    assert soup == ("a", "b")
+    assert [(s.added, s.kept) for s in steps] == [("a", True), ("c", False), ("b", True)]
+    assert choose({"a": -math.inf, "b": -math.inf}, lambda names: -math.inf)[0] == ("a",)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -221,3 +221,43 @@ def test_a_webhook_without_a_secret_is_refused_beforehand(monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=message):
         configured(HooksSpec(webhook="https://example.org/hook"))
     assert configured(HooksSpec()) == ()
+
+
+def test_an_address_that_is_no_url_is_a_failure_and_no_crash(
+    registered: Case, receiver: Receiver
+) -> None:
+    spec = HooksSpec(webhook="http://127.0.0.1:9/a hook", attempts=1)
+    move(registered, 1, spec)
+    [failure], _ = tell(registered, spec)
+    assert "the webhook cannot be reached: URL can't contain control characters" in failure
+
+
+def test_a_reason_with_credentials_is_told_once_and_without_them(
+    registered: Case, receiver: Receiver
+) -> None:
+    spec = HooksSpec(webhook=receiver.url)
+    for version in (1, 2):
+        move(registered, version, HooksSpec())
+    reason = "see https://ann:hunter2@example.org/x"
+    rollback(registered.tracking, "skills", user="ann", reason=reason, hooks=configured(spec))
+    assert tell(registered, spec) == ([], [])
+    assert tell(registered, spec) == ([], [])
+    [(_, body)] = receiver.got
+    assert json.loads(body)["reason"] == "see https://example.org/x"
+    [done] = deliveries(registered.tracking, "skills")
+    assert (done.pending, done.change.reason) == ((), "see https://example.org/x")
+
+
+def test_a_proposal_is_no_promotion_yet_and_told_to_nobody(registered: Case) -> None:
+    spec = HooksSpec(command=("true",))
+    promote(
+        registered.tracking,
+        "skills",
+        1,
+        {},
+        passed=True,
+        user="ann",
+        approval=True,
+        hooks=configured(spec),
+    )
+    assert deliveries(registered.tracking, "skills") == []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
 import torch
 
-from mergeops.lanes import Chunk, Lane, Lanes, choose_devices
+from mergeops.lanes import Chunk, Lane, Lanes, choose_devices, lane_count
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,14 @@ def test_lanes_take_turns_with_the_devices() -> None:
         order = list(lanes.run(lambda lane, chunk: together.wait() and chunk.start, chunks))
     assert len(order) == 4
     assert sorted(map(str, made)) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [("", 8), ("3", 3), ("64", 8), ("0", 8), ("2,4", 2), ("many", 8)]
+)
+def test_there_are_as_many_lanes_as_processors_or_as_omp_num_threads_says(
+    wanted: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+    assert lane_count() == expected

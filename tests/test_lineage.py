@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from mlflow import MlflowClient
 from tracking_case import Case, make_recipe, make_source, sha256
 
 from mergeops.errors import ConfigError, TrackingError
-from mergeops.lineage import Member, find_family
+from mergeops.family import Member
+from mergeops.lineage import find_family
 from mergeops.report.family import print_tree, write_png, write_svg
+from mergeops.tracking.connection import Tracking
 
 
 def by_name(root: Member) -> dict[str, Member]:
@@ -97,6 +103,81 @@ def test_models_that_others_registered_are_shown_as_far_as_known(case: Case) -> 
     client.delete_logged_model(alone_again.model_id)
     lost = find_family(case.tracking, "models:/foreign/3")
     assert lost.notes == ("its LoggedModel is gone from MLflow",)
+
+
+GENERATIONS = 12
+CALLS = (
+    "get_run",
+    "search_runs",
+    "get_logged_model",
+    "search_model_versions",
+    "search_experiments",
+    "download_artifacts",
+)
+
+
+def inbred(tracking: Tracking) -> str:
+    """The run of a merge whose ancestors are, in each generation, the same two."""
+    client, experiment = tracking.client, tracking.experiment_id
+    parents = {
+        f"0{letter}": client.create_run(experiment, run_name=f"0{letter}").info.run_id
+        for letter in "ab"
+    }
+    for generation in range(1, GENERATIONS + 1):
+        lock = {"parents": {n: {"run_id": r, "sha256": sha256(n)} for n, r in parents.items()}}
+        parents = {}
+        for name in (f"{generation}a", f"{generation}b"):
+            tags = {"mergeops.role": "merge", "mergeops.method": "linear"}
+            run = client.create_run(experiment, tags=tags, run_name=name)
+            client.log_dict(run.info.run_id, lock, "lock.json")
+            parents[name] = run.info.run_id
+    return str(parents[f"{GENERATIONS}a"])
+
+
+def test_ancestors_that_many_share_are_read_and_followed_once(
+    tracking: Tracking,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_id = inbred(tracking)
+    calls: Counter[str] = Counter()
+
+    def counted(name: str) -> Callable[..., Any]:
+        real = getattr(MlflowClient, name)
+
+        def call(*args: Any, **how: Any) -> Any:
+            calls[name] += 1
+            return real(*args, **how)
+
+        return call
+
+    for name in CALLS:
+        monkeypatch.setattr(MlflowClient, name, counted(name))
+    root = find_family(tracking, f"runs:/{run_id}")
+    models = 1 + 2 * GENERATIONS
+    assert calls["download_artifacts"] == models - 2
+    # MLflow asks for a run once more, to find its artifacts.
+    assert calls["get_run"] == models + calls["download_artifacts"]
+    assert calls["search_runs"] <= models
+    assert calls.total() <= 5 * models
+    # Two of the root, and four of the two in each generation above it.
+    edges = 2 + 4 * (GENERATIONS - 1)
+    assert len(list(root.walk())) == 1 + edges
+    monkeypatch.setenv("COLUMNS", "200")
+    print_tree(root)
+    # Of each generation that has parents, both once more.
+    assert capsys.readouterr().out.count("(its parents are above)") == 2 * (GENERATIONS - 2)
+    write_svg(root, tmp_path / "family.svg")
+    markup = (tmp_path / "family.svg").read_text()
+    assert markup.count("marker-end") == edges
+    places = {
+        e.text: float(e.attrib["x"])
+        for e in ElementTree.fromstring(markup).iter("{http://www.w3.org/2000/svg}text")
+    }
+    columns = [places[f"{generation}a"] for generation in range(GENERATIONS + 1)]
+    assert columns == sorted(set(columns))
+    assert [places[f"{n}b"] for n in range(GENERATIONS)] == columns[:-1]
 
 
 @pytest.mark.parametrize(

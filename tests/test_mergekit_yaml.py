@@ -536,6 +536,15 @@ ERRORS = [
         "merge_method: linear\nparameters: {weight: .nan}\n" + LISTED,
         "parameters.weight is nan; it takes a number",
     ),
+    ("models:\n" + " [\n" * 3000, "line 40: is nested too deeply or too large"),
+    (
+        f"merge_method: linear\nmodels:\n- {{model: {'x' * 300}}}\n",
+        r"line 3: models\[0\].model is 'x{300}', which is no directory here and no ORG/NAME on",
+    ),
+    (
+        "merge_method: linear\nmodels:\n- {model: ~nobody/x}\n",
+        r"line 3: models\[0\].model is '~nobody/x', which is no directory here and no ORG/NAME on",
+    ),
 ]
 
 

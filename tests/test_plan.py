@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergeops import plan as planning
+from mergeops import destination
+from mergeops.destination import check_space
 from mergeops.errors import ConfigError, MergeError, SourceError
-from mergeops.plan import Plan, check_space
+from mergeops.plan import Plan
 
 Make = Callable[..., Any]
 Q0 = "model.layers.0.self_attn.q_proj.weight"
@@ -386,9 +387,15 @@ def test_too_little_disk(
     plan = plan_of({"name": "linear"}, None, two(models))
     check_space(plan, tmp_path / "not" / "yet" / "there")
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(planning.shutil, "disk_usage", lambda place: usage)
+    asked: list[Path] = []
+    monkeypatch.setattr(
+        destination.shutil, "disk_usage", lambda place: asked.append(place) or usage
+    )
+    (tmp_path / "out").mkdir()
     with pytest.raises(MergeError, match=r"needs 0.00 GB, but only 0.00 GB are free there; free"):
         check_space(plan, tmp_path / "out")
+    # Work is done beside it, which may be another file system.
+    assert asked == [tmp_path]
 
 
 def test_saved_format_follows_the_recipe_or_the_first_input(

@@ -13,9 +13,10 @@ import pytest
 from tracking_case import Case, make_scores, sha256
 
 from mergeops.approval import approve
-from mergeops.audit import Change, audit
+from mergeops.audit import Change, audit, now
 from mergeops.candidates import candidates
 from mergeops.errors import ConfigError, GateRefusedError, TrackingError
+from mergeops.journal import apply, begun, writing
 from mergeops.promote import champion, promote, rollback
 from mergeops.tracking.lock import only_one
 
@@ -68,6 +69,29 @@ def test_the_evidence_is_kept_with_the_run_and_its_digest_in_the_audit(
     assert json.loads(Path(path).read_text()) == VERDICT
     assert change.evidence_sha256 == sha256(json.dumps(VERDICT, sort_keys=True))
     assert audit(registered.tracking, "skills") == [change]
+
+
+def test_the_bytes_of_the_kept_verdict_have_the_digest_of_the_audit(
+    registered: Case, tmp_path: Path
+) -> None:
+    told = {"decision": "promote", "checks": [{"reference": "s3://ann:key@bucket/x"}]}
+    change = move(registered, 2, verdict=told)
+    assert change.evidence_sha256 is not None
+    client = registered.tracking.client
+    run_id = client.get_model_version("skills", "2").run_id
+    kept = f"gate/{change.evidence_sha256[:16]}.json"
+    path = Path(client.download_artifacts(run_id, kept, str(tmp_path)))
+    assert sha256(path.read_text()) == change.evidence_sha256
+    assert json.loads(path.read_text())["checks"] == [{"reference": "s3://bucket/x"}]
+
+
+def test_who_lost_the_lock_writes_no_change_down(registered: Case) -> None:
+    change = Change("skills", "promote", 1, None, now(), "ann")
+    with writing(registered.tracking, "skills") as held:
+        registered.tracking.client.delete_registered_model("skills (mergeops lock)")
+        with pytest.raises(TrackingError, match="was taken over by another writer"):
+            apply(registered.tracking, change, held)
+    assert begun(registered.tracking, "skills") is None
 
 
 def test_promoting_the_champion_again_changes_nothing(registered: Case) -> None:
@@ -344,3 +368,9 @@ def test_registered_sources_are_no_candidates(registered: Case) -> None:
     client = registered.tracking.client
     client.create_model_version("skills", "s3://bucket/x", tags={"mergeops.role": "source"})
     assert {c.version for c in candidates(registered.tracking, "skills")} == {1, 2, 3}
+
+
+def test_a_merge_whose_run_was_deleted_is_no_candidate(registered: Case) -> None:
+    client = registered.tracking.client
+    client.delete_run(str(client.get_model_version("skills", "1").run_id))
+    assert {c.version for c in candidates(registered.tracking, "skills")} == {2, 3}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from tracking_case import Case, make_scores
+from tracking_case import Case, make_scores, sha256
 
 from mergeops.checkpoint import weights_sha256
 from mergeops.errors import AwayError, TrackingError
@@ -97,12 +99,63 @@ def test_a_merge_that_changed_or_went_since_is_not_logged(offline: Case) -> None
         raise_if_failed([result])
 
 
-def test_a_damaged_record_names_its_file(offline: Case) -> None:
-    offline.whole()
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('"format": 1,', '"format": 1', "is damaged (JSONDecodeError"),
+        ('"format": 1,', '"format": 99,', "was written by another version of mergeops"),
+        ('"task_arithmetic"', '"no_such_method"', "is damaged (ConfigError"),
+    ],
+)
+def test_a_damaged_record_is_named_and_holds_up_no_other(
+    offline: Case, old: str, new: str, problem: str
+) -> None:
+    dataclasses.replace(offline, digest=sha256("first")).whole()
     (kept,) = pending_trials(work(offline))
-    (kept.folder / "trial.json").write_text('{"format": 1')
-    with pytest.raises(TrackingError, match=r"trial.json is damaged .* run the trial's command"):
-        sync(work(offline), QUIET)
+    record = kept.folder / "trial.json"
+    text = record.read_text()
+    assert old in text
+    record.write_text(text.replace(old, new))
+    offline.whole()
+    failed, logged = sorted(sync(work(offline), QUIET), key=lambda result: result.outcome)
+    assert (failed.outcome, logged.outcome) == ("failed", "logged")
+    assert failed.problem.startswith(f"{record} {problem}")
+    with pytest.raises(TrackingError, match="1 of 2 trials could not be logged"):
+        raise_if_failed([failed, logged])
+    (again,) = sync(work(offline), QUIET, dry_run=True)
+    assert again.outcome == "failed"
+
+
+def test_sync_from_another_directory_forgets_what_it_logged(
+    offline: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = OutputSpec(dir="work")
+    dataclasses.replace(offline, recipe=dataclasses.replace(offline.recipe, output=output)).whole()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (result,) = sync(tmp_path / "work", QUIET)
+    assert result.outcome == "logged"
+    assert sync(tmp_path / "work", QUIET) == []
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_told_in_one_line_and_leaves_nothing_half(
+    offline: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrackingError) as caught:
+        offline.whole()
+    folder = work(offline) / "pending" / offline.digest[:16]
+    assert str(caught.value).startswith(
+        f"the trial 'task_arithmetic density=0.5' cannot be kept in {folder} (No space left on "
+        "device), and cannot be logged now (tracking.offline is true"
+    )
+    assert str(caught.value).endswith("put that right, then run the same command again")
+    assert list(folder.iterdir()) == []
 
 
 def test_offline_other_commands_say_that_they_need_the_server(offline: Case) -> None:

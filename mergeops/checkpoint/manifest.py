@@ -6,13 +6,12 @@ It holds no times and no paths: the same plan gives the same manifest.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mergeops.checkpoint.digest import file_sha256
-from mergeops.checkpoint.writer import WrittenFile
+from mergeops.checkpoint.writer import WrittenFile, sync_file
 from mergeops.errors import SourceError
 
 MANIFEST = "mergeops.json"
@@ -38,14 +37,14 @@ def write_manifest(
     for name in sorted(names):
         file = known.get(name)
         if file is None:
-            _sync_file(directory / name)
+            sync_file(directory / name)
             file = WrittenFile(file_sha256(directory / name), (directory / name).stat().st_size)
         described[name] = {"sha256": file.sha256, "size": file.size}
         if file.tensors:
             described[name]["tensors"] = dict(file.tensors)
     text = json.dumps({"format": FORMAT, **content, "files": described}, indent=2) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
-    _sync_file(directory / MANIFEST)
+    sync_file(directory / MANIFEST)
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
@@ -69,8 +68,3 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is damaged: {error}") from error
     return dict(content)
-
-
-def _sync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -6,6 +6,7 @@ Only tensors are unpickled, by torch's weights-only loader, which runs no code o
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -19,21 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergeops.checkpoint.layout import ADAPTER, INDEX, SINGLE, read_json
+from mergeops.checkpoint.layout import ADAPTER, INDEX, SINGLE, FileStamp, read_json, stamp
 from mergeops.errors import SourceError
 
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 PICKLED_ADAPTER = "adapter_model.bin"
 DONE = ".converted"
-"""Written last: its presence means that every file is there and whole."""
+"""Written last: its presence means that all weights are there and whole."""
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 
 def converted(path: Path, cache_dir: Path, progress: Progress | None = None) -> Path:
-    """A directory like ``path``, with its weights as safetensors.
+    """A directory like ``path``, with its weights as safetensors, and links to its other files.
 
     Args:
         path: has pickled weights, of a full model or an adapter, and no others.
@@ -41,15 +42,16 @@ def converted(path: Path, cache_dir: Path, progress: Progress | None = None) -> 
         progress: told how far it is.
 
     Raises:
-        SourceError: a file is missing, cannot be read, or holds more than tensors.
+        SourceError: a file is missing, cannot be read, changes meanwhile, or holds more than
+            tensors.
     """
     files = _pickled_files(path)
-    looks = []
+    stamps: dict[Path, FileStamp] = {}
     for file in files:
         if not file.is_file():
             raise SourceError(f"{path}: {file.name} is missing, but {PICKLED_INDEX} names it")
-        status = file.stat()
-        looks.append([file.name, status.st_size, status.st_mtime_ns])
+        stamps[file] = stamp(file)
+    looks = [[file.name, *dataclasses.astuple(seen)] for file, seen in stamps.items()]
     name = hashlib.sha256(json.dumps([str(path.resolve()), looks]).encode()).hexdigest()[:24]
     folder = cache_dir / "converted" / name
     try:
@@ -58,7 +60,14 @@ def converted(path: Path, cache_dir: Path, progress: Progress | None = None) -> 
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (folder / DONE).is_file():
                 _convert(path, files, folder, progress)
+                for file, seen in stamps.items():
+                    if stamp(file) != seen:
+                        raise SourceError(
+                            f"{file} changed while it was converted; run the command again when "
+                            "nobody writes it"
+                        )
                 (folder / DONE).touch()
+            _link_others(path, folder)
     except OSError as error:
         why = error.strerror or error
         raise SourceError(
@@ -109,8 +118,17 @@ def _convert(path: Path, files: list[Path], folder: Path, progress: Progress | N
             progress(done, total)
     if len(files) > 1:
         (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}, indent=2))
+
+
+def _link_others(path: Path, folder: Path) -> None:
+    """The files beside the weights as they are now: some come or go without the weights."""
+    for old in folder.iterdir():
+        if old.is_symlink() and not (path / old.name).is_file():
+            old.unlink()
+    there = {entry.name for entry in folder.iterdir()}
     for other in path.iterdir():
-        if other.is_file() and not other.name.endswith((".bin", ".pt", ".pth", ".bin.index.json")):
+        is_weights = other.name.endswith((".bin", ".pt", ".pth", ".bin.index.json"))
+        if other.is_file() and not is_weights and other.name not in there:
             (folder / other.name).symlink_to(other.absolute())
 
 

@@ -170,10 +170,14 @@ class ShardWriter:
             )
 
     def finish(self) -> WrittenFile:
-        """Bring the file to the disk and close it."""
+        """Bring the file to the disk and close it.
+
+        Raises:
+            MergeError: the disk fails; the file is removed.
+        """
         assert self._position == self._size, f"{self._path} ends at byte {self._position}"
         try:
-            os.fsync(self._file)
+            sync_or_remove(self._file, self._path)
         except OSError as error:
             raise write_error(self._path, error) from error
         self.close()
@@ -276,6 +280,26 @@ def write_error(path: Path, error: OSError) -> MergeError:
     )
 
 
+def sync_or_remove(file: int, path: Path) -> None:
+    """Bring an open file to the disk, or remove it: the system says once only that what it still
+    shows never got there, and the next try would believe it.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
+        os.fsync(file)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def sync_file(path: Path) -> None:
+    """``sync_or_remove`` of a closed file."""
+    with open(path, "rb") as file:
+        sync_or_remove(file.fileno(), path)
+
+
 def sync_directory(path: Path) -> None:
     """Bring a directory's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -290,7 +314,8 @@ def _open(path: Path, size: int) -> int:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.ftruncate(file, size)
-            # A full disk shows here, not hours later; some file systems cannot reserve, though.
+            # A full disk shows here, not hours later. Where a file system cannot reserve, glibc
+            # writes to each block; some systems refuse, and the writes have to find out.
             os.posix_fallocate(file, 0, size)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):

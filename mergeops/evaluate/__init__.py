@@ -6,6 +6,7 @@ only on items where all three agree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -73,8 +74,8 @@ class Scores:
         return sum(values) / len(values) if values else float("nan")
 
     @property
-    def merit(self) -> float:
-        """The number that choices are made by: ``pooled``, negated where lower is better.
+    def higher_is_better(self) -> bool:
+        """Which way ``pooled`` goes.
 
         Raises:
             EvaluationError: some tasks go one way and some the other.
@@ -86,4 +87,21 @@ class Scores:
                 f"of {', '.join(up)} higher is better, of {', '.join(down)} lower: no single "
                 "number can choose by both; name tasks of one kind in evaluate.tasks"
             )
-        return -self.pooled if down else self.pooled
+        return not down
+
+    @property
+    def merit(self) -> float:
+        """The number that choices are made by, see ``merit``.
+
+        Raises:
+            EvaluationError: some tasks go one way and some the other.
+        """
+        return merit(self.pooled, self.higher_is_better)
+
+
+def merit(score: float, higher_is_better: bool) -> float:
+    """A score that can be compared with ``>``: negated where lower is better, and ``-inf`` where it
+    is not finite, since a comparison with NaN would leave the choice to the order."""
+    if not math.isfinite(score):
+        return -math.inf
+    return score if higher_is_better else -score

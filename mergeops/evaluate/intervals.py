@@ -21,7 +21,7 @@ class Mean:
     low: float
     high: float
     method: str
-    """Wilson, t or clustered t."""
+    """Wilson, t, clustered t, or exact sign where the values do not vary."""
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -51,7 +51,10 @@ def mean_interval(
         mean = right / len(values)
         return Mean(len(values), mean, float(ends.low), float(ends.high), "Wilson")
     # Half a point off, so that values of 0 and 1 are not taken for pairs of answers.
-    found = compare_pairs([(v, 0.5) for v in values], clusters=labels, confidence=confidence)
+    most = max(1.0, *map(abs, values))
+    reach = (-0.5 if min(values) >= 0 else -most - 0.5), most - 0.5
+    pairs = [(v, 0.5) for v in values]
+    found = compare_pairs(pairs, clusters=labels, confidence=confidence, reach=reach)
     mean = math.fsum(values) / len(values)
     method = found.test.removeprefix("paired ")
     return Mean(len(values), mean, found.low + 0.5, found.high + 0.5, method)

@@ -16,6 +16,7 @@ from mergeops.errors import EvaluationError
 from mergeops.evaluate import Scores, TaskScore
 
 EXACT = "exact McNemar"
+SIGN = "exact sign"
 Pairs = tuple[tuple[float, float], ...]
 """(candidate, reference) for each item, larger is better."""
 
@@ -35,7 +36,8 @@ class Comparison:
     p_value: float
     """One-sided: the chance of a difference as large if the candidate were no better."""
     test: str
-    """``exact McNemar`` for items of 0 and 1, else ``paired t``; ``clustered t`` for clusters."""
+    """``exact McNemar`` for items of 0 and 1, else ``paired t``; ``clustered t`` for clusters;
+    ``exact sign`` where every item or cluster shows the same difference."""
     wins: int
     """Items on which the candidate is better."""
     losses: int
@@ -53,7 +55,7 @@ class Comparison:
         n = self.n if n is None else n
         if self.test == EXACT:
             return detectable_share(n, (self.wins + self.losses) / self.n, alpha, power)
-        if not math.isfinite(self.high) or self.high == self.low or n == 0:
+        if not math.isfinite(self.high) or self.test == SIGN or n == 0:
             return None
         from scipy.stats import t
 
@@ -135,11 +137,14 @@ def compare_pairs(
     *,
     clusters: Sequence[str] | None = None,
     confidence: float = 0.95,
+    reach: tuple[float, float] | None = None,
 ) -> Comparison:
     """Compare (candidate, reference) values of the same items.
 
     Args:
         clusters: a label for each item; equal ones are not independent. None: all items are.
+        reach: the smallest and the largest difference that there can be; None takes the largest
+            value as what can be lost or won, and 1 at least.
 
     Raises:
         EvaluationError: there are none.
@@ -150,19 +155,22 @@ def compare_pairs(
         raise EvaluationError("there are no items to compare on")
     wins = sum(a > b for a, b in pairs)
     losses = sum(a < b for a, b in pairs)
+    if reach is None:
+        most = max(1.0, *(abs(value) for p in pairs for value in p))
+        reach = -most, most
     if clusters is not None:
         groups: dict[str, list[float]] = defaultdict(list)
         for label, (a, b) in zip(clusters, pairs, strict=True):
             groups[label].append(a - b)
         units = len(groups)
-        difference, low, high, p_value = _clustered_t(list(groups.values()), confidence)
-        test = "clustered t"
+        test, difference, low, high, p_value = _clustered(list(groups.values()), confidence, reach)
     elif all(value in (0.0, 1.0) for p in pairs for value in p):
         low, high = tango_interval(wins, losses, n, confidence)
         difference, p_value, test = (wins - losses) / n, mcnemar_p(wins, losses), EXACT
     else:
-        difference, low, high, p_value = _clustered_t([[a - b] for a, b in pairs], confidence)
-        test = "paired t"
+        singles = [[a - b] for a, b in pairs]
+        test, difference, low, high, p_value = _clustered(singles, confidence, reach)
+        test = test.replace("clustered", "paired")
     return Comparison(n, difference, low, high, confidence, p_value, test, wins, losses, units)
 
 
@@ -213,6 +221,30 @@ def detectable_share(n: int, discordant: float, alpha: float, power: float = 0.8
     return z * math.sqrt(discordant / (n + z * z))
 
 
+def constant_interval(
+    difference: float, units: int, confidence: float, reach: tuple[float, float] = (-1.0, 1.0)
+) -> tuple[float, float]:
+    """Interval of a mean where every independent unit shows the same difference.
+
+    No unit was seen that differs otherwise, so their share is at most
+    q = 1 - ((1 - confidence) / 2) ** (1 / units) (Clopper and Pearson 1934,
+    https://doi.org/10.1093/biomet/26.4.404, for no events); those may lie anywhere in ``reach``.
+
+    Args:
+        units: items or clusters; one alone shows nothing, and gives -inf and inf.
+        confidence: two-sided.
+    """
+    if units == 1:
+        return -math.inf, math.inf
+    q = 1 - ((1 - confidence) / 2) ** (1 / units)
+    return difference + q * (reach[0] - difference), difference + q * (reach[1] - difference)
+
+
+def sign_p(difference: float, units: int) -> float:
+    """Exact one-sided sign test where every unit shows the same difference; 1.0 for one unit."""
+    return 0.5**units if difference > 0 and units > 1 else 1.0
+
+
 def _pair_task(candidate: TaskScore, reference: TaskScore) -> Pairs:
     task = candidate.task
     if candidate.metric != reference.metric:
@@ -248,25 +280,27 @@ _NAMES: Mapping[str, str] = {
 }
 
 
-def _clustered_t(groups: list[list[float]], confidence: float) -> tuple[float, float, float, float]:
-    """Mean, interval and one-sided p of a t test on the differences of independent groups.
+def _clustered(
+    groups: list[list[float]], confidence: float, reach: tuple[float, float]
+) -> tuple[str, float, float, float, float]:
+    """Test, mean, interval and one-sided p of the differences of independent groups: a t test.
 
     The variance sums each group's residuals before squaring them (Miller 2024,
     https://arxiv.org/abs/2411.00640, section 2.2), times G / (G - 1) for G groups, with G - 1
-    degrees of freedom. Groups of one make it Student's paired t test.
+    degrees of freedom. Groups of one make it Student's paired t test. Where the groups do not vary
+    it knows no error, and a sign test over the groups takes its place.
     """
     from scipy.stats import t
 
     n, count = sum(map(len, groups)), len(groups)
     mean = math.fsum(d for group in groups for d in group) / n
-    if count == 1:
-        return mean, -math.inf, math.inf, 0.5
     squares = math.fsum(math.fsum(d - mean for d in group) ** 2 for group in groups)
-    stderr = math.sqrt(squares * count / (count - 1)) / n
-    if stderr == 0:
-        return mean, mean, mean, 0.0 if mean > 0 else 1.0
+    stderr = math.sqrt(squares * count / max(count - 1, 1)) / n
+    if count == 1 or stderr <= 1e-12 * max(abs(d) for group in groups for d in group):
+        low, high = constant_interval(mean, count, confidence, reach)
+        return SIGN, mean, low, high, sign_p(mean, count)
     half = float(t.ppf(0.5 + confidence / 2, count - 1)) * stderr
-    return mean, mean - half, mean + half, float(t.sf(mean / stderr, count - 1))
+    return "clustered t", mean, mean - half, mean + half, float(t.sf(mean / stderr, count - 1))
 
 
 def _tango_bound(wins: int, losses: int, n: int, z: float) -> float:

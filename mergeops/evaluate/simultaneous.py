@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeops.evaluate import Scores
-from mergeops.evaluate.paired import cluster_labels, pair
+from mergeops.evaluate.paired import cluster_labels, constant_interval, pair, sign_p
 
 _BATCH = 250
 
@@ -46,8 +46,9 @@ def simultaneous(
 ) -> dict[str, Simultaneous]:
     """Compare every candidate with the reference on the items of all ``tasks`` together.
 
-    Clusters are drawn whole. A candidate that never differs from the reference gets the interval
-    [0, 0] and p 1.
+    Clusters are drawn whole. Drawing says nothing of a candidate that differs from the reference
+    by the same everywhere, or nowhere: it gets ``paired.constant_interval`` and a sign test, both
+    by Bonferroni's rule.
 
     Args:
         draws: bootstrap samples.
@@ -74,7 +75,7 @@ def simultaneous(
     factor = units / (units - 1) if units > 1 else np.inf
     with np.errstate(invalid="ignore"):
         errors = np.sqrt(factor * (residuals**2).sum(axis=1)) / n
-    moving = errors > 0
+    moving = errors > 1e-12 * abs(differences).max(axis=1)
     largest, largest_absolute = np.zeros(draws), np.zeros(draws)
     generator = np.random.default_rng(seed)
     if moving.any() and units > 1:
@@ -85,16 +86,17 @@ def simultaneous(
             t = (again - means[moving]) / errors[moving]
             largest[start:stop] = t.max(axis=1)
             largest_absolute[start:stop] = abs(t).max(axis=1)
-    critical = float(np.quantile(largest_absolute, confidence)) if units > 1 else np.inf
-    found = {}
+    critical = float(np.quantile(largest_absolute, confidence))
+    count, found = len(candidates), {}
     for i, name in enumerate(candidates):
         mean, error = float(means[i]), float(errors[i])
-        half = critical * error if moving[i] else 0.0
-        beyond = int((largest >= mean / error).sum()) if moving[i] else draws * (mean <= 0)
-        p_value = (1 + beyond) / (1 + draws)
-        found[name] = Simultaneous(
-            mean, mean - half, mean + half, p_value, confidence, len(candidates)
-        )
+        if moving[i]:
+            low, high = mean - critical * error, mean + critical * error
+            p_value = (1 + int((largest >= mean / error).sum())) / (1 + draws)
+        else:
+            low, high = constant_interval(mean, units, 1 - (1 - confidence) / count)
+            p_value = min(1.0, count * sign_p(mean, units))
+        found[name] = Simultaneous(mean, low, high, p_value, confidence, count)
     return found
 
 

@@ -56,9 +56,16 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
 def kernel(*types: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile a function for these arguments now, or load it; it runs without Python's lock."""
     signature = (*types, numba.types.Omitted(VERSION))  # type: ignore[no-untyped-call]
-    compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
-        signature, nogil=True, cache=True, error_model="numpy"
-    )
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        found: Callable[..., Any]
+        try:
+            found = numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+        except RuntimeError:
+            # No directory where numba could keep it can be written: each process compiles.
+            found = numba.njit(signature, nogil=True, error_model="numpy")(function)
+        return found
+
     return compiled
 
 

@@ -16,6 +16,7 @@ from mergeops.errors import ConfigError
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _DEEPEST = 40
 _MOST_NODES = 100_000
+_TOO_LARGE = "is nested too deeply or too large for a merge config"
 
 
 @dataclass(frozen=True)
@@ -219,10 +220,26 @@ def read_documents(text: str, file: str) -> list[Item]:
         ]
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}, line {_line_of_depth(text, _DEEPEST)}: {_TOO_LARGE}") from error
     found = [Item(node, file, "") for node in nodes]
     for item in found:
         _check_size(item)
     return [item for item in found if not item.is_null]
+
+
+def _line_of_depth(text: str, depth: int) -> int:
+    """The first line with so many open lists and mappings; YAML's events need no recursion."""
+    mark = None
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        mark = event.start_mark
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth -= 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth += 1
+        if depth == 0:
+            break
+    return mark.line + 1 if mark else 1
 
 
 def _check_size(document: Item) -> None:
@@ -242,4 +259,4 @@ def _check_size(document: Item) -> None:
         if count > _MOST_NODES:
             break
         level = below
-    raise document.error("is nested too deeply or too large for a merge config")
+    raise document.error(_TOO_LARGE)

@@ -11,6 +11,8 @@ from mergeops.merge_names import MERGE
 from mergeops.mergekit_yaml.nodes import Item
 
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LONGEST = 96
+"""Characters of ORG/NAME on the hub."""
 _SCHEMES = ("hf://", "runs:/", "models:/", "s3://", "gs://", "file:", "mlflow-artifacts:")
 
 
@@ -44,7 +46,7 @@ def read_reference(item: Item, merges: Iterable[str] = ()) -> Reference:
     if item.is_mapping:
         return _from_mapping(item, merges)
     text = item.text("a model: a directory, or ORG/NAME on the hub")
-    if text in merges or Path(text).expanduser().exists():
+    if text in merges or _is_there(text):
         return Reference(_uri(item, text, None, merges))
     path, plus, lora = text.partition("+")
     if "+" in lora:
@@ -74,7 +76,7 @@ def _from_mapping(item: Item, merges: Iterable[str]) -> Reference:
 
 
 def _split(item: Item, text: str, merges: Iterable[str]) -> str:
-    if text.startswith(_SCHEMES) or Path(text).expanduser().exists():
+    if text.startswith(_SCHEMES) or _is_there(text):
         return _uri(item, text, None, merges)
     path, at, revision = text.partition("@")
     if "@" in revision or not path or (at and not revision):
@@ -88,8 +90,16 @@ def _uri(item: Item, path: str, revision: str | None, merges: Iterable[str]) -> 
     if path.startswith(_SCHEMES):
         return path
     # As in mergekit, what exists is a path, relative to the working directory.
-    if Path(path).expanduser().exists():
+    if _is_there(path):
         return path
-    if not _HUB.fullmatch(path) or path.startswith("."):
+    if not _HUB.fullmatch(path) or path.startswith(".") or len(path) > _LONGEST:
         raise item.error(f"is {path!r}, which is no directory here and no ORG/NAME on the hub")
     return f"hf://{path}@{revision}" if revision else f"hf://{path}"
+
+
+def _is_there(text: str) -> bool:
+    """Whether it is a path here; a name that no file can have is none."""
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, RuntimeError):
+        return False

@@ -84,7 +84,8 @@ class Scan(Protocol):
         Args:
             look: may run in several threads and on any device.
             fused: may be called instead, for the same values.
-            start: first element, a multiple of ``BLOCK`` (of the row length with whole rows).
+            start: first element; a multiple of ``BLOCK`` where its sums are wanted, of the row
+                length with whole rows.
             stop: one past the last element, or None for the end of the tensor.
         """
         ...

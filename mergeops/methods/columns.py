@@ -8,34 +8,65 @@ fine enough for it: integers add up to the same sum in any order.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from mergeops.methods import Scan
+from mergeops.methods import FusedLook, Look, Scan
 from mergeops.methods.reduction import pairs, vectors
 
 _BITS = 62
 """An int64 holds sums below 2**63."""
 _MOST_SCALE = 1000
 """Largest power of two by which products are multiplied: float64 ends at 2**1023."""
+WIDTH = 1 << 20
+"""Columns at a time, which take about 150 bytes each; tensors of three dimensions have millions."""
 
 
-def column_products(scan: Scan, columns: int, length: int) -> Tensor:
-    """Dot products of the columns of all pairs of vectors.
-
-    Scratch is O(columns) for each pair.
+def column_products(scan: Scan, columns: int, length: int) -> Iterator[Tensor]:
+    """Dot products of the columns of all pairs of vectors, ``WIDTH`` columns after the others.
 
     Args:
         scan: passes over a tensor ``[length, columns]``.
         columns: entries between two of one column.
         length: entries of a column.
 
-    Returns:
-        ``[k, columns]`` float64, k as ``reduction.pairs`` counts: of task vectors where there is a
+    Yields:
+        ``[k, <= WIDTH]`` float64, k as ``reduction.pairs`` counts: of task vectors where there is a
         base, of the sources elsewhere. Each is right to about ``length / 2**62`` of the largest
         product that the column could hold.
     """
+    if columns <= WIDTH:
+        yield _products(scan, columns, length)
+        return
+    for first in range(0, columns, WIDTH):
+        last = min(first + WIDTH, columns)
+        yield _products(_narrowed(scan, columns, length, first, last), last - first, length)
+
+
+def _narrowed(scan: Scan, columns: int, length: int, first: int, last: int) -> Scan:
+    """Passes over the columns from ``first`` to before ``last``, as if there were no others."""
+
+    def narrowed(
+        look: Look, start: int = 0, stop: int | None = None, *, fused: FusedLook | None = None
+    ) -> Iterator[Tensor]:
+        for row in range(length):
+            begin = row * columns + first
+            shift = row * (last - first) - begin
+
+            def moved(
+                base: Tensor | None, sources: Tensor, offset: int, shift: int = shift
+            ) -> Tensor:
+                return look(base, sources, offset + shift)
+
+            yield from scan(moved, begin, begin + last - first)
+
+    return narrowed
+
+
+def _products(scan: Scan, columns: int, length: int) -> Tensor:
+    """``column_products`` of all columns at a time."""
 
     def look_for_largest(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
         return _fold(vectors(base, sources).abs().double(), offset, columns, largest=True)

@@ -25,6 +25,8 @@ from mergeops.methods import BLOCK
 
 Array = npt.NDArray[Any]
 
+KERNEL_DTYPES = (torch.bfloat16, torch.float32)
+"""What kernels read and write; other inputs are converted first."""
 _STEPS = 2**31
 _NO_WINDOWS = np.empty((0, 4), np.int64)
 _NO_CHANCES = np.empty((0, 0), np.int32)
@@ -48,6 +50,12 @@ def _load() -> bool:
         import mergeops.kernels.combine
         import mergeops.kernels.ranks
         import mergeops.kernels.scans  # noqa: F401
+
+        # What loads but does not run here must not be found out by a merge.
+        bits, out = np.ones(1, np.float32).view(np.uint32), torch.zeros(1)
+        one = Bits(_NO_LOW, bits, row=1, parts=1, m=1, has_base=False, offset=0)
+        if not Formula([1.0]).merge(one, 1, out) or out.item() != 1.0:
+            raise ArithmeticError(f"a compiled kernel gives {out.item()} for 1.0")
     # Whatever is wrong with numba on a machine, a merge can do without it.
     except Exception as error:
         logging.getLogger(__name__).warning("merging without compiled kernels: %s", error)

@@ -49,7 +49,8 @@ def whole_rows(p: NuSlerp) -> bool:
 
 
 def factors(scan: Scan, p: NuSlerp, at: Place) -> Tensor | None:
-    """The factors ``[2, c]`` of the two sources, for each of c columns or (c = 1) the tensor."""
+    """The factors ``[2, c]`` of the two sources, for each of c columns or (c = 1) the tensor: 16
+    bytes for each column stay in memory while the tensor is merged."""
     if whole_rows(p):
         return None
     if p.nuslerp_flatten:
@@ -57,7 +58,8 @@ def factors(scan: Scan, p: NuSlerp, at: Place) -> Tensor | None:
         products = torch.tensor([[aa], [ab], [bb]], dtype=torch.float64)
     else:
         length = at.shape[0] if at.shape else 1
-        products = column_products(scan, at.numel // length, length)
+        columns = column_products(scan, at.numel // length, length)
+        return torch.cat([_arc_factors(part, _place_on_arc(at)) for part in columns], dim=1)
     return _arc_factors(products, _place_on_arc(at))
 
 

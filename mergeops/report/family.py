@@ -13,7 +13,7 @@ from mergeops.report.lineage import Line, Node, network_svg
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from mergeops.lineage import Member
+    from mergeops.family import Member
 
 _STYLES = {"merge": "bold cyan", "source": "yellow", "base": "dim", "model": "magenta"}
 
@@ -97,20 +97,16 @@ class _Network:
 
 def _network(root: Member) -> _Network:
     """Every model once, in the column of its longest way down to the root."""
-    depth: dict[str, int] = {}
     members: dict[str, Member] = {}
     edges: dict[tuple[str, str], str] = {}
 
-    def visit(member: Member, at: int) -> None:
+    for member in root.walk():
         key = _identity(member)
         members.setdefault(key, member)
-        depth[key] = max(depth.get(key, 0), at)
         for parent in member.parents:
             weight = f"weight {_short_weight(parent.weight)}" if parent.weight else ""
             edges.setdefault((_identity(parent), key), weight)
-            visit(parent, at + 1)
-
-    visit(root, 0)
+    depth = _depths(list(members), list(edges))
     deepest = max(depth.values())
     columns: list[list[Node]] = [[] for _ in range(deepest + 1)]
     places: dict[str, tuple[int, int]] = {}
@@ -120,6 +116,28 @@ def _network(root: Member) -> _Network:
         columns[column].append(_node(member))
     lines = [(places[start], places[end], text) for (start, end), text in edges.items()]
     return _Network(columns, lines)
+
+
+def _depths(keys: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
+    """Length of each one's longest way down to the root, from (parent, child); a loop in what
+    MLflow was told is cut where it closes."""
+    children: dict[str, list[str]] = {key: [] for key in keys}
+    for parent, child in edges:
+        children[parent].append(child)
+    depth: dict[str, int] = {}
+    on_the_way: set[str] = set()
+
+    def of(key: str) -> int:
+        if key not in depth:
+            on_the_way.add(key)
+            ways = [1 + of(child) for child in children[key] if child not in on_the_way]
+            on_the_way.remove(key)
+            depth[key] = max(ways, default=0)
+        return depth[key]
+
+    for key in keys:
+        of(key)
+    return depth
 
 
 def _identity(member: Member) -> str:

@@ -14,7 +14,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import EvaluationError
-from mergeops.evaluate import Scores
+from mergeops.evaluate import Scores, merit
 from mergeops.evaluate.paired import Comparison, compare
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def leaderboard(entries: Sequence[Entry], reference: str | None = None) -> Leade
             "evaluate.metrics"
         )
     ranked = sorted(
-        entries, key=lambda e: _values(e.scores, tasks)[0], reverse=directions == {True}
+        entries, key=lambda e: -merit(_values(e.scores, tasks)[0], directions == {True})
     )
     chosen = _reference(ranked, reference)
     return Leaderboard(

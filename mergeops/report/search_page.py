@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mergeops.evaluate import merit
 from mergeops.report.plots import scores_figure
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ def log_search(
     log.log_figure(scores_figure(board), "plots/scores.png")
     log.log_text(board.markdown(), "leaderboard.md")
     log.log_json(board.to_dict(), "leaderboard.json")
-    choose = max if higher_is_better else min
-    best = choose(range(len(tried)), key=lambda i: tried[i].pooled)
+    best = max(range(len(tried)), key=lambda i: merit(tried[i].pooled, higher_is_better))
     log.describe(_text(trials[best], tried[best], board, len(trials)))
 
 
@@ -77,9 +77,12 @@ def search_figure(tried: Sequence[Row], board: Leaderboard, higher_is_better: bo
     axes = figure.subplots()
     steps = range(1, len(tried) + 1)
     so_far: list[float] = []
+    most = -math.inf
     for step, row in zip(steps, tried, strict=True):
-        leads = not so_far or (row.pooled >= so_far[-1]) == higher_is_better
-        so_far.append(row.pooled if leads else so_far[-1])
+        own = merit(row.pooled, higher_is_better)
+        leads = math.isfinite(own) and own >= most
+        most = max(most, own)
+        so_far.append(row.pooled if leads else so_far[-1] if so_far else math.nan)
         colour = "#0072B2" if leads else "#8FB8D4"
         if math.isfinite(row.low) and math.isfinite(row.high):
             axes.plot([step, step], [row.low, row.high], color=colour, lw=2, alpha=0.5)

@@ -7,6 +7,7 @@ best single model on the part that it was chosen on (dev), and it starts as that
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -36,7 +37,8 @@ def choose(
 
     Args:
         single_scores: each source's own score; higher is better. Equal scores keep their order.
-        score_soup: score of the uniform soup of two or more sources.
+        score_soup: score of the uniform soup of two or more sources. One that is not finite is
+            never kept; -inf stands for it.
 
     Returns:
         The sources of the soup, in the order of adding, and every step.
@@ -48,7 +50,7 @@ def choose(
     for name in ranked[1:]:
         tried = (*soup, name)
         score = score_soup(tried)
-        kept = score >= best
+        kept = math.isfinite(score) and score >= best
         steps.append(Step(name, tried, score, kept))
         if kept:
             soup, best = tried, score
@@ -76,7 +78,15 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
 
     singles = {name: parents[name].merit for name in recipe.sources}
     soup, steps = choose(singles, score_soup)
-    rows = [{"added": s.added, "size": len(s.soup), "dev": s.score, "kept": s.kept} for s in steps]
+    rows = [
+        {
+            "added": s.added,
+            "size": len(s.soup),
+            "dev": s.score if math.isfinite(s.score) else None,
+            "kept": s.kept,
+        }
+        for s in steps
+    ]
     best_source = soup[0] if len(soup) == 1 else None
     return Found(trials.get(soup), best_source, list(trials.values()), rows)
 

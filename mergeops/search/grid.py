@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from mergeops.errors import ConfigError
-from mergeops.pipeline import run
+from mergeops.errors import ConfigError, EvaluationError
+from mergeops.pipeline import best_of, run
 from mergeops.recipe import Recipe
 from mergeops.search import Found, strategy
 from mergeops.tools import Tools
@@ -19,13 +19,21 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
 
     Raises:
         ConfigError: the grid is empty, or a key in it is unknown.
+        EvaluationError: no merge has a finite score.
     """
     points = combinations(recipe.search.grid)
     # All recipes are checked before the first one runs.
     recipes = [with_values(recipe, point) for point in points]
     trials = [run(point, tools, parent_run_id=parent_run_id) for point in recipes]
-    best = max(trials, key=lambda trial: trial.merit)
-    rows = [{**point, "dev": t.dev_score} for point, t in zip(points, trials, strict=True)]
+    best = best_of(trials)
+    if best is None:
+        raise EvaluationError(
+            f"none of the grid's {len(trials)} merges has a finite score on dev, so none is the "
+            "best; their runs in MLflow are kept, with what each model answered below samples/"
+        )
+    rows = [
+        {**point, "dev": t.to_dict()["dev_score"]} for point, t in zip(points, trials, strict=True)
+    ]
     return Found(best, None, trials, rows)
 
 

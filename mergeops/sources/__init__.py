@@ -169,12 +169,14 @@ def locate(
     Raises:
         SourceError, TrackingError: as ``resolve``.
     """
+    from mergeops.checkpoint.hold import hold
     from mergeops.settings import TrackingSpec
     from mergeops.sources.place import local_path
     from mergeops.sources.resolver import Resolver
 
     path = local_path(where)
     if path is not None:
+        hold(path)
         return path
     return Resolver(cache_dir, TrackingSpec(), {}, None, progress).fetched(where)
 

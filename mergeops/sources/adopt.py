@@ -1,27 +1,31 @@
 """Adopt training runs: their checkpoints become LoggedModels where they lie.
 
-No bytes are copied and no run's status changes. Everything may be repeated: a checkpoint has one
-LoggedModel, a LoggedModel is its run's output once and has one version of a registered model.
+No bytes are copied, no run's status, params or metrics change. Everything may be repeated, also by
+several at once: a checkpoint has one LoggedModel, which is its run's output once and has one
+version of a registered model.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import ConfigError, SourceError, TrackingError
 from mergeops.settings import TrackingSpec
 from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL
-from mergeops.sources.discover import Experiment, Tick, read_experiment
+from mergeops.sources.discover import Experiment, Tick, models_by_run, read_experiment
 from mergeops.sources.found import Found
 from mergeops.sources.groups import Group, group
 from mergeops.sources.store import Store, open_store
+from mergeops.tracking.lock import only_one
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
 
 MODEL_TYPE = "checkpoint"
 VERSIONS_TAG = "mlflow.modelVersions"
@@ -109,7 +113,9 @@ def adopt(
     if dry_run:
         adopted = [Adopted(found) for found in usable]
     else:
-        with store.as_default():
+        what = f"the adoption of {experiment}"
+        identity = ("adopt", store.uri, read.experiment_id)
+        with only_one(what, *identity, wait=True), store.as_default():
             adopted = _write_all(store, read, usable, register)
     return Adoption(experiment, read.found, tuple(adopted), tuple(group(read.found)))
 
@@ -117,6 +123,8 @@ def adopt(
 def _write_all(
     store: Store, read: Experiment, usable: Sequence[Found], register: str | None
 ) -> list[Adopted]:
+    # Another adoption may have been at work until this one had the lock.
+    read = dataclasses.replace(read, models=models_by_run(store, read.experiment_id))
     versions = _versions(store, register) if register else {}
     adopted = []
     for found in usable:
@@ -142,7 +150,7 @@ def _ensure_model(store: Store, read: Experiment, found: Found) -> tuple[LoggedM
     model = _present(owned, found)
     is_new = model is None
     if model is None:
-        model = _create(store, read.experiment_id, found, tags)
+        model, is_new = _elected(store, _create(store, read.experiment_id, found, tags), found)
     elif any(model.tags.get(key) != value for key, value in tags.items()):
         store.client.set_logged_model_tags(model.model_id, tags)
     if str(model.status) != "READY":
@@ -152,12 +160,21 @@ def _ensure_model(store: Store, read: Experiment, found: Found) -> tuple[LoggedM
     return model, is_new
 
 
+def _elected(store: Store, created: LoggedModel, found: Found) -> tuple[LoggedModel, bool]:
+    """The oldest model of the checkpoint: another machine may have been faster."""
+    oldest = _present(tuple(store.models_of(created.experiment_id, found.run_id)), found) or created
+    if oldest.model_id == created.model_id:
+        return created, True
+    store.client.delete_logged_model(created.model_id)
+    return oldest, False
+
+
 def _present(owned: Sequence[LoggedModel], found: Found) -> LoggedModel | None:
     for model in owned:
         if found.model_id is not None and model.model_id == found.model_id:
             return model
     ours = [m for m in owned if m.tags.get(CHECKPOINT_URI) == found.checkpoint]
-    return min(ours, key=lambda m: int(m.creation_timestamp)) if ours else None
+    return min(ours, key=lambda m: (int(m.creation_timestamp), m.model_id)) if ours else None
 
 
 def _tags(found: Found) -> dict[str, str]:
@@ -209,6 +226,9 @@ def _ensure_output(store: Store, read: Experiment, found: Found, model_id: str) 
     # MLflow refuses the same output twice.
     if model_id in read.outputs.get(found.run_id, frozenset()):
         return
+    outputs = store.run(found.run_id).outputs
+    if model_id in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+        return
     from mlflow.entities import LoggedModelOutput
 
     store.client.log_outputs(found.run_id, [LoggedModelOutput(model_id, found.step or 0)])
@@ -217,7 +237,6 @@ def _ensure_output(store: Store, read: Experiment, found: Found, model_id: str) 
 def _versions(store: Store, name: str) -> dict[str, str]:
     """Source -> NAME/VERSION of what is registered; the registered model is made if need be."""
     from mergeops.tracking.client import error_code
-    from mergeops.tracking.keys import quoted
 
     try:
         store.client.create_registered_model(
@@ -226,15 +245,23 @@ def _versions(store: Store, name: str) -> dict[str, str]:
     except TrackingError as error:
         if error_code(error) not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
             raise
-    found: dict[str, str] = {}
+    newest_first = sorted(_all_versions(store, name), key=lambda v: int(v.version), reverse=True)
+    return {str(version.source): f"{name}/{version.version}" for version in newest_first}
+
+
+def _all_versions(store: Store, name: str, source: str | None = None) -> Iterator[ModelVersion]:
+    from mergeops.tracking.keys import quoted
+
+    wanted = f"name = {quoted(name)}"
+    if source is not None:
+        wanted += f" and source_path = {quoted(source)}"
     token = None
     while True:
-        page: Any = store.client.search_model_versions(f"name = {quoted(name)}", page_token=token)
-        for version in sorted(page, key=lambda v: int(v.version), reverse=True):
-            found[str(version.source)] = f"{name}/{version.version}"
+        page: Any = store.client.search_model_versions(wanted, page_token=token)
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
 
 
 def _ensure_version(
@@ -242,7 +269,7 @@ def _ensure_version(
 ) -> str:
     source = f"models:/{model.model_id}"
     if source not in versions:
-        version = store.client.create_model_version(
+        store.client.create_model_version(
             name,
             source=source,
             run_id=found.run_id,
@@ -250,14 +277,33 @@ def _ensure_version(
             description=f"{found.run_name} ({found.status}), {found.uri}",
             model_id=model.model_id,
         )
-        versions[source] = f"{name}/{version.version}"
-        _link(store, model, name, int(version.version))
+        versions[source] = _elected_version(store, name, source)
+    # Also where it was there: whoever made it may have been killed before this.
+    _link(store, model, name, int(versions[source].rpartition("/")[2]))
     return versions[source]
+
+
+def _elected_version(store: Store, name: str, source: str) -> str:
+    """The oldest version of a source; versions that another machine made meanwhile go."""
+    from mergeops.tracking.client import is_missing
+
+    own = _all_versions(store, name, source)
+    oldest, *others = sorted(own, key=lambda v: int(v.version))
+    for other in others:
+        try:
+            store.client.delete_model_version(name, other.version)
+        except TrackingError as error:
+            if not is_missing(error):
+                raise
+    return f"{name}/{oldest.version}"
 
 
 def _link(store: Store, model: LoggedModel, name: str, version: int) -> None:
     # What mlflow.register_model writes too: the model's page shows its versions by this tag.
     raw = model.tags.get(VERSIONS_TAG)
     known = json.loads(raw) if raw else []
-    known.append({"name": name, "version": version})
+    entry = {"name": name, "version": version}
+    if entry in known:
+        return
+    known.append(entry)
     store.client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps(known)})

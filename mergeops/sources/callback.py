@@ -19,6 +19,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from mergeops.secrets import redacted_line
 from mergeops.sources import run_note
 from mergeops.sources.courier import Courier
 from mergeops.sources.logged_config import SHAPE_PARAMS
@@ -63,7 +64,9 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
     or makes one, and logs the losses and the main settings too. Each checkpoint gets a small file
     that names its run, so that runs which share an output directory are told apart. A training
     that ends with an exception leaves a FAILED run, one that is interrupted a KILLED one. Nothing
-    here can stop or delay training: a server that is away is warned of once.
+    here can stop training: a server that is away is warned of once. Only two waits are possible: up
+    to 5 s before the first step, for a run that the callback has to make, and up to 15 s at the
+    end, for the last facts.
 
     Args:
         experiment: for a run that the callback makes; default MLFLOW_EXPERIMENT_NAME, else
@@ -205,7 +208,8 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
             import logging
 
             logging.getLogger("mergeops").warning(
-                "mergeops: this run is not noted for merging (%s); training goes on", error
+                "mergeops: this run is not noted for merging (%s); training goes on",
+                redacted_line(error),
             )
 
 

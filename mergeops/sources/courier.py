@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from mergeops.secrets import redacted_line
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -114,11 +116,10 @@ class Courier:
         """Say once that facts are not arriving."""
         if not self._has_warned:
             self._has_warned = True
-            reason = " ".join(str(error).split())[:300]
             _log.warning(
                 "mergeops: this run's facts cannot be logged to MLflow (%s); training goes on, and "
                 "they are tried again with the next checkpoint",
-                reason,
+                redacted_line(error),
             )
 
     def _work(self) -> None:
@@ -139,6 +140,7 @@ class Courier:
             self._look_up()
 
     def _deliver(self, unsent: _Unsent) -> None:
+        """Send, and take out of ``unsent`` what has arrived."""
         from mlflow.entities import Metric, Param, RunTag
 
         if self._client is None:
@@ -147,14 +149,25 @@ class Courier:
         client = self._client
         if self.run_id is None:
             self.run_id = self._open_run(client)
-        tags = [RunTag(name, value) for name, value in unsent.tags.items()]
-        params = [Param(name, value) for name, value in unsent.params.items()]
-        client.log_batch(self.run_id, params=params, tags=tags)
-        metrics = [Metric(n, value, at, step) for n, value, step, at in unsent.metrics]
-        for start in range(0, len(metrics), PER_BATCH):
-            client.log_batch(self.run_id, metrics=metrics[start : start + PER_BATCH])
+        if unsent.tags:
+            tags = [RunTag(name, value) for name, value in unsent.tags.items()]
+            client.log_batch(self.run_id, tags=tags)
+            unsent.tags.clear()
+        while unsent.metrics:
+            batch = unsent.metrics[:PER_BATCH]
+            metrics = [Metric(name, value, at, step) for name, value, step, at in batch]
+            client.log_batch(self.run_id, metrics=metrics)
+            del unsent.metrics[:PER_BATCH]
         if unsent.status:
             client.set_terminated(self.run_id, unsent.status)
+            unsent.status = None
+        # Last, since MLflow refuses a whole batch for one parameter that is there with another
+        # value: the script's own, or an earlier training's in the same run. The first one stays.
+        if unsent.params:
+            there = client.get_run(self.run_id).data.params
+            params = [Param(n, value) for n, value in unsent.params.items() if n not in there]
+            client.log_batch(self.run_id, params=params)
+            unsent.params.clear()
 
     def _look_up(self) -> None:
         if self._collect is None:

@@ -85,11 +85,7 @@ def read_experiment(
 ) -> Experiment:
     """Read an experiment; see ``discover``."""
     experiment_id = _experiment_id(store, name)
-    models: dict[str, list[LoggedModel]] = defaultdict(list)
-    for model in store.models_of(experiment_id):
-        if model.source_run_id:
-            models[model.source_run_id].append(model)
-    owned = {run_id: tuple(of_run) for run_id, of_run in models.items()}
+    owned = models_by_run(store, experiment_id)
     seen = _look_at_all(store, _pages(store, experiment_id, filter_string), owned, progress)
     if not seen:
         why = f" that match {filter_string!r}" if filter_string else ""
@@ -102,6 +98,15 @@ def read_experiment(
         owned,
         {one.found.run_id: one.outputs for one in seen},
     )
+
+
+def models_by_run(store: Store, experiment_id: str) -> dict[str, tuple[LoggedModel, ...]]:
+    """Run id -> its LoggedModels."""
+    models: dict[str, list[LoggedModel]] = defaultdict(list)
+    for model in store.models_of(experiment_id):
+        if model.source_run_id:
+            models[model.source_run_id].append(model)
+    return {run_id: tuple(of_run) for run_id, of_run in models.items()}
 
 
 def _experiment_id(store: Store, name: str) -> str:

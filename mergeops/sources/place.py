@@ -124,7 +124,7 @@ class RemotePlace:
     @property
     def shown(self) -> str:
         """The URI without credentials."""
-        from mergeops.tracking.keys import redact
+        from mergeops.secrets import redact
 
         return f"{redact(self.uri.rstrip('/'))}/{self.folder}".rstrip("/")
 
@@ -179,8 +179,8 @@ class RemotePlace:
         """Raise what the store and its libraries raise as SourceError."""
         from mlflow.exceptions import MlflowException
 
+        from mergeops.secrets import redact
         from mergeops.tracking.client import STORAGE_PACKAGES
-        from mergeops.tracking.keys import redact
 
         try:
             yield

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from mergeops.checkpoint.hold import hold
 from mergeops.checkpoint.layout import ADAPTER, FileStamp, stamp, weight_files
 from mergeops.errors import SourceError
 from mergeops.settings import TrackingSpec
@@ -117,6 +118,7 @@ class Resolver:
         if uri not in self._found:
             location = self._locate(uri)
             path = fetch(location.place, self._cache_dir, self._progress, limit=self._cache_limit)
+            _hold(uri, path)
             self._found[uri] = location, path
         return self._found[uri]
 
@@ -167,6 +169,7 @@ class Resolver:
         if said is not None:
             there = adapter.reachable(said, self._path_map)
             if there is not None:
+                _hold(said, there)
                 return self._readable(there.absolute())
             if self._base is not None and adapter.is_same(said, self._base):
                 return self.full("base", self._base).path
@@ -194,6 +197,11 @@ class Resolver:
     def _ticking(self, what: str) -> Callable[[int, int], None] | None:
         report = self._progress
         return None if report is None else lambda done, total: report(what, done, total)
+
+
+def _hold(uri: str, path: Path) -> None:
+    if not hold(path):
+        raise SourceError(f"{path} (from {uri}) was deleted just now, maybe by mergeops gc")
 
 
 def _source(

@@ -35,7 +35,7 @@ class Store:
     @property
     def shown(self) -> str:
         """The tracking URI without credentials."""
-        from mergeops.tracking.keys import redact
+        from mergeops.secrets import redact
 
         return str(redact(self.uri))
 
@@ -127,8 +127,8 @@ def open_remote(
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+    from mergeops.secrets import redact
     from mergeops.tracking import client as quiet_client
-    from mergeops.tracking.keys import redact
 
     quiet_client.quiet()
     try:

@@ -13,6 +13,8 @@
     transfer      files to the artifact store, and back to be hashed
     registry      versions of the registered model
     search_run    a search with its trials nested
+    ancestors     a model's family tree, read back through family_records
+    references    who needs a merge: versions, aliases, running trials
     client, keys  errors in one line; what MLflow refuses or cuts
     links         where to look in the MLflow UI
     lock          one process at a time

@@ -6,12 +6,12 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from mergeops.errors import AwayError, TrackingError
-from mergeops.tracking.keys import redact
+from mergeops.secrets import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,6 +37,8 @@ NO_MLFLOW = ("not in a valid JSON format", "failed with error code 404", "error 
 UNREACHABLE = ("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError")
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError")
 REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "(403)")
+TRIES = 3
+"""Of a step that another process may do at the same moment."""
 PACKAGES = {"psycopg2": "psycopg2-binary", "psycopg": "'psycopg[binary]'"}
 DATABASE_GONE = ("could not connect", "connection failed", "closed the connection", "refused")
 
@@ -157,14 +159,43 @@ def translated(uri: str, what: str, location: str = "") -> Iterator[None]:
         raise
 
 
-def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
-    """Log the parameters that the run does not have yet; one that is there cannot be changed."""
+def unless_raced(step: Callable[[], None], check: Callable[[], object] = lambda: None) -> None:
+    """Do a step that may be repeated; where it is refused, again, since another process may have
+    written the same at the same moment. Each database refuses that in words of its own.
+
+    Args:
+        check: called before a repetition; may raise.
+    """
+    for _ in range(TRIES - 1):
+        try:
+            return step()
+        except AwayError:
+            raise
+        except TrackingError:
+            check()
+    return step()
+
+
+def log_params(
+    client: MlflowClient,
+    run_id: str,
+    params: Mapping[str, str],
+    check: Callable[[], object] = lambda: None,
+) -> None:
+    """Log the parameters that the run does not have yet; one that is there cannot be changed.
+
+    Args:
+        check: called before what was refused is tried again; may raise.
+    """
     from mlflow.entities import Param
 
-    logged = client.get_run(run_id).data.params
-    missing = [Param(name, value) for name, value in params.items() if name not in logged]
-    for start in range(0, len(missing), 100):
-        client.log_batch(run_id, params=missing[start : start + 100])
+    def step() -> None:
+        logged = client.get_run(run_id).data.params
+        missing = [Param(name, value) for name, value in params.items() if name not in logged]
+        for start in range(0, len(missing), 100):
+            client.log_batch(run_id, params=missing[start : start + 100])
+
+    unless_raced(step, check)
 
 
 def error_code(error: TrackingError) -> str:

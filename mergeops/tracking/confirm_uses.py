@@ -76,8 +76,8 @@ class Use:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Use:
-        """What ``to_dict`` gave."""
-        return cls(**{**raw, "primary": tuple(raw["primary"])})
+        """What ``to_dict`` gave; without ``primary`` it is all tasks."""
+        return cls(**{**raw, "primary": tuple(raw.get("primary", raw["parts"]))})
 
 
 def uses(tracking: Tracking, name: str) -> list[Use]:
@@ -120,11 +120,19 @@ def count_use(tracking: Tracking, name: str, use: Use) -> Use:
     # The sketches first: a use without them would share its items with fewer.
     for digest, sketch in use.sketches.items():
         client.set_registered_model_tag(name, f"{SKETCH}{digest}", sketch)
-    client.set_registered_model_tag(name, tag, json.dumps(use.to_dict()))
+    client.set_registered_model_tag(name, tag, _text(use))
     number = sum(_shares(other, use) for other in uses(tracking, name))
     numbered = dataclasses.replace(use, number=number)
-    client.set_registered_model_tag(name, tag, json.dumps(numbered.to_dict()))
+    client.set_registered_model_tag(name, tag, _text(numbered))
     return numbered
+
+
+def _text(use: Use) -> str:
+    raw = use.to_dict()
+    if use.primary == tuple(use.parts):
+        # Names of many tasks would not fit twice.
+        del raw["primary"]
+    return json.dumps(raw)
 
 
 def _found(there: list[Use], use: Use) -> Use | None:

@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.recipe import Recipe
+from mergeops.secrets import redact
 from mergeops.settings import TrackingSpec
 from mergeops.tracking import client as quiet_client
-from mergeops.tracking.keys import file_name, redact
+from mergeops.tracking.keys import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

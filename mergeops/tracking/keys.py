@@ -1,4 +1,4 @@
-"""What MLflow refuses or cuts, mapped: keys, values, names and credentials.
+"""What MLflow refuses or cuts, mapped: keys, values and names.
 
 Limits of MLflow 3: keys 250 characters of ``[\\w /.:-]`` that form a normalised path, parameter
 values 6000, run tags 8000; LoggedModel names without ``/ : . % " '``. PostgreSQL, unlike sqlite,
@@ -14,18 +14,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mergeops.secrets import redact
+
 KEY_LIMIT = 250
 PARAM_LIMIT = 6000
 TAG_LIMIT = 8000
 DIGEST_LIMIT = 12
 """MLflow would take 36, but shows them in full at the head of every column."""
-
-_URI = re.compile(r"\b([A-Za-z][A-Za-z0-9+.\-]*://)([^\s/?#'\"]*@)?([^\s'\"]*)")
-_SECRET = re.compile(
-    r"([?&;]([^=&\s]*(?:token|secret|password|passwd|signature|credential|api_?key|sig)[^=&\s]*)=)"
-    r"[^&\s'\"]*",
-    re.IGNORECASE,
-)
 
 
 def key(text: str) -> str:
@@ -81,18 +76,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         elif value is not None and value != []:
             flat[key(path)] = param_value(value)
     return flat
-
-
-def redact(value: Any) -> Any:
-    """The same value with the credentials taken out of every URI in it, at any depth."""
-    if isinstance(value, str):
-        without_user = _URI.sub(lambda m: m.group(1) + m.group(3), value)
-        return _SECRET.sub(r"\1***", without_user)
-    if isinstance(value, Mapping):
-        return {name: redact(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(item) for item in value]
-    return value
 
 
 def quoted(text: str) -> str:

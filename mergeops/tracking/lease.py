@@ -79,6 +79,9 @@ def _acquire(tracking: Tracking, what: str, lock: str, token: str) -> None:
         found = _find(tracking, lock)
         if found is None:
             continue
+        if _holder(found).get("token") == token:
+            # The answer to an earlier try was lost, and not what it did.
+            return
         if not _is_stale(found):
             break
         with suppress(TrackingError):

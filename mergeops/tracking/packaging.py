@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from mergeops.errors import TrackingError
+from mergeops.secrets import redact
 from mergeops.tracking.client import translated
-from mergeops.tracking.keys import redact
 from mergeops.tracking.transfer import Store
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
-from mergeops.tracking.client import is_missing, log_params
-from mergeops.tracking.keys import model_name, param_value, redact, run_name
+from mergeops.secrets import redact
+from mergeops.tracking.client import is_missing, log_params, unless_raced
+from mergeops.tracking.keys import model_name, param_value, run_name
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.ownership import delete_model
 from mergeops.tracking.scores import log_scores, search_runs, with_tags
@@ -81,7 +82,7 @@ def _log_parent(tracking: Tracking, source: Source, scores: Scores | None) -> st
     trial_run_id = _trial_of(tracking, model_id)
     run_id = trial_run_id or _parent_run(tracking, source, model_id)
     if trial_run_id is None and client.get_run(run_id).info.status != "FINISHED":
-        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+        unless_raced(lambda: client.log_inputs(run_id, models=[LoggedModelInput(model_id)]))
         log_params(client, run_id, _facts(source))
     if scores is not None:
         log_scores(tracking, run_id, model_id, scores)

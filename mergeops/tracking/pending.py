@@ -12,18 +12,20 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergeops.errors import TrackingError
+from mergeops.errors import ConfigError, TrackingError
 from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.recipe import Recipe
 from mergeops.sources import Source
 
 FORMAT = 1
 FOLDER = "pending"
+ARTIFACTS = "artifacts"
 
 
 @dataclass
@@ -58,21 +60,54 @@ class Pending:
     @property
     def artifacts(self) -> Path:
         """Files to log with the run, at their paths there."""
-        return self.folder / "artifacts"
+        return self.folder / ARTIFACTS
 
     def write(self) -> None:
-        """Bring it to the disk, whole or not at all; nothing is written before there is a merge."""
+        """Bring it to the disk, whole or not at all; nothing is written before there is a merge.
+
+        Raises:
+            TrackingError: the disk does not take it.
+        """
         if self.checkpoint is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format": FORMAT, **_to_plain(self)}, indent=1) + "\n"
-        partial = self.folder / f".trial.json.{os.getpid()}"
-        # The recipe may name credentials in URIs, so nobody else may read it.
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / "trial.json")
+        with self._on_disk(f".trial.json.{os.getpid()}") as partial:
+            # The recipe may name credentials in URIs, so nobody else may read it.
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.folder / "trial.json")
+
+    def write_artifact(self, name: str, write: Callable[[Path], object]) -> None:
+        """Keep a file for the run, once there is a merge.
+
+        Args:
+            name: of the artifact, e.g. ``plots/scores.png``.
+            write: called with the path to write to.
+
+        Raises:
+            TrackingError: the disk does not take it.
+        """
+        if self.checkpoint is not None:
+            with self._on_disk(f"{ARTIFACTS}/{name}") as path:
+                write(path)
+
+    @contextmanager
+    def _on_disk(self, name: str) -> Iterator[Path]:
+        path = self.folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield path
+        except OSError as error:
+            # Half a file is nothing to log later.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise TrackingError(
+                f"the trial {self.name!r} cannot be kept in {self.folder} "
+                f"({error.strerror or error}), and cannot be logged now ({self.reason}); its merge "
+                "and scores are kept: put that right, then run the same command again"
+            ) from error
 
     def remove(self) -> None:
         """Forget it: it is logged."""
@@ -90,13 +125,21 @@ def pending_trials(output_dir: Path) -> list[Pending]:
     Raises:
         TrackingError: one is damaged; names the file.
     """
-    files = sorted(
-        (output_dir / FOLDER).glob("*/trial.json"), key=lambda path: path.stat().st_mtime_ns
-    )
-    return [_read(path) for path in files]
+    return [read_pending(path) for path in pending_files(output_dir)]
 
 
-def _read(path: Path) -> Pending:
+def pending_files(output_dir: Path) -> list[Path]:
+    """The record of every trial that is kept below ``output_dir``, oldest first."""
+    files = (output_dir / FOLDER).glob("*/trial.json")
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns)
+
+
+def read_pending(path: Path) -> Pending:
+    """The trial of a record.
+
+    Raises:
+        TrackingError: it is damaged, or another version's; names the file.
+    """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.pop("format") != FORMAT:
@@ -111,7 +154,7 @@ def _read(path: Path) -> Pending:
             "parents": {name: _scores(found) for name, found in raw["parents"].items()},
         }
         return Pending(folder=path.parent.absolute(), **facts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise TrackingError(
             f"{path} is damaged ({error!r}); remove its folder and run the trial's command again, "
             "which finds the finished merge and scores"

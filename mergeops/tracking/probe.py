@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from mergeops.errors import TrackingError
+from mergeops.secrets import redact
 from mergeops.settings import TrackingSpec
 from mergeops.tracking import client as quiet_client
 from mergeops.tracking.connection import SQLITE, chosen_uri
-from mergeops.tracking.keys import redact
 from mergeops.tracking.packaging import local_folder
 from mergeops.tracking.transfer import Store
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -37,13 +37,14 @@ def references(tracking: Tracking, plan_digests: set[str]) -> dict[str, Referenc
     Raises:
         TrackingError: the server cannot be asked.
     """
-    runs = [run for run in _merge_runs(tracking) if _plan(run) in plan_digests]
-    versions = [v for v in _versions(tracking) if v.tags.get("mergeops.plan_digest")]
-    parents_in_use = _parents_of_running(tracking)
+    every_run = list(_merge_runs(tracking))
+    runs = [run for run in every_run if _plan(run) in plan_digests]
+    versions = list(_versions(tracking))
+    parents_in_use = _parents_of_running(every_run)
     found = {}
     for digest in plan_digests:
         own_runs = [run for run in runs if _plan(run) == digest]
-        own_versions = [v for v in versions if v.tags["mergeops.plan_digest"] == digest]
+        own_versions = [v for v in versions if _is_of(v, digest, own_runs)]
         if own_runs or own_versions:
             found[digest] = _reference(tracking, own_runs, own_versions, parents_in_use)
     return found
@@ -91,9 +92,19 @@ def _plan(run: Run) -> str:
     return str(run.data.tags.get("mergeops.plan_digest", ""))
 
 
-def _parents_of_running(tracking: Tracking) -> set[str]:
+def _is_of(version: ModelVersion, plan_digest: str, runs: list[Run]) -> bool:
+    """Whether a version is the plan's: by its tag, else by the model or run that it was made of,
+    as in MLflow's own pages anybody can register one."""
+    if version.tags.get("mergeops.plan_digest") == plan_digest:
+        return True
+    models = {run.data.tags.get("mergeops.model_id") for run in runs} - {None}
+    sources = {f"models:/{model_id}" for model_id in models}
+    return version.source in sources or version.run_id in {run.info.run_id for run in runs}
+
+
+def _parents_of_running(runs: list[Run]) -> set[str]:
     found: set[str] = set()
-    for run in _merge_runs(tracking):
+    for run in runs:
         if run.info.lifecycle_stage == "active" and run.info.status == "RUNNING":
             for tag in ("mergeops.parent_run_ids", "mergeops.parent_model_ids"):
                 found |= {one for one in run.data.tags.get(tag, "").split(",") if one}
@@ -103,26 +114,24 @@ def _parents_of_running(tracking: Tracking) -> set[str]:
 def _merge_runs(tracking: Tracking) -> Iterator[Run]:
     from mlflow.entities import ViewType
 
-    client = tracking.client
-    token = None
-    experiments = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ALL)]
-    while True:
-        page = client.search_runs(
-            experiments, "tags.`mergeops.role` = 'merge'", ViewType.ALL, page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
+    client, wanted = tracking.client, "tags.`mergeops.role` = 'merge'"
+    for experiments in pages(client.search_experiments, view_type=ViewType.ALL):
+        ids = [experiment.experiment_id for experiment in experiments]
+        for runs in pages(client.search_runs, ids, wanted, ViewType.ALL):
+            yield from runs
 
 
 def _versions(tracking: Tracking) -> Iterator[ModelVersion]:
+    for versions in pages(tracking.client.search_model_versions):
+        yield from versions
+
+
+def pages(search: Callable[..., Any], *wanted: Any, **how: Any) -> Iterator[list[Any]]:
+    """All pages of one of MLflow's searches."""
     token = None
     while True:
-        page = tracking.client.search_model_versions(
-            "tags.`mergeops.role` = 'merge'", page_token=token
-        )
-        yield from page
+        page = search(*wanted, **how, page_token=token)
+        yield page
         token = page.token
         if not token:
             return

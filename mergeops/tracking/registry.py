@@ -6,8 +6,9 @@ import json
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
+from mergeops.secrets import redact
 from mergeops.tracking.client import error_code, is_missing
-from mergeops.tracking.keys import quoted, redact, tag_value
+from mergeops.tracking.keys import quoted, tag_value
 from mergeops.tracking.scores import with_tags
 
 if TYPE_CHECKING:

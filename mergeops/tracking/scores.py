@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.evaluate import ItemResult, Scores, TaskScore
-from mergeops.tracking.client import log_params
+from mergeops.tracking.client import log_params, unless_raced
 from mergeops.tracking.keys import dataset_digest, key, param_value, quoted, tag_value
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _log_datasets(tracking: Tracking, run_id: str, scores: Scores) -> None:
             profile=json.dumps({"num_rows": n}),
         )
         inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", "eval")]))
-    tracking.client.log_inputs(run_id, datasets=inputs)
+    unless_raced(lambda: tracking.client.log_inputs(run_id, datasets=inputs))
 
 
 def _log_items(tracking: Tracking, run_id: str, scores: Scores) -> None:

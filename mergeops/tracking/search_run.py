@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
+from mergeops.secrets import redact
 from mergeops.tracking.client import log_params
-from mergeops.tracking.keys import flatten, redact, run_name, tag_value
+from mergeops.tracking.keys import flatten, run_name, tag_value
 from mergeops.tracking.parents import run_tags
 from mergeops.tracking.scores import search_runs, with_tags
 

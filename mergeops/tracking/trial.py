@@ -19,6 +19,7 @@ from mergeops.tracking.keys import run_name
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.ownership import OWNER, elect_run, new_owner
 from mergeops.tracking.pending import Pending, folder_of
+from mergeops.tracking.trial_inputs import PARENT_RUN
 from mergeops.tracking.trial_run import Trial
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def trial(
     plan: Mapping[str, Any],
     name: str,
     parent_run_id: str | None = None,
+    kept_in: Path | None = None,
 ) -> Iterator[Trial]:
     """The run of a plan for the block: found by its digest, or started.
 
@@ -48,13 +50,14 @@ def trial(
     Args:
         plan: the plan as JSON types, kept as ``plan.json``.
         parent_run_id: run of the search that the trial belongs to.
+        kept_in: the folder that the trial is kept in, where it is already.
 
     Raises:
         TrackingError: the server is gone, or another process here is at work on the same plan.
     """
     with only_one(f"the trial {name!r}", tracking.uri, tracking.experiment_id, plan_digest):
         kept = Pending(
-            folder_of(Path(recipe.output.dir), plan_digest),
+            kept_in or folder_of(Path(recipe.output.dir), plan_digest),
             name,
             plan_digest,
             recipe,
@@ -132,6 +135,9 @@ def _open(
         )
         # Not simply the one that was made: another machine may have been faster.
         run = elect_run(tracking, plan_digest) or created
+    if parent_run_id and PARENT_RUN not in run.data.tags:
+        # The recipe was run by itself before the search came to it.
+        client.set_tag(run.info.run_id, PARENT_RUN, parent_run_id)
     opened = _trial_of(tracking, run, plan_digest)
     if opened.complete:
         return opened

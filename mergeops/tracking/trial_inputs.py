@@ -8,8 +8,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from mergeops.recipe import Recipe
-from mergeops.tracking.client import log_params
-from mergeops.tracking.keys import flatten, param_value, redact, tag_value
+from mergeops.secrets import redact
+from mergeops.tracking.client import log_params, unless_raced
+from mergeops.tracking.keys import flatten, param_value, tag_value
 from mergeops.tracking.parents import ensure_parent_model, run_tags
 from mergeops.values import plain
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mergeops.sources import Source
     from mergeops.tracking.trial_run import Trial
 
+PARENT_RUN = "mlflow.parentRunId"
+"""The tag that nests a run below another in the UI."""
 VERSIONS_OF = ("mergeops", "torch", "transformers", "safetensors", "mlflow", "lm-eval")
 
 
@@ -35,7 +38,7 @@ def tags(
         "mergeops.method": recipe.method.name,
     }
     if parent_run_id:
-        found["mlflow.parentRunId"] = parent_run_id
+        found[PARENT_RUN] = parent_run_id
     runs = []
     for source_name, source in sources.items():
         if source.run_id:
@@ -57,10 +60,11 @@ def log_inputs(trial: Trial, recipe: Recipe, plan: Mapping[str, Any]) -> None:
     tracking, client = trial.tracking, trial.tracking.client
     parents = trial.parents
     models = {name: ensure_parent_model(tracking, source) for name, source in parents.items()}
-    client.log_inputs(trial.run_id, models=[LoggedModelInput(m) for m in models.values()])
-    log_params(client, trial.run_id, _params(recipe))
+    inputs = [LoggedModelInput(model_id) for model_id in models.values()]
+    unless_raced(lambda: client.log_inputs(trial.run_id, models=inputs), trial.check_owner)
+    log_params(client, trial.run_id, _params(recipe), trial.check_owner)
     trial.set_tags(parent_model_ids=",".join(models.values()), parents=",".join(parents))
-    trial.log_text(yaml.safe_dump(redact(recipe.to_dict()), sort_keys=False), "recipe.yaml")
+    trial.log_text(yaml.safe_dump(_shown(recipe), sort_keys=False), "recipe.yaml")
     trial.log_json(plan, "plan.json")
     lock = {
         "plan_digest": trial.plan_digest,
@@ -76,6 +80,16 @@ def _params(recipe: Recipe) -> dict[str, str]:
     method = raw.pop("method")
     name = method.pop("name")
     return {"method": param_value(name), **flatten({**raw, "method": method})}
+
+
+def _shown(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what is secret."""
+    raw = recipe.to_dict()
+    # A webhook's address and a command's arguments are secrets as a whole, and belong to whoever
+    # promotes, not to the merge.
+    raw["promote"].pop("hooks")
+    shown: dict[str, Any] = redact(raw)
+    return shown
 
 
 def _pinned(source: Source, model_id: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mergeops.errors import TrackingError
 from mergeops.report.card import CardParent, model_card
 from mergeops.report.lineage import Node, lineage_svg
+from mergeops.secrets import redact
 from mergeops.tracking.client import is_missing
-from mergeops.tracking.keys import redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

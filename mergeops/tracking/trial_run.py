@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.recipe import Recipe
+from mergeops.secrets import redact
 from mergeops.tracking import packaging, registry, trial_page
 from mergeops.tracking import parents as tracked_parents
 from mergeops.tracking.client import is_missing
-from mergeops.tracking.keys import model_name, redact, tag_value
+from mergeops.tracking.keys import model_name, tag_value
 from mergeops.tracking.ownership import check_owner, elect_model
 from mergeops.tracking.pending import Pending
 from mergeops.tracking.scores import log_scores
@@ -237,8 +238,7 @@ class Trial:
         """Do a step; where the server is away, keep the trial, and the step's file, for later."""
         if self.away is None:
             try:
-                if self.owner is not None:
-                    check_owner(self.tracking, self.run_id, self.name, self.owner)
+                self.check_owner()
                 return step()
             except AwayError as error:
                 if self.pending is None:
@@ -246,10 +246,8 @@ class Trial:
                 self.away = error
                 self.pending.reason = str(error)
         if self.pending is not None:
-            if file is not None and self.pending.checkpoint is not None:
-                path = self.pending.artifacts / file[0]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file[1](path)
+            if file is not None:
+                self.pending.write_artifact(*file)
             self.pending.write()
         return None
 
@@ -286,8 +284,7 @@ class Trial:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
         text = " ".join(str(redact(str(error))).split()) or type(error).__name__
         try:
-            if self.owner is not None:
-                check_owner(self.tracking, self.run_id, self.name, self.owner)
+            self.check_owner()
             self.set_tags(error=f"{type(error).__name__}: {text}")
             model = self._find_model()
             if model is not None and str(model.status) == "PENDING":
@@ -296,6 +293,11 @@ class Trial:
         except TrackingError:
             # The error that stopped the trial matters more; the next command goes on anyway.
             return
+
+    def check_owner(self) -> None:
+        """Refuse to write where another process took the trial over, or its run was deleted."""
+        if self.owner is not None:
+            check_owner(self.tracking, self.run_id, self.name, self.owner)
 
     def _find_model(self) -> Any:
         client = self.tracking.client

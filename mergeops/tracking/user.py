@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 
 
 def current_user() -> str:
@@ -15,4 +16,11 @@ def current_user() -> str:
     """
     from mlflow.utils.credentials import read_mlflow_creds
 
-    return read_mlflow_creds().username or getpass.getuser()
+    named = read_mlflow_creds().username
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # Containers run under numbers that no passwd file names.
+        return f"uid {os.getuid()}"

@@ -124,3 +124,10 @@ def test_the_mean_of_zeros_and_ones_gets_wilsons_interval() -> None:
     wide = mean_interval(dataclasses.replace(scores, tasks={"a": task}))
     assert (wide.method, wide.mean) == ("clustered t", pytest.approx(0.6))
     assert wide.high - wide.low > found.high - found.low
+
+
+def test_clusters_that_are_all_right_are_no_certainty() -> None:
+    items = tuple(ItemResult(i, "d", "p", "t", 1.0, str(i // 5)) for i in range(20))
+    scores = Scores("00", "dev", {"a": TaskScore("a", "acc", 1.0, None, items, "1", "x")}, {})
+    found = mean_interval(scores)
+    assert (found.low, found.high) == pytest.approx((0.025 ** (1 / 4), 1.0))

@@ -200,15 +200,28 @@ def test_an_error_rate_is_compared_exactly_as_the_rate_of_right_answers() -> Non
     assert wrong == right
 
 
-def test_constant_differences_and_single_items_are_no_division_by_zero() -> None:
+def test_items_that_all_show_the_same_difference_get_a_sign_test_and_a_bound_for_no_events() -> (
+    None
+):
+    # No event in 3 units at 95 % two-sided: q = 1 - 0.025 ** (1 / 3).
+    q = 1 - 0.025 ** (1 / 3)
     same = compare_pairs([(0.5, 0.5)] * 3)
-    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1.0)
+    assert (same.difference, same.p_value, same.test) == (0, 1.0, "exact sign")
+    assert (same.low, same.high) == pytest.approx((-q, q))
     assert same.detectable(0.05) is None
-    always = compare_pairs([(0.75, 0.5)] * 3)
-    assert (always.low, always.p_value) == (0.25, 0.0)
+    always = compare_pairs([(0.7, 0.5)] * 3)
+    assert always.p_value == 0.125
+    assert (always.low, always.high) == pytest.approx((0.2 - 1.2 * q, 0.2 + 0.8 * q))
     one = compare_pairs([(0.7, 0.5)])
-    assert (one.low, one.high, one.p_value) == (-math.inf, math.inf, 0.5)
+    assert (one.low, one.high, one.p_value) == (-math.inf, math.inf, 1.0)
     assert one.detectable(0.05) is None
+
+
+def test_clusters_that_all_show_the_same_difference_are_not_certain() -> None:
+    found = compare_pairs([(1.0, 0.0)] * 9, clusters=list("aaabbbccc"))
+    assert (found.test, found.p_value, found.units) == ("exact sign", 0.125, 3)
+    q = 1 - 0.025 ** (1 / 3)
+    assert (found.low, found.high) == pytest.approx((1 - 2 * q, 1.0))
 
 
 # --- what could have been found
@@ -339,7 +352,7 @@ def test_equal_labels_of_two_tasks_are_two_clusters() -> None:
 
 def test_one_cluster_alone_shows_nothing() -> None:
     found = compare_pairs([(1.0, 0.0)] * 9, clusters=["a"] * 9)
-    assert (found.low, found.high, found.p_value) == (-math.inf, math.inf, 0.5)
+    assert (found.low, found.high, found.p_value) == (-math.inf, math.inf, 1.0)
 
 
 def test_clustered_tests_err_no_more_often_than_alpha_where_plain_ones_do() -> None:

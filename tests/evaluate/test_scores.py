@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mergeops.errors import EvaluationError
@@ -27,6 +29,14 @@ def test_where_lower_is_better_the_merit_is_the_negated_mean() -> None:
     assert (perplexity.pooled, perplexity.merit) == (4.0, -4.0)
     accuracy = scores(task("a", [0.0, 1.0]))
     assert accuracy.merit == accuracy.pooled == 0.5
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_worse_than_any_that_is(
+    value: float, higher_is_better: bool
+) -> None:
+    assert scores(task("a", [value, 1.0], higher_is_better=higher_is_better)).merit == -math.inf
 
 
 def test_tasks_of_both_directions_give_no_merit() -> None:

@@ -66,10 +66,22 @@ def test_the_best_of_many_equals_is_not_called_better_too_often() -> None:
     assert wrong / 200 <= 0.05 + 0.046
 
 
-def test_a_candidate_that_is_the_reference_has_no_gain_for_certain() -> None:
+def test_a_candidate_that_never_differs_gets_the_bound_for_no_events() -> None:
     candidates, reference = noisy(2)
     found = simultaneous({**candidates, "same": reference}, reference)["same"]
-    assert (found.difference, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+    q = 1 - (0.05 / 3 / 2) ** (1 / 300)
+    assert (found.difference, found.p_value) == (0.0, 1.0)
+    assert (found.low, found.high) == pytest.approx((-q, q))
+
+
+def test_a_few_items_or_clusters_that_all_win_are_not_certain() -> None:
+    won = simultaneous({"a": scores([1.0] * 4), "b": scores([0.0] * 4)}, scores([0.0] * 4))["a"]
+    # Two candidates, each with an exact sign test over four items.
+    assert won.p_value == 2 / 16
+    assert won.low == pytest.approx(1 - 2 * (1 - 0.0125 ** (1 / 4)))
+    labels = ["x"] * 4
+    one = simultaneous({"a": scores([1.0] * 4, labels)}, scores([0.0] * 4, labels))["a"]
+    assert (one.low, one.high, one.p_value) == (-np.inf, np.inf, 1.0)
 
 
 def test_clusters_are_drawn_whole() -> None:

@@ -14,6 +14,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from user_place import ended, mergeops
 
 from mergeops.errors import TrackingError
 from mergeops.settings import TrackingSpec
+from mergeops.tracking.client import log_params, unless_raced
 from mergeops.tracking.connection import connect
 from mergeops.tracking.trial import read_recipe
 
@@ -207,6 +210,33 @@ def test_names_and_values_that_a_strict_database_refuses_are_mapped_and_kept_in_
     assert client.get_model_version("strict", str(version)).description.startswith("ddd")
     assert read_recipe(case.tracking, log.run_id)["sources"]["math"]["uri"].endswith(long)
     assert case.tracking.scored()[0].scores.tasks.keys() == scores.tasks.keys()
+
+
+@pytest.mark.parametrize("database", ["server", "open_server"])
+def test_two_that_log_the_same_onto_one_run_at_once_both_go_on(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    from mlflow.entities import LoggedModelInput
+
+    uri = request.getfixturevalue(database).uri
+    tracking = connect(TrackingSpec(uri=uri, experiment="at once"))
+    client, params = tracking.client, {f"p{i}": "1" for i in range(50)}
+    for _ in range(3):
+        run_id = client.create_run(tracking.experiment_id).info.run_id
+        made = client.create_logged_model(tracking.experiment_id, source_run_id=run_id)
+        inputs = [LoggedModelInput(made.model_id)]
+        together = threading.Barrier(2)
+
+        def log(run_id: str, inputs: list[Any], together: threading.Barrier) -> None:
+            together.wait()
+            unless_raced(lambda: client.log_inputs(run_id, models=inputs))
+            log_params(client, run_id, params)
+
+        with ThreadPoolExecutor(2) as both:
+            list(both.map(log, [run_id] * 2, [inputs] * 2, [together] * 2))
+        run = client.get_run(run_id)
+        assert run.data.params == params
+        assert [one.model_id for one in run.inputs.model_inputs] == [made.model_id]
 
 
 def test_no_credential_reaches_the_server(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mergeops.errors import ConfigError, MergeError
+from mergeops.methods import Scan, columns
 from mergeops.methods.whole import merge_tensors
 
 SPHERES = ["nuslerp", "multislerp", "karcher"]
@@ -21,6 +22,28 @@ def arc(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Shoemake's formula for two vectors in float64."""
     angle = math.acos(max(-1.0, min(1.0, float(a @ b / a.norm() / b.norm()))))
     return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
+
+
+@pytest.mark.parametrize("chunk", [4, 9, 84])
+@pytest.mark.parametrize("with_base", [False, True])
+def test_many_columns_are_taken_some_at_a_time_for_the_same_bits(
+    with_base: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor of three dimensions: 28 columns of 3 entries, at most 5 at a time."""
+    base, (a, b) = fine_tunes((3, 4, 7), 2)
+    flags = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+    origin = base if with_base else None
+    expected = merge_tensors("nuslerp", [a, b], origin, flags)
+    widths, products = [], columns._products
+
+    def seen(scan: Scan, count: int, length: int) -> Tensor:
+        widths.append(count)
+        return products(scan, count, length)
+
+    monkeypatch.setattr(columns, "_products", seen)
+    monkeypatch.setattr(columns, "WIDTH", 5)
+    assert merge_tensors("nuslerp", [a, b], origin, flags, chunk=chunk).equal(expected)
+    assert widths == [5] * 5 + [3]
 
 
 def karcher(points: list[Tensor], steps: int) -> Tensor:

@@ -46,6 +46,19 @@ def shown(board: Leaderboard, width: int = 120) -> str:
     return file.getvalue()
 
 
+@pytest.mark.parametrize("higher", [True, False])
+@pytest.mark.parametrize("place", range(3))
+def test_a_score_that_is_no_number_is_ranked_last_wherever_it_stood(
+    higher: bool, place: int
+) -> None:
+    values = {"one": 1.0, "two": 2.0}
+    entries = [Entry(n, "source", scores(higher=higher, a=[v, v])) for n, v in values.items()]
+    entries.insert(place, Entry("broken", "source", scores(higher=higher, a=[math.nan, 1.0])))
+    best, second, last = leaderboard(entries).rows
+    assert [best.name, second.name] == (["two", "one"] if higher else ["one", "two"])
+    assert last.name == "broken"
+
+
 def test_models_are_ranked_by_their_score_over_all_items() -> None:
     board = leaderboard(ALL)
     assert [(row.rank, row.name, row.kind, row.pooled) for row in board.rows] == [

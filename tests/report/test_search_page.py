@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pytest
 from tracking_case import Case, make_scores
 
+from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.report.leaderboard import Entry, Leaderboard, leaderboard
 from mergeops.report.search_page import TrialLine, log_search, search_figure
 
@@ -65,3 +68,31 @@ def test_the_picture_has_the_trials_in_order_and_the_best_parent_as_a_line() -> 
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
     assert lines["best so far"] == [0.5, 0.75, 0.75]
     assert lines["best single parent: math"] == [0.4, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("higher_is_better", "best_so_far", "best"),
+    [(True, [3.0, 3.0, 3.0, 4.0], "d"), (False, [3.0, 3.0, 2.0, 2.0], "c")],
+)
+def test_a_trial_without_a_finite_score_never_leads(
+    case: Case, higher_is_better: bool, best_so_far: list[float], best: str
+) -> None:
+    values = {"0": math.nan, "a": 3.0, "b": math.nan, "c": 2.0, "d": 4.0}
+    entries = [Entry(name, "merge", one_task(v, higher_is_better)) for name, v in values.items()]
+    made = leaderboard(entries)
+    rows = {row.name: row for row in made.rows}
+    (axes,) = search_figure([rows[n] for n in values], made, higher_is_better).axes
+    (line,) = [found for found in axes.get_lines() if found.get_label() == "best so far"]
+    assert math.isnan(line.get_ydata()[0])
+    assert list(line.get_ydata())[1:] == best_so_far
+    lines = [TrialLine(name, name * 32, f"skills/{i}") for i, name in enumerate(values)]
+    with case.tracking.search("soup", DIGEST, {}) as log:
+        log_search(log, lines, made, higher_is_better)
+    text = case.tracking.client.get_run(log.run_id).data.tags["mlflow.note.content"]
+    assert text.startswith(f"5 trials; the best merge is **{best}**, ")
+
+
+def one_task(value: float, higher_is_better: bool) -> Scores:
+    items = (ItemResult(0, "d", "p", "t", value), ItemResult(1, "e", "q", "u", value))
+    task = TaskScore("a", "perplexity", value, None, items, "1", "x", higher_is_better)
+    return Scores("0" * 64, "dev", {"a": task}, {})

@@ -147,6 +147,26 @@ def test_it_joins_the_active_run_and_leaves_it_open(
     assert found(tracked)["mine"].step == 4
 
 
+def test_settings_that_the_run_has_already_stay_and_hold_up_nothing(
+    base: Path, tracked: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import mlflow
+
+    mlflow.set_experiment("ft")
+    with caplog.at_level(logging.WARNING, "mergeops"), mlflow.start_run(run_name="mine") as mine:
+        mlflow.log_param("learning_rate", "2e-5")
+        for name in ("first", "second"):
+            train(base, tmp_path / name)
+            run = mlflow.get_run(mine.info.run_id)
+            assert run.data.tags["mergeops.output_dir"] == str(tmp_path / name)
+            assert run.data.tags["mergeops.checkpoints"] == "checkpoint-2 checkpoint-4"
+            assert run.data.params["learning_rate"] == "2e-5"
+            assert run.data.params["output_dir"] == str(tmp_path / "first")
+    history = mlflow.MlflowClient().get_metric_history(mine.info.run_id, "eval_loss")
+    assert [metric.step for metric in history] == [2, 4, 2, 4]
+    assert [record for record in caplog.records if record.name == "mergeops"] == []
+
+
 def test_runs_that_share_an_output_directory_are_told_apart_by_the_notes(
     base: Path, tracked: str, tmp_path: Path
 ) -> None:
@@ -248,6 +268,21 @@ def test_facts_that_did_not_arrive_come_with_the_next_ones(
     assert client.tags == {"a": "1", "b": "2"}
     assert (client.metrics, client.status) == ([3.0, 2.0], "FINISHED")
     assert len(caplog.records) == 1
+
+
+def test_the_training_log_shows_no_credentials(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse() -> Any:
+        raise OSError("no answer from http://bob:hunter2@mlflow.example:5000/?token=hunter2")
+
+    courier = Courier(refuse, lambda _: "run")
+    courier.send(tags={"a": "1"})
+    assert not courier.wait(5)
+    callback = MergeReadyCallback()
+    callback._warn(OSError("cannot open postgresql://bob:hunter2@db/mlflow"))
+    told = [record.getMessage() for record in caplog.records if record.name == "mergeops"]
+    assert "(no answer from http://mlflow.example:5000/?token=***)" in told[0]
+    assert "(cannot open postgresql://db/mlflow)" in told[1]
+    assert "hunter2" not in caplog.text
 
 
 def test_handing_over_facts_never_waits_for_the_server() -> None:

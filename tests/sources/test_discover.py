@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from mergeops.errors import ConfigError, SourceError, TrackingError
+from mergeops.sources import adopt as adopt_module
 from mergeops.sources.adopt import adopt
 from mergeops.sources.discover import discover
 from mergeops.sources.found import Found
@@ -240,7 +245,13 @@ def test_an_adoption_that_was_killed_half_way_is_completed(
     def die(*args: Any, **how: Any) -> None:
         raise KeyboardInterrupt
 
-    for method in ("finalize_logged_model", "log_outputs", "create_model_version"):
+    # The last one links the version to its model.
+    for method in (
+        "finalize_logged_model",
+        "log_outputs",
+        "create_model_version",
+        "set_logged_model_tags",
+    ):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(mlflow.MlflowClient, method, die)
             adopt("old", tracking_uri=fabricate.uri, register="ing")
@@ -250,6 +261,63 @@ def test_an_adoption_that_was_killed_half_way_is_completed(
     outputs = fabricate.client.get_run(run_id).outputs.model_outputs
     assert [output.model_id for output in outputs] == [done.model_id]
     assert done.registered == "ing/1"
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "ing", "version": 1}]
+
+
+def test_adoptions_at_the_same_time_make_everything_once(
+    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_ids = [hf_run(fabricate, name) for name in "ab"]
+    both_have_read = threading.Barrier(2, timeout=60)
+    real = adopt_module.read_experiment
+
+    def read_by_both(*args: Any) -> Any:
+        found = real(*args)
+        both_have_read.wait()
+        return found
+
+    monkeypatch.setattr(adopt_module, "read_experiment", read_by_both)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(adopt, "old", tracking_uri=fabricate.uri, register="ing") for _ in "12"
+        ]
+        first, second = (call.result().adopted for call in calls)
+    made = {one.model_id: one.registered for one in first}
+    assert made == {one.model_id: one.registered for one in second}
+    assert sorted(one.is_new for one in [*first, *second]) == [False, False, True, True]
+    models = fabricate.client.search_logged_models([fabricate.experiment])
+    assert sorted(model.model_id for model in models) == sorted(made, key=str)
+    assert len(fabricate.client.search_model_versions("name = 'ing'")) == 2
+    for run_id in run_ids:
+        assert len(fabricate.client.get_run(run_id).outputs.model_outputs) == 1
+
+
+def test_what_another_machine_adopted_first_is_taken_and_the_own_goes(
+    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = hf_run(fabricate, "a")
+    client = fabricate.client
+    real_model, real_version = MlflowClient.create_logged_model, MlflowClient.create_model_version
+
+    # The other machine has no part in the lock here; each of its writes comes just before ours.
+    def twice_model(self: Any, *args: Any, **how: Any) -> Any:
+        real_model(self, *args, **how)
+        time.sleep(0.002)
+        return real_model(self, *args, **how)
+
+    def twice_version(self: Any, *args: Any, **how: Any) -> Any:
+        real_version(self, *args, **how)
+        return real_version(self, *args, **how)
+
+    monkeypatch.setattr(MlflowClient, "create_logged_model", twice_model)
+    monkeypatch.setattr(MlflowClient, "create_model_version", twice_version)
+    (one,) = adopt("old", tracking_uri=fabricate.uri, register="ing").adopted
+    (model,) = client.search_logged_models([fabricate.experiment])
+    (version,) = client.search_model_versions("name = 'ing'")
+    assert (one.model_id, one.is_new) == (model.model_id, False)
+    assert (one.registered, version.source) == ("ing/1", f"models:/{model.model_id}")
+    outputs = client.get_run(run_id).outputs.model_outputs
+    assert [output.model_id for output in outputs] == [model.model_id]
 
 
 def test_a_name_that_mlflow_would_refuse_is_refused_before_anything_is_written(

@@ -125,6 +125,69 @@ def test_a_pickled_adapter_is_converted(
     assert load_file(found.path / "adapter_model.safetensors").keys() == tensors.keys()
 
 
+@pytest.fixture
+def pickled(tmp_path: Path) -> Path:
+    import torch
+
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    torch.save({"w": torch.zeros(64)}, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_pickled_weights_that_change_behind_their_time_are_converted_again(
+    pickled: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    file = pickled / "pytorch_model.bin"
+    seen = file.stat()
+    assert load_file(find(pickled, tmp_path).path / "model.safetensors")["w"].sum() == 0
+    torch.save({"w": torch.ones(64)}, file)
+    os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert file.stat().st_size == seen.st_size
+    assert load_file(find(pickled, tmp_path).path / "model.safetensors")["w"].sum() == 64
+
+
+def test_pickled_weights_that_change_while_they_are_converted_are_refused_and_not_kept(
+    pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    load = torch.load
+
+    def slow(file: Path, **named: Any) -> Any:
+        content = {name: tensor.clone() for name, tensor in load(file, **named).items()}
+        torch.save({"w": torch.ones(64)}, file)
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", slow)
+        with pytest.raises(SourceError, match="pytorch_model.bin changed while it was converted"):
+            find(pickled, tmp_path)
+    assert load_file(find(pickled, tmp_path).path / "model.safetensors")["w"].sum() == 64
+
+
+def test_files_beside_pickled_weights_come_and_go_without_a_new_conversion(
+    pickled: Path, tmp_path: Path
+) -> None:
+    from mergeops.checkpoint.pickled import converted
+
+    folder = converted(pickled, tmp_path)
+    made = (folder / "model.safetensors").stat()
+    (pickled / "tokenizer.json").write_text("{}")
+    (pickled / "model.safetensors.index.json").write_text("{}")
+    assert converted(pickled, tmp_path) == folder
+    assert (folder / "tokenizer.json").read_text() == "{}"
+    (pickled / "tokenizer.json").unlink()
+    converted(pickled, tmp_path)
+    assert not (folder / "tokenizer.json").is_symlink()
+    assert (folder / "model.safetensors").stat() == made
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, ("evil",))

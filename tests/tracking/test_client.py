@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from mergeops.errors import AwayError, TrackingError
-from mergeops.tracking.client import translated
+from mergeops.tracking.client import log_params, translated
 
 botocore = pytest.importorskip("botocore.exceptions")
 SERVER = "http://admin:password@mlflow.example:5000"
@@ -98,3 +101,54 @@ def test_a_wrong_password_is_told_apart_from_none(monkeypatch: pytest.MonkeyPatc
     assert "set MLFLOW_TRACKING_USERNAME" in str(told(error))
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     assert "check MLFLOW_TRACKING_USERNAME" in str(told(error))
+
+
+class Raced:
+    """A store where another process logs ``theirs`` after the run was read and before the write."""
+
+    def __init__(self, words: str, theirs: dict[str, str]) -> None:
+        self.words, self.theirs = words, theirs
+        self.params: dict[str, str] = {}
+
+    def get_run(self, run_id: str) -> Any:
+        return SimpleNamespace(data=SimpleNamespace(params=dict(self.params)))
+
+    def log_batch(self, run_id: str, params: Any) -> None:
+        self.params |= self.theirs
+        new = {param.key: param.value for param in params}
+        if set(new) & set(self.params):
+            raise TrackingError(f"MLflow at {SERVER} could not log batch: {self.words}")
+        self.params |= new
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "BAD_REQUEST: (sqlite3.IntegrityError) UNIQUE constraint failed: params.key",
+        "BAD_REQUEST: (psycopg2.errors.UniqueViolation) duplicate key value violates unique",
+    ],
+)
+def test_parameters_that_another_process_logs_meanwhile_are_no_error(words: str) -> None:
+    client: Any = Raced(words, theirs={"a": "1", "b": "2"})
+    log_params(client, "run", {"a": "1", "b": "2", "c": "3"})
+    assert client.params == {"a": "1", "b": "2", "c": "3"}
+
+
+def test_who_lost_the_run_meanwhile_does_not_go_on_writing_parameters() -> None:
+    def taken_over() -> None:
+        raise TrackingError("taken over")
+
+    client: Any = Raced("UNIQUE constraint failed", theirs={"a": "1"})
+    with pytest.raises(TrackingError, match="taken over"):
+        log_params(client, "run", {"a": "1", "b": "2"}, taken_over)
+    assert client.params == {"a": "1"}
+
+
+def test_a_parameter_that_the_server_refuses_for_itself_is_an_error() -> None:
+    class Refusing(Raced):
+        def log_batch(self, run_id: str, params: Any) -> None:
+            raise TrackingError("Exceeded length")
+
+    client: Any = Refusing("", theirs={})
+    with pytest.raises(TrackingError, match="Exceeded length"):
+        log_params(client, "run", {"a": "x"})

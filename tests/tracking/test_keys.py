@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mergeops.secrets import redact
 from mergeops.tracking.keys import (
     dataset_digest,
     file_name,
@@ -16,7 +17,6 @@ from mergeops.tracking.keys import (
     model_name,
     param_value,
     quoted,
-    redact,
     tag_value,
 )
 
@@ -82,6 +82,8 @@ def test_long_values_are_cut_at_the_limits_with_an_ellipsis() -> None:
         ("https://me:hunter2@host:5000/path", "https://host:5000/path"),
         ("postgresql+psycopg2://u:p@db/mlflow", "postgresql+psycopg2://db/mlflow"),
         ("s3://bucket/x?X-Amz-Signature=abc&v=1", "s3://bucket/x?X-Amz-Signature=***&v=1"),
+        ("https://host/x?subscription-key=abc&v=1", "https://host/x?subscription-key=***&v=1"),
+        ("sftp://bob:pw@host/math?host_key=abc", "sftp://host/math?host_key=***"),
         ("hf://org/name@rev", "hf://org/name@rev"),
         ("runs:/abc/path", "runs:/abc/path"),
         ("models:/skills@champion", "models:/skills@champion"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -85,4 +86,19 @@ def test_who_lost_the_lock_notices_and_leaves_the_new_one(tracking: Tracking) ->
 def test_an_error_in_the_block_frees_it(tracking: Tracking) -> None:
     with pytest.raises(RuntimeError), hold(tracking):
         raise RuntimeError
+    assert locks(tracking) == []
+
+
+def test_a_lock_that_was_made_though_the_answer_was_lost_is_held(tracking: Tracking) -> None:
+    class Lossy:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tracking.client, name)
+
+        def create_registered_model(self, *words: Any) -> Any:
+            tracking.client.create_registered_model(*words)
+            return tracking.client.create_registered_model(*words)
+
+    lossy: Any = Lossy()
+    with hold(dataclasses.replace(tracking, client=lossy)) as check:
+        check()
     assert locks(tracking) == []

@@ -12,7 +12,9 @@ import yaml
 from tracking_case import Case, make_recipe, make_scores, make_source
 
 from mergeops.errors import TrackingError
+from mergeops.recipe import Recipe
 from mergeops.report.leaderboard import Entry, leaderboard
+from mergeops.settings import PromoteSpec
 
 
 def artifact(case: Case, run_id: str, name: str, folder: Path) -> str:
@@ -105,6 +107,19 @@ def test_credentials_reach_neither_tags_nor_params_nor_files(case: Case, tmp_pat
             assert b"hunter2" not in path.read_bytes(), path
 
 
+def test_hooks_are_not_logged_and_stay_with_who_promotes(case: Case, tmp_path: Path) -> None:
+    hooks = {"webhook": "https://hooks.example/T0/hunter2", "command": ["notify", "hunter2"]}
+    recipe = make_recipe(case.tracking.spec, promote={"margin": 0.1, "hooks": hooks})
+    with dataclasses.replace(case, recipe=recipe).trial() as log:
+        log.log_model(case.checkpoint, weights_sha256="0" * 64)
+    client = case.tracking.client
+    assert "hunter2" not in json.dumps(client.get_run(log.run_id).data.to_dictionary())
+    for path in Path(client.download_artifacts(log.run_id, "", str(tmp_path))).rglob("*"):
+        assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
+    logged = Recipe.from_dict(case.tracking.recipe(log.run_id))
+    assert logged.promote == PromoteSpec(margin=0.1)
+
+
 def test_a_resumed_trial_keeps_its_first_parameters_and_takes_other_uris(case: Case) -> None:
     with pytest.raises(ValueError, match="stop"), case.trial():
         raise ValueError("stop")
@@ -124,6 +139,19 @@ def test_a_trial_of_a_search_is_nested_below_its_run(case: Case) -> None:
         run_id, _ = case.whole(parent_run_id=search.run_id)
     tags = case.tracking.client.get_run(run_id).data.tags
     assert tags["mlflow.parentRunId"] == search.run_id
+
+
+def test_a_trial_that_was_run_by_itself_first_is_nested_by_the_search_that_finds_it(
+    case: Case,
+) -> None:
+    run_id, _ = case.whole()
+    parents = []
+    for digest in "de":
+        with case.tracking.search("soup", digest * 64, {}) as search:
+            assert case.whole(parent_run_id=search.run_id)[0] == run_id
+        parents.append(search.run_id)
+    tags = case.tracking.client.get_run(run_id).data.tags
+    assert tags["mlflow.parentRunId"] == parents[0]
 
 
 def test_other_questions_later_are_added_to_the_finished_trial(case: Case) -> None:
