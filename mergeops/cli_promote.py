@@ -96,12 +96,12 @@ def approve(
     """Make NAME@challenger, which another user proposed, the champion."""
     from mergeops import approval, hooks
     from mergeops.report.promotion import print_change
-    from mergeops.tracking.connection import connect
+    from mergeops.tracking.connection import connect_to_server
     from mergeops.tracking.user import current_user
 
     recipe, name = _settings(name, overrides, config_dir)
     told = hooks.configured(recipe.promote.hooks)
-    tracking = connect(recipe.tracking)
+    tracking = connect_to_server(recipe.tracking)
     change = approval.approve(
         tracking,
         name,
@@ -134,13 +134,13 @@ def reject(
 ) -> None:
     """Close the proposal of NAME@challenger; the champion stays."""
     from mergeops import approval
-    from mergeops.tracking.connection import connect
+    from mergeops.tracking.connection import connect_to_server
     from mergeops.tracking.user import current_user
 
     if not reason.strip():
         raise ConfigError("--reason is empty; say why, for the proposer reads it")
     recipe, name = _settings(name, overrides, config_dir)
-    tracking = connect(recipe.tracking)
+    tracking = connect_to_server(recipe.tracking)
     change = approval.reject(tracking, name, user=current_user(), reason=reason, version=version)
     _deliver(tracking, name, recipe, quiet)
     text = f"rejected: version {change.to} of {name}, proposed by {change.proposed_by}"
@@ -165,12 +165,12 @@ def rollback(
     """Move NAME@champion back to NAME@previous."""
     from mergeops import hooks
     from mergeops import promote as registry
-    from mergeops.tracking.connection import connect
+    from mergeops.tracking.connection import connect_to_server
     from mergeops.tracking.user import current_user
 
     recipe, name = _settings(name, overrides, config_dir)
     told = hooks.configured(recipe.promote.hooks)
-    tracking = connect(recipe.tracking)
+    tracking = connect_to_server(recipe.tracking)
     change: Change = registry.rollback(
         tracking,
         name,
@@ -194,10 +194,10 @@ def history(
     """Every promotion, refusal, proposal, rollback and use of the confirm part of NAME."""
     from mergeops.history import history as read
     from mergeops.report.promotion import print_history
-    from mergeops.tracking.connection import connect
+    from mergeops.tracking.connection import connect_to_server
 
     recipe, name = _settings(name, overrides, config_dir)
-    found = read(connect(recipe.tracking, create=False), name)
+    found = read(connect_to_server(recipe.tracking), name)
     if as_json:
         return print_result(found.to_dict(), True)
     print_history(found)
