@@ -389,7 +389,7 @@ def small_disk(plan: Plan, tmp_path: Path) -> Iterator[Path]:
     if done.returncode != 0:
         pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 1.0])
@@ -429,7 +429,7 @@ def test_a_mount_point_is_refused_before_work_and_what_to_do_works(
         assert contents(merge(plan, point / "merge", device="cpu")) == expected
     finally:
         if bind:
-            subprocess.run(["umount", str(point)], check=True)
+            subprocess.run(["umount", "--lazy", str(point)], check=True)
 
 
 @pytest.mark.parametrize("exists", [False, True])
