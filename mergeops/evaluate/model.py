@@ -6,6 +6,7 @@ Heavy imports at the top: imported only when something has to be scored.
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from mergeops.errors import EvaluationError, MergeopsError
 from mergeops.evaluate.catalogue import first_line
 from mergeops.settings import EvaluateSpec
 
+_ONE_AT_A_TIME = threading.Lock()
+"""transformers switches tying off for the whole process while it loads a model; two threads that
+load at once would leave it off."""
+
 
 def load_model(
     path: Path, spec: EvaluateSpec, device: torch.device, *, trust_remote_code: bool
@@ -29,14 +34,15 @@ def load_model(
     """
     dtype = spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            str(path),
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with _ONE_AT_A_TIME:
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                str(path),
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except Exception as error:
         raise EvaluationError(f"model {path} cannot be loaded: {first_line(error)}") from error
     # transformers fills what is missing or misshapen with random numbers and only warns.

@@ -497,3 +497,28 @@ def test_every_small_model_has_one_thread_and_every_large_one_has_all(
     finally:
         torch.set_num_threads(before)
     assert sorted(set(threads)) == [(False, 1), (True, 2)]
+
+
+def test_models_that_load_at_once_leave_transformers_as_it_was(
+    tiny_llama: Callable[..., Path],
+) -> None:
+    """While it loads, transformers replaces a method of all models by one that does nothing."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+    from transformers import PreTrainedModel
+
+    from mergeops.evaluate.model import load_model
+    from mergeops.settings import EvaluateSpec
+
+    path, before = tiny_llama(tied=True), PreTrainedModel.tie_weights
+
+    def load(_: int) -> bool:
+        model = load_model(
+            path, EvaluateSpec(tasks=("x",)), torch.device("cpu"), trust_remote_code=False
+        )
+        return model.lm_head.weight is model.model.embed_tokens.weight
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(load, range(24)))
+    assert PreTrainedModel.tie_weights is before
