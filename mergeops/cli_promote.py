@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +23,6 @@ from mergeops.options import (
 from mergeops.progress import Progress
 
 if TYPE_CHECKING:
-    from mergeops.audit import Change
     from mergeops.recipe import Recipe
     from mergeops.tracking.connection import Tracking
 
@@ -94,24 +96,20 @@ def approve(
     quiet: bool,
 ) -> None:
     """Make NAME@challenger, which another user proposed, the champion."""
-    from mergeops import approval, hooks
+    from mergeops import approval
+    from mergeops.hooks import configured
     from mergeops.report.promotion import print_change
-    from mergeops.tracking.connection import connect_to_server
-    from mergeops.tracking.user import current_user
 
-    recipe, name = _settings(name, overrides, config_dir)
-    told = hooks.configured(recipe.promote.hooks)
-    tracking = connect_to_server(recipe.tracking)
-    change = approval.approve(
-        tracking,
-        name,
-        user=current_user(),
-        version=version,
-        expect_current=expect_current,
-        reason=reason,
-        hooks=told,
-    )
-    _deliver(tracking, name, recipe, quiet)
+    with _registry(name, overrides, config_dir, quiet) as at:
+        change = approval.approve(
+            at.tracking,
+            at.name,
+            user=at.user,
+            version=version,
+            expect_current=expect_current,
+            reason=reason,
+            hooks=configured(at.recipe.promote.hooks),
+        )
     if as_json:
         return print_result(change.to_dict(), True)
     print_change(change)
@@ -134,16 +132,12 @@ def reject(
 ) -> None:
     """Close the proposal of NAME@challenger; the champion stays."""
     from mergeops import approval
-    from mergeops.tracking.connection import connect_to_server
-    from mergeops.tracking.user import current_user
 
     if not reason.strip():
         raise ConfigError("--reason is empty; say why, for the proposer reads it")
-    recipe, name = _settings(name, overrides, config_dir)
-    tracking = connect_to_server(recipe.tracking)
-    change = approval.reject(tracking, name, user=current_user(), reason=reason, version=version)
-    _deliver(tracking, name, recipe, quiet)
-    text = f"rejected: version {change.to} of {name}, proposed by {change.proposed_by}"
+    with _registry(name, overrides, config_dir, quiet) as at:
+        change = approval.reject(at.tracking, at.name, user=at.user, reason=reason, version=version)
+    text = f"rejected: version {change.to} of {change.name}, proposed by {change.proposed_by}"
     print_result(change.to_dict() if as_json else text, as_json)
 
 
@@ -163,23 +157,18 @@ def rollback(
     quiet: bool,
 ) -> None:
     """Move NAME@champion back to NAME@previous."""
-    from mergeops import hooks
     from mergeops import promote as registry
-    from mergeops.tracking.connection import connect_to_server
-    from mergeops.tracking.user import current_user
+    from mergeops.hooks import configured
 
-    recipe, name = _settings(name, overrides, config_dir)
-    told = hooks.configured(recipe.promote.hooks)
-    tracking = connect_to_server(recipe.tracking)
-    change: Change = registry.rollback(
-        tracking,
-        name,
-        user=current_user(),
-        reason=reason,
-        expect_current=expect_current,
-        hooks=told,
-    )
-    _deliver(tracking, name, recipe, quiet)
+    with _registry(name, overrides, config_dir, quiet) as at:
+        change = registry.rollback(
+            at.tracking,
+            at.name,
+            user=at.user,
+            reason=reason,
+            expect_current=expect_current,
+            hooks=configured(at.recipe.promote.hooks),
+        )
     text = f"{change.name}@champion is version {change.to} again (was {change.came_from})"
     print_result(change.to_dict() if as_json else text, as_json)
 
@@ -246,8 +235,27 @@ def _settings(
     return recipe, name or recipe.tracking.registered_model
 
 
-def _deliver(tracking: Tracking, name: str, recipe: Recipe, quiet: bool) -> None:
-    from mergeops import hooks
+@dataclass(frozen=True)
+class _Registry:
+    """Where a command changes who is champion, and as whom."""
 
-    for failure in hooks.deliver(tracking, name, recipe.promote.hooks):
+    tracking: Tracking
+    name: str
+    user: str
+    recipe: Recipe
+
+
+@contextmanager
+def _registry(
+    name: str | None, overrides: tuple[str, ...], config_dir: Path | None, quiet: bool
+) -> Iterator[_Registry]:
+    """Reach the registry; once the block has made its change, deliver it to the hooks."""
+    from mergeops.hooks import deliver
+    from mergeops.tracking.connection import connect_to_server
+    from mergeops.tracking.user import current_user
+
+    recipe, name = _settings(name, overrides, config_dir)
+    tracking = connect_to_server(recipe.tracking)
+    yield _Registry(tracking, name, current_user(), recipe)
+    for failure in deliver(tracking, name, recipe.promote.hooks):
         Progress(quiet=quiet).step(f"note: {failure}")
