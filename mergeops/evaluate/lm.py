@@ -8,6 +8,7 @@ lm-eval's own code. Where a model does not give the same numbers so, lm-eval's o
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,17 +19,17 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
-from torch.nn import functional
 from transformers import DynamicCache
 
 from mergeops.evaluate.devices import is_out_of_memory
+from mergeops.evaluate.log_probabilities import log_softmax, read_tokens
 from mergeops.evaluate.tree import ROW_TOKENS, Group, Row, batches, pack
 
 log = logging.getLogger(__name__)
 
 _WINDOWED, _WHOLE = "sliding_attention", "full_attention"
-# Logits of a batch, and those of them that are turned to log-probabilities at a time.
-_BATCH_LOGITS, _LOGITS = 2**28, 2**24
+# Logits of a batch.
+_BATCH_LOGITS = 2**28
 # Largest difference to lm-eval's log-probabilities that is only sums in another order.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 # In 16 bits every operation rounds: so many times what lm-eval's own change by in a batch of two,
@@ -122,7 +123,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         targets = [requests[member][2] for member, _ in members]
         places = torch.tensor([slot for _, path in members for slot in path])
         wanted = torch.tensor([token for target in targets for token in target])
-        scores, greedy = _read(logits, places, wanted, self.softmax_dtype)
+        scores, greedy = read_tokens(logits, places, wanted, self.softmax_dtype)
         sizes = [len(target) for target in targets]
         each = torch.split(scores, sizes), torch.split(greedy, sizes)
         for (member, _), score, hits in zip(members, *each, strict=True):
@@ -140,7 +141,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         tokens = torch.zeros((len(rows), width), dtype=torch.long)
         for r, row in enumerate(rows):
             tokens[r, : len(row)] = torch.tensor(row.tokens)
-        options: dict[str, Any] = {"use_cache": False}
+        options: dict[str, Any] = {}
         if kept or not all(row.is_chain for row in rows):
             depths = torch.zeros_like(tokens)
             for r, row in enumerate(rows):
@@ -148,8 +149,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             options["position_ids"] = depths.to(self.device)
             options["attention_mask"] = self._mask(rows, depths)
         if kept:
-            options["past_key_values"] = cache = DynamicCache()
-            options["use_cache"] = True
+            cache = options["cache"] = DynamicCache()
             for layer, (keys, values) in enumerate(kept):
                 shape = (len(rows), -1, -1, -1)
                 cache.update(keys.expand(shape), values.expand(shape), layer)
@@ -161,10 +161,22 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             return []
         cache = DynamicCache()
         last = len(prefix) - 1
-        self._forward(torch.tensor([list(prefix)]), [last], past_key_values=cache, use_cache=True)
+        self._forward(torch.tensor([list(prefix)]), [last], cache=cache)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _forward(self, tokens: Tensor, places: list[int], **options: Any) -> Tensor:
+    def _forward(
+        self,
+        tokens: Tensor,
+        places: list[int],
+        *,
+        cache: DynamicCache | None = None,
+        **options: Any,
+    ) -> Tensor:
+        if cache is not None:
+            # transformers 5.24 renames it.
+            names = inspect.signature(self.model.forward).parameters
+            options["cache" if "cache" in names else "past_key_values"] = cache
+        options["use_cache"] = cache is not None
         with (
             _only_at(self.model, torch.tensor(places)) as calls,
             torch.no_grad(),
@@ -234,7 +246,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
         def plain(*rows: list[int]) -> Tensor:
             places = [r * length + i for r in range(len(rows)) for i in read]
-            return _log_softmax(self._forward(torch.tensor(rows), places, use_cache=False))
+            return log_softmax(self._forward(torch.tensor(rows), places))
 
         theirs = torch.cat([plain(longest), plain(twin)])
         tolerance = _TOLERANCE.get(self.model.dtype)
@@ -251,7 +263,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             row.add(2, twin[start:], length - branch - start)
             places = [int(i) for path in (row.paths[0], row.paths[-1]) for i in path[read - start]]
             kept = self._keys_and_values(longest[:start])
-            mine = _log_softmax(self._logits([row], kept, places))
+            mine = log_softmax(self._logits([row], kept, places))
             off = float((mine - theirs).abs().max())
             if not off <= tolerance:
                 return f"packed, its log-probabilities change by {off:.1e}"
@@ -317,32 +329,3 @@ def _only_at(model: Any, places: Tensor) -> Iterator[list[int]]:
         yield calls
     finally:
         handle.remove()
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return functional.log_softmax(logits, dim=-1, dtype=dtype)
-
-
-def _read(
-    logits: Tensor, places: Tensor, wanted: Tensor, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each wanted token at its place, and whether it is the likeliest.
-
-    Args:
-        logits: ``[n, vocabulary]``.
-        places: ``[k]`` rows of ``logits``.
-        wanted: ``[k]`` token ids.
-        dtype: of the softmax; None takes that of the logits.
-    """
-    scores = torch.empty(len(places), dtype=dtype or logits.dtype)
-    greedy = torch.empty(len(places), dtype=torch.bool)
-    step = max(1, _LOGITS // logits.shape[1])
-    for start in range(0, len(logits), step):
-        part = functional.log_softmax(logits[start : start + step], dim=-1, dtype=dtype)
-        here = (places >= start) & (places < start + step)
-        rows = (places[here] - start).to(part.device)
-        tokens = wanted[here].to(part.device)
-        scores[here] = part[rows, tokens].to("cpu")
-        greedy[here] = (part.argmax(-1)[rows] == tokens).to("cpu")
-    return scores, greedy
