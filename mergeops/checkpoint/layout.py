@@ -56,7 +56,7 @@ def weight_files(path: Path) -> list[Path]:
     if (path / SINGLE).exists():
         return [path / SINGLE]
     if (path / INDEX).exists():
-        return [path / name for name in sorted(set(_weight_map(path / INDEX).values()))]
+        return [path / name for name in sorted(set(weight_map(path / INDEX).values()))]
     raise SourceError(_why_no_weights(path))
 
 
@@ -125,28 +125,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+def weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:
+    """Tensor -> file, as an index says.
+
+    Raises:
+        SourceError: it has none, or names a file outside the directory or of another kind.
+    """
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
         raise SourceError(f"{index} has no weight_map")
-    for tensor, name in weight_map.items():
+    for tensor, name in found.items():
         if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
             raise SourceError(
                 f"{index} puts tensor {tensor} into {name!r}; only a file name inside the "
                 "directory is allowed"
             )
-        if not name.endswith(".safetensors"):
+        if not name.endswith(ending):
             raise SourceError(f"{index} puts tensor {tensor} into {name!r}, no safetensors file")
-    return weight_map
+    return found
 
 
 def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:
-    weight_map = _weight_map(path / INDEX)
-    for name, file in weight_map.items():
+    files = weight_map(path / INDEX)
+    for name, file in files.items():
         if name not in tensors or tensors[name].file != file:
             found = f"it is in {tensors[name].file}" if name in tensors else "it is in none"
             raise SourceError(f"{path}: {INDEX} puts tensor {name} into {file}, but {found}")
-    extra = tensors.keys() - weight_map.keys()
+    extra = tensors.keys() - files.keys()
     if extra:
         name = min(extra)
         raise SourceError(

@@ -10,7 +10,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergeops.checkpoint.layout import ADAPTER, INDEX, SINGLE, FileStamp, read_json, stamp
+from mergeops.checkpoint.layout import ADAPTER, INDEX, SINGLE, FileStamp, stamp, weight_map
 from mergeops.errors import SourceError
 
 PICKLED = "pytorch_model.bin"
@@ -81,16 +80,7 @@ def _pickled_files(path: Path) -> list[Path]:
         return [path / PICKLED_ADAPTER]
     if (path / PICKLED).exists():
         return [path / PICKLED]
-    names = sorted(set((read_json(path / PICKLED_INDEX).get("weight_map") or {}).values()))
-    for name in names:
-        if not isinstance(name, str) or name != os.path.basename(name):
-            raise SourceError(
-                f"{path / PICKLED_INDEX} names the file {name!r}; only a file name inside the "
-                "directory is allowed"
-            )
-    if not names:
-        raise SourceError(f"{path / PICKLED_INDEX} has no weight_map")
-    return [path / name for name in names]
+    return [path / name for name in sorted(set(weight_map(path / PICKLED_INDEX, "").values()))]
 
 
 def _convert(path: Path, files: list[Path], folder: Path, progress: Progress | None) -> None:
