@@ -106,9 +106,9 @@ class Lane:
             for part, staging in zip(chunk.parts, self._staging, strict=False)
         ]
 
-    def bits(self, chunk: Chunk) -> Bits | None:
+    def bits(self, chunk: Chunk) -> Bits:
         """The chunk of all inputs as the kernels take it: as stored, where all are stored alike in
-        a format that they know; else in the compute dtype, or None if they do not know that.
+        a format that they know; else in the compute dtype, float32 wherever they are used.
 
         Valid until the lane's next ``bits`` or ``load``.
         """
@@ -122,11 +122,10 @@ class Lane:
         flat = bits_of(rows) if as_stored else None
         if flat is None:
             rows = self._inputs
-            flat = bits_of(rows)
-            if flat is None:
-                return None
             for row, raw in zip(rows, raws, strict=False):
                 row[:m].copy_(raw)
+            flat = bits_of(rows)
+            assert flat is not None, f"kernels do not compute in {rows.dtype}"
         return Bits(*flat, rows.shape[1], len(raws), m, chunk.has_base, chunk.start)
 
     def load(self, chunk: Chunk) -> tuple[Tensor | None, Tensor]:

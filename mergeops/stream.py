@@ -176,10 +176,12 @@ class TensorStream:
             nbytes = (chunk.stop - chunk.start) * saved.itemsize
             target = buffer[:nbytes].view(saved)
             try:
-                if formula is not None and self._has_kernels():
-                    bits = lane.bits(chunk)
-                    if bits is not None and formula.merge(bits, place.row_length, target):
-                        return buffer, nbytes
+                if (
+                    formula is not None
+                    and self._has_kernels()
+                    and formula.merge(lane.bits(chunk), place.row_length, target)
+                ):
+                    return buffer, nbytes
                 base, sources = lane.load(chunk)
                 at = dataclasses.replace(place, offset=chunk.start)
                 merged = sources[0] if is_taken else self._method.merge(base, sources, p, at)
@@ -217,8 +219,7 @@ class TensorStream:
         ) -> Iterator[Tensor]:
             def work(lane: Lane, chunk: Chunk) -> Tensor:
                 if fused is not None and self._has_kernels():
-                    bits = lane.bits(chunk)
-                    counted = None if bits is None else fused(bits)
+                    counted = fused(lane.bits(chunk))
                     if counted is not None:
                         return counted
                 base, sources = lane.load(chunk)

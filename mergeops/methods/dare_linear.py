@@ -53,7 +53,7 @@ def statistics(scan: Scan, p: DareLinear, at: Place) -> tuple[float, ...] | None
     def drop(deltas: Tensor, offset: int) -> Tensor:
         return _drop(deltas, p, at, offset)
 
-    sparse = Formula([1.0] * len(at.keys), drops=_drops(p, at))
+    sparse = Formula([1.0] * len(at.keys), drops=Drops.of(p, at))
     return norm_factors(scan, drop, sparse)
 
 
@@ -62,7 +62,7 @@ def formula(p: DareLinear, at: Place, n: int) -> Formula:
     return Formula(
         factors(at.per_source["weight"], p.scale, normalize=p.normalize),
         factors=at.statistics,
-        drops=_drops(p, at),
+        drops=Drops.of(p, at),
     )
 
 
@@ -97,8 +97,3 @@ def merge(base: Tensor, sources: Tensor, p: DareLinear, at: Place) -> Tensor:
 def _drop(deltas: Tensor, p: DareLinear, at: Place, offset: int) -> Tensor:
     rescale = p.rescale and not p.match_norm
     return drop_random(deltas, at.per_source["density"], at.keys, offset, rescale=rescale)
-
-
-def _drops(p: DareLinear, at: Place) -> Drops:
-    rescale = p.rescale and not p.match_norm
-    return Drops(at.per_source["density"], at.keys, rescale)

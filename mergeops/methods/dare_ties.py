@@ -47,7 +47,7 @@ def statistics(scan: Scan, p: DareTies, at: Place) -> tuple[float, ...] | None:
     def drop(deltas: Tensor, offset: int) -> Tensor:
         return _drop(deltas, p, at, offset)
 
-    sparse = Formula([1.0] * len(at.keys), drops=_drops(p, at))
+    sparse = Formula([1.0] * len(at.keys), drops=Drops.of(p, at))
     return norm_factors(scan, drop, sparse)
 
 
@@ -57,7 +57,7 @@ def formula(p: DareTies, at: Place, n: int) -> Formula:
         at.per_source["weight"],
         scale=p.scale,
         factors=at.statistics,
-        drops=_drops(p, at),
+        drops=Drops.of(p, at),
         vote=True,
         normalize=p.normalize,
     )
@@ -93,8 +93,3 @@ def merge(base: Tensor, sources: Tensor, p: DareTies, at: Place) -> Tensor:
 def _drop(deltas: Tensor, p: DareTies, at: Place, offset: int) -> Tensor:
     rescale = p.rescale and not p.match_norm
     return drop_random(deltas, at.per_source["density"], at.keys, offset, rescale=rescale)
-
-
-def _drops(p: DareTies, at: Place) -> Drops:
-    rescale = p.rescale and not p.match_norm
-    return Drops(at.per_source["density"], at.keys, rescale)

@@ -51,7 +51,7 @@ def statistics(scan: Scan, p: Della, at: Place) -> tuple[float, ...] | None:
     def drop(deltas: Tensor, offset: int) -> Tensor:
         return _drop(deltas, p, at, offset)
 
-    sparse = Formula([1.0] * len(at.keys), drops=_drops(p, at))
+    sparse = Formula([1.0] * len(at.keys), drops=Drops.of(p, at))
     return norm_factors(scan, drop, sparse, row_length=at.row_length)
 
 
@@ -61,7 +61,7 @@ def formula(p: Della, at: Place, n: int) -> Formula:
         at.per_source["weight"],
         scale=p.scale,
         factors=at.statistics,
-        drops=_drops(p, at),
+        drops=Drops.of(p, at),
         vote=True,
         normalize=p.normalize,
     )
@@ -105,8 +105,3 @@ def _drop(deltas: Tensor, p: Della, at: Place, offset: int) -> Tensor:
         at.row_length,
         rescale=p.rescale and not p.match_norm,
     )
-
-
-def _drops(p: Della, at: Place) -> Drops:
-    rescale = p.rescale and not p.match_norm
-    return Drops(at.per_source["density"], at.keys, rescale, at.per_source["epsilon"])

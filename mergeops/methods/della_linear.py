@@ -58,7 +58,7 @@ def statistics(scan: Scan, p: DellaLinear, at: Place) -> tuple[float, ...] | Non
     def drop(deltas: Tensor, offset: int) -> Tensor:
         return _drop(deltas, p, at, offset)
 
-    sparse = Formula([1.0] * len(at.keys), drops=_drops(p, at))
+    sparse = Formula([1.0] * len(at.keys), drops=Drops.of(p, at))
     return norm_factors(scan, drop, sparse, row_length=at.row_length)
 
 
@@ -67,7 +67,7 @@ def formula(p: DellaLinear, at: Place, n: int) -> Formula:
     return Formula(
         factors(at.per_source["weight"], p.scale, normalize=p.normalize),
         factors=at.statistics,
-        drops=_drops(p, at),
+        drops=Drops.of(p, at),
     )
 
 
@@ -110,8 +110,3 @@ def _drop(deltas: Tensor, p: DellaLinear, at: Place, offset: int) -> Tensor:
         at.row_length,
         rescale=p.rescale and not p.match_norm,
     )
-
-
-def _drops(p: DellaLinear, at: Place) -> Drops:
-    rescale = p.rescale and not p.match_norm
-    return Drops(at.per_source["density"], at.keys, rescale, at.per_source["epsilon"])

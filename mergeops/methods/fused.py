@@ -14,20 +14,20 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mergeops.methods import BLOCK
+from mergeops.methods import BLOCK, Place
+from mergeops.methods.randomness import STEPS, limit
 
 Array = npt.NDArray[Any]
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
 """What kernels read and write; other inputs are converted first."""
-_STEPS = 2**31
 _NO_WINDOWS = np.empty((0, 4), np.int64)
 _NO_CHANCES = np.empty((0, 0), np.int32)
 _NO_LOW, _NO_HIGH = np.empty(0, np.uint16), np.empty(0, np.uint32)
@@ -108,6 +108,17 @@ class Drops:
     epsilons: Sequence[float] | None = None
     """How far the probability follows the rank in the row: see ``ranks.drop_by_rank``."""
 
+    @classmethod
+    def of(cls, p: Any, at: Place) -> Self:
+        """What a method with these parameters drops; where norms are matched, nothing is divided.
+
+        Args:
+            p: with ``rescale`` and ``match_norm``.
+            at: gives densities, keys, and epsilons where the method has them.
+        """
+        rescale = p.rescale and not p.match_norm
+        return cls(at.per_source["density"], at.keys, rescale, at.per_source.get("epsilon"))
+
 
 @dataclass(frozen=True)
 class Formula:
@@ -139,7 +150,7 @@ class Formula:
         if self.drops is None:
             return np.full(len(self.weights), -1, np.int64)
         return np.array(
-            [-1 if d == 1.0 else min(round(d * _STEPS), _STEPS - 1) for d in self.drops.densities],
+            [-1 if d == 1.0 else limit(d) for d in self.drops.densities],
             dtype=np.int64,
         )
 
@@ -272,5 +283,5 @@ def chance_of_rank(density: float, epsilon: float, row_length: int) -> tuple[flo
     """Chance of rank 0, and what half a rank adds, in steps of ``2**-31``."""
     epsilon = min(epsilon, density, 1.0 - density)
     # A row of one entry has rank 1 of 0 to 2: the middle.
-    start = (density - epsilon) * _STEPS if row_length > 1 else density * _STEPS
-    return start, epsilon * _STEPS / max(row_length - 1, 1)
+    start = (density - epsilon) * STEPS if row_length > 1 else density * STEPS
+    return start, epsilon * STEPS / max(row_length - 1, 1)

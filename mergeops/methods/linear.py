@@ -13,7 +13,7 @@ from torch import Tensor
 from mergeops.errors import ConfigError
 from mergeops.methods import Place, method
 from mergeops.methods.fused import Formula
-from mergeops.methods.weighting import weighted_sum
+from mergeops.methods.weighting import factors, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def check(per_source: Mapping[str, Sequence[float]], p: Linear) -> None:
 
 def formula(p: Linear, at: Place, n: int) -> Formula:
     """What ``merge`` does."""
-    return Formula(_shares(p, at))
+    return Formula(factors(at.per_source["weight"], 1.0, normalize=p.normalize))
 
 
 @method("linear", source_parameters=("weight",), check=check, formula=formula)
@@ -54,10 +54,4 @@ def merge(base: Tensor | None, sources: Tensor, p: Linear, at: Place) -> Tensor:
     Returns:
         ``[m]``, the weighted sum, divided by the sum of the weights with ``normalize``.
     """
-    return weighted_sum(sources, _shares(p, at))
-
-
-def _shares(p: Linear, at: Place) -> tuple[float, ...]:
-    weights = at.per_source["weight"]
-    total = sum(weights) if p.normalize else 1.0
-    return tuple(weight / total for weight in weights)
+    return weighted_sum(sources, factors(at.per_source["weight"], 1.0, normalize=p.normalize))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 _GAMMA = 0x9E3779B97F4A7C15
+STEPS = 2**31
+"""Probabilities are multiples of one over this."""
 
 
 def random_key(seed: int, source_sha256: str, tensor: str) -> int:
@@ -57,8 +59,13 @@ def draws(key: int, offset: int, n: int, device: torch.device) -> Tensor:
     skip = offset % 2
     drawn = splitmix64(key, offset // 2, -(-(n + skip) // 2), device).view(torch.int32)
     drawn = drawn[skip : skip + n]
-    drawn &= 2**31 - 1
+    drawn &= STEPS - 1
     return drawn
+
+
+def limit(probability: float) -> int:
+    """A draw below it keeps its entry, with a probability rounded to a multiple of 1 / STEPS."""
+    return min(round(probability * STEPS), STEPS - 1)
 
 
 def keep_mask(probability: float, key: int, offset: int, n: int, device: torch.device) -> Tensor:
@@ -76,7 +83,7 @@ def keep_mask(probability: float, key: int, offset: int, n: int, device: torch.d
         processor guess at every entry.
     """
     mask = draws(key, offset, n, device)
-    mask -= min(round(probability * 2**31), 2**31 - 1)
+    mask -= limit(probability)
     mask >>= 31
     return mask
 

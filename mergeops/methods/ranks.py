@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from mergeops.methods.fused import chance_of_rank
-from mergeops.methods.randomness import draws
+from mergeops.methods.randomness import STEPS, draws
 from mergeops.methods.selection import magnitude_keys
 
-STEPS = 2**31
-"""Probabilities are multiples of one over this."""
 _LOW = 2**32 - 1
 
 
