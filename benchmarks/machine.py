@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -16,16 +17,23 @@ THEIRS = ("mergekit", "torch", "numpy", "safetensors", "transformers")
 
 def describe() -> dict[str, str]:
     """What results are compared by: processor, memory, system, versions."""
-    information = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next(line.split(":")[1].strip() for line in information if "model name" in line)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "processor": f"{processor}, {len(os.sched_getaffinity(0))} processors usable",
+        "processor": f"{processor()}, {len(os.sched_getaffinity(0))} processors usable",
         "memory": f"{memory / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "mergeops": ", ".join([f"commit {_commit()}", *(f"{n} {version(n)}" for n in OURS)]),
         "mergekit": _theirs(),
     }
+
+
+def processor() -> str:
+    """Its model name, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.processor() or platform.machine()
 
 
 def _commit() -> str:

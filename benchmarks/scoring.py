@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import processor
 from benchmarks.scoring_items import SHAPES, write_tasks
 
 OUT = Path(__file__).parent / "SCORING.md"
@@ -172,7 +172,7 @@ def page(measured: list[Measured], threads: int, pairs: int) -> str:
         "# Scoring: what requests share is computed once",
         "",
         f"SmolLM2-135M-Instruct, float32, {threads} threads, batch size {BATCH}; medians of "
-        f"{pairs} interleaved pairs, the lowest and highest in brackets. `{_cpu()}`, "
+        f"{pairs} interleaved pairs, the lowest and highest in brackets. `{processor()}`, "
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; lm-eval {version('lm_eval')}, "
         f"torch {version('torch')}, transformers {version('transformers')}. "
         "Made by `python -m benchmarks.scoring`.",
@@ -203,14 +203,6 @@ def page(measured: list[Measured], threads: int, pairs: int) -> str:
 
 def _spread(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.1f} [{min(ratios):.1f}, {max(ratios):.1f}]"
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(": ")[2]
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from benchmarks.jobs import CONTESTANTS
 from benchmarks.measure import Measurement
 
 TARGETS = {
@@ -69,7 +70,7 @@ def rows(measurements: Iterable[Measurement]) -> list[Row]:
         found.setdefault(one.method, {}).setdefault(one.pair, {})[one.contestant] = one
     made = []
     for method, by_pair in found.items():
-        pairs = [p for p in by_pair.values() if {"mergekit", "mergeops", "floor"} <= p.keys()]
+        pairs = [p for p in by_pair.values() if p.keys() >= set(CONTESTANTS)]
         if pairs:
             made.append(_row(method, pairs))
     order = list(TARGETS)
@@ -77,19 +78,17 @@ def rows(measurements: Iterable[Measurement]) -> list[Row]:
 
 
 def _row(method: str, pairs: Sequence[dict[str, Measurement]]) -> Row:
-    names = ("mergekit", "mergeops", "floor")
-
     def each(number: Callable[[Measurement], float], name: str) -> list[float]:
         return [number(pair[name]) for pair in pairs]
 
     return Row(
         method=method,
         pairs=len(pairs),
-        wall={name: Spread.of(each(lambda m: m.wall, name)) for name in names},
+        wall={name: Spread.of(each(lambda m: m.wall, name)) for name in CONTESTANTS},
         faster=Spread.of([pair["mergekit"].wall / pair["mergeops"].wall for pair in pairs]),
         floors=Spread.of([pair["mergeops"].wall / pair["floor"].wall for pair in pairs]),
-        cpu={name: median(each(lambda m: m.cpu, name)) for name in names},
-        anonymous={name: max(pair[name].anonymous for pair in pairs) for name in names},
+        cpu={name: median(each(lambda m: m.cpu, name)) for name in CONTESTANTS},
+        anonymous={name: max(pair[name].anonymous for pair in pairs) for name in CONTESTANTS},
     )
 
 
@@ -102,7 +101,7 @@ def markdown(found: Sequence[Row]) -> str:
         reached = "reached" if row.faster.middle >= TARGETS[row.method] else "not reached"
         cells = [
             row.method,
-            *(str(row.wall[name]) for name in ("mergekit", "mergeops", "floor")),
+            *(str(row.wall[name]) for name in CONTESTANTS),
             str(row.faster),
             f"{TARGETS[row.method]:g}: {reached}",
             str(row.floors),
