@@ -72,10 +72,14 @@ def patience(timeout_s: int) -> None:
 
 @contextmanager
 def no_patience(timeout_s: int) -> Iterator[None]:
-    """One short try for each request in the block."""
+    """Two short tries, one right after the other, for each request in the block.
+
+    One would not do: a server closes connections that were idle for some seconds, and a request
+    that is just then on its way is lost.
+    """
     wanted = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, timeout_s // 2)),
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import http.server
+import json
 import os
 import socket
 import threading
@@ -21,11 +22,16 @@ from mergeops.tracking.connection import EXPERIMENT_KIND, Tracking, chosen_uri, 
 
 
 @contextmanager
-def answering(status: int, body: str) -> Iterator[str]:
-    """A web server that gives every request the same answer."""
+def answering(status: int, body: str, dropped: int = 0) -> Iterator[str]:
+    """A web server that gives every request the same answer, and none to the first ``dropped``."""
+    left = [dropped]
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if left[0]:
+                left[0] -= 1
+                self.close_connection = True
+                return
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body.encode())
@@ -116,6 +122,18 @@ def test_what_a_wrong_or_closed_server_says_becomes_advice(
     assert "\n" not in str(caught.value)
 
 
+def test_one_dropped_connection_is_tried_again_at_once_and_two_are_an_error() -> None:
+    experiment = {"experiment_id": "7", "name": "e", "tags": [{"key": EXPERIMENT_KIND}]}
+    body = json.dumps({"experiment": experiment})
+    with answering(200, body, dropped=1) as uri:
+        assert connect(TrackingSpec(uri=uri, experiment="e")).experiment_id == "7"
+    with (
+        answering(200, body, dropped=2) as uri,
+        pytest.raises(TrackingError, match=r"cannot reach .* \(connection lost\)"),
+    ):
+        connect(TrackingSpec(uri=uri, experiment="e"))
+
+
 def test_a_missing_or_locked_directory_of_a_sqlite_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="the directory .*/nowhere does not exist"):
         connect(TrackingSpec(uri=f"sqlite:///{tmp_path}/nowhere/mlflow.db"))
@@ -188,7 +206,7 @@ def test_a_number_of_retries_that_the_user_set_stays(monkeypatch: pytest.MonkeyP
     patience(20)
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "9"
     with no_patience(3):
-        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "9"
 
 
