@@ -61,6 +61,9 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
+        from mergeops.evaluate.intervals import estimate
+
+        interval = estimate(self.scores).interval if self.scores else None
         return {
             "name": self.name,
             "plan_digest": self.plan_digest,
@@ -68,6 +71,7 @@ class Trial:
             "checkpoint": str(self.checkpoint),
             "registered": self.registered,
             "dev_score": self.dev_score if math.isfinite(self.dev_score) else None,
+            "dev_interval": list(interval) if interval else None,
             "leaderboard": self.leaderboard.to_dict() if self.leaderboard else None,
         }
 

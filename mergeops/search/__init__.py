@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import ConfigError
+from mergeops.evaluate.intervals import estimate
 from mergeops.progress import Progress
 
 if TYPE_CHECKING:
+    from mergeops.evaluate import Scores
     from mergeops.pipeline import Trial
     from mergeops.recipe import Recipe
     from mergeops.tools import Tools
@@ -44,6 +47,14 @@ class Found:
             "steps": self.rows,
             "trials": [trial.to_dict() for trial in self.trials],
         }
+
+
+def dev_columns(scores: Scores | None) -> dict[str, Any]:
+    """Of a step's row: the pooled dev score and its 95 % interval; None where there is none."""
+    if scores is None or not math.isfinite(scores.pooled):
+        return {"dev": None, "dev_interval": None}
+    found = estimate(scores)
+    return {"dev": found.value, "dev_interval": list(found.interval) if found.interval else None}
 
 
 _STRATEGIES: dict[str, Strategy] = {}

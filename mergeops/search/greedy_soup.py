@@ -15,7 +15,7 @@ from mergeops.errors import ConfigError
 from mergeops.methods import get
 from mergeops.pipeline import Trial, run
 from mergeops.recipe import MethodSpec, Recipe
-from mergeops.search import Found, strategy
+from mergeops.search import Found, dev_columns, strategy
 from mergeops.tools import Tools
 
 
@@ -82,7 +82,7 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
         {
             "added": s.added,
             "size": len(s.soup),
-            "dev": s.score if math.isfinite(s.score) else None,
+            **dev_columns(trials[s.soup].scores if len(s.soup) > 1 else parents[s.added]),
             "kept": s.kept,
         }
         for s in steps

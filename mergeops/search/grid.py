@@ -9,7 +9,7 @@ from typing import Any
 from mergeops.errors import ConfigError, EvaluationError
 from mergeops.pipeline import best_of, run
 from mergeops.recipe import Recipe
-from mergeops.search import Found, strategy
+from mergeops.search import Found, dev_columns, strategy
 from mergeops.tools import Tools
 
 
@@ -32,7 +32,7 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
             "best; their runs in MLflow are kept, with what each model answered below samples/"
         )
     rows = [
-        {**point, "dev": t.to_dict()["dev_score"]} for point, t in zip(points, trials, strict=True)
+        {**point, **dev_columns(trial.scores)} for point, trial in zip(points, trials, strict=True)
     ]
     return Found(best, None, trials, rows)
 

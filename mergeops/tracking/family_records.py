@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
+from mergeops.evaluate.intervals import Estimate
 from mergeops.tracking.client import is_missing
 from mergeops.tracking.keys import quoted
 from mergeops.tracking.references import pages
 from mergeops.tracking.registry import find_registered_model, find_version
+from mergeops.tracking.scores import pooled_estimate
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -28,7 +30,7 @@ class FamilyRecords:
         self._tracking = tracking
         self._runs: dict[str, Run | None] = {}
         self._models: dict[str, LoggedModel | None] = {}
-        self._scores: dict[tuple[str, str, str], float | None] = {}
+        self._scores: dict[tuple[str, str, str], Estimate | None] = {}
         self._trials: dict[str, Run | None] = {}
         self._versions: dict[tuple[str, str], tuple[str, ...]] = {}
         self._aliases: dict[str, Mapping[str, str]] = {}
@@ -69,7 +71,7 @@ class FamilyRecords:
             except (TrackingError, OSError, ValueError, KeyError, TypeError, AttributeError):
                 return None
 
-    def score(self, child: Run, sha256: str, role: str) -> float | None:
+    def score(self, child: Run, sha256: str, role: str) -> Estimate | None:
         """A base's or source's own score, in the experiment of its child."""
         if not sha256:
             return None
@@ -81,7 +83,7 @@ class FamilyRecords:
         key = (experiment_id, sha256, role)
         if key not in self._scores:
             found = self._tracking.client.search_runs([experiment_id], wanted, max_results=1)
-            self._scores[key] = found[0].data.metrics.get("pooled") if found else None
+            self._scores[key] = pooled_estimate(found[0].data.metrics) if found else None
         return self._scores[key]
 
     def trial(self, plan_digest: str) -> Run | None:
