@@ -61,7 +61,7 @@ class Node:
     @property
     def short_name(self) -> str:
         """The name as there is room for it."""
-        return cut(self.name, 24 - len(self.value) if self.value else 25)
+        return cut(self.name, 21 - len(self.value) if self.value else 25)
 
     @property
     def short_detail(self) -> str:
