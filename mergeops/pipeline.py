@@ -196,8 +196,8 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
     with tools.tracking.search(name, digest, {"trials": len(recipes)}) as sweep:
         trials = [run(recipe, tools, parent_run_id=sweep.run_id) for recipe in recipes]
         best = best_of(trials)
-        if best is not None:
-            sweep.log_best(best.run_id, best.dev_score)
+        if best is not None and best.scores is not None:
+            sweep.log_best(best.run_id, best.scores)
             log_search_page(sweep, trials)
     return trials
 

@@ -108,8 +108,8 @@ def run_search(recipe: Recipe, progress: Progress) -> Found:
     with tools.tracking.search(name, recipe.sha256(), settings) as log:
         found = chosen(recipe, tools, log.run_id)
         log.log_json(found.rows, "steps.json")
-        if found.best is not None:
-            log.log_best(found.best.run_id, found.best.dev_score)
+        if found.best is not None and found.best.scores is not None:
+            log.log_best(found.best.run_id, found.best.scores)
         log_search_page(log, found.trials)
     return found
 

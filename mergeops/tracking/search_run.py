@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
+from mergeops.evaluate.intervals import estimate
 from mergeops.secrets import redact
 from mergeops.tracking.client import log_params
 from mergeops.tracking.keys import flatten, run_name, tag_value
@@ -19,6 +20,7 @@ from mergeops.tracking.parents import run_tags
 from mergeops.tracking.scores import search_runs, with_tags
 
 if TYPE_CHECKING:
+    from mergeops.evaluate import Scores
     from mergeops.tracking.connection import Tracking
 
 
@@ -46,12 +48,18 @@ class SearchRun:
         """Set the text at the head of the run's page."""
         self.tracking.client.set_tag(self.run_id, "mlflow.note.content", tag_value(markdown))
 
-    def log_best(self, run_id: str, score: float) -> None:
-        """Name the best trial and its pooled dev score."""
+    def log_best(self, run_id: str, scores: Scores) -> None:
+        """Name the best trial and its pooled dev score, with the score's interval."""
         client = self.tracking.client
         client.set_tag(self.run_id, "mergeops.best_run_id", run_id)
-        if client.get_run(self.run_id).data.metrics.get("best/pooled") != score:
-            client.log_metric(self.run_id, "best/pooled", score)
+        found = estimate(scores)
+        named = {"best/pooled": found.value}
+        if found.interval is not None:
+            named["best/pooled_low"], named["best/pooled_high"] = found.interval
+        there = client.get_run(self.run_id).data.metrics
+        for name, value in named.items():
+            if there.get(name) != value:
+                client.log_metric(self.run_id, name, value)
 
     def log_steps(self, scores: Sequence[float], *, higher_is_better: bool = True) -> None:
         """Log the trials' pooled scores in their order, and the best so far, as two curves.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tracking_case import Case
+from tracking_case import Case, make_scores
 
 DIGEST = "5" * 64
 SETTINGS: dict[str, object] = {"strategy": "grid", "grid": {"method.density": [0.2, 0.5]}}
@@ -18,14 +18,19 @@ def test_the_same_search_is_the_same_run(case: Case, tmp_path: Path) -> None:
             search.log_json([{"step": 1}], "steps.json")
             search.log_text("# steps", "steps.md")
             search.describe("a **grid**")
-            search.log_best("b" * 32, 0.625)
+            search.log_best("b" * 32, make_scores())
             ids.append(search.run_id)
     assert ids[0] == ids[1]
     client = case.tracking.client
     run = client.get_run(ids[0])
     assert run.info.status == "FINISHED"
     assert run.data.params == {"strategy": "grid", "grid.method.density": "[0.2, 0.5]"}
-    assert run.data.metrics == {"best/pooled": 0.625}
+    # 10 of 16 items are right; Wilson's interval.
+    assert run.data.metrics == {
+        "best/pooled": 0.625,
+        "best/pooled_low": pytest.approx(0.38642, abs=1e-5),
+        "best/pooled_high": pytest.approx(0.81516, abs=1e-5),
+    }
     assert len(client.get_metric_history(ids[0], "best/pooled")) == 1
     assert run.data.tags["mergeops.best_run_id"] == "b" * 32
     assert run.data.tags["mlflow.note.content"] == "a **grid**"
