@@ -78,7 +78,7 @@ def check_once(case: Case) -> None:
     for run in runs:
         for name in run.data.metrics:
             assert len(client.get_metric_history(run.info.run_id, name)) == 1, name
-        assert len(run.data.metrics) == 5
+        assert len(run.data.metrics) == 7
     merge = next(run for run in runs if run.data.tags["mergeops.role"] == "merge")
     assert merge.data.tags["mergeops.complete"] == "true"
     models = [
