@@ -89,7 +89,7 @@ def check_once(case: Case) -> None:
     ]
     assert Counter(model.model_type for model in models) == roles
     assert {str(model.status) for model in models} == {"READY"}
-    assert {len(model.metrics or []) for model in models} == {5}
+    assert {len(model.metrics or []) for model in models} == {7}
     whole = client.get_run(merge.info.run_id)
     (output,) = [found.model_id for found in whole.outputs.model_outputs]
     linked = [output, *(found.model_id for found in whole.inputs.model_inputs)]
