@@ -1,7 +1,8 @@
 """The engine: from a plan to a checkpoint, in one stream, with bounded memory.
 
-    lanes: read -> convert -> merge -> round      (parallel chunks, see lanes.py)
-    writer thread: hash -> write -> journal       (in order, see checkpoint/writer.py)
+    lanes: read -> convert -> merge -> round     (parallel spans, see stream.py and lanes.py)
+    this thread: write                           (in order, see checkpoint/writer.py)
+    one thread more: hash -> journal             (in order)
 
 Work happens in a hidden sibling directory of the output; the manifest is written last and the
 directory renamed when everything is on the disk. So a crash leaves something that the same command
@@ -14,12 +15,12 @@ import contextlib
 import fcntl
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mergeops import methods
 from mergeops.checkpoint.hold import hold
@@ -28,7 +29,7 @@ from mergeops.checkpoint.manifest import MANIFEST, write_manifest
 from mergeops.checkpoint.writer import (
     JOURNAL,
     Journal,
-    OrderedWriter,
+    OrderedThread,
     ShardWriter,
     WrittenFile,
     sync_directory,
@@ -39,12 +40,12 @@ from mergeops.companions import write_companions
 from mergeops.destination import check_space, is_done, remove_empty
 from mergeops.errors import MergeError, MergeopsError
 from mergeops.lanes import choose_devices, lane_count
-from mergeops.plan import Plan
+from mergeops.plan import Plan, TensorTask
 from mergeops.records import default_card, manifest_content, weight_index
-from mergeops.stream import TensorStream
+from mergeops.stream import Piece, TensorStream
 
-CHUNK = {"cpu": 1 << 18, "cuda": 1 << 21}
-"""Elements at a time: few enough for a processor's cache, many enough for a GPU's launches."""
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 21}
+"""Elements at a time: about what a processor's cache holds, many enough for a GPU's launches."""
 LANE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 """What inputs under way may take of the machine's memory, all lanes together: many of them get
 small chunks."""
@@ -53,8 +54,8 @@ ENTRY_BYTES = {"cpu": 12, "cuda": 8}
 compute dtype, and what an operation makes of it."""
 CUDA_LANES = 4
 """For each device: enough to have both copy directions and the arithmetic under way at a time."""
-UNWRITTEN = 16
-"""Finished chunks that may wait for the writer."""
+UNHASHED = 8
+"""Finished spans that may wait to be hashed."""
 LOCK = "lock"
 DOOMED = ".deleting"
 """Ends the name of what is being deleted."""
@@ -263,8 +264,8 @@ def _write_shards(
         return at
 
     with (
-        TensorStream(plan, devices, chunk, lanes, UNWRITTEN, fused=tuning.fused) as stream,
-        OrderedWriter(UNWRITTEN) as writer,
+        TensorStream(plan, devices, chunk, lanes, UNHASHED, fused=tuning.fused) as stream,
+        OrderedThread(UNHASHED) as thread,
     ):
         for shard in plan.shards:
             shard_writer = ShardWriter(
@@ -274,30 +275,44 @@ def _write_shards(
                 journal,
                 tell(before),
             )
-
-            def put(
-                buffer: Tensor, nbytes: int, to: ShardWriter = shard_writer, before: int = before
-            ) -> None:
-                try:
-                    to.write(buffer[:nbytes].numpy().data)
-                finally:
-                    stream.release(buffer)
-                tell(before)(to.position)
-
-            finished = set(shard_writer.done)
             try:
-                for task in shard.tensors:
-                    if task.name in finished:
-                        writer.submit(shard_writer.keep, task.name)
-                        continue
-                    for buffer, nbytes in stream.results(task):
-                        writer.submit(put, buffer, nbytes)
-                    writer.submit(shard_writer.finish_tensor, task.name)
-                writer.drain()
+                _write_tensors(shard.tensors, stream, thread, shard_writer, tell(before))
+                thread.drain()
                 written[shard.name] = shard_writer.finish()
             finally:
-                writer.settle()
+                thread.settle()
                 shard_writer.close()
             before += shard.nbytes
             tell(before)(0)
     return written
+
+
+def _write_tensors(
+    tasks: Sequence[TensorTask],
+    stream: TensorStream,
+    thread: OrderedThread,
+    file: ShardWriter,
+    tell: Callable[[int], None],
+) -> None:
+    """Write all tensors into the file, or keep what an earlier try put there."""
+
+    def take(piece: Piece) -> None:
+        try:
+            file.take(piece.data)
+        finally:
+            stream.release(piece.buffer)
+        if piece.is_last:
+            file.finish_tensor(piece.task.name)
+        tell(file.position)
+
+    unfinished = [task for task in tasks if task.name not in file.done]
+    left = deque(tasks)
+    for piece in stream.results(unfinished):
+        while left[0] is not piece.task:
+            thread.submit(file.keep, left.popleft().name)
+        if piece.is_last:
+            left.popleft()
+        file.write(piece.task.name, piece.offset, piece.data)
+        thread.submit(take, piece)
+    for task in left:
+        thread.submit(file.keep, task.name)

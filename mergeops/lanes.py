@@ -9,6 +9,7 @@ result depends on another's.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -61,6 +62,11 @@ class Chunk:
     has_base: bool
     start: int
     stop: int
+
+    def cut(self, length: int) -> Iterator[Chunk]:
+        """Chunks of at most ``length`` elements, in order."""
+        for start in range(self.start, self.stop, length):
+            yield dataclasses.replace(self, start=start, stop=min(start + length, self.stop))
 
 
 class Lane:
@@ -169,7 +175,7 @@ class Lanes:
         self._make_lane = make_lane
         self._devices = itertools.cycle(devices)
         self._choosing = threading.Lock()
-        self._count = count
+        self.count = count
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
         self._threads_before = torch.get_num_threads()
@@ -179,21 +185,19 @@ class Lanes:
 
     @property
     def window(self) -> int:
-        """How many chunks are under way at a time."""
-        return 2 * self._count
+        """How many jobs are under way at a time."""
+        return 2 * self.count
 
-    def run(
-        self, work: Callable[[Lane, Chunk], Result], chunks: Iterable[Chunk]
-    ) -> Iterator[Result]:
-        """``work`` on every chunk, in parallel; results in the order of the chunks.
+    def run(self, jobs: Iterable[Callable[[Lane], Result]]) -> Iterator[Result]:
+        """Every job on some lane, in parallel; results in the order of the jobs.
 
-        At most ``window`` chunks are under way. An error of ``work`` is raised here, after the
-        chunks under way have ended.
+        At most ``window`` jobs are under way; the next one is made when there is room. An error of
+        a job is raised here, after the jobs under way have ended.
         """
         waiting: deque[Future[Result]] = deque()
         try:
-            for chunk in chunks:
-                waiting.append(self._pool.submit(self._work, work, chunk))
+            for job in jobs:
+                waiting.append(self._pool.submit(self._work, job))
                 if len(waiting) >= self.window:
                     yield waiting.popleft().result()
             while waiting:
@@ -217,7 +221,7 @@ class Lanes:
         self._pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._threads_before)
 
-    def _work(self, work: Callable[[Lane, Chunk], Result], chunk: Chunk) -> Result:
+    def _work(self, job: Callable[[Lane], Result]) -> Result:
         lane: Lane | None = getattr(self._local, "lane", None)
         if lane is None:
             torch.set_num_threads(1)
@@ -225,20 +229,20 @@ class Lanes:
                 device = next(self._devices)
             lane = self._local.lane = self._make_lane(device)
         with lane.stream():
-            return work(lane, chunk)
+            return job(lane)
 
 
 class BufferPool:
-    """Host buffers that carry results from the lanes to the writer.
+    """Host buffers that carry results from the lanes to who writes and hashes them.
 
     Args:
-        count: as many as can be under way; taking one more waits for the writer.
+        count: as many as can be under way; taking one more waits.
         nbytes: size of each.
         pinned: whether a CUDA device copies into them.
     """
 
     def __init__(self, count: int, nbytes: int, pinned: bool) -> None:
-        self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        self._free: queue.LifoQueue[Tensor] = queue.LifoQueue()
         for _ in range(count):
             self._free.put(torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned))
 

@@ -1,14 +1,20 @@
-"""One tensor at a time, from the inputs' bytes to the result's bytes, chunk by chunk."""
+"""From the inputs' bytes to the result's bytes, tensor after tensor, span by span.
+
+A span is what a lane is given at a time; it goes through it in chunks that suit a processor's
+cache. Handing over takes about as long as merging a chunk, so spans are long where a tensor is.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,8 +32,16 @@ if TYPE_CHECKING:
 
 READ_AHEAD = 16
 """Chunks that the system is asked to fetch ahead."""
+LONGEST_SPAN = 2
+"""Chunks, measured: what waits to be hashed shall still be in a cache. For CUDA a span is one."""
+SPANS_PER_LANE = 4
+"""At least, where a tensor is long enough: all lanes shall have work to its end."""
 SMALL = 1 << 25
 """Bytes of a result that is written sooner than kernels are loaded."""
+
+
+MergeChunk = Callable[[Lane, Chunk, Tensor], None]
+"""Merges a chunk into the bytes of the result, uint8."""
 
 
 class DifferentValuesError(Exception):
@@ -47,6 +61,26 @@ class NonFiniteResultError(Exception):
         self.value = value
 
 
+class Piece(NamedTuple):
+    """Bytes of the result, which follow those of the piece before."""
+
+    task: TensorTask
+    buffer: Tensor
+    """uint8; ``TensorStream.release`` it after use."""
+    nbytes: int
+    """How many of the buffer's bytes count."""
+    offset: int
+    """Of the first of them in the tensor."""
+    is_last: bool
+    """Whether the tensor ends with it."""
+
+    @property
+    def data(self) -> memoryview:
+        """The bytes that count."""
+        data: memoryview = self.buffer[: self.nbytes].numpy().data
+        return data
+
+
 class TensorStream:
     """The inputs of a plan, open, and the lanes that merge them.
 
@@ -55,8 +89,8 @@ class TensorStream:
         devices: where the arithmetic is done, all of one kind.
         chunk: elements at a time, a multiple of ``methods.BLOCK``; a method that takes whole rows
             gets about as many.
-        lanes: parallel chunks.
-        unwritten: how many finished chunks may wait to be written.
+        lanes: parallel spans.
+        unhashed: how many finished spans may wait for who uses them.
         fused: use compiled kernels, which give the same bits. None begins without them, and uses
             them when they are loaded; for a small merge they are not.
 
@@ -70,7 +104,7 @@ class TensorStream:
         devices: Sequence[torch.device],
         chunk: int,
         lanes: int,
-        unwritten: int,
+        unhashed: int,
         *,
         fused: bool | None = None,
     ) -> None:
@@ -99,10 +133,11 @@ class TensorStream:
         self._lanes = Lanes(
             lambda device: Lane(self._readers, most, longest, compute, device), devices, lanes
         )
+        self._on_cuda = devices[0].type == "cuda"
         # Results come in order, so all that are under way must find a buffer.
-        count = self._lanes.window + unwritten + 1
-        widest = max(item_size(task.dtype) for task in tasks)
-        self._buffers = BufferPool(count, longest * widest, devices[0].type == "cuda")
+        count = self._lanes.window + unhashed + 1
+        largest = max(self._span(task) * item_size(task.dtype) for task in tasks)
+        self._buffers = BufferPool(count, largest, self._on_cuda)
 
     def __enter__(self) -> Self:
         return self
@@ -116,18 +151,51 @@ class TensorStream:
         self._lanes.__exit__(kind, error, traceback)
         self._files.close()
 
-    def results(self, task: TensorTask) -> Iterator[tuple[Tensor, int]]:
-        """The bytes of one tensor of the result, in order.
+    def results(self, tasks: Iterable[TensorTask]) -> Iterator[Piece]:
+        """The bytes of tensors of the result, in order.
 
-        Yields:
-            A uint8 buffer and how many of its bytes count; ``release`` it when it is written.
+        While the last spans of one are under way the next one begins.
 
         Raises:
             SourceError: an input changed, cannot be read, or holds NaN or infinity.
             MergeError: the result overflows, or inputs disagree on whole numbers.
         """
+        for piece in self._lanes.run(self._jobs(tasks)):
+            if piece.is_last:
+                for reader in self._readers:
+                    reader.check_unchanged()
+            yield piece
+
+    def release(self, buffer: Tensor) -> None:
+        """Give back what ``results`` yielded."""
+        self._buffers.give_back(buffer)
+
+    def _jobs(self, tasks: Iterable[TensorTask]) -> Iterator[Callable[[Lane], Piece]]:
+        for task in tasks:
+            with self._explained(task):
+                merge = self._copier() if task.kind == "copy" else self._merger(task)
+            for span in self._spans(task):
+                yield functools.partial(self._piece, task, merge, span)
+
+    def _piece(self, task: TensorTask, merge: MergeChunk, span: Chunk, lane: Lane) -> Piece:
+        size = item_size(task.dtype)
+        nbytes = (span.stop - span.start) * size
+        buffer = self._buffers.take()
         try:
-            yield from self._copied(task) if task.kind == "copy" else self._merged(task)
+            with self._explained(task):
+                for chunk in span.cut(self._step(task)):
+                    begin, end = ((at - span.start) * size for at in (chunk.start, chunk.stop))
+                    merge(lane, chunk, buffer[begin:end])
+        except BaseException:
+            self._buffers.give_back(buffer)
+            raise
+        return Piece(task, buffer, nbytes, span.start * size, span.stop == task.numel)
+
+    @contextlib.contextmanager
+    def _explained(self, task: TensorTask) -> Iterator[None]:
+        """Errors of the block with the tensor and the place in it."""
+        try:
+            yield
         except NonFiniteInputError as error:
             raise self._describe_input(task, error.position) from error
         except DifferentValuesError as error:
@@ -145,14 +213,8 @@ class TensorStream:
                 f"the result of {task.name} at {index} is {error.value:g}, which "
                 f"{word(task.dtype)} cannot hold; set dtype.save to {wider}"
             ) from error
-        for reader in self._readers:
-            reader.check_unchanged()
 
-    def release(self, buffer: Tensor) -> None:
-        """Give back what ``results`` yielded."""
-        self._buffers.give_back(buffer)
-
-    def _merged(self, task: TensorTask) -> Iterator[tuple[Tensor, int]]:
+    def _merger(self, task: TensorTask) -> MergeChunk:
         p = dataclasses.replace(self._parameters, **task.shared)
         place = methods.Place(
             numel=task.numel,
@@ -171,43 +233,34 @@ class TensorStream:
             count = len(self._plan.parts(task)) - self._plan.has_base(task)
             formula = self._method.formula(p, place, count)
 
-        def work(lane: Lane, chunk: Chunk) -> tuple[Tensor, int]:
-            buffer = self._buffers.take()
-            nbytes = (chunk.stop - chunk.start) * saved.itemsize
-            target = buffer[:nbytes].view(saved)
-            try:
-                if (
-                    formula is not None
-                    and self._has_kernels()
-                    and formula.merge(lane.bits(chunk), place.row_length, target)
-                ):
-                    return buffer, nbytes
-                base, sources = lane.load(chunk)
-                at = dataclasses.replace(place, offset=chunk.start)
-                merged = sources[0] if is_taken else self._method.merge(base, sources, p, at)
-                rounded = merged.to(saved)
-                target.copy_(rounded, non_blocking=True)
-                lane.check_finite(chunk)
-                _check_result(merged, rounded, chunk)
-                lane.wait()
-            except BaseException:
-                self._buffers.give_back(buffer)
-                raise
-            return buffer, nbytes
+        def merge(lane: Lane, chunk: Chunk, out: Tensor) -> None:
+            target = out.view(saved)
+            if (
+                formula is not None
+                and self._has_kernels()
+                and formula.merge(lane.bits(chunk), place.row_length, target)
+            ):
+                return
+            base, sources = lane.load(chunk)
+            at = dataclasses.replace(place, offset=chunk.start)
+            merged = sources[0] if is_taken else self._method.merge(base, sources, p, at)
+            rounded = merged.to(saved)
+            target.copy_(rounded, non_blocking=True)
+            lane.check_finite(chunk)
+            _check_result(merged, rounded, chunk)
+            lane.wait()
 
-        return self._lanes.run(work, self._chunks(task))
+        return merge
 
-    def _copied(self, task: TensorTask) -> Iterator[tuple[Tensor, int]]:
-        def work(lane: Lane, chunk: Chunk) -> tuple[Tensor, int]:
+    def _copier(self) -> MergeChunk:
+        def merge(lane: Lane, chunk: Chunk, out: Tensor) -> None:
             first, *others = (raw.view(torch.uint8) for raw in lane.raw(chunk))
             for position, other in enumerate(others, start=1):
                 if not first.equal(other):
                     raise DifferentValuesError(position)
-            buffer = self._buffers.take()
-            buffer[: first.numel()].copy_(first)
-            return buffer, first.numel()
+            out.copy_(first)
 
-        return self._lanes.run(work, self._chunks(task))
+        return merge
 
     def _scanner(self, task: TensorTask) -> methods.Scan:
         def scan(
@@ -217,7 +270,7 @@ class TensorStream:
             *,
             fused: methods.FusedLook | None = None,
         ) -> Iterator[Tensor]:
-            def work(lane: Lane, chunk: Chunk) -> Tensor:
+            def see(lane: Lane, chunk: Chunk) -> Tensor:
                 if fused is not None and self._has_kernels():
                     counted = fused(lane.bits(chunk))
                     if counted is not None:
@@ -227,23 +280,38 @@ class TensorStream:
                 lane.check_finite(chunk)
                 return found.cpu()
 
-            return self._lanes.run(work, self._chunks(task, start, stop))
+            def work(span: Chunk, lane: Lane) -> list[Tensor]:
+                return [see(lane, chunk) for chunk in span.cut(self._step(task))]
+
+            jobs = (functools.partial(work, span) for span in self._spans(task, start, stop))
+            for found in self._lanes.run(jobs):
+                yield from found
 
         return scan
 
     def _has_kernels(self) -> bool:
         return self._kernels is not None and self._kernels.done() and self._kernels.result()
 
-    def _chunks(self, task: TensorTask, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+    def _spans(self, task: TensorTask, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+        """At least one, be it empty."""
         stop = task.numel if stop is None else min(stop, task.numel)
-        step, parts = self._step(task), self._parts(task)
-        has_base = self._plan.has_base(task)
-        for number, begin in enumerate(range(start, stop, step)):
-            if number % READ_AHEAD == 0:
-                end = min(begin + 2 * READ_AHEAD * step, stop)
+        step, length, parts = self._step(task), self._span(task), self._parts(task)
+        has_base, fetched = self._plan.has_base(task), start
+        for begin in range(start, max(stop, start + 1), length):
+            if begin >= fetched and begin < stop:
+                fetched = begin + max(READ_AHEAD * step, length)
+                end = min(fetched + READ_AHEAD * step, stop)
                 for part in parts:
                     self._readers[part.reader].prefetch(part.tensor, begin, end)
-            yield Chunk(parts, has_base, begin, min(begin + step, stop))
+            yield Chunk(parts, has_base, begin, min(begin + length, stop))
+
+    def _span(self, task: TensorTask) -> int:
+        """How many elements a lane gets at a time: whole chunks."""
+        step = self._step(task)
+        if self._on_cuda:
+            return step
+        shared = task.numel // (step * self._lanes.count * SPANS_PER_LANE)
+        return step * min(max(shared, 1), LONGEST_SPAN)
 
     def _step(self, task: TensorTask) -> int:
         """How many elements to take at a time."""
@@ -273,8 +341,9 @@ class TensorStream:
         part = self._parts(task)[position]
         name = self._inputs[part.reader].name
         staging = torch.empty(self._step(task) * 8, dtype=torch.uint8)
+        staging_length = self._step(task)
         count, first, value = 0, 0, 0.0
-        for chunk in self._chunks(task):
+        for chunk in itertools.chain(*(span.cut(staging_length) for span in self._spans(task))):
             stored = self._readers[part.reader].read(part.tensor, chunk.start, chunk.stop, staging)
             values = stored.to(self._compute)
             bad = (~values.isfinite()).nonzero()[:, 0]

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,13 @@ def _merge(plan: Any, order: dict[str, Any]) -> int:
     fate, taken = order["fate"], 0
     results = stream.TensorStream.results
 
-    def recorded(self: Any, task: Any) -> Any:
-        say(tensor=task.name)
-        return results(self, task)
+    def recorded(self: Any, tasks: Any) -> Any:
+        def told() -> Iterator[Any]:
+            for task in tasks:
+                say(tensor=task.name)
+                yield task
+
+        return results(self, told())
 
     stream.TensorStream.results = recorded  # type: ignore[method-assign]
     if "bytes" in fate:

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from mergeops.lanes import Chunk, Lane, Lanes, choose_devices, lane_count
+from mergeops.lanes import Lane, Lanes, choose_devices, lane_count
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_lanes_take_turns_with_the_devices() -> None:
 
     # No lane goes on before all have begun, so each thread makes its own.
     together = threading.Barrier(4, timeout=30)
-    chunks = [Chunk((), False, i, i + 1) for i in range(4)]
+    jobs = [lambda lane, i=i: together.wait() and i for i in range(4)]
     with Lanes(make, devices, 4) as lanes:
-        order = list(lanes.run(lambda lane, chunk: together.wait() and chunk.start, chunks))
+        order = list(lanes.run(jobs))
     assert len(order) == 4
     assert sorted(map(str, made)) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
 

@@ -1,8 +1,9 @@
 """Writing one safetensors file front to back, so that a killed merge can go on where it was.
 
-The journal keeps a checksum of each finished tensor (XXH3, 128 bits, as fast as memory). A resumed
-file is read once: what is as the journal says is kept, whatever is not is written again, and the
-running sha256 is where the writing goes on; at the end it is the digest of the file.
+Two threads do it: one writes, the other takes what is written into the file's digest, which takes
+longer. The journal keeps a checksum of each finished tensor (XXH3, 128 bits, as fast as memory). A
+resumed file is read once: what is as the journal says is kept, whatever is not is written again,
+and the running sha256 is where the digest goes on; at the end it is that of the file.
 """
 
 from __future__ import annotations
@@ -100,10 +101,11 @@ class ShardWriter:
     ) -> None:
         self._path = path
         self._journal = journal
+        self._starts: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         end = len(header)
         for name, size in tensors:
-            end += size
+            self._starts[name], end = end, end + size
             self._ends[name] = end
         self._size = end
         self.done: dict[str, str] = {}
@@ -113,7 +115,8 @@ class ShardWriter:
         self._position = 0
         self._file = _open(path, self._size)
         try:
-            self.write(memoryview(header))
+            self._write(memoryview(header), 0)
+            self.take(memoryview(header))
             self._tensor.reset()
             self._resume(progress)
         except MergeError:
@@ -122,26 +125,23 @@ class ShardWriter:
 
     @property
     def position(self) -> int:
-        """Bytes written so far."""
+        """Bytes taken so far."""
         return self._position
 
-    def write(self, data: memoryview) -> None:
-        """Append bytes.
+    def write(self, tensor: str, offset: int, data: memoryview) -> None:
+        """Put bytes of a tensor where they belong.
 
         Raises:
             MergeError: the disk is full or fails.
         """
+        self._write(data, self._starts[tensor] + offset)
+
+    def take(self, data: memoryview) -> None:
+        """Take the next bytes of the file, which are written, into the digests."""
         self._digest.update(data)
         self._tensor.update(data)
-        view = data
-        try:
-            while view:
-                n = os.pwrite(self._file, view, self._position)
-                self._position += n
-                view = view[n:]
-        except OSError as error:
-            raise write_error(self._path, error) from error
-        done, now = (at // FLUSH_BYTES for at in (self._position - len(data), self._position))
+        before, self._position = self._position, self._position + len(data)
+        done, now = (at // FLUSH_BYTES for at in (before, self._position))
         if now > done:
             # Has the system begin to write these to the disk, so that the last fsync waits less.
             # Not a sync here: that would take the disk's errors away from the last one.
@@ -149,7 +149,7 @@ class ShardWriter:
             os.posix_fadvise(self._file, start, length, os.POSIX_FADV_DONTNEED)
 
     def finish_tensor(self, name: str) -> None:
-        """Note that the bytes of a tensor are all written."""
+        """Note that the bytes of a tensor are all written and taken."""
         self.done[name] = self._tensor.hexdigest()
         self._tensor.reset()
         self._journal.add(self._path.name, name, self.done[name])
@@ -191,6 +191,14 @@ class ShardWriter:
             os.close(self._file)
             self._file = -1
 
+    def _write(self, data: memoryview, position: int) -> None:
+        try:
+            while data:
+                n = os.pwrite(self._file, data, position)
+                position, data = position + n, data[n:]
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
     def _resume(self, progress: Callable[[int], None] | None) -> None:
         """Check what the journal says is there; the digest goes along to the first gap."""
         start = self._position
@@ -227,7 +235,7 @@ class ShardWriter:
         return found.hexdigest()
 
 
-class OrderedWriter:
+class OrderedThread:
     """A thread that does what it is given, in order, while the caller computes on.
 
     Args:
@@ -235,7 +243,7 @@ class OrderedWriter:
     """
 
     def __init__(self, limit: int) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hashing")
         self._limit = limit
         self._waiting: deque[Future[None]] = deque()
 
