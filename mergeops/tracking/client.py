@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.secrets import redact
@@ -41,6 +41,8 @@ TRIES = 3
 """Of a step that another process may do at the same moment."""
 PACKAGES = {"psycopg2": "psycopg2-binary", "psycopg": "'psycopg[binary]'"}
 DATABASE_GONE = ("could not connect", "connection failed", "closed the connection", "refused")
+
+Result = TypeVar("Result")
 
 
 def quiet() -> None:
@@ -210,6 +212,27 @@ def error_code(error: TrackingError) -> str:
 def is_missing(error: TrackingError) -> bool:
     """Whether the error says that the thing asked for does not exist."""
     return error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
+
+
+def or_none(ask: Callable[[], Result]) -> Result | None:
+    """What MLflow answers; None where it says that the thing does not exist."""
+    try:
+        return ask()
+    except TrackingError as error:
+        if not is_missing(error):
+            raise
+        return None
+
+
+def pages(search: Callable[..., Any], *wanted: Any, **how: Any) -> Iterator[list[Any]]:
+    """All pages of one of MLflow's searches."""
+    token = None
+    while True:
+        page = search(*wanted, **how, page_token=token)
+        yield page
+        token = page.token
+        if not token:
+            return
 
 
 def _explain(error: BaseException, uri: str, what: str) -> TrackingError:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
-from mergeops.tracking.client import is_missing
+from mergeops.tracking.client import is_missing, or_none, pages
 from mergeops.tracking.keys import quoted
-from mergeops.tracking.references import pages
 from mergeops.tracking.registry import find_registered_model, find_version
 
 if TYPE_CHECKING:
@@ -36,12 +35,7 @@ class FamilyRecords:
     def run(self, run_id: str) -> Run | None:
         """The run, also a deleted one; None where MLflow has none of that id."""
         if run_id not in self._runs:
-            try:
-                self._runs[run_id] = self._tracking.client.get_run(run_id)
-            except TrackingError as error:
-                if not is_missing(error):
-                    raise
-                self._runs[run_id] = None
+            self._runs[run_id] = or_none(lambda: self._tracking.client.get_run(run_id))
         return self._runs[run_id]
 
     def version(self, name: str, number: str | None, alias: str) -> ModelVersion:
@@ -107,12 +101,8 @@ class FamilyRecords:
         if not model_id:
             return None
         if model_id not in self._models:
-            try:
-                self._models[model_id] = self._tracking.client.get_logged_model(model_id)
-            except TrackingError as error:
-                if not is_missing(error):
-                    raise
-                self._models[model_id] = None
+            client = self._tracking.client
+            self._models[model_id] = or_none(lambda: client.get_logged_model(model_id))
         return self._models[model_id]
 
     def versions_with(self, key: str, value: str) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mergeops.tracking.client import pages
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -129,14 +131,3 @@ def _merge_runs(tracking: Tracking) -> Iterator[Run]:
 def _versions(tracking: Tracking) -> Iterator[ModelVersion]:
     for versions in pages(tracking.client.search_model_versions):
         yield from versions
-
-
-def pages(search: Callable[..., Any], *wanted: Any, **how: Any) -> Iterator[list[Any]]:
-    """All pages of one of MLflow's searches."""
-    token = None
-    while True:
-        page = search(*wanted, **how, page_token=token)
-        yield page
-        token = page.token
-        if not token:
-            return
