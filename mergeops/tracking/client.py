@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mergeops.errors import AwayError, TrackingError
-from mergeops.secrets import redact
+from mergeops.secrets import redact, redacted_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -261,7 +261,7 @@ def _explain(error: BaseException, uri: str, what: str) -> TrackingError:
             "path of tracking.uri or MLFLOW_TRACKING_URI"
         )
     # SQLAlchemy adds the statement and a link.
-    line = _line(message.split("[SQL:")[0])
+    line = redacted_line(message.split("[SQL:")[0])
     line = line.removeprefix("RESOURCE_DOES_NOT_EXIST: ").removeprefix("INVALID_PARAMETER_VALUE: ")
     if not uri.startswith(("http", "sqlite")) and any(sign in message for sign in DATABASE_GONE):
         return AwayError(f"cannot reach the MLflow database at {where}: {line}")
@@ -281,16 +281,14 @@ def _explain_store(error: Exception, uri: str, what: str, location: str) -> Trac
         at = f" at MLFLOW_S3_ENDPOINT_URL={redact(endpoint)}" if endpoint else ""
         return AwayError(f"cannot reach {where}{at}; check that it runs, and its address")
     if any(sign in message for sign in REFUSED):
-        return AwayError(f"{where} denies access: {_line(message)}; check the AWS credentials")
+        return AwayError(
+            f"{where} denies access: {redacted_line(message)}; check the AWS credentials"
+        )
     if "NoSuchBucket" in message:
         return TrackingError(
             f"{where} has no such bucket; make it, or check MLFLOW_S3_ENDPOINT_URL"
         )
-    return TrackingError(f"MLflow at {redact(uri)} could not {what}: {_line(message)}")
-
-
-def _line(message: str) -> str:
-    return " ".join(str(redact(message)).split())[:300]
+    return TrackingError(f"MLflow at {redact(uri)} could not {what}: {redacted_line(message)}")
 
 
 def _denied(message: str, where: str) -> TrackingError:

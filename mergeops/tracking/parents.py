@@ -6,7 +6,6 @@ import tempfile
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mergeops.secrets import redact
 from mergeops.tracking.client import log_params, or_none, unless_raced
 from mergeops.tracking.keys import model_name, param_value, run_name
 from mergeops.tracking.lock import only_one
@@ -144,7 +143,7 @@ def _facts(source: Source) -> dict[str, str]:
         "revision": source.revision,
         "adapter_base": str(source.adapter_base) if source.adapter_base else None,
     }
-    return {name: param_value(redact(value)) for name, value in facts.items() if value}
+    return {name: param_value(value) for name, value in facts.items() if value}
 
 
 def _model_of_this_experiment(tracking: Tracking, source: Source) -> str | None:
