@@ -13,6 +13,7 @@ from mergeops.evaluate import merit
 from mergeops.tracking.client import or_none
 from mergeops.tracking.keys import quoted
 from mergeops.tracking.registry import find_registered_model
+from mergeops.tracking.scores import with_tags
 
 if TYPE_CHECKING:
     from mergeops.tracking.connection import Tracking
@@ -67,7 +68,7 @@ def candidates(tracking: Tracking, name: str) -> list[Candidate]:
     """
     client = tracking.client
     find_registered_model(tracking, name)
-    wanted = f"name = {quoted(name)} and tags.`mergeops.role` = 'merge'"
+    wanted = f"name = {quoted(name)} and {with_tags(role='merge')}"
     found = []
     for version in client.search_model_versions(wanted):
         run_id = version.tags.get("mergeops.run_id") or str(version.run_id)

@@ -147,9 +147,9 @@ def _box(node: Node, place: tuple[float, float]) -> str:
         f"<path d='M{x + 7},{y:g} h-0 a7,7 0 0 0 -7,7 v{HEIGHT - 14} a7,7 0 0 0 7,7 z' "
         f"fill='{colour}'/>"
         f"{head}{status}"
-        f"{_text(x + 16, y + 37, _cut(node.name, longest), 13.5, '#111827', weight=600)}"
+        f"{_text(x + 16, y + 37, cut(node.name, longest), 13.5, '#111827', weight=600)}"
         f"{score}"
-        f"{_text(x + 16, y + 55, _cut(node.detail, 29), 11, '#6b7280')}</g>"
+        f"{_text(x + 16, y + 55, cut(node.detail, 29), 11, '#6b7280')}</g>"
     )
 
 
@@ -168,7 +168,7 @@ def _line(
         return path
     # Near the start, where lines that meet at the end are still apart; away from where they go.
     side = 15 if y1 < y0 else -6
-    return path + _text(x0 + 8, y0 + side, _cut(label, 13), 10.5, "#4b5563")
+    return path + _text(x0 + 8, y0 + side, cut(label, 13), 10.5, "#4b5563")
 
 
 def _text(
@@ -189,5 +189,6 @@ def _text(
     )
 
 
-def _cut(text: str, limit: int) -> str:
+def cut(text: str, limit: int) -> str:
+    """The text in at most ``limit`` characters, with an ellipsis where some went."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

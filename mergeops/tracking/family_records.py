@@ -12,6 +12,7 @@ from mergeops.errors import AwayError, TrackingError
 from mergeops.tracking.client import is_missing, or_none, pages
 from mergeops.tracking.keys import quoted
 from mergeops.tracking.registry import find_registered_model, find_version
+from mergeops.tracking.scores import with_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -67,10 +68,7 @@ class FamilyRecords:
         """A base's or source's own score, in the experiment of its child."""
         if not sha256:
             return None
-        wanted = (
-            f"tags.`mergeops.weights_sha256` = {quoted(sha256)} and "
-            f"tags.`mergeops.role` = {quoted(role)}"
-        )
+        wanted = with_tags(weights_sha256=sha256, role=role)
         experiment_id = str(child.info.experiment_id)
         key = (experiment_id, sha256, role)
         if key not in self._scores:
@@ -80,11 +78,8 @@ class FamilyRecords:
 
     def trial(self, plan_digest: str) -> Run | None:
         """A run of the plan in any experiment."""
-        wanted = (
-            f"tags.`mergeops.plan_digest` = {quoted(plan_digest)} and "
-            "tags.`mergeops.role` = 'merge'"
-        )
         if plan_digest not in self._trials:
+            wanted = with_tags(plan_digest=plan_digest, role="merge")
             self._trials[plan_digest] = self._first(wanted)
         return self._trials[plan_digest]
 

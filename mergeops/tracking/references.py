@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergeops.tracking.client import pages
+from mergeops.tracking.scores import with_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -121,7 +122,7 @@ def _parents_of_running(runs: list[Run]) -> set[str]:
 def _merge_runs(tracking: Tracking) -> Iterator[Run]:
     from mlflow.entities import ViewType
 
-    client, wanted = tracking.client, "tags.`mergeops.role` = 'merge'"
+    client, wanted = tracking.client, with_tags(role="merge")
     for experiments in pages(client.search_experiments, view_type=ViewType.ALL):
         ids = [experiment.experiment_id for experiment in experiments]
         for runs in pages(client.search_runs, ids, wanted, ViewType.ALL):
