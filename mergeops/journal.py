@@ -57,15 +57,16 @@ def writing(tracking: Tracking, name: str) -> Iterator[Check]:
         yield held
 
 
-def complete(tracking: Tracking, name: str) -> None:
-    """Complete the change that a crash left half-done, where there is one.
+def complete(tracking: Tracking, name: str) -> bool:
+    """Complete the change that a crash left half-done; whether there was one.
 
     Raises:
         TrackingError: as ``writing``.
     """
-    if begun(tracking, name) is not None:
-        with writing(tracking, name):
-            pass
+    if begun(tracking, name) is None:
+        return False
+    with writing(tracking, name):
+        return True
 
 
 def apply(tracking: Tracking, change: Change, held: Check) -> Change:
