@@ -61,7 +61,7 @@ def better(
     """The candidate is better on all items of the tasks pooled: a one-sided test at ``level``."""
     found = compare(candidate, reference, tasks, confidence=1 - 2 * level)
     detectable = found.detectable(level)
-    numbers = f"{_difference(found)} on {found.n} items, {_counts(found)}, p {p_text(found)}"
+    numbers = f"{_difference(found)} on {found.n} items, {_counts(found)}, p {found.p_value:.3g}"
     if reference.weights_sha256 == candidate.weights_sha256:
         outcome, sentence = FAIL, f"the candidate is {name}: the same weights"
     elif found.p_value <= level:
@@ -175,11 +175,6 @@ def floor(candidate: Scores, task: str, spec: PromoteSpec) -> Check:
         outcome=outcome,
         sentence=sentence,
     )
-
-
-def p_text(found: Comparison) -> str:
-    """A p-value to three places."""
-    return f"{found.p_value:.3f}" if found.p_value >= 0.001 else "< 0.001"
 
 
 def _check(

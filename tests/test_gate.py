@@ -231,6 +231,13 @@ def test_a_later_use_of_the_confirm_part_asks_for_more() -> None:
     assert only(third, "better").rule == "p <= 0.00417"
 
 
+def test_a_reason_shows_p_as_exactly_as_the_level_it_misses() -> None:
+    candidate, reference = contest(a=(10, 0, 490))
+    [reason] = judge(candidate, {"base": reference}, SPEC, level=0.05 / 56).reasons
+    # Ten of ten by chance: 2 ** -10.
+    assert "10 won and 0 lost, p 0.000977 > alpha 0.000893" in reason
+
+
 def test_only_retained_tasks_may_not_lose() -> None:
     tasks = {"a": (60, 0, 140), "b": (0, 20, 180)}
     assert verdict(replace(SPEC, primary=("a",), retain=("b",)), **tasks).decision == "refuse"

@@ -211,5 +211,5 @@ def _text(
 
 
 def cut(text: str, limit: int) -> str:
-    """The text, or its beginning where it is longer than so many characters."""
+    """The text in at most ``limit`` characters, with an ellipsis where some went."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.evaluate.intervals import Estimate
-from mergeops.tracking.client import is_missing
+from mergeops.tracking.client import is_missing, or_none, pages
 from mergeops.tracking.keys import quoted
-from mergeops.tracking.references import pages
 from mergeops.tracking.registry import find_registered_model, find_version
-from mergeops.tracking.scores import pooled_estimate
+from mergeops.tracking.scores import pooled_estimate, with_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -38,12 +37,7 @@ class FamilyRecords:
     def run(self, run_id: str) -> Run | None:
         """The run, also a deleted one; None where MLflow has none of that id."""
         if run_id not in self._runs:
-            try:
-                self._runs[run_id] = self._tracking.client.get_run(run_id)
-            except TrackingError as error:
-                if not is_missing(error):
-                    raise
-                self._runs[run_id] = None
+            self._runs[run_id] = or_none(lambda: self._tracking.client.get_run(run_id))
         return self._runs[run_id]
 
     def version(self, name: str, number: str | None, alias: str) -> ModelVersion:
@@ -75,10 +69,7 @@ class FamilyRecords:
         """A base's or source's own score, in the experiment of its child."""
         if not sha256:
             return None
-        wanted = (
-            f"tags.`mergeops.weights_sha256` = {quoted(sha256)} and "
-            f"tags.`mergeops.role` = {quoted(role)}"
-        )
+        wanted = with_tags(weights_sha256=sha256, role=role)
         experiment_id = str(child.info.experiment_id)
         key = (experiment_id, sha256, role)
         if key not in self._scores:
@@ -88,11 +79,8 @@ class FamilyRecords:
 
     def trial(self, plan_digest: str) -> Run | None:
         """A run of the plan in any experiment."""
-        wanted = (
-            f"tags.`mergeops.plan_digest` = {quoted(plan_digest)} and "
-            "tags.`mergeops.role` = 'merge'"
-        )
         if plan_digest not in self._trials:
+            wanted = with_tags(plan_digest=plan_digest, role="merge")
             self._trials[plan_digest] = self._first(wanted)
         return self._trials[plan_digest]
 
@@ -109,12 +97,8 @@ class FamilyRecords:
         if not model_id:
             return None
         if model_id not in self._models:
-            try:
-                self._models[model_id] = self._tracking.client.get_logged_model(model_id)
-            except TrackingError as error:
-                if not is_missing(error):
-                    raise
-                self._models[model_id] = None
+            client = self._tracking.client
+            self._models[model_id] = or_none(lambda: client.get_logged_model(model_id))
         return self._models[model_id]
 
     def versions_with(self, key: str, value: str) -> tuple[str, ...]:

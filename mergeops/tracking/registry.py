@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 DESCRIPTION_LIMIT = 4900
 """Databases hold 5000 characters, and the score comes behind."""
 VERSIONS_TAG = "mlflow.modelVersions"
-ROLES = ("source", "merge")
-STATUSES = ("ingredient", "candidate", "rejected", "promoted", "superseded")
 
 
 def register(

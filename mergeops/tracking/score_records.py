@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergeops.tracking.keys import quoted
+from mergeops.tracking.scores import with_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mergeops.tracking.connection import Tracking
 
 EXPERIMENT = "mergeops scores"
-_WEIGHTS = "mergeops.weights_sha256"
 _FOLDER = "records"
 
 
@@ -85,7 +84,7 @@ class ScoreRecords:
             run_id = str(runs[0].info.run_id)
         else:
             name = f"weights {weights_sha256[:12]}"
-            tags = {_WEIGHTS: weights_sha256, "mergeops.role": "scores"}
+            tags = {"mergeops.weights_sha256": weights_sha256, "mergeops.role": "scores"}
             run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
             client.set_terminated(run_id)
         with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
@@ -107,7 +106,7 @@ class ScoreRecords:
 
     def _runs(self, experiment_id: str, weights_sha256: str) -> list[Run]:
         """Oldest first; two machines that began at once have made two."""
-        wanted = f"tags.`{_WEIGHTS}` = {quoted(weights_sha256)}"
+        wanted = with_tags(weights_sha256=weights_sha256)
         order = ["attributes.start_time ASC"]
         return list(self._tracking.client.search_runs([experiment_id], wanted, order_by=order))
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mergeops.errors import AwayError, TrackingError
 from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.evaluate.intervals import Estimate, estimate
-from mergeops.tracking.client import log_params, unless_raced
+from mergeops.tracking.client import log_params, pages, unless_raced
 from mergeops.tracking.keys import dataset_digest, key, param_value, quoted, tag_value
 
 if TYPE_CHECKING:
@@ -202,19 +202,9 @@ def scored_runs(
 
 def search_runs(tracking: Tracking, filter_string: str) -> list[Run]:
     """All runs of the experiment that match, oldest first."""
-    found: list[Run] = []
-    token = None
-    while True:
-        page = tracking.client.search_runs(
-            [tracking.experiment_id],
-            filter_string,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        found += page
-        token = page.token
-        if not token:
-            return found
+    order, search = ["attributes.start_time ASC"], tracking.client.search_runs
+    found = pages(search, [tracking.experiment_id], filter_string, order_by=order)
+    return [run for page in found for run in page]
 
 
 def with_tags(**tags: str) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from mergeops.errors import TrackingError
 from mergeops.report.card import CardParent, model_card
 from mergeops.report.lineage import Node, lineage_svg
 from mergeops.secrets import redact
-from mergeops.tracking.client import is_missing
+from mergeops.tracking.client import or_none
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -133,12 +132,7 @@ def _lineage(
 
 
 def _run(trial: Trial, run_id: str) -> Run | None:
-    try:
-        return trial.tracking.client.get_run(run_id)
-    except TrackingError as error:
-        if is_missing(error):
-            return None
-        raise
+    return or_none(lambda: trial.tracking.client.get_run(run_id))
 
 
 def _link(run_id: str | None, runs: dict[str, Run | None]) -> str:
