@@ -1,6 +1,6 @@
 """Search: many trials, one file a strategy; the best is chosen on the dev part only.
 
-A strategy is a function ``(recipe, tools, parent_run_id) -> Found``; adding a file to this package
+A strategy is a function ``(recipe, tools, log) -> Found``; adding a file to this package
 that registers one with ``@strategy(NAME)`` adds it everywhere.
 """
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from mergeops.pipeline import Trial
     from mergeops.recipe import Recipe
     from mergeops.tools import Tools
+    from mergeops.tracking.search_run import SearchRun
 
-    Strategy = Callable[[Recipe, Tools, str], "Found"]
+    Strategy = Callable[[Recipe, Tools, SearchRun], "Found"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def run_search(recipe: Recipe, progress: Progress) -> Found:
     name = f"{recipe.search.strategy} over {len(recipe.sources)} sources"
     settings = dataclasses.asdict(recipe.search) | {"sources": ", ".join(recipe.sources)}
     with tools.tracking.search(name, recipe.sha256(), settings) as log:
-        found = chosen(recipe, tools, log.run_id)
+        found = chosen(recipe, tools, log)
         log.log_json(found.rows, "steps.json")
         if found.best is not None and found.best.scores is not None:
             log.log_best(found.best.run_id, found.best.scores)
