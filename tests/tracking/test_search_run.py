@@ -38,6 +38,32 @@ def test_the_same_search_is_the_same_run(case: Case, tmp_path: Path) -> None:
     assert path.read_text() == "# steps"
 
 
+def test_the_curves_grow_with_each_trial_and_a_search_that_goes_on_doubles_nothing(
+    case: Case,
+) -> None:
+    client = case.tracking.client
+
+    def curves(run_id: str) -> list[list[tuple[int, float]]]:
+        names = ("steps/trial", "steps/best")
+        return [[(m.step, m.value) for m in client.get_metric_history(run_id, n)] for n in names]
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        case.tracking.search("grid", DIGEST, SETTINGS) as search,
+    ):
+        search.log_trial(0.5)
+        assert curves(search.run_id) == [[(1, 0.5)], [(1, 0.5)]]
+        search.log_trial(0.25)
+        raise KeyboardInterrupt
+    with case.tracking.search("grid", DIGEST, SETTINGS) as again:
+        for score in (0.5, 0.25, 0.75):
+            again.log_trial(score)
+    assert again.run_id == search.run_id
+    trials, best = curves(again.run_id)
+    assert trials == [(1, 0.5), (2, 0.25), (3, 0.75)]
+    assert best == [(1, 0.5), (2, 0.5), (3, 0.75)]
+
+
 def test_figures_of_a_search_are_images(case: Case, tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
