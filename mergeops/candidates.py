@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
 from mergeops.evaluate import merit
-from mergeops.tracking.client import is_missing
+from mergeops.tracking.client import or_none
 from mergeops.tracking.keys import quoted
 from mergeops.tracking.registry import find_registered_model
+from mergeops.tracking.scores import with_tags
 
 if TYPE_CHECKING:
     from mergeops.tracking.connection import Tracking
@@ -66,17 +68,12 @@ def candidates(tracking: Tracking, name: str) -> list[Candidate]:
     """
     client = tracking.client
     find_registered_model(tracking, name)
-    wanted = f"name = {quoted(name)} and tags.`mergeops.role` = 'merge'"
+    wanted = f"name = {quoted(name)} and {with_tags(role='merge')}"
     found = []
     for version in client.search_model_versions(wanted):
         run_id = version.tags.get("mergeops.run_id") or str(version.run_id)
-        try:
-            found_run = client.get_run(run_id)
-        except TrackingError as error:
-            if not is_missing(error):
-                raise
-            continue
-        if found_run.info.lifecycle_stage == "deleted":
+        found_run = or_none(partial(client.get_run, run_id))
+        if found_run is None or found_run.info.lifecycle_stage == "deleted":
             # Nothing can be logged onto it any more.
             continue
         run = found_run.data

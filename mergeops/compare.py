@@ -67,15 +67,11 @@ def compare_experiments(
     """
     names = tuple(dict.fromkeys(experiments)) or (spec.experiment,)
     left_out: list[LeftOut] = []
-    found = [
-        pair for name in names for pair in _read(dataclasses.replace(spec, experiment=name), part)
+    readable = [
+        pair
+        for name in names
+        for pair in _read(dataclasses.replace(spec, experiment=name), part, left_out)
     ]
-    readable: list[tuple[Scored, Origin]] = []
-    for scored, origin in found:
-        if isinstance(scored, LeftOut):
-            left_out.append(scored)
-        elif origin is not None:
-            readable.append((scored, origin))
     if not readable:
         raise TrackingError(_nothing(names, part, left_out))
     first = readable[0][1].experiment
@@ -95,12 +91,12 @@ def compare_experiments(
     return Compared(names, leaderboard(entries, reference), tuple(left_out))
 
 
-def _read(spec: TrackingSpec, part: str) -> list[tuple[Scored | LeftOut, Origin | None]]:
+def _read(spec: TrackingSpec, part: str, left_out: list[LeftOut]) -> list[tuple[Scored, Origin]]:
+    """What can be read; what cannot is added to ``left_out``."""
     from mergeops.tracking.connection import connect
     from mergeops.tracking.links import run_page
 
     tracking = connect(spec, create=False)
-    left_out: list[LeftOut] = []
     found = tracking.scored(
         part,
         lambda name, error: left_out.append(
@@ -108,7 +104,7 @@ def _read(spec: TrackingSpec, part: str) -> list[tuple[Scored | LeftOut, Origin 
         ),
     )
     is_served = tracking.uri.startswith("http")
-    pairs: list[tuple[Scored | LeftOut, Origin | None]] = [
+    return [
         (
             scored,
             Origin(
@@ -121,7 +117,6 @@ def _read(spec: TrackingSpec, part: str) -> list[tuple[Scored | LeftOut, Origin 
         )
         for scored in found
     ]
-    return [*pairs, *((one, None) for one in left_out)]
 
 
 def _asked(scored: Scored) -> Mapping[str, str]:

@@ -32,6 +32,7 @@ from mergeops.tracking.user import current_user
 
 if TYPE_CHECKING:
     from mergeops.evaluate import Scores
+    from mergeops.tracking.connection import Tracking
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,11 @@ def promote(
     tools = Tools(settings, progress)
     tracking = tools.tracking
     candidate = choose(tracking, name, version)
-    complete(tracking, name)
+    was_cut_off = complete(tracking, name)
     champion = registry.champion(tracking, name)
+    if was_cut_off or candidate.version == champion:
+        # A command that was killed may have told nobody.
+        _tell(tracking, name, settings, progress)
     registry.check_current(name, champion, expect_current)
     if candidate.version == champion:
         best = "" if version is not None else ", the best on dev,"
@@ -155,9 +159,13 @@ def promote(
         )
     except GateRefusedError as error:
         refusal = error
-    for failure in hooks.deliver(tracking, name, recipe.promote.hooks):
-        progress.step(f"note: {failure}")
+    _tell(tracking, name, settings, progress)
     return Outcome(name, candidate.version, verdict, use, expectations, change, refusal)
+
+
+def _tell(tracking: Tracking, name: str, settings: Recipe, progress: Progress) -> None:
+    for failure in hooks.deliver(tracking, name, settings.promote.hooks):
+        progress.step(f"note: {failure}")
 
 
 def _check_possible(recipe: Recipe, candidate: Candidate, references: list[Reference]) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mergeops.candidates import Candidate, choose
 from mergeops.confirm import checkpoint_of, recipe_of
 from mergeops.errors import AwayError, MergeopsError, TrackingError
+from mergeops.evaluate.intervals import Estimate, estimate
 from mergeops.plan import make_plan
 from mergeops.progress import Progress
 from mergeops.random_source import write_random_source
@@ -49,8 +50,8 @@ class Control:
     """Of the MLflow run that wrote it, e.g. FAILED; empty where there is none."""
     kind: str
     """leave-one-out or random."""
-    score: float | None
-    """Of the control, pooled on dev."""
+    score: Estimate | None
+    """Of the control, pooled on dev, with its interval."""
     gain: Gain | None
     note: str
     """What was special, or why the control could not be made."""
@@ -82,7 +83,7 @@ class Controls:
                 c.source,
                 c.status or "-",
                 "nothing" if c.kind == LEAVE_ONE_OUT else "noise",
-                "-" if c.score is None else f"{c.score:.3f}",
+                "-" if c.score is None else str(c.score),
                 "-"
                 if c.gain is None
                 else f"{c.gain.difference:+.3f} [{c.gain.low:+.3f}, {c.gain.high:+.3f}]",
@@ -110,8 +111,14 @@ class Controls:
         return {
             "name": self.name,
             "version": self.version,
+            "score": self.score,
             "controls": [
-                dataclasses.asdict(control) | {"finding": control.finding}
+                dataclasses.asdict(control)
+                | {
+                    "score": control.score.value if control.score else None,
+                    "score_interval": control.score.interval if control.score else None,
+                    "finding": control.finding,
+                }
                 for control in self.controls
             ],
         }
@@ -136,7 +143,6 @@ def run_controls(
         MergeopsError: the merge cannot be found or scored; a control that cannot be made is a row
             that says why.
     """
-    from mergeops.evaluate.intervals import mean_interval
     from mergeops.evaluate.simultaneous import simultaneous
 
     tools = Tools(settings, progress)
@@ -162,13 +168,13 @@ def run_controls(
     found = Controls(
         name,
         candidate.version,
-        str(mean_interval(merge)),
+        str(estimate(merge)),
         tuple(
             Control(
                 source,
                 _status(tools, recipe, source),
                 kind,
-                scored[source, kind].pooled if (source, kind) in scored else None,
+                estimate(scored[source, kind]) if (source, kind) in scored else None,
                 _gain(together.get(f"{kind} {source}")),
                 note,
             )

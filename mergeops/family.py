@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mergeops.evaluate.intervals import Estimate
+
 
 @dataclass(frozen=True)
 class Member:
@@ -29,8 +31,8 @@ class Member:
     method: str = ""
     weight: str = ""
     """Its weight in the child's recipe."""
-    score: float | None = None
-    """Pooled, on the dev part."""
+    score: Estimate | None = None
+    """Pooled, on the dev part; without an interval where it was logged by an older version."""
     notes: tuple[str, ...] = ()
     """What is deleted, missing or unknown."""
     parents: tuple[Member, ...] = ()
@@ -47,4 +49,7 @@ class Member:
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "parents"
         }
         raw |= {"versions": list(self.versions), "notes": list(self.notes)}
+        interval = self.score.interval if self.score else None
+        raw["score"] = self.score.value if self.score else None
+        raw["score_interval"] = list(interval) if interval else None
         return {**raw, "parents": [parent.to_dict() for parent in self.parents]}

@@ -61,7 +61,7 @@ def better(
     """The candidate is better on all items of the tasks pooled: a one-sided test at ``level``."""
     found = compare(candidate, reference, tasks, confidence=1 - 2 * level)
     detectable = found.detectable(level)
-    numbers = f"{found.difference:+.3f} on {found.n} items, {_counts(found)}, p {p_text(found)}"
+    numbers = f"{_difference(found)} on {found.n} items, {_counts(found)}, p {found.p_value:.3g}"
     if reference.weights_sha256 == candidate.weights_sha256:
         outcome, sentence = FAIL, f"the candidate is {name}: the same weights"
     elif found.p_value <= level:
@@ -84,7 +84,7 @@ def not_worse(
     margin = spec.margins.get(task, spec.margin)
     found = compare(candidate, reference, (task,), confidence=2 * spec.confidence - 1)
     numbers = (
-        f"{found.difference:+.3f} on {found.n} items, {_counts(found)}, at worst {found.low:+.3f}"
+        f"{_difference(found)} on {found.n} items, {_counts(found)}, at worst {found.low:+.3f}"
     )
     if found.low > -margin:
         outcome = PASS
@@ -177,11 +177,6 @@ def floor(candidate: Scores, task: str, spec: PromoteSpec) -> Check:
     )
 
 
-def p_text(found: Comparison) -> str:
-    """A p-value to three places."""
-    return f"{found.p_value:.3f}" if found.p_value >= 0.001 else "< 0.001"
-
-
 def _check(
     name: str,
     kind: str,
@@ -211,6 +206,10 @@ def _check(
         outcome=outcome,
         sentence=sentence,
     )
+
+
+def _difference(found: Comparison) -> str:
+    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _counts(found: Comparison) -> str:

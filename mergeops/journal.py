@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mergeops.audit import PROMOTE, PROPOSED, REJECTED, ROLLBACK, Change, add_entry
 from mergeops.errors import TrackingError
+from mergeops.tracking.client import or_none
 from mergeops.tracking.lease import lease
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.registry import find_registered_model
@@ -49,24 +50,23 @@ def writing(tracking: Tracking, name: str) -> Iterator[Check]:
     with only_one(what, registry, name), lease(tracking, what, name) as held:
         left = begun(tracking, name)
         if left is not None:
-            moves = left.kind in (PROMOTE, ROLLBACK)
-            if moves and aliases(tracking, name).get(CHAMPION) not in (left.came_from, left.to):
-                # Somebody set the alias by hand since: that is newer.
+            if _is_overtaken(tracking, left):
                 tracking.client.delete_registered_model_tag(name, IN_PROGRESS)
             else:
                 _finish(tracking, left, held)
         yield held
 
 
-def complete(tracking: Tracking, name: str) -> None:
-    """Complete the change that a crash left half-done, where there is one.
+def complete(tracking: Tracking, name: str) -> bool:
+    """Complete the change that a crash left half-done; whether there was one.
 
     Raises:
         TrackingError: as ``writing``.
     """
-    if begun(tracking, name) is not None:
-        with writing(tracking, name):
-            pass
+    if begun(tracking, name) is None:
+        return False
+    with writing(tracking, name):
+        return True
 
 
 def apply(tracking: Tracking, change: Change, held: Check) -> Change:
@@ -101,6 +101,20 @@ def set_status(tracking: Tracking, name: str, version: int, status: str) -> None
     tracking.client.set_model_version_tag(name, str(version), "mergeops.status", status)
 
 
+def set_approval(tracking: Tracking, name: str, version: int, status: str) -> None:
+    """Tag a proposed version with what became of it, where it was not deleted since."""
+    or_none(lambda: tracking.client.set_model_version_tag(name, str(version), APPROVAL, status))
+
+
+def _is_overtaken(tracking: Tracking, left: Change) -> bool:
+    """Whether somebody set @champion by hand or deleted the version since: that is newer."""
+    moves = left.kind in (PROMOTE, ROLLBACK)
+    if moves and aliases(tracking, left.name).get(CHAMPION) not in (left.came_from, left.to):
+        return True
+    ask = tracking.client.get_model_version
+    return left.kind != REJECTED and or_none(lambda: ask(left.name, str(left.to))) is None
+
+
 def _finish(tracking: Tracking, change: Change, held: Check) -> None:
     # Every step may be repeated, and a crash between two of them is completed by the next command.
     client = tracking.client
@@ -120,9 +134,10 @@ def _finish(tracking: Tracking, change: Change, held: Check) -> None:
 
 
 def _move_champion(tracking: Tracking, change: Change, held: Check) -> None:
-    client = tracking.client
-    if change.came_from is not None:
-        client.set_registered_model_alias(change.name, PREVIOUS, str(change.came_from))
+    client, before = tracking.client, change.came_from
+    # A version that was champion may be deleted before a change that a crash cut off goes on.
+    if before is not None:
+        or_none(lambda: client.set_registered_model_alias(change.name, PREVIOUS, str(before)))
     held()
     client.set_registered_model_alias(change.name, CHAMPION, str(change.to))
     now = aliases(tracking, change.name).get(CHAMPION)
@@ -132,8 +147,8 @@ def _move_champion(tracking: Tracking, change: Change, held: Check) -> None:
             "promoted; somebody else promotes too: agree, then promote again"
         )
     set_status(tracking, change.name, change.to, "promoted")
-    if change.came_from is not None:
-        set_status(tracking, change.name, change.came_from, "superseded")
+    if before is not None:
+        or_none(lambda: set_status(tracking, change.name, before, "superseded"))
     waiting = proposal(tracking, change.name)
     if waiting is not None and waiting.to == change.to:
         _close_proposal(tracking, change, "approved" if change.proposed_by else "superseded")
@@ -141,7 +156,7 @@ def _move_champion(tracking: Tracking, change: Change, held: Check) -> None:
 
 def _close_proposal(tracking: Tracking, change: Change, outcome: str) -> None:
     client = tracking.client
-    client.set_model_version_tag(change.name, str(change.to), APPROVAL, outcome)
+    set_approval(tracking, change.name, change.to, outcome)
     if aliases(tracking, change.name).get(CHALLENGER) == change.to:
         client.delete_registered_model_alias(change.name, CHALLENGER)
     # The tag last: it is what says that there is something to close.

@@ -61,6 +61,9 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
+        from mergeops.evaluate.intervals import estimate
+
+        interval = estimate(self.scores).interval if self.scores else None
         return {
             "name": self.name,
             "plan_digest": self.plan_digest,
@@ -68,17 +71,18 @@ class Trial:
             "checkpoint": str(self.checkpoint),
             "registered": self.registered,
             "dev_score": self.dev_score if math.isfinite(self.dev_score) else None,
+            "dev_interval": list(interval) if interval else None,
             "leaderboard": self.leaderboard.to_dict() if self.leaderboard else None,
         }
 
 
-def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Trial:
+def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Trial:
     """Turn a recipe into a scored, registered checkpoint.
 
     Args:
         recipe: what to merge.
         tools: connections and caches, shared by all trials of a command.
-        parent_run_id: the MLflow run of the search that this trial belongs to.
+        search: the search that this trial belongs to; its curves get the trial's score.
 
     Raises:
         MergeopsError: the class says at which step; finished steps are kept.
@@ -90,6 +94,7 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
     name = recipe.name or default_name(recipe)
     if name in recipe.sources:
         name = f"{name} (merge)"
+    parent_run_id = search.run_id if search else None
     with tools.tracking.trial(
         recipe, plan, resolved, name=name, parent_run_id=parent_run_id
     ) as log:
@@ -110,6 +115,8 @@ def run(recipe: Recipe, tools: Tools, *, parent_run_id: str | None = None) -> Tr
             for figure_name, figure in tools.heat_maps(recipe).items():
                 log.log_figure(figure, f"plots/{figure_name}.png")
         version = log.register()
+    if search is not None and scores is not None:
+        search.log_trial(scores.pooled, higher_is_better=scores.higher_is_better)
     return Trial(
         name=name,
         plan_digest=plan.digest,
@@ -190,10 +197,10 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
         return [run(recipes[0], tools)]
     digest = hashlib.sha256("".join(recipe.sha256() for recipe in recipes).encode()).hexdigest()
     with tools.tracking.search(name, digest, {"trials": len(recipes)}) as sweep:
-        trials = [run(recipe, tools, parent_run_id=sweep.run_id) for recipe in recipes]
+        trials = [run(recipe, tools, search=sweep) for recipe in recipes]
         best = best_of(trials)
-        if best is not None:
-            sweep.log_best(best.run_id, best.dev_score)
+        if best is not None and best.scores is not None:
+            sweep.log_best(best.run_id, best.scores)
             log_search_page(sweep, trials)
     return trials
 

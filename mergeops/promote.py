@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from mergeops.audit import PROMOTE, PROPOSED, REFUSED, ROLLBACK, Change, add_entry, audit, now
 from mergeops.errors import ConfigError, GateRefusedError, TrackingError
 from mergeops.journal import (
-    APPROVAL,
     CHAMPION,
     PREVIOUS,
     aliases,
     apply,
+    begun,
     proposal,
+    set_approval,
     set_status,
     writing,
 )
@@ -115,7 +116,7 @@ def promote(
             waiting = proposal(tracking, name)
             if waiting is not None and waiting.came_from != current:
                 # Its evidence was against a champion that is none any more.
-                tracking.client.set_model_version_tag(name, str(waiting.to), APPROVAL, "superseded")
+                set_approval(tracking, name, waiting.to, "superseded")
             elif waiting is not None and waiting.to == version:
                 return waiting
             elif waiting is not None:
@@ -137,12 +138,20 @@ def rollback(
 ) -> Change:
     """Make @previous the @champion again, and the champion so far @previous.
 
+    Returns:
+        The audit's entry; where an earlier rollback was cut off, that one's, now complete.
+
     Raises:
         TrackingError: no such model, no champion, another than expected, or no previous one.
     """
+    left = begun(tracking, name)
     with writing(tracking, name) as held:
         there = aliases(tracking, name)
         current, previous = there.get(CHAMPION), there.get(PREVIOUS)
+        cut_off = left if left is not None and left.kind == ROLLBACK else None
+        # The same command again, after a crash: a second rollback would undo the first.
+        if cut_off and cut_off.to == current and expect_current in (None, cut_off.came_from):
+            return cut_off
         check_current(name, current, expect_current)
         if current is None:
             raise TrackingError(f"{name} has no @champion; promote a version first")

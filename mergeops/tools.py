@@ -174,11 +174,10 @@ class Tools:
     def score_parents(
         self,
         recipe: Recipe,
-        part: str = "dev",
         *,
         log: Callable[[Source, Scores], object] | None = None,
     ) -> dict[str, Scores]:
-        """Score the base, where there is one, and every source, and log them.
+        """Score the base, where there is one, and every source on the dev part, and log them.
 
         Args:
             log: called with each and its scores, in place of logging it to the experiment.
@@ -188,7 +187,7 @@ class Tools:
         parents |= resolved.sources
         candidates = [self._candidate(recipe, source) for source in parents.values()]
         label = f"{len(parents)} parents" if len(parents) > 1 else next(iter(parents), "")
-        scores = dict(zip(parents, self.score_all(label, candidates, part), strict=True))
+        scores = dict(zip(parents, self.score_all(label, candidates, "dev"), strict=True))
         for name, source in parents.items():
             (log or self.tracking.log_parent)(source, scores[name])
         return scores
@@ -198,12 +197,10 @@ class Tools:
         recipe: Recipe,
         source: Source,
         part: str,
-        *,
-        log: Callable[[Source, Scores], object] | None = None,
     ) -> Scores:
         """Score one parent and log it; an adapter is applied to its base first."""
         [scores] = self.score_all(source.name, [self._candidate(recipe, source)], part)
-        (log or self.tracking.log_parent)(source, scores)
+        self.tracking.log_parent(source, scores)
         return scores
 
     def _candidate(self, recipe: Recipe, source: Source) -> Candidate:

@@ -103,6 +103,25 @@ def test_a_proposal_that_is_out_of_date_gives_way_to_a_new_one(registered: Case)
     assert aliases(registered.tracking, "skills") == {"champion": 3, "previous": 1}
 
 
+def test_a_proposal_whose_version_was_deleted_can_be_closed(registered: Case) -> None:
+    propose(registered, 2)
+    registered.tracking.client.delete_model_version("skills", "2")
+    with pytest.raises(TrackingError, match="skills has no version 2; its versions: 1, 3"):
+        approve(registered.tracking, "skills", user="ben")
+    reject(registered.tracking, "skills", user="ben", reason="it is gone")
+    assert proposal(registered.tracking, "skills") is None
+    propose(registered, 3)
+    assert aliases(registered.tracking, "skills") == {"challenger": 3}
+
+
+def test_a_proposal_that_is_out_of_date_and_deleted_gives_way_too(registered: Case) -> None:
+    propose(registered, 2)
+    promote(registered.tracking, "skills", 1, VERDICT, passed=True, user="ann")
+    registered.tracking.client.delete_model_version("skills", "2")
+    propose(registered, 3)
+    assert aliases(registered.tracking, "skills") == {"champion": 1, "challenger": 3}
+
+
 def test_rollback_needs_no_approval_and_takes_an_expected_champion(registered: Case) -> None:
     for version in (1, 2):
         promote(registered.tracking, "skills", version, VERDICT, passed=True, user="ann")

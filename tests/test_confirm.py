@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,8 @@ from mergeops import confirm
 from mergeops.audit import PROMOTE, Change, now
 from mergeops.controls import _status
 from mergeops.errors import AwayError, ConfigError, EvaluationError, GateRefusedError, TrackingError
-from mergeops.journal import IN_PROGRESS
+from mergeops.hooks import deliveries
+from mergeops.journal import IN_PROGRESS, apply, writing
 from mergeops.progress import Progress
 from mergeops.promote import promote, rollback
 from mergeops.recipe import Recipe
@@ -96,6 +98,26 @@ def test_a_half_done_promotion_is_completed_before_the_champion_is_read(champion
     with pytest.raises(GateRefusedError, match="version 2 of skills is @champion already"):
         attempt(championed, version=2)
     assert uses(championed.tracking, "skills") == []
+
+
+@pytest.mark.parametrize("was_cut_off", [True, False])
+def test_the_same_command_tells_what_one_that_was_killed_did_not(
+    championed: Case, tmp_path: Path, was_cut_off: bool
+) -> None:
+    change = Change("skills", PROMOTE, 2, 1, now(), "ann", hooks=("command",))
+    tags = championed.tracking.client.set_registered_model_tag
+    if was_cut_off:
+        tags("skills", IN_PROGRESS, json.dumps(change.to_dict()))
+    else:
+        with writing(championed.tracking, "skills") as held:
+            apply(championed.tracking, change, held)
+    raw = championed.recipe.to_dict()
+    raw["promote"]["hooks"] |= {"command": ["touch", str(tmp_path / "told")]}
+    with pytest.raises(GateRefusedError, match="version 2 of skills is @champion already"):
+        attempt(championed, Recipe.from_dict(raw), version=2)
+    assert (tmp_path / "told").exists()
+    [told] = deliveries(championed.tracking, "skills")
+    assert (told.pending, set(told.done)) == ((), {"command"})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from mergeops.controls import Control, Controls, Gain, without_source
 from mergeops.errors import ConfigError
+from mergeops.evaluate.intervals import Estimate
 from mergeops.recipe import Recipe
 
 
@@ -42,7 +43,8 @@ def test_a_recipe_that_needs_the_source_elsewhere_cannot_do_without() -> None:
 def control(low: float, high: float, **changes: Any) -> Control:
     wanted = {"kind": "leave-one-out", "status": "FAILED", "note": "", **changes}
     gain = Gain((low + high) / 2, low, high)
-    return Control("math", wanted["status"], wanted["kind"], 0.5, gain, wanted["note"])
+    score = Estimate(0.5, (0.4, 0.6))
+    return Control("math", wanted["status"], wanted["kind"], score, gain, wanted["note"])
 
 
 def test_a_source_helps_or_hurts_only_where_its_interval_says_so() -> None:
@@ -54,9 +56,19 @@ def test_a_control_that_could_not_be_made_is_a_row_that_says_why() -> None:
     lost = Control("math", "", "random", None, None, "not made: no tensors")
     shown = Controls("skills", 3, "0.5 [0.4, 0.6]", (control(0.01, 0.03), lost))
     assert shown.rows() == [
-        ("math", "FAILED", "nothing", "0.500", "+0.020 [+0.010, +0.030]", "helps", ""),
+        (
+            "math",
+            "FAILED",
+            "nothing",
+            "0.500 [0.400, 0.600]",
+            "+0.020 [+0.010, +0.030]",
+            "helps",
+            "",
+        ),
         ("math", "-", "noise", "-", "-", "-", "not made: no tensors"),
     ]
-    assert "| math | FAILED | nothing | 0.500 |" in shown.markdown()
+    assert "| math | FAILED | nothing | 0.500 [0.400, 0.600] |" in shown.markdown()
     plain = shown.to_dict()["controls"]
+    assert (plain[0]["score"], plain[0]["score_interval"]) == (0.5, (0.4, 0.6))
+    assert (plain[1]["score"], plain[1]["score_interval"]) == (None, None)
     assert (plain[0]["finding"], plain[0]["gain"]["low"], plain[1]["gain"]) == ("helps", 0.01, None)

@@ -27,6 +27,7 @@ from mergeops.garbage import Item, collect, look, parse_age
 from mergeops.tracking.connection import Tracking
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.pending import Pending, folder_of
+from mergeops.tracking.references import references
 
 HOUR, DAY = 3600, 86400
 
@@ -163,6 +164,24 @@ def test_an_old_merge_of_a_version_that_nobody_wants_goes(
     run_of(tracking, "b")
     assert not seen(work, tracking)[young].is_garbage
     assert seen(work, tracking, HOUR / 2)[young].is_garbage
+
+
+def test_an_alias_that_moves_while_versions_are_judged_is_not_missed_at_both(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version_of(tracking, "a", "superseded")
+    version_of(tracking, "b", "superseded")
+    plans = {sha256("a"), sha256("b")}
+    first, second = ({sha256("a"): "1", sha256("b"): "2"}[plan] for plan in plans)
+    # Each answer has it at the version that is not judged just then.
+    places = iter([second, first])
+
+    def answer(name: str) -> SimpleNamespace:
+        return SimpleNamespace(aliases={"champion": next(places)})
+
+    monkeypatch.setattr(tracking.client, "get_registered_model", answer)
+    needed = [one.needed for one in references(tracking, plans).values()]
+    assert sorted(needed) == ["", f"skills/{second} is @champion"]
 
 
 def test_a_merge_goes_with_its_deleted_run_but_not_while_a_run_is_running(

@@ -76,7 +76,9 @@ def test_a_gain_within_chance_is_inconclusive_and_says_what_would_have_shown() -
     assert found.decision == "inconclusive"
     assert not found.promotes
     [reason] = found.reasons
-    assert "not shown to be better than best_parent:math: +0.010 on 400 items" in reason
+    low, high = tango_interval(12, 8, 400, 0.9)
+    interval = f"[{low:+.3f}, {high:+.3f}]"
+    assert f"not shown to be better than best_parent:math: +0.010 {interval} on 400" in reason
     assert "12 won and 8 lost" in reason
     assert "these items show differences from about 0.028" in reason
 
@@ -84,7 +86,8 @@ def test_a_gain_within_chance_is_inconclusive_and_says_what_would_have_shown() -
 def test_a_loss_refuses() -> None:
     found = verdict(a=(8, 12, 380))
     assert found.decision == "refuse"
-    assert found.reasons[0].startswith("worse than best_parent:math: -0.010 on 400 items")
+    assert found.reasons[0].startswith("worse than best_parent:math: -0.010 [-0.0")
+    assert "on 400 items" in found.reasons[0]
 
 
 def test_a_gain_over_all_does_not_excuse_a_loss_on_one_task() -> None:
@@ -226,6 +229,13 @@ def test_a_later_use_of_the_confirm_part_asks_for_more() -> None:
     assert (first.decision, third.decision) == ("promote", "inconclusive")
     assert third.to_dict()["level"] == pytest.approx(0.05 / 12)
     assert only(third, "better").rule == "p <= 0.00417"
+
+
+def test_a_reason_shows_p_as_exactly_as_the_level_it_misses() -> None:
+    candidate, reference = contest(a=(10, 0, 490))
+    [reason] = judge(candidate, {"base": reference}, SPEC, level=0.05 / 56).reasons
+    # Ten of ten by chance: 2 ** -10.
+    assert "10 won and 0 lost, p 0.000977 > alpha 0.000893" in reason
 
 
 def test_only_retained_tasks_may_not_lose() -> None:

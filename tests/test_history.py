@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tracking_case import Case
 
 from mergeops.approval import approve, reject
 from mergeops.errors import GateRefusedError
+from mergeops.gate import Verdict
 from mergeops.history import history
 from mergeops.hooks import deliver
 from mergeops.promote import promote, rollback
-from mergeops.report.promotion import print_history
+from mergeops.report.promotion import print_history, print_promotion
 from mergeops.settings import HooksSpec
 from mergeops.tracking.confirm_uses import Use, count_use
 
@@ -77,3 +80,22 @@ def test_the_history_is_json_and_a_table(lived: Case, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "skills: @champion is version 1, @previous is version 3" in shown
     assert "FORCED" in shown
+
+
+@pytest.mark.parametrize(
+    ("decision", "becomes"),
+    [("inconclusive", "stays a candidate"), ("refuse", "is marked as rejected")],
+)
+def test_what_the_gate_refuses_is_said_with_the_status_that_it_has_now(
+    decision: str, becomes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome: Any = SimpleNamespace(
+        name="skills",
+        version=2,
+        use=SimpleNamespace(number=1, level=0.025),
+        verdict=Verdict(decision, (), ("worse than base",), 0.025),
+        change=None,
+    )
+    print_promotion(outcome)
+    shown = capsys.readouterr().out
+    assert f"{decision}: version 2 of skills {becomes}\n  - worse than base" in shown

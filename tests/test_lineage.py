@@ -55,7 +55,13 @@ def test_a_merge_of_a_merge_leads_back_to_training_runs_and_base(case: Case) -> 
     math = by_name(first)["math"]
     assert (math.kind, math.run_status, math.weight) == ("source", "FAILED", "0.5")
     # 10 of its 16 items are right.
-    assert math.score == first.score == 0.625
+    assert math.score == first.score
+    assert math.score is not None and math.score.value == 0.625
+    # Wilson's ends solve (p - q)^2 = z^2 q (1 - q) / n.
+    for end in math.score.interval or ():
+        assert (0.625 - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / 16, rel=1e-5)
+    plain = math.to_dict()
+    assert (plain["score"], tuple(plain["score_interval"])) == (0.625, math.score.interval)
     for uri in ("models:/skills/2", f"runs:/{second_run}", f"{root.model_id}"):
         assert find_family(case.tracking, uri).to_dict() == root.to_dict()
 

@@ -274,6 +274,37 @@ def test_a_rollback_killed_after_any_write_is_completed_and_not_undone(
     assert len(audit(registered.tracking, "skills")) == 3
 
 
+@pytest.mark.parametrize("writes", range(1, 7))
+@pytest.mark.parametrize("expected", [None, 2])
+def test_the_same_rollback_again_completes_one_that_was_killed(
+    registered: Case, writes: int, expected: int | None
+) -> None:
+    move(registered, 1)
+    move(registered, 2)
+
+    def back(case: Case) -> Change:
+        return rollback(case.tracking, "skills", user="ben", expect_current=expected)
+
+    assert killed_after(registered, writes, back)
+    assert back(registered) == audit(registered.tracking, "skills")[-1]
+    assert aliases(registered) == {"champion": 1, "previous": 2}
+    assert kinds(registered)[2:] == [("rollback", 2, 1)]
+
+
+@pytest.mark.parametrize("gone", ["2", "3"])
+@pytest.mark.parametrize("writes", [1, 3, 5, 6, 7])
+def test_a_change_that_was_killed_stops_no_other_when_its_version_is_deleted(
+    registered: Case, writes: int, gone: str
+) -> None:
+    move(registered, 1)
+    move(registered, 2)
+    assert killed_after(registered, writes, lambda case: move(case, 3))
+    registered.tracking.client.delete_model_version("skills", gone)
+    move(registered, 1)
+    assert aliases(registered)["champion"] == 1
+    assert begun(registered.tracking, "skills") is None
+
+
 @pytest.mark.parametrize("writes", [2, 4, 6, 8, 10])
 def test_an_approval_killed_after_any_write_is_complete_or_can_be_given_again(
     registered: Case, writes: int

@@ -155,7 +155,7 @@ def results(
     items = [
         {
             "doc_id": doc_id,
-            **_hashes(task, loaded.docs[doc_id], asked),
+            **item_hashes(task, loaded.docs[doc_id], asked),
             "answers": [instance.resps for instance in asked],
             "values": values[doc_id],
         }
@@ -201,7 +201,7 @@ def _aggregated(function: Callable[[list[Any]], float], items: list[Any]) -> dic
     }
 
 
-def _hashes(task: Any, doc: Any, asked: list[Any]) -> Mapping[str, str]:
+def item_hashes(task: Any, doc: Any, asked: list[Any]) -> Mapping[str, str]:
     """As lm-eval's samples have them, but the prompt's covers every choice, not the first only."""
     from lm_eval.utils import handle_non_serializable, hash_string
 

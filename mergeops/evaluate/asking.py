@@ -7,7 +7,7 @@ configuration; the device is given back when all are done.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from mergeops.evaluate.devices import (
     set_threads,
     use_threads_for,
 )
+from mergeops.evaluate.reuse import Known, joined, known_answers
 from mergeops.evaluate.store import Journal
 from mergeops.evaluate.tasks import LoadedTask, TaskSet
 
@@ -60,6 +61,17 @@ class Asked:
         return self.candidate.tokenizer or self.candidate.path
 
 
+@dataclass(frozen=True)
+class Missing:
+    """A task that a model has no whole record of."""
+
+    loaded: LoadedTask
+    journal: Journal
+    """Of its answers while it is asked."""
+    records: Sequence[Mapping[str, Any]]
+    """Of the same model and task, asked in the same way, on other selections of the items."""
+
+
 class Asker:
     """One device and the model on it.
 
@@ -84,27 +96,29 @@ class Asker:
         self._threads: int | None = None
 
     def ask(
-        self, asked: Asked, missing: Sequence[tuple[LoadedTask, Journal]], tick: Tick | None
+        self, asked: Asked, missing: Sequence[Missing], tick: Tick | None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(task, record) of each task as it is done.
+        """(task, record) of each task as it is done; items that are known are not asked, and where
+        all are, and no prompt needs the tokenizer, the model is not loaded.
 
         Raises:
             EvaluationError: the model cannot be loaded, does not fit into memory, or answers with
                 NaN; a prompt cannot be made, which is found before the model is loaded.
         """
         chat = self._tasks.spec.apply_chat_template
-        if not chat:
-            for loaded, _ in missing:
-                self._requests(loaded, "", None)
-        self._open(asked)
-        for loaded, journal in missing:
-            template = self._lm.apply_chat_template if chat else None
-            instances = self._requests(loaded, asked.tokenizer_sha256 if chat else "", template)
-            self._lm.asking = loaded.name
-            given = self._answers(loaded, instances, journal, asked.candidate.path, tick)
+        found = [] if chat else [self._known(one, "", None) for one in missing]
+        if any(len(known.answers) < len(instances) for instances, known in found) or chat:
+            self._open(asked)
+        if chat:
+            template = self._lm.apply_chat_template
+            found = [self._known(one, asked.tokenizer_sha256, template) for one in missing]
+        for one, (instances, known) in zip(missing, found, strict=True):
+            given = self._answers(one, instances, known, asked.candidate.path, tick)
             with self._turn:
-                record = answers.results(loaded, instances, given)
-            yield loaded.name, {**record, "settings": self._settings(), "version": loaded.version}
+                record = answers.results(one.loaded, instances, given)
+            asked_now = len(known.answers) < len(instances)
+            settings = joined([*known.settings, *([self._settings()] if asked_now else [])])
+            yield one.loaded.name, {**record, "settings": settings, "version": one.loaded.version}
 
     def close(self) -> None:
         """Give the device back."""
@@ -162,34 +176,44 @@ class Asker:
                 )
             return self._tasks.requests[key]
 
-    def _answers(
-        self,
-        loaded: LoadedTask,
-        instances: list[Any],
-        journal: Journal,
-        path: Path,
-        tick: Tick | None,
-    ) -> list[list[Any]]:
-        """The answers to all instances, asked piece by piece; what the journal has is not asked."""
-        from mergeops.evaluate.scoring_model import Ticker
+    def _known(self, one: Missing, tokenizer: str, template: Any) -> tuple[list[Any], Known]:
+        """The instances of a task, and the answers that records have already."""
+        instances = self._requests(one.loaded, tokenizer, template)
+        with self._turn:
+            return instances, known_answers(one.loaded, instances, one.records)
 
-        pieces = list(_pieces(instances))
-        given = journal.read()
+    def _answers(
+        self, one: Missing, instances: list[Any], known: Known, path: Path, tick: Tick | None
+    ) -> list[list[Any]]:
+        """The answers to all instances; those that are neither known nor in the journal are asked,
+        piece by piece."""
+        loaded, journal = one.loaded, one.journal
+        asked = [instance for i, instance in enumerate(instances) if i not in known.answers]
+        pieces = list(_pieces(asked))
+        given = journal.read(known.rest)
         if [len(piece) for piece in given] != [len(piece) for piece in pieces[: len(given)]]:
             given = []
-        items, done = len(loaded.ids[self._part]), 0
+        items, done = len(loaded.ids[self._part]), known.items
+        if tick and done:
+            tick(loaded.name, done, items)
         for n, piece in enumerate(pieces):
             here = len({instance.doc_id for instance in piece})
             if n < len(given):
                 if tick:
                     tick(loaded.name, done + here, items)
             else:
+                from mergeops.evaluate.scoring_model import Ticker
+
+                self._lm.asking = loaded.name
                 self._lm.set_cache_hook(Ticker(_counter(loaded.name, piece, done, items, tick)))
                 given.append(self._ask(loaded, piece, path, n))
                 if n + 1 < len(pieces):
-                    journal.write(given)
+                    journal.write(given, known.rest)
             done += here
-        return [answer for piece in given for answer in piece]
+        fresh = iter([answer for piece in given for answer in piece])
+        return [
+            known.answers[i] if i in known.answers else next(fresh) for i in range(len(instances))
+        ]
 
     def _ask(self, loaded: LoadedTask, piece: list[Any], path: Path, n: int) -> list[list[Any]]:
         spec = self._tasks.spec

@@ -9,9 +9,9 @@ from typing import Any
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import PARTS, ItemResult, Scores, TaskScore, devices, identity
-from mergeops.evaluate.asking import Asked, Asker, Candidate
+from mergeops.evaluate.asking import Asked, Asker, Candidate, Missing
 from mergeops.evaluate.silence import quiet
-from mergeops.evaluate.store import ScoreStore, SharedScores
+from mergeops.evaluate.store import ScoreStore, SharedScores, way_of
 from mergeops.evaluate.tasks import LoadedTask, TaskSet, load_tasks
 from mergeops.settings import EvaluateSpec
 
@@ -60,10 +60,11 @@ def score_all(
     """Score models, task by task; what ``work_dir`` or ``shared`` already has is not asked again.
 
     A model is loaded only when a task is missing, after every prompt that can be made without it
-    has been made. Tasks are asked one at a time, so that adding one never changes the batches, and
-    with them the last digits, of another; each is kept as soon as it is done. With several GPUs
-    each has one model at a time; a model of the same configuration as the one before it only
-    replaces its weights.
+    has been made. Of a task that was asked in the same way on other items (another limit, another
+    split), only the items that are new are asked. Tasks are asked one at a time, so that adding one
+    never changes the batches, and with them the last digits, of another; each is kept as soon as it
+    is done. With several GPUs each has one model at a time; a model of the same configuration as
+    the one before it only replaces its weights.
 
     Args:
         candidates: whose scores are wanted.
@@ -135,15 +136,17 @@ class _Worker:
 
     def work(self, item: tuple[int, Sequence[str]]) -> None:
         number, names = item
-        headers = self._asked[number].headers
-        missing = [(self._tasks.tasks[n], self._store.journal(headers[n])) for n in names]
-        done = []
+        headers, tasks = self._asked[number].headers, self._tasks.tasks
+        ways = {name: way_of(headers[name], tasks[name].way) for name in names}
+        alike = self._store.alike({name: headers[name] for name in names}, ways)
+        missing = [Missing(tasks[n], self._store.journal(headers[n]), alike[n]) for n in names]
+        done = {}
         try:
             for name, record in self._asker.ask(self._asked[number], missing, self._tick):
-                self._store.keep(headers[name], record)
-                done.append(headers[name])
+                self._store.keep(headers[name], {**record, "way": ways[name]})
+                done[name] = headers[name]
         finally:
-            self._store.share(done)
+            self._store.share(done.values(), [ways[name] for name in done])
 
     def close(self) -> None:
         self._asker.close()

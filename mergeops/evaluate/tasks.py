@@ -57,6 +57,8 @@ class LoadedTask:
     """Part -> sha256 of everything that decides questions and answers, the model apart."""
     asked: Mapping[str, str]
     """Part -> sha256 of the questions alone: whatever computes the answers is left out."""
+    way: str
+    """sha256 of everything that decides how an item is asked, whichever items they are."""
 
     @property
     def version(self) -> str:
@@ -154,6 +156,7 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
     units = split_units(items, *zip(*marks, strict=True)) if marks else []
     ids, pools, digests, asked = {}, {}, {}, {}
     settings = _settings(name, task, num_fewshot, spec)
+    way = _digest(settings)
     split = partial(
         part_ids,
         items,
@@ -173,7 +176,7 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
         digests[part] = _digest(whole)
         asked[part] = _digest({k: v for k, v in whole.items() if k not in _ENGINE_KEYS})
     return LoadedTask(
-        name, task, metric, chosen_filter, num_fewshot, docs, ids, pools, digests, asked
+        name, task, metric, chosen_filter, num_fewshot, docs, ids, pools, digests, asked, way
     )
 
 

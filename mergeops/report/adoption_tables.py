@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeops.report.console import table
+from mergeops.report.console import console, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,28 +22,26 @@ PIPED_WIDTH = 120
 def print_adoption(adoption: Adoption, recipe_path: Path | None) -> None:
     """Every run and what it left; which merge together and why the others do not; what is missing
     of those that left nothing."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, PIPED_WIDTH)
+    out = console()
+    if not out.is_terminal:
+        out.width = max(out.width, PIPED_WIDTH)
     rows = adoption.rows()
-    console.print(table(RUNS, [_run(row) for row in rows]))
-    console.print(_groups(adoption, rows))
+    out.print(table(RUNS, [_run(row) for row in rows]))
+    out.print(_groups(adoption, rows))
     for row in rows:
         if row["problem"]:
             text = f"{row['run_name']} ({row['status']}): {row['problem']}"
-            console.print(text, markup=False, soft_wrap=True)
+            out.print(text, markup=False, soft_wrap=True)
     new = sum(one.is_new for one in adoption.adopted)
-    console.print(
+    out.print(
         f"{len(adoption.adopted)} of {len(adoption.found)} runs left a checkpoint to merge; "
         f"{new} new in MLflow, nothing copied"
     )
     names = sorted({one.registered.split("/")[0] for one in adoption.adopted if one.registered})
     if names:
-        console.print(f"registered: {len(adoption.adopted)} versions of {names[0]}", markup=False)
+        out.print(f"registered: {len(adoption.adopted)} versions of {names[0]}", markup=False)
     if recipe_path is not None:
-        console.print(f"recipe: {recipe_path}", markup=False)
+        out.print(f"recipe: {recipe_path}", markup=False)
 
 
 def group_name(number: int) -> str:

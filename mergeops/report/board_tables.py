@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _SUMMARY = ("#", "model", "kind", "all tasks", "difference")
 _TEXTS = ("model", "kind")
 # Fewest characters a column needs, and what stands between two columns.
-_ROOM = {"#": 2, "model": 20, "kind": 6, "all tasks": 13, "difference": 23}
+_ROOM = {"#": 2, "model": 18, "kind": 6, "all tasks": 20, "difference": 23}
+_SCORE = 20
 _GAP = 2
 _STYLES = {"merge": "bold cyan", "source": "", "base": "dim"}
 
@@ -91,20 +92,21 @@ def _text(board: Leaderboard, row: Row, heading: str) -> str:
     if heading == "kind":
         return row.kind
     if heading == "all tasks":
-        return f"{row.pooled:.3f}" + (f" ± {row.stderr:.3f}" if row.stderr is not None else "")
+        return str(row.estimate)
     if heading == "difference":
         if d is None:
             return "reference" if row.name == board.reference else ""
         return f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-    return f"{row.tasks[heading][0]:.3f}"
+    return str(row.tasks[heading])
 
 
 def _caption(board: Leaderboard) -> str:
     text = (
-        f"{board.part} part, {board.rows[0].n} items. All tasks: mean over items ± standard error."
+        f"{board.part} part, {board.rows[0].n} items. All tasks: mean over items. Scores are shown "
+        "with 95 % intervals."
     )
     if board.reference is not None:
-        text += f" Differences to {board.reference} are paired by item, with 95 % intervals."
+        text += f" Differences to {board.reference} are paired by item, and so are their intervals."
     if board.left_out:
         text += f" Not every model was scored on: {', '.join(board.left_out)}."
     return text
@@ -112,7 +114,7 @@ def _caption(board: Leaderboard) -> str:
 
 def _room(headings: Sequence[str]) -> int:
     """Characters that a table with these columns needs at least."""
-    return sum(_ROOM.get(heading, max(5, len(heading))) + _GAP for heading in headings)
+    return sum(_ROOM.get(heading, max(_SCORE, len(heading))) + _GAP for heading in headings)
 
 
 def _escaped(text: str) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from mergeops.evaluate.intervals import Estimate
+
 _HUB = re.compile(r"hf://([\w.\-]+/[\w.\-]+)")
 
 
@@ -27,17 +29,13 @@ class CardParent:
     """The MLflow run that trained it."""
 
 
-Score = tuple[float, float | None]
-"""A task's score and its standard error."""
-
-
 def model_card(
     title: str,
     parents: Sequence[CardParent],
     recipe: Mapping[str, Any],
     *,
     plan_digest: str,
-    scores: Mapping[str, Mapping[str, Score]] | None = None,
+    scores: Mapping[str, Mapping[str, Estimate]] | None = None,
     part: str = "dev",
 ) -> str:
     """The card as Markdown with YAML front matter.
@@ -83,8 +81,8 @@ def base_model(parent: CardParent) -> str:
 
 
 _SCORE_NOTES = {
-    True: "Mean ± standard error on the dev part, which the recipe was chosen on.",
-    False: "Mean ± standard error on the confirm part, which no choice has seen.",
+    True: "Scores with 95 % intervals on the dev part, which the recipe was chosen on.",
+    False: "Scores with 95 % intervals on the confirm part, which no choice has seen.",
 }
 
 
@@ -97,7 +95,7 @@ def _parents_table(parents: Sequence[CardParent]) -> str:
     return "\n".join(rows)
 
 
-def _scores_table(scores: Mapping[str, Mapping[str, Score]]) -> str:
+def _scores_table(scores: Mapping[str, Mapping[str, Estimate]]) -> str:
     tasks = list(dict.fromkeys(task for by_task in scores.values() for task in by_task))
     rows = [
         f"| model | {' | '.join(_cell(task) for task in tasks)} |",
@@ -109,11 +107,8 @@ def _scores_table(scores: Mapping[str, Mapping[str, Score]]) -> str:
     return "\n".join(rows)
 
 
-def _score(score: Score | None) -> str:
-    if score is None or not math.isfinite(score[0]):
-        return ""
-    value, stderr = score
-    return f"{value:.3f}" if stderr is None else f"{value:.3f} ± {stderr:.3f}"
+def _score(score: Estimate | None) -> str:
+    return "" if score is None or not math.isfinite(score.value) else str(score)
 
 
 def _yaml(value: Mapping[str, Any]) -> str:

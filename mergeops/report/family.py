@@ -78,7 +78,7 @@ def _line(member: Member) -> str:
     if member.weight:
         parts.append(f"weight {escape(_short_weight(member.weight))}")
     if member.score is not None:
-        parts.append(f"{member.score:.3f} on dev")
+        parts.append(f"{member.score} on dev")
     parts += [escape(f"models:/{version}") for version in member.versions]
     if member.run_id:
         status = "" if member.run_status == "FINISHED" else f" {member.run_status}"
@@ -157,7 +157,7 @@ def _node(member: Member) -> Node:
         member.kind,
         member.name,
         detail,
-        f"{member.score:.3f}" if member.score is not None else "",
+        member.score,
         "champion" if champion else member.run_status if is_odd else "",
     )
 

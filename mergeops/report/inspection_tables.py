@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergeops.report.console import table
+from mergeops.report.console import console, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,24 +19,20 @@ MOST_PAIRS = 15
 
 def print_inspection(seen: Inspection, plots: Sequence[Path] = ()) -> None:
     """Compatibility, sources, pairs, layers, and what the numbers do not say."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    out = console()
     for line in _verdict(seen):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(_sources(seen))
+        out.print(line, markup=False, soft_wrap=True)
+    out.print(_sources(seen))
     if seen.pairs:
-        console.print(_pairs(seen))
-    console.print(_layers(seen))
+        out.print(_pairs(seen))
+    out.print(_layers(seen))
     if seen.left_out:
         name, why = next(iter(seen.left_out.items()))
-        console.print(
-            f"{len(seen.left_out)} tensor(s) not compared, e.g. {name}: {why}", markup=False
-        )
+        out.print(f"{len(seen.left_out)} tensor(s) not compared, e.g. {name}: {why}", markup=False)
     for path in plots:
-        console.print(f"plot: {path}", markup=False, soft_wrap=True)
+        out.print(f"plot: {path}", markup=False, soft_wrap=True)
     for caveat in seen.caveats:
-        console.print(f"note: {caveat}", style="dim", markup=False)
+        out.print(f"note: {caveat}", style="dim", markup=False)
 
 
 def _verdict(seen: Inspection) -> list[str]:

@@ -10,11 +10,11 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import Scores, merit
+from mergeops.evaluate.intervals import Estimate, mean_interval, task_estimate
 from mergeops.evaluate.paired import Comparison, compare
 
 if TYPE_CHECKING:
@@ -62,13 +62,19 @@ class Row:
     """Of ``pooled``, the tasks being given: sampling error within each task."""
     low: float
     high: float
-    """95 % interval of ``pooled``."""
-    tasks: Mapping[str, tuple[float, float | None]]
-    """Task -> score and standard error, as lm-eval gives them."""
+    """95 % interval of ``pooled``, clusters counted; from -inf to inf where there is none."""
+    tasks: Mapping[str, Estimate]
+    """Task -> score and standard error as lm-eval gives them, and 95 % interval."""
     difference: Comparison | None
     """Against the reference, paired by item; None for the reference itself."""
     origin: Origin | None = None
     """None where the scores come from this very command."""
+
+    @property
+    def estimate(self) -> Estimate:
+        """``pooled`` as it is shown."""
+        known = math.isfinite(self.low) and math.isfinite(self.high)
+        return Estimate(self.pooled, (self.low, self.high) if known else None, self.stderr)
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,13 @@ class Leaderboard:
                     "low": _finite(row.low),
                     "high": _finite(row.high),
                     "tasks": {
-                        task: {"value": value, "stderr": stderr}
-                        for task, (value, stderr) in row.tasks.items()
+                        task: {
+                            "value": found.value,
+                            "stderr": found.stderr,
+                            "low": found.interval[0] if found.interval else None,
+                            "high": found.interval[1] if found.interval else None,
+                        }
+                        for task, found in row.tasks.items()
                     },
                     "difference": _plain(row.difference),
                     **({"origin": dataclasses.asdict(row.origin)} if row.origin else {}),
@@ -212,14 +223,7 @@ def _reference(ranked: Sequence[Entry], wanted: str | None) -> Entry | None:
 
 def _row(rank: int, entry: Entry, reference: Entry | None, tasks: tuple[str, ...]) -> Row:
     pooled, stderr, n = _values(entry.scores, tasks)
-    values = [item.value for task in tasks for item in entry.scores.tasks[task].items]
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    if all(value in (0.0, 1.0) for value in values):
-        low, high = _wilson(sum(values), n, z)
-    elif stderr is None:
-        low, high = -math.inf, math.inf
-    else:
-        low, high = pooled - z * stderr, pooled + z * stderr
+    found = mean_interval(entry.scores, tasks, confidence=CONFIDENCE)
     is_reference = reference is None or entry.name == reference.name
     return Row(
         rank=rank,
@@ -228,9 +232,9 @@ def _row(rank: int, entry: Entry, reference: Entry | None, tasks: tuple[str, ...
         n=n,
         pooled=pooled,
         stderr=stderr,
-        low=low,
-        high=high,
-        tasks={t: (entry.scores.tasks[t].value, entry.scores.tasks[t].stderr) for t in tasks},
+        low=found.low,
+        high=found.high,
+        tasks={t: task_estimate(entry.scores, t, confidence=CONFIDENCE) for t in tasks},
         difference=None
         if is_reference or reference is None
         else compare(entry.scores, reference.scores, tasks, confidence=CONFIDENCE),
@@ -252,14 +256,6 @@ def _values(scores: Scores, tasks: Iterable[str]) -> tuple[float, float | None, 
         else:
             variance = math.inf
     return total / n, math.sqrt(variance) / n if math.isfinite(variance) else None, n
-
-
-def _wilson(right: float, n: int, z: float) -> tuple[float, float]:
-    """Score interval of a proportion: Wilson 1927, https://doi.org/10.2307/2276774."""
-    p = right / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _plain(difference: Comparison | None) -> dict[str, Any] | None:

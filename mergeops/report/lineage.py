@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mergeops.evaluate.intervals import Estimate
+
 WIDTH, HEIGHT = 214, 66
 """Size of a box in pixels."""
 GAP, SPACE, MARGIN = 92, 18, 24
@@ -39,12 +41,32 @@ class Node:
     name: str
     detail: str = ""
     """A second line: a run id or a URI."""
-    score: str = ""
-    """Beside the name."""
+    score: Estimate | None = None
+    """Beside the name, its interval below it."""
     status: str = ""
     """A word at the box's head, e.g. FAILED or champion."""
     edge: str = ""
     """Written on the line from a source to the merge, e.g. its weight."""
+
+    @property
+    def value(self) -> str:
+        """The score alone; empty where there is none."""
+        return "" if self.score is None else f"{self.score.value:.3f}"
+
+    @property
+    def interval(self) -> str:
+        """The score's interval; empty where there is none."""
+        return "" if self.score is None else str(self.score).partition(" ")[2]
+
+    @property
+    def short_name(self) -> str:
+        """The name as there is room for it."""
+        return cut(self.name, 21 - len(self.value) if self.value else 25)
+
+    @property
+    def short_detail(self) -> str:
+        """The second line as there is room for it."""
+        return cut(self.detail, 30 - len(self.interval) if self.interval else 29)
 
 
 Line = tuple[tuple[int, int], tuple[int, int], str]
@@ -136,20 +158,19 @@ def _box(node: Node, place: tuple[float, float]) -> str:
     if node.status:
         shade = STATUS_COLOURS.get(node.status, "#6b7280")
         status = _text(x + WIDTH - 12, y + 17, node.status, 10, shade, weight=600, anchor="end")
-    score, longest = "", 25
-    if node.score:
-        score = _text(x + WIDTH - 12, y + 37, node.score, 13.5, "#111827", anchor="end")
-        longest = 24 - len(node.score)
+    score = _text(x + WIDTH - 12, y + 37, node.value, 13.5, "#111827", anchor="end")
+    score += _text(x + WIDTH - 12, y + 55, node.interval, 10, "#6b7280", anchor="end")
+    title = f"{node.kind}: {node.name} {node.score or ''} {node.detail}"
     return (
-        f"<g><title>{escape(f'{node.kind}: {node.name} {node.score} {node.detail}')}</title>"
+        f"<g><title>{escape(title)}</title>"
         f"<rect x='{x}' y='{y:g}' width='{WIDTH}' height='{HEIGHT}' rx='7' fill='#ffffff' "
         f"stroke='#d1d5db'/>"
         f"<path d='M{x + 7},{y:g} h-0 a7,7 0 0 0 -7,7 v{HEIGHT - 14} a7,7 0 0 0 7,7 z' "
         f"fill='{colour}'/>"
         f"{head}{status}"
-        f"{_text(x + 16, y + 37, _cut(node.name, longest), 13.5, '#111827', weight=600)}"
+        f"{_text(x + 16, y + 37, node.short_name, 13.5, '#111827', weight=600)}"
         f"{score}"
-        f"{_text(x + 16, y + 55, _cut(node.detail, 29), 11, '#6b7280')}</g>"
+        f"{_text(x + 16, y + 55, node.short_detail, 11, '#6b7280')}</g>"
     )
 
 
@@ -168,7 +189,7 @@ def _line(
         return path
     # Near the start, where lines that meet at the end are still apart; away from where they go.
     side = 15 if y1 < y0 else -6
-    return path + _text(x0 + 8, y0 + side, _cut(label, 13), 10.5, "#4b5563")
+    return path + _text(x0 + 8, y0 + side, cut(label, 13), 10.5, "#4b5563")
 
 
 def _text(
@@ -189,5 +210,6 @@ def _text(
     )
 
 
-def _cut(text: str, limit: int) -> str:
+def cut(text: str, limit: int) -> str:
+    """The text in at most ``limit`` characters, with an ellipsis where some went."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mergeops import methods
+from mergeops.report.console import console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,16 +43,14 @@ def _plain(method: methods.Method) -> dict[str, Any]:
 
 def print_page(described: list[dict[str, Any]]) -> None:
     """Print the table of methods, or the page of a single one, on stdout."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    out = console()
     if len(described) == 1:
-        _print_one(console, described[0])
+        _print_one(out, described[0])
     else:
-        _print_all(console, described)
+        _print_all(out, described)
 
 
-def _print_all(console: Console, described: list[dict[str, Any]]) -> None:
+def _print_all(out: Console, described: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -60,19 +59,19 @@ def _print_all(console: Console, described: list[dict[str, Any]]) -> None:
     for method in described:
         base = "needed" if method["needs_base"] else "-"
         table.add_row(method["name"], _count(method["sources"]), base, method["about"])
-    console.print(table)
-    console.print("\n[dim]mergeops methods NAME explains one and its parameters[/]")
+    out.print(table)
+    out.print("\n[dim]mergeops methods NAME explains one and its parameters[/]")
 
 
-def _print_one(console: Console, method: dict[str, Any]) -> None:
+def _print_one(out: Console, method: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console.print(f"[bold]{method['name']}[/]  {escape(method['about'])}")
-    console.print(method["paper"], style="dim")
+    out.print(f"[bold]{method['name']}[/]  {escape(method['about'])}")
+    out.print(method["paper"], style="dim")
     base = "a base" if method["needs_base"] else "no base"
     chance = "; random, by the recipe's seed" if method["random"] else ""
-    console.print(f"takes {_count(method['sources'])} sources and {base}{chance}\n")
+    out.print(f"takes {_count(method['sources'])} sources and {base}{chance}\n")
     table = Table(box=None, pad_edge=False)
     for column in ("write", "default", "meaning"):
         table.add_column(column)
@@ -81,7 +80,7 @@ def _print_one(console: Console, method: dict[str, Any]) -> None:
         if parameter["per_source"]:
             keys.append(f"sources.NAME.{parameter['name']}")
         table.add_row("\n".join(keys), str(parameter["default"]), escape(parameter["about"]))
-    console.print(table)
+    out.print(table)
 
 
 def _count(sources: dict[str, Any]) -> str:

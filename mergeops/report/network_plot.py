@@ -12,6 +12,7 @@ from mergeops.report.lineage import (
     WIDTH,
     Line,
     Node,
+    cut,
     layout,
 )
 
@@ -69,7 +70,7 @@ def _draw_line(
         )
     )
     side = 15 if end[1] < start[1] else -6
-    _write(axes, start[0] + 8, start[1] + side, _cut(label, 13), 7, "#4b5563")
+    _write(axes, start[0] + 8, start[1] + side, cut(label, 13), 7, "#4b5563")
 
 
 def _draw_box(axes: Any, node: Node, x: float, y: float) -> None:
@@ -90,16 +91,12 @@ def _draw_box(axes: Any, node: Node, x: float, y: float) -> None:
     _write(axes, x + 16, y + 17, node.kind, 7, colour, weight="bold")
     shade = STATUS_COLOURS.get(node.status, "#6b7280")
     _write(axes, x + WIDTH - 12, y + 17, node.status, 7, shade, ha="right", weight="bold")
-    name = _cut(node.name, 24 - len(node.score))
-    _write(axes, x + 16, y + 37, name, 9, "#111827", weight="bold")
-    _write(axes, x + WIDTH - 12, y + 37, node.score, 9, "#111827", ha="right")
-    _write(axes, x + 16, y + 55, _cut(node.detail, 29), 7.5, "#6b7280")
+    _write(axes, x + 16, y + 37, node.short_name, 9, "#111827", weight="bold")
+    _write(axes, x + WIDTH - 12, y + 37, node.value, 9, "#111827", ha="right")
+    _write(axes, x + 16, y + 55, node.short_detail, 7.5, "#6b7280")
+    _write(axes, x + WIDTH - 12, y + 55, node.interval, 7, "#6b7280", ha="right")
 
 
 def _write(axes: Any, x: float, y: float, text: str, size: float, colour: str, **how: str) -> None:
     # matplotlib reads what stands between two dollar signs as a formula.
     axes.text(x, y, text.replace("$", r"\$"), fontsize=size, color=colour, **how)
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

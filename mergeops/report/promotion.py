@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mergeops.gate import INCONCLUSIVE
 from mergeops.gate_checks import BETTER, FLOOR, RISE, Check
 from mergeops.report.console import console, escape, table
 
@@ -24,7 +25,9 @@ def print_promotion(outcome: Outcome) -> None:
         f"use {outcome.use.number} of the confirm part, level {outcome.use.level:.3g}", style="dim"
     )
     if outcome.change is None:
-        out.print(f"[bold red]{outcome.verdict.decision}[/]: {label} stays a candidate")
+        decision = outcome.verdict.decision
+        now = "stays a candidate" if decision == INCONCLUSIVE else "is marked as rejected"
+        out.print(f"[bold red]{decision}[/]: {label} {now}")
         for reason in outcome.verdict.reasons:
             out.print(f"  - {escape(reason)}")
         return

@@ -55,7 +55,7 @@ def _text(best: TrialLine, row: Row, board: Leaderboard, n: int) -> str:
         else ""
     )
     return (
-        f"{n} trials; the best merge is **{best.label}**, {row.pooled:.3f} on {board.part}"
+        f"{n} trials; the best merge is **{best.label}**, {row.estimate} on {board.part}"
         f"{against}: run `{best.run_id}`, `models:/{best.registered}`. It was chosen on these "
         "items, so its score is optimistic; the confirm part decides (`mergeops promote`).\n\n"
         f"{board.markdown()}\n\nCurves: steps/trial and steps/best under Model metrics. Pictures: "

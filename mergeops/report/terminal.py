@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mergeops.evaluate.intervals import Estimate, estimate
 from mergeops.report.console import console as _console
 from mergeops.report.console import escape as _escape
 from mergeops.report.console import table as _table
@@ -52,13 +53,12 @@ def print_search(strategy: str, found: Found) -> None:
     """The steps of a search, and what it ended with."""
     console = _console()
     if found.rows:
-        rows = ([_shown(value) for value in row.values()] for row in found.rows)
-        console.print(_table(list(found.rows[0]), rows))
+        columns = [column for column in found.rows[0] if column != "dev_interval"]
+        rows = [[_cell(row, column) for column in columns] for row in found.rows]
+        console.print(_table(columns, rows))
     if found.best is not None:
-        from mergeops.evaluate.intervals import mean_interval
-
         best = found.best
-        shown = mean_interval(best.scores) if best.scores else "not scored"
+        shown = estimate(best.scores) if best.scores else "not scored"
         console.print(
             f"{strategy}: the best is [bold]{_escape(best.name)}[/], {_escape(str(shown))} on dev, "
             f"models:/{best.registered}"
@@ -70,9 +70,12 @@ def print_search(strategy: str, found: Found) -> None:
         )
 
 
-def _shown(value: Any) -> str:
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    value = row[column]
     if value is None:
         return "-"
+    if column == "dev":
+        return str(Estimate(value, row["dev_interval"]))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mergeops import __version__
 from mergeops.errors import ConfigError
+from mergeops.evaluate.intervals import Estimate
 from mergeops.report.leaderboard import KINDS, Leaderboard, Row
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ def page(compared: Compared) -> str:
 def _how_to_read(board: Leaderboard) -> str:
     tasks = ", ".join(board.tasks)
     text = (
-        f"{board.part} part, {board.rows[0].n} items of {tasks}. All tasks: mean over items ± "
-        "standard error, with its 95 % interval."
+        f"{board.part} part, {board.rows[0].n} items of {tasks}. All tasks: mean over items. "
+        "Scores are shown with 95 % intervals."
     )
     if board.reference is not None:
         text += (
@@ -180,7 +181,7 @@ def _row(
         cells.append(f"<td class='text' data-value='{experiment}'>{experiment}</td>")
     cells.append(f"<td class='text kind' data-value='{row.kind}'>{row.kind}</td>")
     drawn = _interval(row.pooled, row.low, row.high, scores, None)
-    cells.append(_cell(row.pooled, _with_error(row.pooled, row.stderr) + drawn))
+    cells.append(_cell(row.pooled, _with_interval(row.estimate) + drawn))
     beyond = "no"
     if difference is not None:
         better, worse = difference.low > 0, difference.high < 0
@@ -198,7 +199,7 @@ def _row(
         # The reference differs from itself by nothing, and is sorted so.
         cells += [_cell(0.0, "reference"), _cell(math.nan, ""), _cell(0.0, "")]
     cells += [
-        _cell(row.tasks[task][0], _with_error(*row.tasks[task]), "task")
+        _cell(row.tasks[task].value, _with_interval(row.tasks[task]), "task")
         for task in compared.board.tasks
     ]
     return (
@@ -223,9 +224,9 @@ def _cell(value: float, content: str, style: str = "") -> str:
     )
 
 
-def _with_error(value: float, stderr: float | None) -> str:
-    error = "" if stderr is None else f" <span class='error'>± {stderr:.3f}</span>"
-    return f"{value:.3f}{error}"
+def _with_interval(score: Estimate) -> str:
+    value, space, interval = str(score).partition(" ")
+    return f"{value}{space}<span class='error'>{interval}</span>" if interval else value
 
 
 def _interval(

@@ -1,6 +1,6 @@
 """Search: many trials, one file a strategy; the best is chosen on the dev part only.
 
-A strategy is a function ``(recipe, tools, parent_run_id) -> Found``; adding a file to this package
+A strategy is a function ``(recipe, tools, log) -> Found``; adding a file to this package
 that registers one with ``@strategy(NAME)`` adds it everywhere.
 """
 
@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import ConfigError
+from mergeops.evaluate.intervals import estimate
 from mergeops.progress import Progress
 
 if TYPE_CHECKING:
+    from mergeops.evaluate import Scores
     from mergeops.pipeline import Trial
     from mergeops.recipe import Recipe
     from mergeops.tools import Tools
+    from mergeops.tracking.search_run import SearchRun
 
-    Strategy = Callable[[Recipe, Tools, str], "Found"]
+    Strategy = Callable[[Recipe, Tools, SearchRun], "Found"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,14 @@ class Found:
             "steps": self.rows,
             "trials": [trial.to_dict() for trial in self.trials],
         }
+
+
+def dev_columns(scores: Scores | None) -> dict[str, Any]:
+    """Of a step's row: the pooled dev score and its 95 % interval; None where there is none."""
+    if scores is None or not math.isfinite(scores.pooled):
+        return {"dev": None, "dev_interval": None}
+    found = estimate(scores)
+    return {"dev": found.value, "dev_interval": list(found.interval) if found.interval else None}
 
 
 _STRATEGIES: dict[str, Strategy] = {}
@@ -95,10 +107,10 @@ def run_search(recipe: Recipe, progress: Progress) -> Found:
     name = f"{recipe.search.strategy} over {len(recipe.sources)} sources"
     settings = dataclasses.asdict(recipe.search) | {"sources": ", ".join(recipe.sources)}
     with tools.tracking.search(name, recipe.sha256(), settings) as log:
-        found = chosen(recipe, tools, log.run_id)
+        found = chosen(recipe, tools, log)
         log.log_json(found.rows, "steps.json")
-        if found.best is not None:
-            log.log_best(found.best.run_id, found.best.dev_score)
+        if found.best is not None and found.best.scores is not None:
+            log.log_best(found.best.run_id, found.best.scores)
         log_search_page(log, found.trials)
     return found
 

@@ -15,8 +15,9 @@ from mergeops.errors import ConfigError
 from mergeops.methods import get
 from mergeops.pipeline import Trial, run
 from mergeops.recipe import MethodSpec, Recipe
-from mergeops.search import Found, strategy
+from mergeops.search import Found, dev_columns, strategy
 from mergeops.tools import Tools
+from mergeops.tracking.search_run import SearchRun
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def choose(
 
 
 @strategy("greedy_soup")
-def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
+def search(recipe: Recipe, tools: Tools, log: SearchRun) -> Found:
     """Run the greedy soup over the recipe's sources; each soup tried is a nested trial.
 
     Raises:
@@ -72,7 +73,7 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
     trials: dict[tuple[str, ...], Trial] = {}
 
     def score_soup(names: tuple[str, ...]) -> float:
-        trial = run(soup_recipe(recipe, names), tools, parent_run_id=parent_run_id)
+        trial = run(soup_recipe(recipe, names), tools, search=log)
         trials[names] = trial
         return trial.merit
 
@@ -82,7 +83,7 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
         {
             "added": s.added,
             "size": len(s.soup),
-            "dev": s.score if math.isfinite(s.score) else None,
+            **dev_columns(trials[s.soup].scores if len(s.soup) > 1 else parents[s.added]),
             "kept": s.kept,
         }
         for s in steps

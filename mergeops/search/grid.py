@@ -9,12 +9,13 @@ from typing import Any
 from mergeops.errors import ConfigError, EvaluationError
 from mergeops.pipeline import best_of, run
 from mergeops.recipe import Recipe
-from mergeops.search import Found, strategy
+from mergeops.search import Found, dev_columns, strategy
 from mergeops.tools import Tools
+from mergeops.tracking.search_run import SearchRun
 
 
 @strategy("grid")
-def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
+def search(recipe: Recipe, tools: Tools, log: SearchRun) -> Found:
     """Run every combination of ``recipe.search.grid``; each one is a nested trial.
 
     Raises:
@@ -24,7 +25,7 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
     points = combinations(recipe.search.grid)
     # All recipes are checked before the first one runs.
     recipes = [with_values(recipe, point) for point in points]
-    trials = [run(point, tools, parent_run_id=parent_run_id) for point in recipes]
+    trials = [run(point, tools, search=log) for point in recipes]
     best = best_of(trials)
     if best is None:
         raise EvaluationError(
@@ -32,7 +33,7 @@ def search(recipe: Recipe, tools: Tools, parent_run_id: str) -> Found:
             "best; their runs in MLflow are kept, with what each model answered below samples/"
         )
     rows = [
-        {**point, "dev": t.to_dict()["dev_score"]} for point, t in zip(points, trials, strict=True)
+        {**point, **dev_columns(trial.scores)} for point, trial in zip(points, trials, strict=True)
     ]
     return Found(best, None, trials, rows)
 

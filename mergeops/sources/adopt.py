@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import ConfigError, SourceError, TrackingError
@@ -250,18 +251,14 @@ def _versions(store: Store, name: str) -> dict[str, str]:
 
 
 def _all_versions(store: Store, name: str, source: str | None = None) -> Iterator[ModelVersion]:
+    from mergeops.tracking.client import pages
     from mergeops.tracking.keys import quoted
 
     wanted = f"name = {quoted(name)}"
     if source is not None:
         wanted += f" and source_path = {quoted(source)}"
-    token = None
-    while True:
-        page: Any = store.client.search_model_versions(wanted, page_token=token)
+    for page in pages(store.client.search_model_versions, wanted):
         yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _ensure_version(
@@ -285,16 +282,12 @@ def _ensure_version(
 
 def _elected_version(store: Store, name: str, source: str) -> str:
     """The oldest version of a source; versions that another machine made meanwhile go."""
-    from mergeops.tracking.client import is_missing
+    from mergeops.tracking.client import or_none
 
     own = _all_versions(store, name, source)
     oldest, *others = sorted(own, key=lambda v: int(v.version))
     for other in others:
-        try:
-            store.client.delete_model_version(name, other.version)
-        except TrackingError as error:
-            if not is_missing(error):
-                raise
+        or_none(partial(store.client.delete_model_version, name, other.version))
     return f"{name}/{oldest.version}"
 
 

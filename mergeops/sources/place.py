@@ -179,7 +179,7 @@ class RemotePlace:
         """Raise what the store and its libraries raise as SourceError."""
         from mlflow.exceptions import MlflowException
 
-        from mergeops.secrets import redact
+        from mergeops.secrets import redacted_line
         from mergeops.tracking.client import STORAGE_PACKAGES
 
         try:
@@ -188,14 +188,11 @@ class RemotePlace:
             raise SourceError(
                 f"{self.shown} needs the package {error.name}; pip install {error.name}"
             ) from error
-        except (MlflowException, OSError) as error:
-            reason = " ".join(str(redact(str(error))).split())[:300]
-            raise SourceError(f"{self.shown} cannot {what}: {reason}") from error
         except Exception as error:
-            if type(error).__module__.split(".")[0] not in STORAGE_PACKAGES:
+            package = type(error).__module__.split(".")[0]
+            if not isinstance(error, MlflowException | OSError) and package not in STORAGE_PACKAGES:
                 raise
-            reason = " ".join(str(redact(str(error))).split())[:300]
-            raise SourceError(f"{self.shown} cannot {what}: {reason}") from error
+            raise SourceError(f"{self.shown} cannot {what}: {redacted_line(error)}") from error
 
 
 def read_json(place: Place, name: str) -> dict[str, Any] | None:

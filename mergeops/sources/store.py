@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergeops.errors import SourceError, TrackingError
 from mergeops.settings import TrackingSpec
@@ -83,16 +83,12 @@ class Store:
 
     def models_of(self, experiment_id: str, run_id: str | None = None) -> Iterator[LoggedModel]:
         """The LoggedModels of an experiment, or of one run."""
-        token: str | None = None
+        from mergeops.tracking.client import pages
+
+        search = self.client.search_logged_models
         wanted = f"source_run_id = '{run_id}'" if run_id else None
-        while True:
-            page: Any = self.client.search_logged_models(
-                [experiment_id], wanted, max_results=MODELS_PER_PAGE, page_token=token
-            )
+        for page in pages(search, [experiment_id], wanted, max_results=MODELS_PER_PAGE):
             yield from page
-            token = page.token
-            if not token:
-                return
 
     def run(self, run_id: str) -> Run:
         """A run that is not deleted.

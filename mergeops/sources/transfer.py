@@ -22,6 +22,7 @@ from typing import Any
 
 from mergeops.errors import SourceError
 from mergeops.sources.place import RemotePlace
+from mergeops.tracking.transfer import is_http, is_s3
 
 PART_BYTES = 1 << 23
 PARTS = 8
@@ -55,7 +56,7 @@ def objects(place: RemotePlace, names: Sequence[str]) -> dict[str, Object]:
     Raises:
         SourceError: the store does not answer.
     """
-    if not _is_s3(place):
+    if not is_s3(place.repository):
         return {}
     found = {}
     for name in names:
@@ -94,7 +95,7 @@ def bring(
             with place.store_errors(f"deliver {name}"):
                 if version is not None:
                     _append(part, here, _ranges(place, name, version, here), tick)
-                elif _is_http(place):
+                elif is_http(place.repository):
                     _stream(place, name, part, here, tick)
                 else:
                     return _whole(place, name, target, tick)
@@ -142,16 +143,6 @@ def etag_of(file: Path, version: Object) -> str | None:
         while data := content.read(step):
             sums.append(hashlib.md5(data).digest())
     return f"{hashlib.md5(b''.join(sums)).hexdigest()}-{len(sums)}"
-
-
-def _is_s3(place: RemotePlace) -> bool:
-    return type(place.repository).__name__ == "S3ArtifactRepository"
-
-
-def _is_http(place: RemotePlace) -> bool:
-    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
-
-    return isinstance(place.repository, HttpArtifactRepository)
 
 
 def _s3(place: RemotePlace, name: str) -> tuple[Any, dict[str, str]]:

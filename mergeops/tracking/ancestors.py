@@ -17,6 +17,7 @@ from mergeops.errors import SourceError
 from mergeops.family import Member
 from mergeops.secrets import redact
 from mergeops.tracking.family_records import FamilyRecords
+from mergeops.tracking.scores import pooled_estimate
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -142,7 +143,7 @@ class Ancestors:
             versions=self._records.versions_with("run_id", run_id),
             sha256=tags.get("mergeops.weights_sha256", ""),
             method=tags.get("mergeops.method", ""),
-            score=run.data.metrics.get("pooled"),
+            score=pooled_estimate(run.data.metrics),
             notes=tuple(notes),
             parents=parents,
         )

@@ -8,10 +8,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mergeops.errors import AwayError, TrackingError
-from mergeops.secrets import redact
+from mergeops.secrets import redact, redacted_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,6 +41,8 @@ TRIES = 3
 """Of a step that another process may do at the same moment."""
 PACKAGES = {"psycopg2": "psycopg2-binary", "psycopg": "'psycopg[binary]'"}
 DATABASE_GONE = ("could not connect", "connection failed", "closed the connection", "refused")
+
+Result = TypeVar("Result")
 
 
 def quiet() -> None:
@@ -212,6 +214,27 @@ def is_missing(error: TrackingError) -> bool:
     return error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
 
+def or_none(ask: Callable[[], Result]) -> Result | None:
+    """What MLflow answers; None where it says that the thing does not exist."""
+    try:
+        return ask()
+    except TrackingError as error:
+        if not is_missing(error):
+            raise
+        return None
+
+
+def pages(search: Callable[..., Any], *wanted: Any, **how: Any) -> Iterator[list[Any]]:
+    """All pages of one of MLflow's searches."""
+    token = None
+    while True:
+        page = search(*wanted, **how, page_token=token)
+        yield page
+        token = page.token
+        if not token:
+            return
+
+
 def _explain(error: BaseException, uri: str, what: str) -> TrackingError:
     where, message = redact(uri), str(error)
     if uri.startswith("http"):
@@ -238,7 +261,7 @@ def _explain(error: BaseException, uri: str, what: str) -> TrackingError:
             "path of tracking.uri or MLFLOW_TRACKING_URI"
         )
     # SQLAlchemy adds the statement and a link.
-    line = _line(message.split("[SQL:")[0])
+    line = redacted_line(message.split("[SQL:")[0])
     line = line.removeprefix("RESOURCE_DOES_NOT_EXIST: ").removeprefix("INVALID_PARAMETER_VALUE: ")
     if not uri.startswith(("http", "sqlite")) and any(sign in message for sign in DATABASE_GONE):
         return AwayError(f"cannot reach the MLflow database at {where}: {line}")
@@ -258,16 +281,14 @@ def _explain_store(error: Exception, uri: str, what: str, location: str) -> Trac
         at = f" at MLFLOW_S3_ENDPOINT_URL={redact(endpoint)}" if endpoint else ""
         return AwayError(f"cannot reach {where}{at}; check that it runs, and its address")
     if any(sign in message for sign in REFUSED):
-        return AwayError(f"{where} denies access: {_line(message)}; check the AWS credentials")
+        return AwayError(
+            f"{where} denies access: {redacted_line(message)}; check the AWS credentials"
+        )
     if "NoSuchBucket" in message:
         return TrackingError(
             f"{where} has no such bucket; make it, or check MLFLOW_S3_ENDPOINT_URL"
         )
-    return TrackingError(f"MLflow at {redact(uri)} could not {what}: {_line(message)}")
-
-
-def _line(message: str) -> str:
-    return " ".join(str(redact(message)).split())[:300]
+    return TrackingError(f"MLflow at {redact(uri)} could not {what}: {redacted_line(message)}")
 
 
 def _denied(message: str, where: str) -> TrackingError:

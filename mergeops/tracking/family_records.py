@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
-from mergeops.tracking.client import is_missing
+from mergeops.evaluate.intervals import Estimate
+from mergeops.tracking.client import is_missing, or_none, pages
 from mergeops.tracking.keys import quoted
-from mergeops.tracking.references import pages
 from mergeops.tracking.registry import find_registered_model, find_version
+from mergeops.tracking.scores import pooled_estimate, with_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -28,7 +29,7 @@ class FamilyRecords:
         self._tracking = tracking
         self._runs: dict[str, Run | None] = {}
         self._models: dict[str, LoggedModel | None] = {}
-        self._scores: dict[tuple[str, str, str], float | None] = {}
+        self._scores: dict[tuple[str, str, str], Estimate | None] = {}
         self._trials: dict[str, Run | None] = {}
         self._versions: dict[tuple[str, str], tuple[str, ...]] = {}
         self._aliases: dict[str, Mapping[str, str]] = {}
@@ -36,12 +37,7 @@ class FamilyRecords:
     def run(self, run_id: str) -> Run | None:
         """The run, also a deleted one; None where MLflow has none of that id."""
         if run_id not in self._runs:
-            try:
-                self._runs[run_id] = self._tracking.client.get_run(run_id)
-            except TrackingError as error:
-                if not is_missing(error):
-                    raise
-                self._runs[run_id] = None
+            self._runs[run_id] = or_none(lambda: self._tracking.client.get_run(run_id))
         return self._runs[run_id]
 
     def version(self, name: str, number: str | None, alias: str) -> ModelVersion:
@@ -69,28 +65,22 @@ class FamilyRecords:
             except (TrackingError, OSError, ValueError, KeyError, TypeError, AttributeError):
                 return None
 
-    def score(self, child: Run, sha256: str, role: str) -> float | None:
+    def score(self, child: Run, sha256: str, role: str) -> Estimate | None:
         """A base's or source's own score, in the experiment of its child."""
         if not sha256:
             return None
-        wanted = (
-            f"tags.`mergeops.weights_sha256` = {quoted(sha256)} and "
-            f"tags.`mergeops.role` = {quoted(role)}"
-        )
+        wanted = with_tags(weights_sha256=sha256, role=role)
         experiment_id = str(child.info.experiment_id)
         key = (experiment_id, sha256, role)
         if key not in self._scores:
             found = self._tracking.client.search_runs([experiment_id], wanted, max_results=1)
-            self._scores[key] = found[0].data.metrics.get("pooled") if found else None
+            self._scores[key] = pooled_estimate(found[0].data.metrics) if found else None
         return self._scores[key]
 
     def trial(self, plan_digest: str) -> Run | None:
         """A run of the plan in any experiment."""
-        wanted = (
-            f"tags.`mergeops.plan_digest` = {quoted(plan_digest)} and "
-            "tags.`mergeops.role` = 'merge'"
-        )
         if plan_digest not in self._trials:
+            wanted = with_tags(plan_digest=plan_digest, role="merge")
             self._trials[plan_digest] = self._first(wanted)
         return self._trials[plan_digest]
 
@@ -107,12 +97,8 @@ class FamilyRecords:
         if not model_id:
             return None
         if model_id not in self._models:
-            try:
-                self._models[model_id] = self._tracking.client.get_logged_model(model_id)
-            except TrackingError as error:
-                if not is_missing(error):
-                    raise
-                self._models[model_id] = None
+            client = self._tracking.client
+            self._models[model_id] = or_none(lambda: client.get_logged_model(model_id))
         return self._models[model_id]
 
     def versions_with(self, key: str, value: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
-from mergeops.tracking.client import error_code, is_missing
+from mergeops.tracking.client import error_code, or_none
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -93,12 +93,7 @@ def _acquire(tracking: Tracking, what: str, lock: str, token: str) -> None:
 
 
 def _find(tracking: Tracking, lock: str) -> RegisteredModel | None:
-    try:
-        return tracking.client.get_registered_model(lock)
-    except TrackingError as error:
-        if not is_missing(error):
-            raise
-        return None
+    return or_none(lambda: tracking.client.get_registered_model(lock))
 
 
 def _holder(found: RegisteredModel) -> dict[str, object]:

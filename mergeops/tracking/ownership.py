@@ -13,7 +13,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
-from mergeops.tracking.client import is_missing
+from mergeops.tracking.client import or_none
 from mergeops.tracking.scores import search_runs, with_tags
 
 if TYPE_CHECKING:
@@ -82,11 +82,7 @@ def merge_models(tracking: Tracking, run_id: str, plan_digest: str) -> list[Logg
 
 def delete_model(tracking: Tracking, model: LoggedModel) -> None:
     """Delete a LoggedModel, where another process did not do so already."""
-    try:
-        tracking.client.delete_logged_model(model.model_id)
-    except TrackingError as error:
-        if not is_missing(error):
-            raise
+    or_none(lambda: tracking.client.delete_logged_model(model.model_id))
 
 
 def _is_complete(run: Run) -> bool:

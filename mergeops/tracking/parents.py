@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from typing import TYPE_CHECKING
 
-from mergeops.errors import TrackingError
-from mergeops.secrets import redact
-from mergeops.tracking.client import is_missing, log_params, unless_raced
+from mergeops.tracking.client import log_params, or_none, unless_raced
 from mergeops.tracking.keys import model_name, param_value, run_name
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.ownership import delete_model
@@ -144,19 +143,14 @@ def _facts(source: Source) -> dict[str, str]:
         "revision": source.revision,
         "adapter_base": str(source.adapter_base) if source.adapter_base else None,
     }
-    return {name: param_value(redact(value)) for name, value in facts.items() if value}
+    return {name: param_value(value) for name, value in facts.items() if value}
 
 
 def _model_of_this_experiment(tracking: Tracking, source: Source) -> str | None:
     if not source.model_id:
         return None
-    try:
-        model = tracking.client.get_logged_model(source.model_id)
-    except TrackingError as error:
-        if is_missing(error):
-            return None
-        raise
-    if str(model.experiment_id) != tracking.experiment_id:
+    model = or_none(partial(tracking.client.get_logged_model, source.model_id))
+    if model is None or str(model.experiment_id) != tracking.experiment_id:
         return None
     if not _is_merge(model) and "mergeops.weights_sha256" not in model.tags:
         tags = {
@@ -179,13 +173,7 @@ def _is_merge(model: LoggedModel) -> bool:
 def _knows_run(tracking: Tracking, run_id: str | None) -> bool:
     if not run_id:
         return False
-    try:
-        tracking.client.get_run(run_id)
-    except TrackingError as error:
-        if is_missing(error):
-            return False
-        raise
-    return True
+    return or_none(partial(tracking.client.get_run, run_id)) is not None
 
 
 def _elected_model(tracking: Tracking, filter_string: str) -> LoggedModel | None:

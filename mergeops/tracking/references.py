@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mergeops.tracking.client import pages
+from mergeops.tracking.scores import with_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -41,24 +45,29 @@ def references(tracking: Tracking, plan_digests: set[str]) -> dict[str, Referenc
     runs = [run for run in every_run if _plan(run) in plan_digests]
     versions = list(_versions(tracking))
     parents_in_use = _parents_of_running(every_run)
+    # One answer for all versions of a model: an alias that moves between two would be seen at none.
+    aliases_of = functools.cache(lambda name: tracking.client.get_registered_model(name).aliases)
     found = {}
     for digest in plan_digests:
         own_runs = [run for run in runs if _plan(run) == digest]
         own_versions = [v for v in versions if _is_of(v, digest, own_runs)]
         if own_runs or own_versions:
-            found[digest] = _reference(tracking, own_runs, own_versions, parents_in_use)
+            found[digest] = _reference(aliases_of, own_runs, own_versions, parents_in_use)
     return found
 
 
 def _reference(
-    tracking: Tracking, runs: list[Run], versions: list[ModelVersion], in_use: set[str]
+    aliases_of: Callable[[str], Mapping[str, str]],
+    runs: list[Run],
+    versions: list[ModelVersion],
+    in_use: set[str],
 ) -> Reference:
     tags = [*(run.data.tags for run in runs), *(version.tags for version in versions)]
     digests = [t["mergeops.weights_sha256"] for t in tags if "mergeops.weights_sha256" in t]
     experiments = tuple(sorted({str(run.info.experiment_id) for run in runs}))
     needed = []
     for version in versions:
-        aliases = _aliases(tracking, version)
+        aliases = _aliases(aliases_of(version.name), version)
         status = version.tags.get("mergeops.status", "")
         label = f"{version.name}/{version.version}"
         if aliases:
@@ -83,8 +92,7 @@ def _reference(
     return Reference(digests[0] if digests else "", "; ".join(needed), unneeded, experiments)
 
 
-def _aliases(tracking: Tracking, version: ModelVersion) -> list[str]:
-    aliases = tracking.client.get_registered_model(version.name).aliases
+def _aliases(aliases: Mapping[str, str], version: ModelVersion) -> list[str]:
     return sorted(a for a, number in aliases.items() if str(number) == str(version.version))
 
 
@@ -114,7 +122,7 @@ def _parents_of_running(runs: list[Run]) -> set[str]:
 def _merge_runs(tracking: Tracking) -> Iterator[Run]:
     from mlflow.entities import ViewType
 
-    client, wanted = tracking.client, "tags.`mergeops.role` = 'merge'"
+    client, wanted = tracking.client, with_tags(role="merge")
     for experiments in pages(client.search_experiments, view_type=ViewType.ALL):
         ids = [experiment.experiment_id for experiment in experiments]
         for runs in pages(client.search_runs, ids, wanted, ViewType.ALL):
@@ -124,14 +132,3 @@ def _merge_runs(tracking: Tracking) -> Iterator[Run]:
 def _versions(tracking: Tracking) -> Iterator[ModelVersion]:
     for versions in pages(tracking.client.search_model_versions):
         yield from versions
-
-
-def pages(search: Callable[..., Any], *wanted: Any, **how: Any) -> Iterator[list[Any]]:
-    """All pages of one of MLflow's searches."""
-    token = None
-    while True:
-        page = search(*wanted, **how, page_token=token)
-        yield page
-        token = page.token
-        if not token:
-            return

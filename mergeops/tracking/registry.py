@@ -6,10 +6,11 @@ import json
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
+from mergeops.evaluate.intervals import Estimate
 from mergeops.secrets import redact
 from mergeops.tracking.client import error_code, is_missing
 from mergeops.tracking.keys import quoted, tag_value
-from mergeops.tracking.scores import with_tags
+from mergeops.tracking.scores import pooled_estimate, with_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 DESCRIPTION_LIMIT = 4900
 """Databases hold 5000 characters, and the score comes behind."""
 VERSIONS_TAG = "mlflow.modelVersions"
-ROLES = ("source", "merge")
-STATUSES = ("ingredient", "candidate", "rejected", "promoted", "superseded")
 
 
 def register(
@@ -73,7 +72,7 @@ def register(
                     if f"mergeops.{key}" in tags
                 },
             },
-            description=_with_score(description, run.metrics.get("pooled")),
+            description=_with_score(description, pooled_estimate(run.metrics)),
             model_id=model_id,
         )
         found = _versions_of(tracking, name, digest, run_id)
@@ -134,9 +133,9 @@ def _is_used(client: MlflowClient, version: ModelVersion) -> bool:
     return str(version.version) in {str(number) for number in aliases.values()}
 
 
-def _with_score(description: str, pooled: float | None) -> str:
+def _with_score(description: str, score: Estimate | None) -> str:
     description = str(redact(description))[:DESCRIPTION_LIMIT]
-    return description if pooled is None else f"{description}; score on dev {pooled:.3f}"
+    return description if score is None else f"{description}; score on dev {score}"
 
 
 def _ensure_registered_model(tracking: Tracking, name: str) -> None:

@@ -1,7 +1,7 @@
 """Scores for other runs and machines: what one has asked, no other asks again.
 
 One experiment of its own holds one run for each model, named by its weights' digest; the records
-are its artifacts, and a tag for each says that it is whole.
+are its artifacts, and a tag for each says that it is whole and in which way it was asked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergeops.tracking.keys import quoted
+from mergeops.tracking.scores import with_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mergeops.tracking.connection import Tracking
 
 EXPERIMENT = "mergeops scores"
-_WEIGHTS = "mergeops.weights_sha256"
 _FOLDER = "records"
 
 
@@ -39,19 +38,39 @@ class ScoreRecords:
         if experiment is None:
             return {}
         found: dict[str, str] = {}
-        with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
-            for run in self._runs(str(experiment.experiment_id), weights_sha256):
-                for key in set(keys) - set(found):
-                    if _tag(key) in run.data.tags:
-                        name = f"{_FOLDER}/{key}.json"
-                        path = self._tracking.client.download_artifacts(
-                            run.info.run_id, name, folder
-                        )
-                        found[key] = Path(path).read_text(encoding="utf-8")
+        for run in self._runs(str(experiment.experiment_id), weights_sha256):
+            here = [key for key in keys if key not in found and _tag(key) in run.data.tags]
+            found |= self._texts(run, here)
         return found
 
-    def keep(self, weights_sha256: str, records: Mapping[str, str]) -> None:
+    def alike(
+        self, weights_sha256: str, ways: Collection[str], known: Collection[str]
+    ) -> dict[str, str]:
+        """The text of each record that was asked in one of these ways, by its key.
+
+        Args:
+            known: keys of records that need not be fetched.
+
+        Raises:
+            TrackingError: the store cannot be read.
+        """
+        experiment = self._tracking.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return {}
+        found: dict[str, str] = {}
+        for run in self._runs(str(experiment.experiment_id), weights_sha256):
+            said = [value.partition(" ") for value in run.data.tags.values()]
+            here = [key for way, _, key in said if key and way in ways]
+            found |= self._texts(run, [key for key in here if key not in {*known, *found}])
+        return found
+
+    def keep(
+        self, weights_sha256: str, records: Mapping[str, str], ways: Mapping[str, str]
+    ) -> None:
         """Add records; the tags come last, so what is half written is not found.
+
+        Args:
+            ways: key -> how the record's items were asked.
 
         Raises:
             TrackingError: the store cannot be written.
@@ -65,18 +84,29 @@ class ScoreRecords:
             run_id = str(runs[0].info.run_id)
         else:
             name = f"weights {weights_sha256[:12]}"
-            tags = {_WEIGHTS: weights_sha256, "mergeops.role": "scores"}
+            tags = {"mergeops.weights_sha256": weights_sha256, "mergeops.role": "scores"}
             run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
             client.set_terminated(run_id)
         with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
             for key, text in records.items():
                 (Path(folder) / f"{key}.json").write_text(text, encoding="utf-8")
             client.log_artifacts(run_id, folder, _FOLDER)
-        client.log_batch(run_id, tags=[RunTag(_tag(key), "kept") for key in records])
+        said = [RunTag(_tag(key), f"{ways[key]} {key}") for key in records]
+        client.log_batch(run_id, tags=said)
+
+    def _texts(self, run: Run, keys: Collection[str]) -> dict[str, str]:
+        found = {}
+        with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
+            for key in keys:
+                path = self._tracking.client.download_artifacts(
+                    run.info.run_id, f"{_FOLDER}/{key}.json", folder
+                )
+                found[key] = Path(path).read_text(encoding="utf-8")
+        return found
 
     def _runs(self, experiment_id: str, weights_sha256: str) -> list[Run]:
         """Oldest first; two machines that began at once have made two."""
-        wanted = f"tags.`{_WEIGHTS}` = {quoted(weights_sha256)}"
+        wanted = with_tags(weights_sha256=weights_sha256)
         order = ["attributes.start_time ASC"]
         return list(self._tracking.client.search_runs([experiment_id], wanted, order_by=order))
 

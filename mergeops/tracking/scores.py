@@ -12,14 +12,15 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.evaluate import ItemResult, Scores, TaskScore
-from mergeops.tracking.client import log_params, unless_raced
+from mergeops.evaluate.intervals import Estimate, estimate
+from mergeops.tracking.client import log_params, pages, unless_raced
 from mergeops.tracking.keys import dataset_digest, key, param_value, quoted, tag_value
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class Scored:
 
 
 def entries(scores: Scores) -> list[Entry]:
-    """Every number of ``scores`` as MLflow takes it, ``pooled`` last; confirm keys begin with
-    ``confirm/``."""
+    """Every number of ``scores`` as MLflow takes it, ``pooled`` last, after the ends of its 95 %
+    interval; confirm keys begin with ``confirm/``."""
     prefix = "" if scores.part == "dev" else f"{scores.part}/"
     suffix = "" if scores.part == "dev" else f" ({scores.part})"
     found = []
@@ -67,8 +68,20 @@ def entries(scores: Scores) -> list[Entry]:
         if task.stderr is not None:
             found.append(Entry(key(f"{metric}_stderr"), task.stderr, dataset, digest))
     digest = dataset_digest(*sorted(task.digest for task in scores.tasks.values()), "pooled")
-    found.append(Entry(f"{prefix}pooled", scores.pooled, f"{ALL_TASKS}{suffix}", digest))
+    everything = f"{ALL_TASKS}{suffix}"
+    for name, end in zip(("low", "high"), estimate(scores).interval or (), strict=False):
+        found.append(Entry(f"{prefix}pooled_{name}", end, everything, digest))
+    found.append(Entry(f"{prefix}pooled", scores.pooled, everything, digest))
     return found
+
+
+def pooled_estimate(metrics: Mapping[str, float]) -> Estimate | None:
+    """A run's pooled dev score from its metrics, without an interval where none was logged; None
+    where it has no score."""
+    if (value := metrics.get("pooled")) is None:
+        return None
+    low, high = metrics.get("pooled_low"), metrics.get("pooled_high")
+    return Estimate(value, None if low is None or high is None else (low, high))
 
 
 def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -> None:
@@ -189,19 +202,9 @@ def scored_runs(
 
 def search_runs(tracking: Tracking, filter_string: str) -> list[Run]:
     """All runs of the experiment that match, oldest first."""
-    found: list[Run] = []
-    token = None
-    while True:
-        page = tracking.client.search_runs(
-            [tracking.experiment_id],
-            filter_string,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        found += page
-        token = page.token
-        if not token:
-            return found
+    order, search = ["attributes.start_time ASC"], tracking.client.search_runs
+    found = pages(search, [tracking.experiment_id], filter_string, order_by=order)
+    return [run for page in found for run in page]
 
 
 def with_tags(**tags: str) -> str:

@@ -8,10 +8,11 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
+from mergeops.evaluate.intervals import estimate
 from mergeops.secrets import redact
 from mergeops.tracking.client import log_params
 from mergeops.tracking.keys import flatten, run_name, tag_value
@@ -19,6 +20,7 @@ from mergeops.tracking.parents import run_tags
 from mergeops.tracking.scores import search_runs, with_tags
 
 if TYPE_CHECKING:
+    from mergeops.evaluate import Scores
     from mergeops.tracking.connection import Tracking
 
 
@@ -28,6 +30,8 @@ class SearchRun:
 
     tracking: Tracking
     run_id: str
+    scores: list[float] = field(default_factory=list)
+    """Of the trials that this process has come by, in order."""
 
     def log_text(self, text: str, artifact: str) -> None:
         """Write an artifact, e.g. ``steps.md``."""
@@ -46,17 +50,33 @@ class SearchRun:
         """Set the text at the head of the run's page."""
         self.tracking.client.set_tag(self.run_id, "mlflow.note.content", tag_value(markdown))
 
-    def log_best(self, run_id: str, score: float) -> None:
-        """Name the best trial and its pooled dev score."""
+    def log_best(self, run_id: str, scores: Scores) -> None:
+        """Name the best trial and its pooled dev score, with the score's interval."""
         client = self.tracking.client
         client.set_tag(self.run_id, "mergeops.best_run_id", run_id)
-        if client.get_run(self.run_id).data.metrics.get("best/pooled") != score:
-            client.log_metric(self.run_id, "best/pooled", score)
+        found = estimate(scores)
+        named = {"best/pooled": found.value}
+        if found.interval is not None:
+            named["best/pooled_low"], named["best/pooled_high"] = found.interval
+        there = client.get_run(self.run_id).data.metrics
+        for name, value in named.items():
+            if there.get(name) != value:
+                client.log_metric(self.run_id, name, value)
+
+    def log_trial(self, score: float, *, higher_is_better: bool = True) -> None:
+        """Add the next trial's pooled score to the curves, for who looks on while the search runs.
+
+        A search that goes on after a crash comes by its finished trials again: what is logged
+        already stays as it is.
+        """
+        self.scores.append(score)
+        self.log_steps(self.scores, higher_is_better=higher_is_better)
 
     def log_steps(self, scores: Sequence[float], *, higher_is_better: bool = True) -> None:
         """Log the trials' pooled scores in their order, and the best so far, as two curves.
 
-        A search that goes on after a crash logs what is not there yet.
+        Writes the metrics steps/trial and steps/best, where step N is the N-th trial; a score that
+        is not finite has no point. What is not there yet is logged.
         """
         from mlflow.entities import Metric
 
@@ -65,15 +85,16 @@ class SearchRun:
         finite = [score if math.isfinite(score) else worst for score in scores]
         best = list(itertools.accumulate(finite, choose))
         client, now = self.tracking.client, int(time.time() * 1000)
+        new: list[Metric] = []
         for name, values in (("steps/trial", scores), ("steps/best", best)):
             there = {(m.step, m.value) for m in client.get_metric_history(self.run_id, name)}
-            new = [
+            new += [
                 Metric(name, value, now, step)
                 for step, value in enumerate(values, 1)
                 if math.isfinite(value) and (step, value) not in there
             ]
-            for start in range(0, len(new), 500):
-                client.log_batch(self.run_id, metrics=new[start : start + 500])
+        for start in range(0, len(new), 500):
+            client.log_batch(self.run_id, metrics=new[start : start + 500])
 
 
 @contextmanager

@@ -52,9 +52,9 @@ class Store:
         """
         tell = tick or (lambda done: None)
         with translated(self._tracking_uri, f"store {name}", self.location):
-            if _is_s3(self._store):
+            if is_s3(self._store):
                 self._send_s3(path, name, tell)
-            elif _is_http(self._store) and not self._store._should_multipart_upload(str(path)):
+            elif is_http(self._store) and not self._store._should_multipart_upload(str(path)):
                 self._send_http(path, name, tell)
             else:
                 self._store.log_artifact(str(path), name.rpartition("/")[0] or None)
@@ -99,11 +99,11 @@ class Store:
         return response
 
     def _chunks(self, name: str) -> Iterator[bytes]:
-        if _is_s3(self._store):
+        if is_s3(self._store):
             bucket, root = self._store.parse_s3_compliant_uri(self._store.artifact_uri)
             found = self._store._get_s3_client().get_object(Bucket=bucket, Key=f"{root}/{name}")
             yield from found["Body"].iter_chunks(CHUNK)
-        elif _is_http(self._store):
+        elif is_http(self._store):
             with self._request(name, "GET", stream=True) as response:
                 yield from response.iter_content(CHUNK)
         else:
@@ -148,11 +148,13 @@ class _Counted(io.FileIO):
         return data or b""
 
 
-def _is_s3(store: object) -> bool:
+def is_s3(store: object) -> bool:
+    """Whether MLflow's repository talks to an S3 store itself."""
     return type(store).__name__ == "S3ArtifactRepository"
 
 
-def _is_http(store: object) -> bool:
+def is_http(store: object) -> bool:
+    """Whether MLflow's repository goes through an MLflow server."""
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
     return isinstance(store, HttpArtifactRepository)

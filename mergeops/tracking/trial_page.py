@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from mergeops.errors import TrackingError
 from mergeops.report.card import CardParent, model_card
 from mergeops.report.lineage import Node, lineage_svg
 from mergeops.secrets import redact
-from mergeops.tracking.client import is_missing
+from mergeops.tracking.client import or_none
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -84,7 +83,7 @@ def _result(trial: Trial) -> str:
     own = next((row for row in board.rows if row.name == trial.name), None) if board else None
     if board is None or own is None:
         return ""
-    text = f" Score on {board.part}: **{own.pooled:.3f}**"
+    text = f" Score on {board.part}: **{own.estimate}**"
     found = own.difference
     if found is None:
         return f"{text}."
@@ -102,7 +101,7 @@ def _lineage(
     version: int,
 ) -> str:
     rows = trial.board.rows if trial.board else ()
-    pooled = {row.name: f"{row.pooled:.3f}" for row in rows}
+    pooled = {row.name: row.estimate for row in rows}
 
     def node(name: str, source: Source) -> Node:
         run = runs.get(source.run_id or "")
@@ -115,7 +114,7 @@ def _lineage(
             "base" if name == "base" else "source",
             name,
             origin,
-            pooled.get(name, ""),
+            pooled.get(name),
             run.info.status if run else "",
             f"weight {weight:g}" if isinstance(weight, float) else "",
         )
@@ -125,7 +124,7 @@ def _lineage(
         "merge",
         trial.name,
         f"run {trial.run_id[:8]}",
-        pooled.get(trial.name, ""),
+        pooled.get(trial.name),
     )
     model = trial.tracking.spec.registered_model
     registered = Node("version", f"{model} version {version}", f"models:/{model}/{version}")
@@ -133,12 +132,7 @@ def _lineage(
 
 
 def _run(trial: Trial, run_id: str) -> Run | None:
-    try:
-        return trial.tracking.client.get_run(run_id)
-    except TrackingError as error:
-        if is_missing(error):
-            return None
-        raise
+    return or_none(lambda: trial.tracking.client.get_run(run_id))
 
 
 def _link(run_id: str | None, runs: dict[str, Run | None]) -> str:

@@ -282,7 +282,7 @@ class Trial:
             return
         client = self.tracking.client
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        text = " ".join(str(redact(str(error))).split()) or type(error).__name__
+        text = " ".join(str(error).split()) or type(error).__name__
         try:
             self.check_owner()
             self.set_tags(error=f"{type(error).__name__}: {text}")

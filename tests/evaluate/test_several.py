@@ -372,12 +372,25 @@ class Elsewhere:
 
     def __init__(self) -> None:
         self.texts: dict[tuple[str, str], str] = {}
+        self.ways: dict[str, str] = {}
 
     def find(self, weights_sha256: str, keys: Collection[str]) -> Mapping[str, str]:
         return {k: self.texts[weights_sha256, k] for k in keys if (weights_sha256, k) in self.texts}
 
-    def keep(self, weights_sha256: str, records: Mapping[str, str]) -> None:
+    def alike(
+        self, weights_sha256: str, ways: Collection[str], known: Collection[str]
+    ) -> Mapping[str, str]:
+        return {
+            key: text
+            for (weights, key), text in self.texts.items()
+            if weights == weights_sha256 and self.ways[key] in ways and key not in known
+        }
+
+    def keep(
+        self, weights_sha256: str, records: Mapping[str, str], ways: Mapping[str, str]
+    ) -> None:
         self.texts |= {(weights_sha256, key): text for key, text in records.items()}
+        self.ways |= ways
 
 
 def test_what_another_machine_has_asked_is_not_asked_again(
@@ -431,7 +444,14 @@ def test_a_store_that_is_away_costs_nothing_but_a_word(
         def find(self, weights_sha256: str, keys: Collection[str]) -> Mapping[str, str]:
             raise TrackingError("no answer in time")
 
-        def keep(self, weights_sha256: str, records: Mapping[str, str]) -> None:
+        def alike(
+            self, weights_sha256: str, ways: Collection[str], known: Collection[str]
+        ) -> Mapping[str, str]:
+            raise TrackingError("no answer in time")
+
+        def keep(
+            self, weights_sha256: str, records: Mapping[str, str], ways: Mapping[str, str]
+        ) -> None:
             raise TrackingError("no answer in time")
 
     spec = spec_for(write_task().parent, "sums")

@@ -221,7 +221,8 @@ def test_a_trial_made_offline_is_logged_by_sync_without_merging_or_scoring(place
     assert "nothing is kept" in mergeops(place, "sync")
     (run,) = runs(place, "merge")
     assert run.info.status == "FINISHED"
-    assert len(run.data.metrics) == 5
+    # Score and standard error of two tasks; over all tasks the score and both ends of its interval.
+    assert len(run.data.metrics) == 7
     assert {r.info.run_name for r in runs(place, "source")} == {"math", "dates", "units"}
     names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert {"recipe.yaml", "leaderboard.md", "lineage.svg", "model_card.md", "plots"} <= names

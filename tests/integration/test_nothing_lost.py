@@ -78,7 +78,7 @@ def check_once(case: Case) -> None:
     for run in runs:
         for name in run.data.metrics:
             assert len(client.get_metric_history(run.info.run_id, name)) == 1, name
-        assert len(run.data.metrics) == 5
+        assert len(run.data.metrics) == 7
     merge = next(run for run in runs if run.data.tags["mergeops.role"] == "merge")
     assert merge.data.tags["mergeops.complete"] == "true"
     models = [
@@ -89,7 +89,7 @@ def check_once(case: Case) -> None:
     ]
     assert Counter(model.model_type for model in models) == roles
     assert {str(model.status) for model in models} == {"READY"}
-    assert {len(model.metrics or []) for model in models} == {5}
+    assert {len(model.metrics or []) for model in models} == {7}
     whole = client.get_run(merge.info.run_id)
     (output,) = [found.model_id for found in whole.outputs.model_outputs]
     linked = [output, *(found.model_id for found in whole.inputs.model_inputs)]

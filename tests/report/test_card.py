@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mergeops.evaluate.intervals import Estimate
 from mergeops.report.card import CardParent, base_model, model_card
 
 PARENTS = [
@@ -67,16 +68,16 @@ def test_every_parent_is_pinned_by_its_hash_and_run() -> None:
     assert "## Scores" not in card
 
 
-def test_scores_stand_beside_each_other_with_their_errors() -> None:
+def test_scores_stand_beside_each_other_with_their_intervals() -> None:
     scores = {
-        "ties": {"arithmetic": (0.75, 0.1), "dates": (0.5, None)},
-        "math": {"arithmetic": (0.7, 0.1)},
-        "broken": {"dates": (float("nan"), None)},
+        "ties": {"arithmetic": Estimate(0.75, (0.6, 0.9)), "dates": Estimate(0.5, None)},
+        "math": {"arithmetic": Estimate(0.7, (0.55, 0.85))},
+        "broken": {"dates": Estimate(float("nan"), None)},
     }
     card = model_card("ties", PARENTS, RECIPE, plan_digest="d" * 64, scores=scores)
     assert "| model | arithmetic | dates |" in card
-    assert "| ties | 0.750 ± 0.100 | 0.500 |" in card
-    assert "| math | 0.700 ± 0.100 |  |" in card
+    assert "| ties | 0.750 [0.600, 0.900] | 0.500 |" in card
+    assert "| math | 0.700 [0.550, 0.850] |  |" in card
     assert "| broken |  |  |" in card
     assert "on the dev part, which the recipe was chosen on" in card
     confirm = model_card(

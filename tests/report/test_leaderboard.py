@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -70,7 +71,10 @@ def test_models_are_ranked_by_their_score_over_all_items() -> None:
     ]
     assert board.best.name == "soup"
     assert board.best.pooled == SOUP.scores.pooled
-    assert board.best.tasks == {"a": (0.7, 0.1), "b": (0.7, 0.1)}
+    assert {t: (found.value, found.stderr) for t, found in board.best.tasks.items()} == {
+        "a": (0.7, 0.1),
+        "b": (0.7, 0.1),
+    }
 
 
 def test_the_best_source_is_the_reference() -> None:
@@ -115,13 +119,49 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     assert (everything.low < 1.0, everything.high) == (True, 1.0)
 
 
-def test_other_numbers_have_a_normal_interval_and_one_item_has_none() -> None:
+def test_each_task_has_its_own_interval() -> None:
+    found = leaderboard([MATH]).rows[0].tasks
+    z = 1.959963984540054
+    for share, task in ((0.8, "a"), (0.3, "b")):
+        for bound in found[task].interval or ():
+            assert (share - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / 10)
+    assert str(found["b"]) == "0.300 [0.108, 0.603]"
+
+
+def test_a_metric_that_is_no_mean_has_the_interval_of_its_standard_error_or_none() -> None:
+    made = scores(a=[2.0, 4.0], b=[2.0, 4.0])
+    odd = {
+        "a": dataclasses.replace(made.tasks["a"], value=10.0, stderr=0.5),
+        "b": dataclasses.replace(made.tasks["b"], value=10.0, stderr=None),
+    }
+    row = leaderboard([Entry("x", "merge", dataclasses.replace(made, tasks=odd))]).rows[0]
+    assert str(row.tasks["a"]) == "10.000 [9.020, 10.980]"
+    assert str(row.tasks["b"]) == "10.000"
+
+
+def test_items_of_one_cluster_widen_the_interval() -> None:
+    free = scores(a=[1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+    items = tuple(
+        dataclasses.replace(item, cluster=f"c{i // 2}")
+        for i, item in enumerate(free.tasks["a"].items)
+    )
+    tied = {"a": dataclasses.replace(free.tasks["a"], items=items)}
+    alone = leaderboard([Entry("x", "merge", free)]).rows[0]
+    row = leaderboard([Entry("x", "merge", dataclasses.replace(free, tasks=tied))]).rows[0]
+    assert row.high - row.low > alone.high - alone.low
+    assert row.tasks["a"].interval == (row.low, row.high)
+
+
+def test_other_numbers_have_students_interval_and_one_item_has_none() -> None:
     row = leaderboard([Entry("x", "merge", scores(a=[0.5, 0.7, 0.9]))]).rows[0]
     assert row.stderr == pytest.approx(0.2 / math.sqrt(3))
-    assert row.high - row.pooled == pytest.approx(1.959963984540054 * 0.2 / math.sqrt(3))
+    # Student's quantile for two degrees of freedom, from a table.
+    assert row.high - row.pooled == pytest.approx(4.302653 * 0.2 / math.sqrt(3), rel=1e-6)
     single = leaderboard([Entry("x", "merge", scores(a=[0.5]))])
     assert single.rows[0].stderr is None
     assert single.to_dict()["rows"][0]["low"] is None
+    assert single.to_dict()["rows"][0]["tasks"]["a"]["low"] is None
+    assert "0.500 [" not in single.markdown()
 
 
 def test_where_lower_is_better_the_lowest_comes_first() -> None:
@@ -175,7 +215,7 @@ def test_the_table_tells_merges_from_parents() -> None:
     lines = shown(leaderboard(ALL)).splitlines()
     low, high = tango_interval(4, 1, 20, 0.95)
     assert lines[3].split()[:3] == ["1", "soup", "merge"]
-    assert "0.700 ± 0.108" in lines[3]
+    assert "0.700 [0.481, 0.855]" in lines[3]
     assert f"+0.150 [{low:+.3f}, {high:+.3f}]" in lines[3]
     assert lines[4].split()[:3] == ["2", "math", "source"]
     assert "reference" in lines[4]
@@ -186,8 +226,9 @@ def test_on_a_narrow_terminal_the_tasks_follow_and_no_number_is_cut() -> None:
     tasks = [entry(f"model-{i}", "merge", i, i, i, i, i, i) for i in range(3)]
     text = shown(leaderboard([entry("math", "source", 9, 1, 1, 1, 1, 1), *tasks]), width=80)
     assert max(map(len, text.splitlines())) <= 80
-    assert text.count("model-2") == 2
-    assert text.count("0.200") >= 7
+    # On the summary, and once for every two of the six tasks.
+    assert text.count("model-2") == 4
+    assert text.count("0.200 [0.057, 0.510]") == 6
 
 
 def test_names_are_text_and_not_markup() -> None:
@@ -201,8 +242,12 @@ def test_markdown_has_a_row_a_model_and_says_how_to_read_it() -> None:
     lines = leaderboard(ALL).markdown().splitlines()
     assert lines[0] == "| # | model | kind | all tasks | difference | a | b |"
     assert lines[1] == "| ---: | --- | --- | ---: | ---: | ---: | ---: |"
-    assert lines[3] == "| 2 | math | source | 0.550 ± 0.101 | reference | 0.800 | 0.300 |"
-    assert "Differences to math are paired by item, with 95 % intervals." in lines[-1]
+    assert lines[3] == (
+        "| 2 | math | source | 0.550 [0.342, 0.742] | reference | 0.800 [0.490, 0.943] "
+        "| 0.300 [0.108, 0.603] |"
+    )
+    assert "Scores are shown with 95 % intervals." in lines[-1]
+    assert "Differences to math are paired by item" in lines[-1]
 
 
 def test_the_dict_is_json_with_all_numbers() -> None:
@@ -210,7 +255,12 @@ def test_the_dict_is_json_with_all_numbers() -> None:
     assert (plain["part"], plain["reference"], plain["tasks"]) == ("dev", "math", ["a", "b"])
     first = plain["rows"][0]
     assert (first["name"], first["kind"], first["n"], first["pooled"]) == ("soup", "merge", 20, 0.7)
-    assert first["tasks"]["a"] == {"value": 0.7, "stderr": 0.1}
+    assert first["tasks"]["a"] == {
+        "value": 0.7,
+        "stderr": 0.1,
+        "low": pytest.approx(0.39677, abs=1e-5),
+        "high": pytest.approx(0.89221, abs=1e-5),
+    }
     assert first["difference"]["wins"] == 4
     assert first["difference"]["p_value"] == pytest.approx(6 / 32)
     assert plain["rows"][1]["difference"] is None

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from mergeops.evaluate.intervals import Estimate
 from mergeops.report.lineage import HEIGHT, WIDTH, Node, lineage_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -34,12 +35,23 @@ def sources(n: int) -> list[Node]:
 
 def test_it_says_who_came_from_whom_with_status_score_and_weight() -> None:
     svg = lineage_svg(
-        Node("base", "SmolLM2", "hf://org/SmolLM2", score="0.345"),
-        [Node("source", "math", "run 4f2c", "0.448", "FAILED", "weight 0.5")],
-        Node("merge", "ties", "run 8ab2", "0.670"),
+        Node("base", "SmolLM2", "hf://org/SmolLM2", score=Estimate(0.345, (0.3, 0.4))),
+        [Node("source", "math", "run 4f2c", Estimate(0.448, None), "FAILED", "weight 0.5")],
+        Node("merge", "ties", "run 8ab2", Estimate(0.67, (0.6, 0.74))),
         Node("version", "skills version 3", status="champion"),
     )
-    for text in ("SmolLM2", "0.345", "math", "FAILED", "weight 0.5", "ties", "champion"):
+    for text in (
+        "SmolLM2",
+        "0.345",
+        "[0.300, 0.400]",
+        "0.448",
+        "[0.600, 0.740]",
+        "math",
+        "FAILED",
+        "weight 0.5",
+        "ties",
+        "champion",
+    ):
         assert text in texts(svg)
 
 
@@ -84,7 +96,9 @@ def test_markup_in_names_is_text() -> None:
 
 def test_long_names_are_cut_and_whole_in_the_tooltip() -> None:
     long = "n" * 200
-    svg = lineage_svg(None, [Node("source", long, score="0.123")], Node("merge", "m"))
+    svg = lineage_svg(
+        None, [Node("source", long, score=Estimate(0.123, (0.1, 0.2)))], Node("merge", "m")
+    )
     assert max(len(text) for text in texts(svg)) < 40
     assert long in (next(drawn(svg).iter(f"{SVG}title")).text or "")
 

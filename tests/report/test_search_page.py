@@ -11,6 +11,8 @@ from tracking_case import Case, make_scores
 from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.report.leaderboard import Entry, Leaderboard, leaderboard
 from mergeops.report.search_page import TrialLine, log_search, search_figure
+from mergeops.report.terminal import print_search
+from mergeops.search import Found, dev_columns
 
 DIGEST = "5" * 64
 
@@ -41,7 +43,9 @@ def test_a_search_logged_twice_has_each_step_once(case: Case, tmp_path: Path) ->
     assert curves["steps/trial"] == [(1, 0.5), (2, 0.75), (3, 0.625)]
     assert curves["steps/best"] == [(1, 0.5), (2, 0.75), (3, 0.75)]
     text = client.get_run(log.run_id).data.tags["mlflow.note.content"]
-    assert text.startswith("3 trials; the best merge is **soup of $3$**, 0.750 on dev, +0.350 [")
+    assert text.startswith(
+        "3 trials; the best merge is **soup of $3$**, 0.750 [0.598, 0.858] on dev, +0.350 ["
+    )
     assert "`models:/skills/2`" in text
     plots = Path(client.download_artifacts(log.run_id, "plots", str(tmp_path)))
     assert sorted(path.name for path in plots.iterdir()) == ["scores.png", "search.png"]
@@ -96,3 +100,23 @@ def one_task(value: float, higher_is_better: bool) -> Scores:
     items = (ItemResult(0, "d", "p", "t", value), ItemResult(1, "e", "q", "u", value))
     task = TaskScore("a", "perplexity", value, None, items, "1", "x", higher_is_better)
     return Scores("0" * 64, "dev", {"a": task}, {})
+
+
+def test_each_step_in_the_terminal_has_its_score_with_its_interval(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = one_task(math.nan, True)
+    rows = [
+        {"added": "math", "size": 1, **dev_columns(make_scores(right={"a": 4})), "kept": True},
+        {"added": "dates", "size": 2, **dev_columns(broken), "kept": False},
+    ]
+    print_search("greedy_soup", Found(None, "math", [], rows))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["added", "size", "dev", "kept"]
+    assert [" ".join(line.split()) for line in lines[3:5]] == [
+        "math 1 0.500 [0.215, 0.785] yes",
+        "dates 2 - no",
+    ]
+    assert rows[0]["dev"] == 0.5
+    assert rows[0]["dev_interval"] == pytest.approx([0.21521, 0.78479], abs=1e-5)
+    assert (rows[1]["dev"], rows[1]["dev_interval"]) == (None, None)

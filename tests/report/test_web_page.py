@@ -68,7 +68,7 @@ def test_every_row_has_a_cell_for_every_heading_and_the_numbers_of_the_leaderboa
         ["3", "b", "base"],
     ]
     assert all(len(row) == len(head) for row in rows)
-    assert rows[0][3].startswith("0.950 ±")
+    assert rows[0][3] == rows[0][7] == "0.950 [0.835, 0.986]"
     assert rows[0][4].startswith("+0.450 [")
     assert rows[0][6] == "18 : 0"
     assert rows[1][4] == "reference"

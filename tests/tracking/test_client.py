@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mergeops.errors import AwayError, TrackingError
-from mergeops.tracking.client import log_params, translated
+from mergeops.tracking.client import log_params, or_none, pages, translated
 
 botocore = pytest.importorskip("botocore.exceptions")
 SERVER = "http://admin:password@mlflow.example:5000"
@@ -91,6 +91,37 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it() -> None:
     assert str(found) == (
         "postgresql://db/mlflow needs the package psycopg2; install it: pip install psycopg2-binary"
     )
+
+
+@pytest.mark.parametrize("code", ["RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"])
+def test_only_what_does_not_exist_is_none(code: str) -> None:
+    def ask(error: Exception | None = None) -> str:
+        with translated(SERVER, "get run"):
+            if error is not None:
+                raise error
+        return "answer"
+
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos import databricks_pb2
+
+    missing = MlflowException("no run", error_code=getattr(databricks_pb2, code))
+    assert or_none(lambda: ask(missing)) is None
+    assert or_none(ask) == "answer"
+    with pytest.raises(AwayError):
+        or_none(lambda: ask(ConnectionRefusedError("API request to x: Connection refused")))
+
+
+def test_pages_are_asked_for_until_there_is_no_token() -> None:
+    class Page(list[int]):
+        token: str | None = None
+
+    def search(*wanted: str, most: int, page_token: str | None) -> Page:
+        assert (wanted, most) == (("x",), 2)
+        page = Page({None: [1, 2], "second": [], "third": [3]}[page_token])
+        page.token = {None: "second", "second": "third", "third": None}[page_token]
+        return page
+
+    assert list(pages(search, "x", most=2)) == [[1, 2], [], [3]]
 
 
 def test_a_wrong_password_is_told_apart_from_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ def test_a_version_says_where_it_came_from(case: Case) -> None:
     found = find_version(case.tracking, "skills", version)
     assert found.run_id == run_id
     assert found.source.startswith("models:/m-")
-    assert found.description == "task_arithmetic density=0.5; score on dev 0.625"
+    assert found.description == "task_arithmetic density=0.5; score on dev 0.625 [0.386, 0.815]"
     assert {name.removeprefix("mergeops."): value for name, value in found.tags.items()} == {
         "role": "merge",
         "status": "candidate",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from mergeops.tracking.connection import Tracking, connect
 from mergeops.tracking.score_records import EXPERIMENT
 
-WEIGHTS, KEY, OTHER = "ab" * 32, "cd" * 32, "ef" * 32
+WEIGHTS, KEY, OTHER, WAY = "ab" * 32, "cd" * 32, "ef" * 32, "12" * 32
 
 
 def test_a_record_is_found_by_another_connection(tracking: Tracking) -> None:
-    tracking.score_records().keep(WEIGHTS, {KEY: '{"value": 0.5}'})
+    tracking.score_records().keep(WEIGHTS, {KEY: '{"value": 0.5}'}, {KEY: WAY})
     again = connect(tracking.spec).score_records()
     assert again.find(WEIGHTS, [KEY, OTHER]) == {KEY: '{"value": 0.5}'}
     assert again.find(OTHER, [KEY]) == {}
@@ -22,8 +22,8 @@ def test_looking_makes_nothing(tracking: Tracking) -> None:
 
 def test_one_model_has_one_finished_run(tracking: Tracking) -> None:
     records = tracking.score_records()
-    records.keep(WEIGHTS, {KEY: "a"})
-    records.keep(WEIGHTS, {OTHER: "b"})
+    records.keep(WEIGHTS, {KEY: "a"}, {KEY: WAY})
+    records.keep(WEIGHTS, {OTHER: "b"}, {OTHER: WAY})
     experiment = tracking.client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     [run] = tracking.client.search_runs([experiment.experiment_id])
@@ -34,9 +34,19 @@ def test_one_model_has_one_finished_run(tracking: Tracking) -> None:
 def test_what_was_not_finished_is_not_found(tracking: Tracking) -> None:
     """The artifact is there, its tag is not: the process died in between."""
     records = tracking.score_records()
-    records.keep(WEIGHTS, {KEY: "a"})
+    records.keep(WEIGHTS, {KEY: "a"}, {KEY: WAY})
     experiment = tracking.client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     [run] = tracking.client.search_runs([experiment.experiment_id])
     tracking.client.delete_tag(run.info.run_id, f"mergeops.score.{KEY[:32]}")
     assert records.find(WEIGHTS, [KEY]) == {}
+    assert records.alike(WEIGHTS, [WAY], []) == {}
+
+
+def test_records_are_found_by_the_way_they_were_asked(tracking: Tracking) -> None:
+    records = tracking.score_records()
+    assert records.alike(WEIGHTS, [WAY], []) == {}
+    records.keep(WEIGHTS, {KEY: "a", OTHER: "b"}, {KEY: WAY, OTHER: "34" * 32})
+    assert records.alike(WEIGHTS, [WAY, "56" * 32], []) == {KEY: "a"}
+    assert records.alike(WEIGHTS, [WAY], [KEY]) == {}
+    assert records.alike(OTHER, [WAY], []) == {}

@@ -11,7 +11,8 @@ import pytest
 from tracking_case import Case, make_scores
 
 from mergeops.errors import TrackingError
-from mergeops.tracking.scores import entries, read_scores
+from mergeops.evaluate.intervals import Estimate
+from mergeops.tracking.scores import entries, pooled_estimate, read_scores
 
 
 @pytest.fixture
@@ -26,8 +27,19 @@ def test_each_task_has_value_stderr_and_a_dataset_of_its_own() -> None:
     assert found == {
         "dates/acc": (0.5, "dates"),
         "dates/acc_stderr": (0.125, "dates"),
+        "pooled_low": (pytest.approx(0.21521, abs=1e-5), "all tasks"),
+        "pooled_high": (pytest.approx(0.78479, abs=1e-5), "all tasks"),
         "pooled": (0.5, "all tasks"),
     }
+
+
+def test_a_runs_score_comes_back_with_its_interval_and_an_old_one_without() -> None:
+    metrics = {e.key: e.value for e in entries(make_scores(right={"dates": 4}))}
+    found = pooled_estimate(metrics)
+    assert found is not None
+    assert str(found) == "0.500 [0.215, 0.785]"
+    assert pooled_estimate({"pooled": 0.5}) == Estimate(0.5, None)
+    assert pooled_estimate({"dates/acc": 0.5}) is None
 
 
 def test_confirm_keys_and_datasets_are_apart_from_dev() -> None:
@@ -35,11 +47,15 @@ def test_confirm_keys_and_datasets_are_apart_from_dev() -> None:
     assert [e.key for e in confirm] == [
         "confirm/arithmetic/acc",
         "confirm/dates/acc",
+        "confirm/pooled_low",
+        "confirm/pooled_high",
         "confirm/pooled",
     ]
     assert [e.dataset for e in confirm] == [
         "arithmetic (confirm)",
         "dates (confirm)",
+        "all tasks (confirm)",
+        "all tasks (confirm)",
         "all tasks (confirm)",
     ]
     dev = {e.digest for e in entries(make_scores())}
@@ -67,7 +83,7 @@ def test_the_same_scores_twice_are_logged_once(trial: Any) -> None:
     for _ in range(2):
         trial.log_scores(make_scores())
     assert len(client.get_metric_history(trial.run_id, "pooled")) == 1
-    assert len(client.get_logged_model(trial.model_id).metrics) == 5
+    assert len(client.get_logged_model(trial.model_id).metrics) == 7
     datasets = client.get_run(trial.run_id).inputs.dataset_inputs
     assert sorted(d.dataset.name for d in datasets) == ["all tasks", "arithmetic", "dates"]
 
@@ -87,7 +103,8 @@ def test_metric_names_that_mlflow_refuses_are_mapped(trial: Any) -> None:
     tasks = {"code": dataclasses.replace(scores.tasks["code"], metric="pass@1")}
     trial.log_scores(dataclasses.replace(scores, tasks=tasks))
     metrics = trial.tracking.client.get_run(trial.run_id).data.metrics
-    assert set(metrics) == {"code/pass_at_1", "code/pass_at_1_stderr", "pooled"}
+    pooled = {"pooled_low", "pooled_high", "pooled"}
+    assert set(metrics) == {"code/pass_at_1", "code/pass_at_1_stderr"} | pooled
 
 
 @pytest.mark.parametrize("part", ["dev", "confirm"])

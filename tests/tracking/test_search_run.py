@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tracking_case import Case
+from tracking_case import Case, make_scores
 
 DIGEST = "5" * 64
 SETTINGS: dict[str, object] = {"strategy": "grid", "grid": {"method.density": [0.2, 0.5]}}
@@ -18,19 +18,50 @@ def test_the_same_search_is_the_same_run(case: Case, tmp_path: Path) -> None:
             search.log_json([{"step": 1}], "steps.json")
             search.log_text("# steps", "steps.md")
             search.describe("a **grid**")
-            search.log_best("b" * 32, 0.625)
+            search.log_best("b" * 32, make_scores())
             ids.append(search.run_id)
     assert ids[0] == ids[1]
     client = case.tracking.client
     run = client.get_run(ids[0])
     assert run.info.status == "FINISHED"
     assert run.data.params == {"strategy": "grid", "grid.method.density": "[0.2, 0.5]"}
-    assert run.data.metrics == {"best/pooled": 0.625}
+    # 10 of 16 items are right; Wilson's interval.
+    assert run.data.metrics == {
+        "best/pooled": 0.625,
+        "best/pooled_low": pytest.approx(0.386408, abs=1e-5),
+        "best/pooled_high": pytest.approx(0.815190, abs=1e-5),
+    }
     assert len(client.get_metric_history(ids[0], "best/pooled")) == 1
     assert run.data.tags["mergeops.best_run_id"] == "b" * 32
     assert run.data.tags["mlflow.note.content"] == "a **grid**"
     path = Path(client.download_artifacts(ids[0], "steps.md", str(tmp_path)))
     assert path.read_text() == "# steps"
+
+
+def test_the_curves_grow_with_each_trial_and_a_search_that_goes_on_doubles_nothing(
+    case: Case,
+) -> None:
+    client = case.tracking.client
+
+    def curves(run_id: str) -> list[list[tuple[int, float]]]:
+        names = ("steps/trial", "steps/best")
+        return [[(m.step, m.value) for m in client.get_metric_history(run_id, n)] for n in names]
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        case.tracking.search("grid", DIGEST, SETTINGS) as search,
+    ):
+        search.log_trial(0.5)
+        assert curves(search.run_id) == [[(1, 0.5)], [(1, 0.5)]]
+        search.log_trial(0.25)
+        raise KeyboardInterrupt
+    with case.tracking.search("grid", DIGEST, SETTINGS) as again:
+        for score in (0.5, 0.25, 0.75):
+            again.log_trial(score)
+    assert again.run_id == search.run_id
+    trials, best = curves(again.run_id)
+    assert trials == [(1, 0.5), (2, 0.25), (3, 0.75)]
+    assert best == [(1, 0.5), (2, 0.5), (3, 0.75)]
 
 
 def test_figures_of_a_search_are_images(case: Case, tmp_path: Path) -> None:

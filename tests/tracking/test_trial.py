@@ -221,7 +221,7 @@ def test_the_page_shows_result_lineage_card_and_next_step(case: Case, tmp_path: 
     note = client.get_run(log.run_id).data.tags["mlflow.note.content"]
     assert note.startswith(
         "A **task_arithmetic** merge of math and dates, registered as `models:/skills/1`. "
-        "Score on dev: **0.625**, +0.125 ["
+        "Score on dev: **0.625 [0.386, 0.815]**, +0.125 ["
     )
     training = client.get_run(case.sources["math"].run_id)
     link = f"#/experiments/{training.info.experiment_id}/runs/{training.info.run_id}"
@@ -230,7 +230,7 @@ def test_the_page_shows_result_lineage_card_and_next_step(case: Case, tmp_path: 
     svg = artifact(case, log.run_id, "lineage.svg", tmp_path)
     assert "FAILED" in svg and "weight 0.25" in svg and "skills version 1" in svg
     card = artifact(case, log.run_id, "model_card.md", tmp_path)
-    assert "base_model_relation: merge" in card and "0.750 ± 0.125" in card
+    assert "base_model_relation: merge" in card and "0.750 [0.409, 0.929]" in card
     assert "0.625" in artifact(case, log.run_id, "leaderboard.md", tmp_path)
     assert json.loads(artifact(case, log.run_id, "leaderboard.json", tmp_path))["part"] == "dev"
     plot = Path(client.download_artifacts(log.run_id, "plots/scores.png", str(tmp_path)))
