@@ -13,6 +13,7 @@ from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.pipeline import Trial, best_of
 from mergeops.recipe import Recipe
 from mergeops.search import grid
+from mergeops.tracking.search_run import SearchRun
 
 
 def trial(name: str, value: float | None, *, higher_is_better: bool = True) -> Trial:
@@ -70,9 +71,9 @@ def test_a_grid_takes_the_best_finite_point_and_refuses_where_there_is_none(
 
     monkeypatch.setattr(grid, "run", run)
     tools = object.__new__(pipeline.Tools)
-    found = grid.search(recipe, tools, "")
+    found = grid.search(recipe, tools, object.__new__(SearchRun))
     assert found.best is not None and found.best.name == "0.5"
     assert [row["dev"] for row in found.rows] == [None, 0.25]
     results[0.5] = math.nan
     with pytest.raises(EvaluationError, match="none of the grid's 2 merges has a finite score"):
-        grid.search(recipe, tools, "")
+        grid.search(recipe, tools, object.__new__(SearchRun))

@@ -115,6 +115,34 @@ def test_from_sources_to_a_promoted_champion_and_back(place: Path) -> None:
     assert "every file is as its manifest says" in text
 
 
+def test_a_search_shows_its_curves_while_it_runs_and_has_each_point_once_after_a_kill(
+    place: Path,
+) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db")
+
+    def curve(name: str) -> list[tuple[int, float]]:
+        if client.get_experiment_by_name("mergeops") is None:
+            return []
+        points = [
+            point
+            for found in runs(place, "search")
+            for point in client.get_metric_history(found.info.run_id, name)
+        ]
+        return sorted((point.step, point.value) for point in points)
+
+    words = ("search", "--config-dir", "conf", "recipe=three")
+    kill_when(start(place, *words), lambda: len(curve("steps/best")) == 1)
+    (killed,) = runs(place, "search")
+    assert killed.info.status == "RUNNING"
+    assert [step for step, _ in curve("steps/trial")] == [1]
+    found = json.loads(mergeops(place, *words, "--json"))
+    scores = [trial["dev_score"] for trial in found["trials"]]
+    assert curve("steps/trial") == list(enumerate(scores, 1))
+    assert curve("steps/best") == [(1, scores[0]), (2, max(scores))]
+    (whole,) = runs(place, "search")
+    assert (whole.info.run_id, whole.info.status) == (killed.info.run_id, "FINISHED")
+
+
 def test_kill_in_the_middle_of_a_merge_leaves_nothing_that_looks_finished(place: Path) -> None:
     merges = place / "mergeops-work" / "merges"
     process = start(place, *RUN)

@@ -15,6 +15,10 @@ from mergeops.report.terminal import print_search
 from mergeops.search import Found, dev_columns
 
 DIGEST = "5" * 64
+LINES = [
+    TrialLine(name, name[-1] * 32, f"skills/{i}")
+    for i, name in enumerate(("soup of 2", "soup of $3$", "soup of 4"), 1)
+]
 
 
 def board() -> Leaderboard:
@@ -28,20 +32,12 @@ def board() -> Leaderboard:
 
 
 def test_a_search_logged_twice_has_each_step_once(case: Case, tmp_path: Path) -> None:
-    lines = [
-        TrialLine(name, name[-1] * 32, f"skills/{i}")
-        for i, name in enumerate(("soup of 2", "soup of $3$", "soup of 4"), 1)
-    ]
     for _ in range(2):
         with case.tracking.search("soup", DIGEST, {}) as log:
-            log_search(log, lines, board(), higher_is_better=True)
+            log_search(log, LINES, board(), higher_is_better=True)
     client = case.tracking.client
-    curves = {
-        name: [(m.step, m.value) for m in client.get_metric_history(log.run_id, name)]
-        for name in ("steps/trial", "steps/best")
-    }
-    assert curves["steps/trial"] == [(1, 0.5), (2, 0.75), (3, 0.625)]
-    assert curves["steps/best"] == [(1, 0.5), (2, 0.75), (3, 0.75)]
+    assert curve(case, log.run_id, "steps/trial") == [(1, 0.5), (2, 0.75), (3, 0.625)]
+    assert curve(case, log.run_id, "steps/best") == [(1, 0.5), (2, 0.75), (3, 0.75)]
     text = client.get_run(log.run_id).data.tags["mlflow.note.content"]
     assert text.startswith(
         "3 trials; the best merge is **soup of $3$**, 0.750 [0.598, 0.858] on dev, +0.350 ["
@@ -51,13 +47,42 @@ def test_a_search_logged_twice_has_each_step_once(case: Case, tmp_path: Path) ->
     assert sorted(path.name for path in plots.iterdir()) == ["scores.png", "search.png"]
 
 
+def curve(case: Case, run_id: str, name: str) -> list[tuple[int, float]]:
+    history = case.tracking.client.get_metric_history(run_id, name)
+    return [(point.step, point.value) for point in history]
+
+
+def test_the_curves_grow_trial_by_trial_while_the_search_runs(case: Case) -> None:
+    with case.tracking.search("soup", DIGEST, {}) as log:
+        log.log_trial(0.75)
+        assert curve(case, log.run_id, "steps/trial") == [(1, 0.75)]
+        log.log_trial(0.5)
+        assert curve(case, log.run_id, "steps/trial") == [(1, 0.75), (2, 0.5)]
+        assert curve(case, log.run_id, "steps/best") == [(1, 0.75), (2, 0.75)]
+        assert case.tracking.client.get_run(log.run_id).info.status == "RUNNING"
+
+
+def test_a_search_that_goes_on_adds_the_missing_points_and_doubles_none(case: Case) -> None:
+    with pytest.raises(KeyboardInterrupt), case.tracking.search("soup", DIGEST, {}) as log:
+        log.log_trial(0.5)
+        log.log_trial(0.75)
+        raise KeyboardInterrupt
+    with case.tracking.search("soup", DIGEST, {}) as again:
+        assert again.run_id == log.run_id
+        # The finished trials come by first, from what is kept of them.
+        again.log_trial(0.5)
+        again.log_trial(0.75)
+        again.log_trial(0.625)
+        log_search(again, LINES, board(), higher_is_better=True)
+    assert curve(case, log.run_id, "steps/trial") == [(1, 0.5), (2, 0.75), (3, 0.625)]
+    assert curve(case, log.run_id, "steps/best") == [(1, 0.5), (2, 0.75), (3, 0.75)]
+
+
 def test_where_lower_is_better_the_best_so_far_falls(case: Case) -> None:
     with case.tracking.search("soup", DIGEST, {}) as log:
         log.log_steps([3.0, 2.0, float("nan"), 2.5], higher_is_better=False)
-    history = case.tracking.client.get_metric_history(log.run_id, "steps/trial")
-    assert [(m.step, m.value) for m in history] == [(1, 3.0), (2, 2.0), (4, 2.5)]
-    best = case.tracking.client.get_metric_history(log.run_id, "steps/best")
-    assert [m.value for m in best] == [3.0, 2.0, 2.0, 2.0]
+    assert curve(case, log.run_id, "steps/trial") == [(1, 3.0), (2, 2.0), (4, 2.5)]
+    assert [value for _, value in curve(case, log.run_id, "steps/best")] == [3.0, 2.0, 2.0, 2.0]
 
 
 def test_the_picture_has_the_trials_in_order_and_the_best_parent_as_a_line() -> None:
