@@ -77,10 +77,11 @@ class Session:
                     if (method, contestant, pair) not in self._done
                 ]
                 if missing and method not in warm:
-                    # Also hashes the sources and compiles kernels, once for a machine.
-                    warm.add(method)
-                    for contestant in jobs.WARMED:
+                    # Brings libraries into the page cache; and ours hashes sources and compiles
+                    # kernels, once for a machine.
+                    for contestant in ("mergeops",) if warm else ("mergekit", "mergeops"):
                         self._once(method, contestant)
+                    warm.add(method)
                 for contestant in missing:
                     self._measure(method, contestant, pair)
 
@@ -142,7 +143,8 @@ def write_results(size: str, numbers: Path, out: Path) -> None:
     plot.draw(rows, title, out / picture)
     loads = [one.load for one in measured]
     busy = ""
-    if max(loads) > jobs.processors():
+    # Two contestants before leave about as much as there are processors, and some more.
+    if max(loads) > 2 * jobs.processors():
         busy = (
             f"**Other work kept the machine busy (load up to {max(loads):.0f} on "
             f"{jobs.processors()} processors): times are those of a shared machine, and only the "
@@ -168,11 +170,11 @@ as `mergekit-yaml CONFIG OUT {" ".join(jobs.MERGEKIT_OPTIONS)}`,
 with all processors. mergeops runs as
 `mergeops merge CONFIG OUT {" ".join(jobs.MERGEOPS_OPTIONS)}`, which does mergekit's arithmetic also
 where its own needs a pass less (the rescaling of DARE and DELLA). It also hashes what it writes and
-waits for the disk (fsync), which mergekit does not. Before a method's first measurement both run
-once, unmeasured: then the libraries are in the page cache, the sources' digests known (mergeops
-hashes each file once) and its kernels compiled (once for a machine). The floor reads the same
-inputs and writes as many bytes, with as many threads as there are processors, and waits for the
-disk, too; it computes nothing, and has no libraries to load.
+waits for the disk (fsync), which mergekit does not. Both have run before, unmeasured (mergekit once
+in all, mergeops once for each method): then the libraries are in the page cache, the sources'
+digests known (mergeops hashes each file once) and its kernels compiled (once for a machine). The
+floor reads the same inputs and writes as many bytes, with as many threads as there are processors,
+and waits for the disk, too; it computes nothing, and has no libraries to load.
 
 Measure again: `make bench` (`SIZE=1b|300m|tiny METHODS=ties,della PAIRS=5`); a cut run goes on with
 `make bench RESUME=--resume`. The single measurements are in `{numbers.name}`.

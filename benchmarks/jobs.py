@@ -13,8 +13,6 @@ import yaml
 REPOSITORY = Path(__file__).parent.parent
 MERGEKIT = REPOSITORY / ".venv-mergekit" / "bin"
 CONTESTANTS = ("mergekit", "mergeops", "floor")
-WARMED = ("mergekit", "mergeops")
-"""Those that run once unmeasured before a method's first measurement."""
 MERGEKIT_OPTIONS = (
     "--lazy-unpickle",
     "--quiet",

@@ -23,12 +23,11 @@ from pathlib import Path
 import torch
 
 from mergeops import methods
+from mergeops.checkpoint.finished import JOURNAL, Journal
 from mergeops.checkpoint.hold import hold
 from mergeops.checkpoint.layout import INDEX
 from mergeops.checkpoint.manifest import MANIFEST, write_manifest
 from mergeops.checkpoint.writer import (
-    JOURNAL,
-    Journal,
     OrderedThread,
     ShardWriter,
     WrittenFile,

@@ -25,6 +25,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
+from mergeops.bad_values import NonFiniteInputError
 from mergeops.checkpoint.reader import TensorReader
 from mergeops.errors import ConfigError
 from mergeops.methods.fused import Bits, bits_of
@@ -33,14 +34,6 @@ MAX_LANES = 16
 _WIDEST = 8
 
 Result = TypeVar("Result")
-
-
-class NonFiniteInputError(Exception):
-    """An input's chunk holds NaN or infinity; carries the position of the chunk's part."""
-
-    def __init__(self, position: int) -> None:
-        super().__init__(position)
-        self.position = position
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
@@ -20,10 +19,17 @@ import torch
 from torch import Tensor
 
 from mergeops import methods
+from mergeops.bad_values import (
+    DifferentValuesError,
+    NonFiniteInputError,
+    NonFiniteResultError,
+    check_result,
+    unravel,
+)
 from mergeops.checkpoint.dtypes import BY_WORD, DTYPES, item_size, word
 from mergeops.errors import MergeError, SourceError
 from mergeops.inputs import open_inputs
-from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, NonFiniteInputError, Part
+from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, Part
 from mergeops.methods.fused import KERNEL_DTYPES, Formula, kernels
 from mergeops.methods.randomness import random_key
 
@@ -42,23 +48,6 @@ SMALL = 1 << 25
 
 MergeChunk = Callable[[Lane, Chunk, Tensor], None]
 """Merges a chunk into the bytes of the result, uint8."""
-
-
-class DifferentValuesError(Exception):
-    """Inputs disagree on a tensor of whole numbers; carries the position of a part."""
-
-    def __init__(self, position: int) -> None:
-        super().__init__(position)
-        self.position = position
-
-
-class NonFiniteResultError(Exception):
-    """A merged chunk does not fit the format that it is saved in."""
-
-    def __init__(self, index: int, value: float) -> None:
-        super().__init__(index, value)
-        self.index = index
-        self.value = value
 
 
 class Piece(NamedTuple):
@@ -206,7 +195,7 @@ class TensorStream:
                 f"and {other}"
             ) from error
         except NonFiniteResultError as error:
-            index = _unravel(error.index, task.shape)
+            index = unravel(error.index, task.shape)
             is_single = task.dtype == "F32"
             wider = "float64, and dtype.compute too" if is_single else "bfloat16 or float32"
             raise MergeError(
@@ -247,7 +236,7 @@ class TensorStream:
             rounded = merged.to(saved)
             target.copy_(rounded, non_blocking=True)
             lane.check_finite(chunk)
-            _check_result(merged, rounded, chunk)
+            check_result(merged, rounded, chunk.start)
             lane.wait()
 
         return merge
@@ -352,22 +341,5 @@ class TensorStream:
             count += bad.numel()
         return SourceError(
             f"{name} holds {count} value(s) that are NaN or infinite in {part.tensor}, the first "
-            f"({value:g}) at {_unravel(first, task.shape)}; leave this source out"
+            f"({value:g}) at {unravel(first, task.shape)}; leave this source out"
         )
-
-
-def _check_result(merged: Tensor, rounded: Tensor, chunk: Chunk) -> None:
-    if math.isfinite(rounded.sum(dtype=torch.float32).item()):
-        return
-    bad = (~rounded.isfinite()).nonzero()[:, 0]
-    if bad.numel():
-        raise NonFiniteResultError(chunk.start + int(bad[0]), float(merged[bad[0]]))
-
-
-def _unravel(index: int, shape: Iterable[int]) -> list[int]:
-    """Position in a flattened tensor -> position in the tensor."""
-    position: list[int] = []
-    for size in reversed(tuple(shape)):
-        index, place = divmod(index, size)
-        position.insert(0, place)
-    return position

@@ -106,6 +106,16 @@ def tensors_of(folder: Path) -> dict[str, Any]:
     }
 
 
+def token_ids(model: Path) -> dict[str, int]:
+    """Token -> id of a model's tokenizer; none where it has none."""
+    file = model / "tokenizer.json"
+    if not file.is_file():
+        return {}
+    content = json.loads(file.read_text())
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    return {**content["model"]["vocab"], **added}
+
+
 def loaded(folder: Path) -> dict[str, Any]:
     """A checkpoint's tensors as transformers names them in memory, e.g. experts in one tensor."""
     import transformers

@@ -105,7 +105,7 @@ def test_size_1b_is_llama_of_1_billion() -> None:
     assert models.SIZES["1b"].parameters == 1_235_814_400
 
 
-def test_both_run_once_unmeasured_where_something_is_missing(
+def test_mergekit_runs_once_unmeasured_and_mergeops_for_each_method_that_misses_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "make_models", lambda size, folder: {})
@@ -119,7 +119,9 @@ def test_both_run_once_unmeasured_where_something_is_missing(
     numbers = tmp_path / "numbers.jsonl"
     bench.Session("tiny", tmp_path, numbers).run(["ties", "linear"], 2)
     both = ["mergekit", "mergeops"]
-    assert [c for m, c in runs if m == "ties"] == [*both, *jobs.CONTESTANTS, *jobs.CONTESTANTS]
+    twice = [*jobs.CONTESTANTS, *jobs.CONTESTANTS]
+    assert [c for m, c in runs if m == "ties"] == [*both, *twice]
+    assert [c for m, c in runs if m == "linear"] == ["mergeops", *twice]
     assert len(bench.read_measurements(numbers)) == 12
     lines = numbers.read_text().splitlines(keepends=True)
     numbers.write_text("".join(lines[:-1]))

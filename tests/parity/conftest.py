@@ -7,10 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mergekit_oracle import PYTHON, Case, Pair, filled, merge_ours, run_mergekit, tensors_of
+from mergekit_oracle import (
+    PYTHON,
+    Case,
+    Pair,
+    filled,
+    merge_ours,
+    run_mergekit,
+    tensors_of,
+    token_ids,
+)
 from tiny_models import save_family
 
 REASON = f"mergekit is not installed in {PYTHON.parent.parent.name}; `make parity` installs it"
+ROWS_OF_TOKENS = {"model.embed_tokens.weight", "lm_head.weight"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,5 +82,18 @@ def pair(pairs: dict[Case, Pair], case: Case) -> Pair:
 
 @pytest.fixture
 def merged(pair: Pair, tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors that mergeops makes of this test's case, and those that mergekit makes."""
-    return tensors_of(merge_ours(pair, tmp_path / "ours")), tensors_of(pair.mergekit)
+    """The tensors that mergeops makes of this test's case, and those that mergekit makes.
+
+    Rows of mergekit's are put where our tokenizer has their tokens: a union's new tokens have
+    another order with each run of mergekit.
+    """
+    ours = merge_ours(pair, tmp_path / "ours")
+    theirs = tensors_of(pair.mergekit)
+    ids, their_ids = token_ids(ours), token_ids(pair.mergekit)
+    if ids.keys() == their_ids.keys() and ids != their_ids:
+        for name in ROWS_OF_TOKENS & theirs.keys():
+            rows = theirs[name].clone()
+            for token, place in ids.items():
+                rows[place] = theirs[name][their_ids[token]]
+            theirs[name] = rows
+    return tensors_of(ours), theirs

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from mergekit_oracle import Case, Pair, far_apart, merge_ours, tensors_of
+from mergekit_oracle import Case, Pair, far_apart, merge_ours, tensors_of, token_ids
 from parity_variations import HEADS
 
 pytestmark = pytest.mark.parity
@@ -100,9 +100,7 @@ tokenizer:
 
 def by_token(folder: Path) -> dict[str, Any]:
     """A checkpoint with the rows of its embeddings in the order of the tokens' names."""
-    content = json.loads((folder / "tokenizer.json").read_text())
-    ids = dict(content["model"]["vocab"])
-    ids |= {token["content"]: token["id"] for token in content["added_tokens"]}
+    ids = token_ids(folder)
     order = [ids[token] for token in sorted(ids)]
     tensors = tensors_of(folder)
     return {**tensors, **{name: tensors[name][order] for name in HEADS}, "tokens": _count(order)}
