@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import socket
 import sqlite3
-import subprocess
 import sys
 import time
-import urllib.request
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import torch
 from safetensors.torch import save_file
+
+from benchmarks.measure import measure
+from tests.mlflow_server import Server
 
 EXPERIMENT = "finetunes"
 PARAMS, METRICS, POINTS = 150, 60, 20
@@ -49,9 +46,14 @@ def bench(runs: int, folder: Path) -> None:
     click.echo(f"making {runs} runs in {folder}", err=True)
     copy_run(database, log_run(database, folder), runs, folder)
     click.echo("| store | runs listed | s | processor s |\n|---|---|---|---|")
-    measure(f"sqlite:///{database}", "sqlite", folder)
-    with server(database, folder) as uri:
-        measure(uri, "mlflow server over sqlite", folder)
+    store = f"sqlite:///{database}"
+    list_runs(store, "sqlite", folder)
+    server = Server(folder / "server", store=store)
+    server.start()
+    try:
+        list_runs(server.uri, "mlflow server over sqlite", folder)
+    finally:
+        server.stop()
 
 
 def log_run(database: Path, folder: Path) -> str:
@@ -111,52 +113,14 @@ def _renamed(row: dict[str, object], run_id: str, new: str, number: int) -> dict
     return named
 
 
-@contextmanager
-def server(database: Path, folder: Path) -> Iterator[str]:
-    """An MLflow server of the database on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{database}"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        else:
-            raise click.ClickException(f"the server did not start: see {folder / 'server.log'}")
-        yield uri
-    finally:
-        # The session's group is this server and its workers, nothing else.
-        os.killpg(process.pid, 9)
-        process.wait()
-
-
-def measure(uri: str, store: str, folder: Path) -> None:
+def list_runs(uri: str, store: str, folder: Path) -> None:
     """Print one row: the whole command, from its start to its end."""
     command = [sys.executable, "-m", "mergeops", "adopt", "--experiment", EXPERIMENT]
-    command += ["--dry-run", "--json"]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.perf_counter()
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, check=False)
-    wall = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise click.ClickException(done.stderr.decode())
-    rows = json.loads(done.stdout)
+    command += ["--dry-run", "--json", "--quiet"]
+    output = folder / "output.json"
+    wall, cpu, _ = measure(command, {**os.environ, "MLFLOW_TRACKING_URI": uri}, folder, output)
+    rows = json.loads(output.read_text())
     usable = sum(row["problem"] is None for row in rows)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     click.echo(f"| {store} | {len(rows)}, {usable} usable | {wall:.1f} | {cpu:.1f} |")
 
 

@@ -287,8 +287,8 @@ class TensorStream:
         step, length, parts = self._step(task), self._span(task), self._parts(task)
         has_base, fetched = self._plan.has_base(task), start
         for begin in range(start, max(stop, start + 1), length):
-            if begin >= fetched and begin < stop:
-                fetched = begin + max(READ_AHEAD * step, length)
+            if fetched <= begin < stop:
+                fetched = begin + READ_AHEAD * step
                 end = min(fetched + READ_AHEAD * step, stop)
                 for part in parts:
                     self._readers[part.reader].prefetch(part.tensor, begin, end)
@@ -329,10 +329,10 @@ class TensorStream:
         """Say where an input is not finite, after reading all of its tensor."""
         part = self._parts(task)[position]
         name = self._inputs[part.reader].name
-        staging = torch.empty(self._step(task) * 8, dtype=torch.uint8)
-        staging_length = self._step(task)
+        step = self._step(task)
+        staging = torch.empty(step * 8, dtype=torch.uint8)
         count, first, value = 0, 0, 0.0
-        for chunk in itertools.chain(*(span.cut(staging_length) for span in self._spans(task))):
+        for chunk in itertools.chain.from_iterable(span.cut(step) for span in self._spans(task)):
             stored = self._readers[part.reader].read(part.tensor, chunk.start, chunk.stop, staging)
             values = stored.to(self._compute)
             bad = (~values.isfinite()).nonzero()[:, 0]

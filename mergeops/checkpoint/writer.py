@@ -62,12 +62,11 @@ class ShardWriter:
     ) -> None:
         self._path = path
         self._journal = journal
-        self._starts: dict[str, int] = {}
-        self._ends: dict[str, int] = {}
+        self._places: dict[str, tuple[int, int]] = {}
         end = len(header)
         for name, size in tensors:
-            self._starts[name], end = end, end + size
-            self._ends[name] = end
+            start, end = end, end + size
+            self._places[name] = start, end
         self._size = end
         self.done: dict[str, str] = {}
         """Finished tensors -> XXH3; at first those that an earlier try finished."""
@@ -95,7 +94,7 @@ class ShardWriter:
         Raises:
             MergeError: the disk is full or fails.
         """
-        self._write(data, self._starts[tensor] + offset)
+        self._write(data, self._places[tensor][0] + offset)
 
     def take(self, data: memoryview) -> None:
         """Take the next bytes of the file, which are written, into the digests."""
@@ -121,7 +120,7 @@ class ShardWriter:
         Raises:
             MergeError: it cannot be read, or changes while it is read.
         """
-        start, self._position = self._position, max(self._position, self._ends[name])
+        start, self._position = self._position, max(self._position, self._places[name][1])
         if start == self._position:
             return
         if self._hash(start, self._position, self._digest) != self.done[name]:
@@ -143,7 +142,7 @@ class ShardWriter:
             raise write_error(self._path, error) from error
         self.close()
         return WrittenFile(
-            self._digest.hexdigest(), self._size, {n: self.done[n] for n in self._ends}
+            self._digest.hexdigest(), self._size, {n: self.done[n] for n in self._places}
         )
 
     def close(self) -> None:
@@ -162,8 +161,7 @@ class ShardWriter:
 
     def _resume(self, progress: Callable[[int], None] | None) -> None:
         """Check what the journal says is there; the digest goes along to the first gap."""
-        start = self._position
-        for name, end in self._ends.items():
+        for name, (start, end) in self._places.items():
             expected = self._journal.finished.get((self._path.name, name))
             if expected is not None:
                 is_next = self._position == start
@@ -174,7 +172,6 @@ class ShardWriter:
                         self._digest, self._position = digest, end
                         if progress is not None:
                             progress(end)
-            start = end
 
     def _hash(self, start: int, stop: int, digest: hashlib._Hash | None) -> str | None:
         """XXH3 of a range of the file, which ``digest`` gets, too; None where it ends early."""

@@ -22,11 +22,18 @@ class Estimate:
     stderr: float | None = None
     """Its standard error, where lm-eval or the items give one."""
 
+    @property
+    def value_text(self) -> str:
+        """The score alone."""
+        return f"{self.value:.3f}"
+
+    @property
+    def interval_text(self) -> str:
+        """The interval alone; empty where there is none."""
+        return "[{:.3f}, {:.3f}]".format(*self.interval) if self.interval else ""
+
     def __str__(self) -> str:
-        if self.interval is None:
-            return f"{self.value:.3f}"
-        low, high = self.interval
-        return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{self.value_text} {self.interval_text}".rstrip()
 
 
 @dataclass(frozen=True)

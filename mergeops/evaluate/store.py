@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,14 +65,10 @@ class ScoreStore:
             if (record := read(self._file(header), header)) is not None:
                 found[task] = record
         missing = {key_of(h): (task, h) for task, h in headers.items() if task not in found}
-        if self._shared is None or not missing:
+        if not missing:
             return found
         weights = next(iter(headers.values()))["weights_sha256"]
-        try:
-            texts = self._shared.find(weights, list(missing))
-        except MergeopsError as error:
-            log.warning("scores of other machines cannot be looked up: %s", error)
-            return found
+        texts = self._others(lambda shared: shared.find(weights, list(missing)))
         for key, (task, header) in missing.items():
             if (record := _parse(texts.get(key, ""), header)) is not None:
                 found[task] = record
@@ -99,15 +95,9 @@ class ScoreStore:
                 record = _read(mark.with_name(mark.name.removesuffix(ending) + ".json"))
                 if record is not None and _is_alike(record, headers[task], way):
                     found[task][key_of(record["header"])] = record
-        if self._shared is None:
-            return {task: list(records.values()) for task, records in found.items()}
         weights = next(iter(headers.values()))["weights_sha256"]
         known = [key for records in found.values() for key in records]
-        try:
-            texts = self._shared.alike(weights, list(wanted), known)
-        except MergeopsError as error:
-            log.warning("scores of other machines cannot be looked up: %s", error)
-            texts = {}
+        texts = self._others(lambda shared: shared.alike(weights, list(wanted), known))
         for key, text in texts.items():
             record = _whole(text)
             if record is None or key != key_of(record["header"]):
@@ -148,6 +138,16 @@ class ScoreStore:
     def journal(self, header: Mapping[str, str]) -> Journal:
         """Where the answers of a task that is being asked are kept."""
         return Journal(self._file(header).with_suffix(".journal"))
+
+    def _others(self, ask: Callable[[SharedScores], Mapping[str, str]]) -> Mapping[str, str]:
+        """What the shared store answers; nothing where there is none, or it is away."""
+        if self._shared is None:
+            return {}
+        try:
+            return ask(self._shared)
+        except MergeopsError as error:
+            log.warning("scores of other machines cannot be looked up: %s", error)
+            return {}
 
     def _write(self, header: Mapping[str, str], text: str, way: str) -> None:
         """The record, and then an empty file whose name says in which way it was asked."""

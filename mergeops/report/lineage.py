@@ -51,12 +51,12 @@ class Node:
     @property
     def value(self) -> str:
         """The score alone; empty where there is none."""
-        return "" if self.score is None else f"{self.score.value:.3f}"
+        return "" if self.score is None else self.score.value_text
 
     @property
     def interval(self) -> str:
         """The score's interval; empty where there is none."""
-        return "" if self.score is None else str(self.score).partition(" ")[2]
+        return "" if self.score is None else self.score.interval_text
 
     @property
     def short_name(self) -> str:

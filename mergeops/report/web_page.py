@@ -225,8 +225,9 @@ def _cell(value: float, content: str, style: str = "") -> str:
 
 
 def _with_interval(score: Estimate) -> str:
-    value, space, interval = str(score).partition(" ")
-    return f"{value}{space}<span class='error'>{interval}</span>" if interval else value
+    if not score.interval_text:
+        return score.value_text
+    return f"{score.value_text} <span class='error'>{score.interval_text}</span>"
 
 
 def _interval(

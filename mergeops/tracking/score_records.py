@@ -34,11 +34,8 @@ class ScoreRecords:
         Raises:
             TrackingError: the store cannot be read.
         """
-        experiment = self._tracking.client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            return {}
         found: dict[str, str] = {}
-        for run in self._runs(str(experiment.experiment_id), weights_sha256):
+        for run in self._kept(weights_sha256):
             here = [key for key in keys if key not in found and _tag(key) in run.data.tags]
             found |= self._texts(run, here)
         return found
@@ -54,11 +51,8 @@ class ScoreRecords:
         Raises:
             TrackingError: the store cannot be read.
         """
-        experiment = self._tracking.client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            return {}
         found: dict[str, str] = {}
-        for run in self._runs(str(experiment.experiment_id), weights_sha256):
+        for run in self._kept(weights_sha256):
             said = [value.partition(" ") for value in run.data.tags.values()]
             here = [key for way, _, key in said if key and way in ways]
             found |= self._texts(run, [key for key in here if key not in {*known, *found}])
@@ -103,6 +97,11 @@ class ScoreRecords:
                 )
                 found[key] = Path(path).read_text(encoding="utf-8")
         return found
+
+    def _kept(self, weights_sha256: str) -> list[Run]:
+        """The runs that hold the model's records; none before the first was kept."""
+        experiment = self._tracking.client.get_experiment_by_name(EXPERIMENT)
+        return self._runs(str(experiment.experiment_id), weights_sha256) if experiment else []
 
     def _runs(self, experiment_id: str, weights_sha256: str) -> list[Run]:
         """Oldest first; two machines that began at once have made two."""

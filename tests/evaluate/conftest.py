@@ -22,6 +22,12 @@ def sums(n: int, first: int = 0) -> list[dict[str, Any]]:
     return items
 
 
+@pytest.fixture(scope="module")
+def llama(tiny_llama: Callable[..., Path]) -> Path:
+    """A tiny model, one for each module."""
+    return tiny_llama()
+
+
 @pytest.fixture
 def write_task(tmp_path: Path) -> Callable[..., Path]:
     """Write a multiple-choice task; keywords change or add keys of its YAML, None takes one out."""

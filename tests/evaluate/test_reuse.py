@@ -21,11 +21,6 @@ Write = Callable[..., Path]
 SHA = "ab" * 32
 
 
-@pytest.fixture(scope="module")
-def llama(tiny_llama: Callable[..., Path]) -> Path:
-    return tiny_llama()
-
-
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The items of all requests that a model was sent, each once a request."""

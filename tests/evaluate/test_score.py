@@ -23,11 +23,6 @@ Write = Callable[..., Path]
 SHA = "ab" * 32
 
 
-@pytest.fixture(scope="module")
-def llama(tiny_llama: Callable[..., Path]) -> Path:
-    return tiny_llama()
-
-
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     return tmp_path / "work"
