@@ -56,8 +56,8 @@ class Scored:
 
 
 def entries(scores: Scores) -> list[Entry]:
-    """Every number of ``scores`` as MLflow takes it, ``pooled`` last, after the ends of its 95 %
-    interval; confirm keys begin with ``confirm/``."""
+    """Every number of ``scores`` as MLflow takes it, ``pooled`` and the ends of its 95 % interval
+    last, in the order of the Models tab's columns; confirm keys begin with ``confirm/``."""
     prefix = "" if scores.part == "dev" else f"{scores.part}/"
     suffix = "" if scores.part == "dev" else f" ({scores.part})"
     found = []
@@ -69,9 +69,9 @@ def entries(scores: Scores) -> list[Entry]:
             found.append(Entry(key(f"{metric}_stderr"), task.stderr, dataset, digest))
     digest = dataset_digest(*sorted(task.digest for task in scores.tasks.values()), "pooled")
     everything = f"{ALL_TASKS}{suffix}"
+    found.append(Entry(f"{prefix}pooled", scores.pooled, everything, digest))
     for name, end in zip(("low", "high"), estimate(scores).interval or (), strict=False):
         found.append(Entry(f"{prefix}pooled_{name}", end, everything, digest))
-    found.append(Entry(f"{prefix}pooled", scores.pooled, everything, digest))
     return found
 
 

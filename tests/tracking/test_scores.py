@@ -47,9 +47,9 @@ def test_confirm_keys_and_datasets_are_apart_from_dev() -> None:
     assert [e.key for e in confirm] == [
         "confirm/arithmetic/acc",
         "confirm/dates/acc",
+        "confirm/pooled",
         "confirm/pooled_low",
         "confirm/pooled_high",
-        "confirm/pooled",
     ]
     assert [e.dataset for e in confirm] == [
         "arithmetic (confirm)",
