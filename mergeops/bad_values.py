@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from mergeops.deferred import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NonFiniteInputError(Exception):

@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from mergeops import methods
 from mergeops.checkpoint.finished import JOURNAL, Journal
 from mergeops.checkpoint.hold import hold
@@ -37,8 +35,8 @@ from mergeops.checkpoint.writer import (
 )
 from mergeops.companions import write_companions
 from mergeops.destination import check_space, is_done, remove_empty
+from mergeops.devices import choose_devices, is_cuda, lane_count
 from mergeops.errors import MergeError, MergeopsError
-from mergeops.lanes import choose_devices, lane_count
 from mergeops.plan import Plan, TensorTask
 from mergeops.records import default_card, manifest_content, weight_index
 from mergeops.stream import Piece, TensorStream
@@ -203,7 +201,7 @@ def _locked(partial: Path) -> Iterator[None]:
 def _write_all(
     plan: Plan,
     partial: Path,
-    devices: Sequence[torch.device],
+    devices: Sequence[str],
     progress: Progress | None,
     card: str | None,
     tuning: Tuning,
@@ -231,22 +229,23 @@ def _write_all(
     write_manifest(partial, manifest_content(plan), names, files)
 
 
-def _lane_count(devices: Sequence[torch.device]) -> int:
-    return CUDA_LANES * len(devices) if devices[0].type == "cuda" else lane_count()
+def _lane_count(devices: Sequence[str]) -> int:
+    return CUDA_LANES * len(devices) if is_cuda(devices[0]) else lane_count()
 
 
-def _chunk(plan: Plan, device: torch.device, lanes: int) -> int:
+def _chunk(plan: Plan, device: str, lanes: int) -> int:
     """Elements at a time: what suits the device, or less for many inputs."""
     parts = max(len(plan.parts(task)) for shard in plan.shards for task in shard.tensors)
-    fitting = LANE_BYTES[device.type] // (lanes * parts * ENTRY_BYTES[device.type])
-    return max(min(CHUNK[device.type], fitting // methods.BLOCK * methods.BLOCK), methods.BLOCK)
+    kind = "cuda" if is_cuda(device) else "cpu"
+    fitting = LANE_BYTES[kind] // (lanes * parts * ENTRY_BYTES[kind])
+    return max(min(CHUNK[kind], fitting // methods.BLOCK * methods.BLOCK), methods.BLOCK)
 
 
 def _write_shards(
     plan: Plan,
     partial: Path,
     journal: Journal,
-    devices: Sequence[torch.device],
+    devices: Sequence[str],
     progress: Progress | None,
     tuning: Tuning,
 ) -> dict[str, WrittenFile]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mergeops.checkpoint.header import StoredTensor
 from mergeops.checkpoint.layout import (
     ADAPTER_CONFIG,
@@ -56,11 +54,11 @@ class PlannedInput:
         """Where its small files may be: its own directory, then the adapter's base."""
         return [Path(self.path), *([Path(self.adapter_base)] if self.adapter_base else [])]
 
-    def open(self, compute: torch.dtype) -> TensorReader:
+    def open(self, compute: str) -> TensorReader:
         """A reader of its tensors.
 
         Args:
-            compute: dtype in which adapted tensors are delivered.
+            compute: safetensors name of the dtype in which adapted tensors are delivered.
 
         Raises:
             SourceError: a file is missing or not the one that was planned with.
@@ -82,7 +80,7 @@ def open_inputs(
     used: Sequence[PlannedInput],
     inputs: Sequence[PlannedInput],
     vocabulary: VocabularyLayout | None,
-    compute: torch.dtype,
+    compute: str,
 ) -> list[TensorReader]:
     """Readers of the inputs that are merged, with their rows as the vocabulary lays them out.
 
@@ -91,7 +89,7 @@ def open_inputs(
         used: those that are merged.
         inputs: all of the plan, in the order that numbers them.
         vocabulary: the plan's.
-        compute: dtype in which adapted and re-laid tensors are delivered.
+        compute: safetensors name of the dtype in which adapted and re-laid tensors are delivered.
 
     Raises:
         SourceError: a file is missing or not the one that was planned with.

@@ -12,25 +12,28 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import os
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from mergeops.bad_values import NonFiniteInputError
-from mergeops.checkpoint.reader import TensorReader
-from mergeops.errors import ConfigError
+from mergeops.buffers import host_buffer
+from mergeops.checkpoint.dtypes import item_size, torch_dtype
+from mergeops.checkpoint.reader import Bytes, TensorReader, as_tensor
+from mergeops.deferred import torch
+from mergeops.devices import is_cuda
 from mergeops.methods.fused import Bits, bits_of
 
-MAX_LANES = 16
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _WIDEST = 8
 
 Result = TypeVar("Result")
@@ -62,6 +65,14 @@ class Chunk:
             yield dataclasses.replace(self, start=start, stop=min(start + length, self.stop))
 
 
+class Stored(NamedTuple):
+    """An input's part of a chunk."""
+
+    data: Bytes
+    dtype: str
+    """Safetensors name of the format."""
+
+
 class Lane:
     """One worker's buffers and stream.
 
@@ -69,8 +80,9 @@ class Lane:
         readers: all inputs.
         parts: how many of them a chunk may have, the same one counted as often as it is read.
         chunk: largest number of elements at a time.
-        compute: dtype of the arithmetic.
-        device: where it is done.
+        compute: safetensors name of the dtype of the arithmetic.
+        device: where it is done: cpu or cuda:N.
+        single: told before torch is used.
     """
 
     def __init__(
@@ -78,16 +90,20 @@ class Lane:
         readers: Sequence[TensorReader],
         parts: int,
         chunk: int,
-        compute: torch.dtype,
-        device: torch.device,
+        compute: str,
+        device: str,
+        single: SingleThreads,
     ) -> None:
         self._readers = readers
         self._device = device
-        on_cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
+        self._compute = compute
+        self._single = single
+        self._stream = torch.cuda.Stream(device) if is_cuda(device) else None  # type: ignore[no-untyped-call]
         # One allocation, so that kernels find the rows of all inputs in it.
-        self._staging = torch.empty(parts, chunk * _WIDEST, dtype=torch.uint8, pin_memory=on_cuda)
-        self._inputs = torch.empty(parts, chunk, dtype=compute, device=device)
+        self._staging = host_buffer(parts * chunk * _WIDEST, is_cuda(device)).reshape(parts, -1)
+        self._shape = (parts, chunk)
+        self._tensors: Tensor | None = None
+        self._converted: npt.NDArray[np.float32] | None = None
 
     def stream(self) -> contextlib.AbstractContextManager[object]:
         """Makes the lane's stream the current one."""
@@ -98,43 +114,49 @@ class Lane:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def raw(self, chunk: Chunk) -> list[Tensor]:
+    def raw(self, chunk: Chunk) -> list[Stored]:
         """The chunk of each input as stored, on the CPU."""
-        return [
-            self._readers[part.reader].read(part.tensor, chunk.start, chunk.stop, staging)
-            for part, staging in zip(chunk.parts, self._staging, strict=False)
-        ]
+        found = []
+        for part, staging in zip(chunk.parts, self._staging, strict=False):
+            dtype = self._readers[part.reader].read(part.tensor, chunk.start, chunk.stop, staging)
+            found.append(Stored(staging[: (chunk.stop - chunk.start) * item_size(dtype)], dtype))
+        return found
 
     def bits(self, chunk: Chunk) -> Bits:
         """The chunk of all inputs as the kernels take it: as stored, where all are stored alike in
-        a format that they know; else in the compute dtype, float32 wherever they are used.
+        a format that they know; else as float32.
 
         Valid until the lane's next ``bits`` or ``load``.
         """
         raws = self.raw(chunk)
-        m = chunk.stop - chunk.start
-        rows = self._staging.view(raws[0].dtype)
-        as_stored = all(
-            raw.dtype == row.dtype and raw.data_ptr() == row.data_ptr()
-            for raw, row in zip(raws, rows, strict=False)
-        )
-        flat = bits_of(rows) if as_stored else None
+        m, row, dtype = chunk.stop - chunk.start, self._staging.shape[1], raws[0].dtype
+        flat = None
+        if all(raw.dtype == dtype for raw in raws):
+            flat = bits_of(self._staging.reshape(-1), dtype)
         if flat is None:
-            rows = self._inputs
-            for row, raw in zip(rows, raws, strict=False):
-                row[:m].copy_(raw)
-            flat = bits_of(rows)
-            assert flat is not None, f"kernels do not compute in {rows.dtype}"
-        return Bits(*flat, rows.shape[1], len(raws), m, chunk.has_base, chunk.start)
+            if self._converted is None:
+                self._converted = np.empty(self._shape, np.float32)
+            for values, raw in zip(self._converted, raws, strict=False):
+                _to_float32(raw, values[:m])
+            dtype, row = "F32", self._converted.strides[0]
+            flat = bits_of(self._converted.reshape(-1).view(np.uint8), dtype)
+            assert flat is not None
+        entries = row // item_size(dtype)
+        return Bits(*flat, entries, len(raws), m, chunk.has_base, chunk.start)
 
     def load(self, chunk: Chunk) -> tuple[Tensor | None, Tensor]:
         """The chunk in the compute dtype on the device: base ``[m]`` or None, sources ``[n, m]``.
 
         Valid until the lane's next ``load``.
         """
-        inputs = self._inputs[: len(chunk.parts), : chunk.stop - chunk.start]
+        if self._tensors is None:
+            self._single.begin()
+            compute = torch_dtype(self._compute)
+            self._tensors = torch.empty(self._shape, dtype=compute, device=self._device)
+        m = chunk.stop - chunk.start
+        inputs = self._tensors[: len(chunk.parts), :m]
         for row, raw in zip(inputs, self.raw(chunk), strict=True):
-            row.copy_(raw.to(self._device, non_blocking=True))
+            row.copy_(as_tensor(*raw, m).to(self._device, non_blocking=True))
         return (inputs[0], inputs[1:]) if chunk.has_base else (None, inputs)
 
     def check_finite(self, chunk: Chunk) -> None:
@@ -143,26 +165,62 @@ class Lane:
         Raises:
             NonFiniteInputError: with the position of the part.
         """
-        inputs = self._inputs[: len(chunk.parts), : chunk.stop - chunk.start]
+        assert self._tensors is not None, "load comes first"
+        inputs = self._tensors[: len(chunk.parts), : chunk.stop - chunk.start]
         # One sum is one quick pass; only where it is not finite, every element is looked at.
         for position, total in enumerate(inputs.sum(dim=1).tolist()):
             if not math.isfinite(total) and not bool(inputs[position].isfinite().all()):
                 raise NonFiniteInputError(position)
 
 
+def _to_float32(raw: Stored, out: npt.NDArray[np.float32]) -> None:
+    if raw.dtype == "BF16":
+        np.left_shift(raw.data.view(np.uint16), 16, out=out.view(np.uint32), dtype=np.uint32)
+        return
+    stored: Any = raw.data.view(
+        {"F16": np.float16, "F32": np.float32, "F64": np.float64}[raw.dtype]
+    )
+    with np.errstate(over="ignore"):
+        out[:] = stored
+
+
+class SingleThreads:
+    """Lanes are the parallelism: a second level inside each of torch's operations would only wait.
+
+    torch keeps the number of its threads for each thread, and new threads take the last one that
+    was set.
+    """
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """From now on torch works in the calling thread alone."""
+        with self._lock:
+            if self._before is None:
+                self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def end(self) -> None:
+        """New threads do as before."""
+        if self._before is not None:
+            torch.set_num_threads(self._before)
+
+
 class Lanes:
     """A set of lanes and the threads that run on them.
 
     Args:
-        make_lane: called once in each thread, with its device.
+        make_lane: called once in each thread, with its device and what to tell when torch is used.
         devices: lanes take turns with them; no result depends on which.
         count: number of lanes.
     """
 
     def __init__(
         self,
-        make_lane: Callable[[torch.device], Lane],
-        devices: Sequence[torch.device],
+        make_lane: Callable[[str, SingleThreads], Lane],
+        devices: Sequence[str],
         count: int,
     ) -> None:
         self._make_lane = make_lane
@@ -171,10 +229,7 @@ class Lanes:
         self.count = count
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
-        self._threads_before = torch.get_num_threads()
-        # Lanes are the parallelism: a second level inside each operation would only wait. (torch
-        # keeps this number per thread, and new threads take the last one that was set.)
-        torch.set_num_threads(1)
+        self._single = SingleThreads()
 
     @property
     def window(self) -> int:
@@ -212,67 +267,13 @@ class Lanes:
         traceback: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(self._threads_before)
+        self._single.end()
 
     def _work(self, job: Callable[[Lane], Result]) -> Result:
         lane: Lane | None = getattr(self._local, "lane", None)
         if lane is None:
-            torch.set_num_threads(1)
             with self._choosing:
                 device = next(self._devices)
-            lane = self._local.lane = self._make_lane(device)
+            lane = self._local.lane = self._make_lane(device, self._single)
         with lane.stream():
             return job(lane)
-
-
-class BufferPool:
-    """Host buffers that carry results from the lanes to who writes and hashes them.
-
-    Args:
-        count: as many as can be under way; taking one more waits.
-        nbytes: size of each.
-        pinned: whether a CUDA device copies into them.
-    """
-
-    def __init__(self, count: int, nbytes: int, pinned: bool) -> None:
-        self._free: queue.LifoQueue[Tensor] = queue.LifoQueue()
-        for _ in range(count):
-            self._free.put(torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned))
-
-    def take(self) -> Tensor:
-        """A free buffer."""
-        return self._free.get()
-
-    def give_back(self, buffer: Tensor) -> None:
-        """Make a buffer free."""
-        self._free.put(buffer)
-
-
-def choose_devices(name: str) -> tuple[torch.device, ...]:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as devices that are there.
-
-    ``cuda``, and ``auto`` where there is one, are all CUDA devices.
-
-    Raises:
-        ConfigError: no such device.
-    """
-    found = torch.cuda.device_count()
-    every = tuple(torch.device("cuda", i) for i in range(found))
-    if name == "auto":
-        return every or (torch.device("cpu"),)
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise ConfigError(f"device is {name!r}, but torch sees {found} CUDA device(s); try cpu")
-    return every if name == "cuda" else (device,)
-
-
-def lane_count() -> int:
-    """One lane for each processor that this process may use, or as many as OMP_NUM_THREADS says."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    most = int(wanted) if wanted.isdecimal() and int(wanted) else MAX_LANES
-    return min(most, MAX_LANES, len(os.sched_getaffinity(0)))

@@ -6,9 +6,8 @@ All of it goes where the checkpoint goes, so no credentials are in it.
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from mergeops import __version__, methods
 from mergeops.secrets import redact
@@ -36,7 +35,7 @@ def manifest_content(plan: Plan) -> dict[str, Any]:
         "base": _describe(plan.base) if plan.base else None,
         "sources": [_describe(source) for source in plan.sources],
         "recipe": redact(plan.recipe),
-        "versions": {"mergeops": __version__, "torch": torch.__version__},
+        "versions": {"mergeops": __version__, "torch": metadata.version("torch")},
     }
 
 

@@ -11,12 +11,11 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mergeops import methods
 from mergeops.bad_values import (
@@ -26,10 +25,14 @@ from mergeops.bad_values import (
     check_result,
     unravel,
 )
-from mergeops.checkpoint.dtypes import BY_WORD, DTYPES, item_size, word
+from mergeops.buffers import BufferPool
+from mergeops.checkpoint.dtypes import BY_WORD, item_size, torch_dtype, word
+from mergeops.checkpoint.reader import Bytes, as_tensor, read_range
+from mergeops.devices import is_cuda
 from mergeops.errors import MergeError, SourceError
 from mergeops.inputs import open_inputs
-from mergeops.lanes import BufferPool, Chunk, Lane, Lanes, Part
+from mergeops.kernels.native import are_kept
+from mergeops.lanes import Chunk, Lane, Lanes, Part
 from mergeops.methods.fused import KERNEL_DTYPES, Formula, kernels
 from mergeops.methods.randomness import random_key
 
@@ -42,20 +45,23 @@ LONGEST_SPAN = 2
 """Chunks, measured: what waits to be hashed shall still be in a cache. For CUDA a span is one."""
 SPANS_PER_LANE = 4
 """At least, where a tensor is long enough: all lanes shall have work to its end."""
+LOADING = 1.0
+"""Seconds in which kernels that this machine has compiled before are loaded, without torch; while
+they are compiled, torch does their work."""
 SMALL = 1 << 25
-"""Bytes of a result that is written sooner than kernels are loaded."""
+"""Bytes of a result that is written sooner than kernels are compiled."""
 
 
-MergeChunk = Callable[[Lane, Chunk, Tensor], None]
-"""Merges a chunk into the bytes of the result, uint8."""
+MergeChunk = Callable[[Lane, Chunk, Bytes], None]
+"""Merges a chunk into the bytes of the result."""
 
 
 class Piece(NamedTuple):
     """Bytes of the result, which follow those of the piece before."""
 
     task: TensorTask
-    buffer: Tensor
-    """uint8; ``TensorStream.release`` it after use."""
+    buffer: Bytes
+    """``TensorStream.release`` it after use."""
     nbytes: int
     """How many of the buffer's bytes count."""
     offset: int
@@ -66,8 +72,7 @@ class Piece(NamedTuple):
     @property
     def data(self) -> memoryview:
         """The bytes that count."""
-        data: memoryview = self.buffer[: self.nbytes].numpy().data
-        return data
+        return self.buffer[: self.nbytes].data
 
 
 class TensorStream:
@@ -80,8 +85,9 @@ class TensorStream:
             gets about as many.
         lanes: parallel spans.
         unhashed: how many finished spans may wait for who uses them.
-        fused: use compiled kernels, which give the same bits. None begins without them, and uses
-            them when they are loaded; for a small merge they are not.
+        fused: use compiled kernels, which give the same bits. None uses them when they are there:
+            where this machine must first compile them, torch begins, and a small merge is done
+            before.
 
     Raises:
         SourceError: an input's file is missing or changed.
@@ -90,7 +96,7 @@ class TensorStream:
     def __init__(
         self,
         plan: Plan,
-        devices: Sequence[torch.device],
+        devices: Sequence[str],
         chunk: int,
         lanes: int,
         unhashed: int,
@@ -101,14 +107,14 @@ class TensorStream:
         self._method = methods.get(plan.method)
         self._chunk = chunk
         self._parameters = self._method.parameters(**plan.parameters)
-        compute = DTYPES[BY_WORD[plan.compute]]
+        compute = BY_WORD[plan.compute]
         self._compute = compute
-        on_cpu = devices[0].type == "cpu" and compute == torch.float32
+        on_cpu = not is_cuda(devices[0]) and compute == "F32"
         self._kernels: Future[bool] | None = None
-        if on_cpu and (fused or (fused is None and plan.bytes_to_write > SMALL)):
+        may = fused is None and (plan.bytes_to_write > SMALL or are_kept())
+        if on_cpu and (fused or may):
             self._kernels = kernels()
-            if fused:
-                self._kernels.result()
+            wait([self._kernels], None if fused else LOADING)
         tasks = [task for shard in plan.shards for task in shard.tensors]
         parts = {part.input for task in tasks for part in plan.parts(task)}
         self._inputs = [planned for i, planned in enumerate(plan.inputs) if i in parts]
@@ -120,9 +126,11 @@ class TensorStream:
         most = max(len(plan.parts(task)) for task in tasks)
         longest = max(self._step(task) for task in tasks)
         self._lanes = Lanes(
-            lambda device: Lane(self._readers, most, longest, compute, device), devices, lanes
+            lambda device, single: Lane(self._readers, most, longest, compute, device, single),
+            devices,
+            lanes,
         )
-        self._on_cuda = devices[0].type == "cuda"
+        self._on_cuda = is_cuda(devices[0])
         # Results come in order, so all that are under way must find a buffer.
         count = self._lanes.window + unhashed + 1
         largest = max(self._span(task) * item_size(task.dtype) for task in tasks)
@@ -155,7 +163,7 @@ class TensorStream:
                     reader.check_unchanged()
             yield piece
 
-    def release(self, buffer: Tensor) -> None:
+    def release(self, buffer: Bytes) -> None:
         """Give back what ``results`` yielded."""
         self._buffers.give_back(buffer)
 
@@ -215,26 +223,24 @@ class TensorStream:
         if self._method.statistics is not None and task.numel and not is_taken:
             found = self._method.statistics(self._scanner(task), p, place)
             place = dataclasses.replace(place, statistics=found)
-        saved = DTYPES[task.dtype]
         formula: Formula | None = None
-        has_kernel = self._kernels is not None and saved in KERNEL_DTYPES
+        has_kernel = self._kernels is not None and task.dtype in KERNEL_DTYPES
         if has_kernel and self._method.formula is not None and task.numel and not is_taken:
             count = len(self._plan.parts(task)) - self._plan.has_base(task)
             formula = self._method.formula(p, place, count)
 
-        def merge(lane: Lane, chunk: Chunk, out: Tensor) -> None:
-            target = out.view(saved)
+        def merge(lane: Lane, chunk: Chunk, out: Bytes) -> None:
             if (
                 formula is not None
                 and self._has_kernels()
-                and formula.merge(lane.bits(chunk), place.row_length, target)
+                and formula.merge(lane.bits(chunk), place.row_length, out, task.dtype)
             ):
                 return
             base, sources = lane.load(chunk)
             at = dataclasses.replace(place, offset=chunk.start)
             merged = sources[0] if is_taken else self._method.merge(base, sources, p, at)
-            rounded = merged.to(saved)
-            target.copy_(rounded, non_blocking=True)
+            rounded = merged.to(torch_dtype(task.dtype))
+            as_tensor(out, task.dtype, rounded.numel()).copy_(rounded, non_blocking=True)
             lane.check_finite(chunk)
             check_result(merged, rounded, chunk.start)
             lane.wait()
@@ -242,12 +248,12 @@ class TensorStream:
         return merge
 
     def _copier(self) -> MergeChunk:
-        def merge(lane: Lane, chunk: Chunk, out: Tensor) -> None:
-            first, *others = (raw.view(torch.uint8) for raw in lane.raw(chunk))
+        def merge(lane: Lane, chunk: Chunk, out: Bytes) -> None:
+            first, *others = (raw.data for raw in lane.raw(chunk))
             for position, other in enumerate(others, start=1):
-                if not first.equal(other):
+                if not np.array_equal(first, other):
                     raise DifferentValuesError(position)
-            out.copy_(first)
+            out[:] = first
 
         return merge
 
@@ -258,8 +264,8 @@ class TensorStream:
             stop: int | None = None,
             *,
             fused: methods.FusedLook | None = None,
-        ) -> Iterator[Tensor]:
-            def see(lane: Lane, chunk: Chunk) -> Tensor:
+        ) -> Iterator[Any]:
+            def see(lane: Lane, chunk: Chunk) -> Any:
                 if fused is not None and self._has_kernels():
                     counted = fused(lane.bits(chunk))
                     if counted is not None:
@@ -269,7 +275,7 @@ class TensorStream:
                 lane.check_finite(chunk)
                 return found.cpu()
 
-            def work(span: Chunk, lane: Lane) -> list[Tensor]:
+            def work(span: Chunk, lane: Lane) -> list[Any]:
                 return [see(lane, chunk) for chunk in span.cut(self._step(task))]
 
             jobs = (functools.partial(work, span) for span in self._spans(task, start, stop))
@@ -330,11 +336,10 @@ class TensorStream:
         part = self._parts(task)[position]
         name = self._inputs[part.reader].name
         step = self._step(task)
-        staging = torch.empty(step * 8, dtype=torch.uint8)
         count, first, value = 0, 0, 0.0
         for chunk in itertools.chain.from_iterable(span.cut(step) for span in self._spans(task)):
-            stored = self._readers[part.reader].read(part.tensor, chunk.start, chunk.stop, staging)
-            values = stored.to(self._compute)
+            stored = read_range(self._readers[part.reader], part.tensor, chunk.start, chunk.stop)
+            values = stored.to(torch_dtype(self._compute))
             bad = (~values.isfinite()).nonzero()[:, 0]
             if count == 0 and bad.numel():
                 first, value = chunk.start + int(bad[0]), float(values[bad[0]])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from mergeops.methods.fused import kernels
 
 PACKAGE = Path(__file__).parent.parent / "mergeops"
 PURE = (
@@ -76,3 +80,34 @@ def test_the_command_line_starts_without_heavy_libraries() -> None:
     code = f"import sys, mergeops.cli; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+LEAN = """
+import sys
+from mergeops.cli import main
+sys.argv = ["mergeops", "merge", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(sorted({"torch", "numba", "mlflow", "transformers"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["linear", "task_arithmetic", "slerp", "nuslerp", "model_stock", "dare_ties", "della"],
+)
+def test_a_merge_by_compiled_kernels_imports_neither_torch_nor_the_compiler(
+    method: str, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert kernels().result()
+    base = tiny_llama(dtype="bfloat16")
+    sources = {name: str(tiny_llama(like=base, seed=i)) for i, name in enumerate("ab", 1)}
+    recipe = {"base": str(base), "sources": sources, "method": {"name": method}}
+    recipe = recipe if method not in ("linear", "slerp") else {**recipe, "base": None}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    words = [str(tmp_path / "recipe.yaml"), str(tmp_path / "out"), "-q"]
+    ran = subprocess.run([sys.executable, "-c", LEAN, *words], capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1:] == ["[]"], ran.stderr
+    assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -657,6 +657,7 @@ def test_device_that_is_not_there(name: str, ties: Plan, tmp_path: Path) -> None
 MEASURED = """
 import json, sys, threading
 from pathlib import Path
+import torch
 from mergeops.execute import Tuning, merge
 from mergeops.plan import Plan
 
@@ -713,10 +714,10 @@ def test_memory_does_not_grow_with_the_tensor(
         n: sparse_checkpoint(tmp_path / n, 1 << 15, 1 << 10, i) for i, n in enumerate("abcd")
     }
     plan = plan_of({"name": name}, folders.pop("a"), folders)
-    # Loading numba takes 60 MB, compiling kernels for the first time some more.
+    # Compiling kernels for the first time takes memory; loading them does not.
     if fused:
         fused_kernels().result()
-    assert anonymous_megabytes(plan, tmp_path, fused=fused) < (180 if fused else 100)
+    assert anonymous_megabytes(plan, tmp_path, fused=fused) < (100 if fused else 160)
 
 
 def test_embedding_of_600_megabytes_is_never_in_memory(plan_of: Make, tmp_path: Path) -> None:
@@ -726,7 +727,7 @@ def test_embedding_of_600_megabytes_is_never_in_memory(plan_of: Make, tmp_path: 
     }
     plan = plan_of({"name": "breadcrumbs"}, folders["a"], {"b": folders["b"]})
     fused_kernels().result()
-    assert anonymous_megabytes(plan, tmp_path, fused=True) < 180
+    assert anonymous_megabytes(plan, tmp_path, fused=True) < 100
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > 600e6
     shutil.rmtree(tmp_path / "out")
 
@@ -735,7 +736,7 @@ def test_embedding_of_600_megabytes_is_never_in_memory(plan_of: Make, tmp_path: 
 def test_many_inputs_get_small_chunks(lanes: int, plan_of: Make, tmp_path: Path) -> None:
     folders = {f"s{i}": sparse_checkpoint(tmp_path / f"s{i}", 4, 8, i) for i in range(40)}
     plan = plan_of({"name": "linear"}, None, folders)
-    chunk = chunk_for(plan, torch.device("cpu"), lanes)
+    chunk = chunk_for(plan, "cpu", lanes)
     assert chunk % BLOCK == 0 and chunk == (1 << 19 if lanes == 1 else 2 * BLOCK)
 
 
@@ -745,7 +746,7 @@ def test_many_inputs_on_a_gpu_pin_two_gigabytes_at_most(
 ) -> None:
     folders = {f"s{i}": sparse_checkpoint(tmp_path / f"s{i}", 4, 8, i) for i in range(inputs)}
     plan = plan_of({"name": "linear"}, None, folders)
-    chunk = chunk_for(plan, torch.device("cuda"), lanes)
+    chunk = chunk_for(plan, "cuda:0", lanes)
     assert chunk % BLOCK == 0 and chunk * inputs * lanes * 8 <= 1 << 31
     assert (chunk == 1 << 21) == (inputs == 4)
 

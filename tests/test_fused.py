@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,8 +16,12 @@ from safetensors.torch import load_file, save_file
 from mergeops import methods
 from mergeops.errors import MergeError, SourceError
 from mergeops.execute import Tuning, merge
+from mergeops.kernels import native
 from mergeops.lanes import Chunk, Lane
 from mergeops.methods import BLOCK, fused
+from mergeops.methods.consensus import elect_and_average
+from mergeops.methods.reduction import block_sums, pairs
+from mergeops.methods.weighting import weighted_sum
 from mergeops.plan import Plan
 
 Make = Callable[..., Any]
@@ -121,7 +126,7 @@ def test_kernels_are_what_is_used(
         merge(plan, tmp_path / "out", tuning=Tuning(fused=True))
 
 
-def test_without_numba_the_methods_do_it_all(
+def test_without_llvmlite_the_methods_do_it_all(
     plan_of: Make,
     models: dict[str, dict[str, Path]],
     tmp_path: Path,
@@ -130,7 +135,8 @@ def test_without_numba_the_methods_do_it_all(
 ) -> None:
     plan = plan_for(plan_of, "ties", {}, models["bfloat16"])
     expected = merge(plan, tmp_path / "with", tuning=Tuning(fused=True))
-    monkeypatch.setitem(sys.modules, "mergeops.kernels.combine", None)
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
+    native._kernels.cache_clear()
     fused.kernels.cache_clear()
     try:
         found = merge(plan, tmp_path / "without", tuning=Tuning(fused=True))
@@ -147,27 +153,13 @@ def test_kernels_that_load_but_do_not_run_are_left_alone(
     def fails(*arguments: Any) -> bool:
         raise OSError("illegal instruction")
 
-    monkeypatch.setattr("mergeops.kernels.combine.combine", fails)
+    monkeypatch.setattr(fused, "native", lambda name: fails)
     fused.kernels.cache_clear()
     try:
         assert not fused.kernels().result()
         assert "merging without compiled kernels: illegal instruction" in caplog.text
     finally:
         fused.kernels.cache_clear()
-
-
-def test_kernels_compile_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a user without a home in a read-only container: numba finds no directory."""
-    from numba.core import caching
-
-    from mergeops.kernels import bits
-
-    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-
-    def doubled(x: int, version: int = bits.VERSION) -> int:
-        return 2 * x
-
-    assert bits.kernel(bits.INDEX)(doubled)(21) == 42
 
 
 def test_a_format_that_kernels_do_not_write_is_read_once(
@@ -229,3 +221,89 @@ def test_inputs_of_different_formats_are_brought_to_one(
     eager = merge(plan, tmp_path / "eager", tuning=Tuning(fused=False))
     found = merge(plan, tmp_path / "fused", tuning=Tuning(fused=True))
     assert weights_of(found) == weights_of(eager)
+
+
+def stored(values: torch.Tensor) -> tuple[Any, str]:
+    """The bytes of values, in their own memory, and the name of their format."""
+    name = {torch.bfloat16: "BF16", torch.float32: "F32"}[values.dtype]
+    return values.contiguous().view(-1).view(torch.uint8).numpy(), name
+
+
+def bits_of_rows(rows: torch.Tensor, *, has_base: bool) -> fused.Bits:
+    flat = fused.bits_of(*stored(rows))
+    assert flat is not None
+    return fused.Bits(*flat, rows.shape[1], len(rows), rows.shape[1], has_base, 0)
+
+
+@pytest.mark.parametrize("word", ["bfloat16", "float32"])
+@pytest.mark.parametrize("has_base", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_products_are_added_in_the_tensors_order(n: int, has_base: bool, word: str) -> None:
+    generator = torch.Generator().manual_seed(n)
+    rows = torch.randn(n + has_base, 2 * BLOCK + 777, generator=generator).to(DTYPES[word])
+    sources = rows.float()
+    vectors = (sources[1:] - sources[0] if has_base else sources).double()
+    expected = [block_sums(vectors[i] * vectors[k]) for i, k in pairs(n)]
+    found = fused.gram(bits_of_rows(rows, has_base=has_base))
+    assert found is not None
+    assert torch.equal(torch.from_numpy(found), torch.stack(expected))
+
+
+@pytest.mark.parametrize("word", ["bfloat16", "float32"])
+@pytest.mark.parametrize("has_base", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_sources_are_added_up_in_the_tensors_order(n: int, has_base: bool, word: str) -> None:
+    generator = torch.Generator().manual_seed(n)
+    rows = torch.randn(n + has_base, 5001, generator=generator).to(DTYPES[word])
+    sources, weights = rows.float(), [0.3, -0.7, 1.1, 0.2, 0.45][:n]
+    if has_base:
+        expected = sources[0] + weighted_sum(sources[1:] - sources[0], weights) * 0.7
+    else:
+        expected = weighted_sum(sources, weights)
+    formula = fused.Formula(weights, scale=0.7 if has_base else 1.0)
+    for saved in (torch.bfloat16, torch.float32):
+        out = torch.empty(rows.shape[1], dtype=saved)
+        assert formula.merge(bits_of_rows(rows, has_base=has_base), 5001, *stored(out))
+        assert torch.equal(out, expected.to(saved))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_kernels_elect_and_average_as_the_tensors_do(n: int, normalize: bool) -> None:
+    generator = torch.Generator().manual_seed(n)
+    rows = torch.randn(n + 1, 5001, generator=generator).bfloat16()
+    # Nobody changes some entries, and two cancel each other in others.
+    rows[1:, :99] = rows[0, :99]
+    rows[:, 99:199] = torch.tensor([1.0, 2.0, 0.0, 2.0, 1.0, 0.0])[: n + 1, None].bfloat16()
+    weights, factors = [0.5, 0.5, -0.25, 1.0, 0.0][:n], [1.0, 2.0, 0.3, 1.0, 4.0][:n]
+    deltas = (rows[1:].float() - rows[0].float()) * torch.tensor(factors)[:, None]
+    merged = elect_and_average(deltas, weights, normalize=normalize)
+    expected = rows[0].float() + merged * 0.7
+    formula = fused.Formula(weights, 0.7, factors, vote=True, normalize=normalize)
+    out = torch.empty(5001)
+    assert formula.merge(bits_of_rows(rows, has_base=True), 5001, *stored(out))
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("bad", [0x7F800000, 0xFF800000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
+@pytest.mark.parametrize("part", [0, 1, 2])
+@pytest.mark.parametrize("n", [2, 5])
+def test_kernels_leave_what_is_not_finite_to_the_method(n: int, part: int, bad: int) -> None:
+    words = np.full((n + 1, 3000), 0x3F800000, np.uint32)
+    words[part, 2999] = bad
+    bits = bits_of_rows(torch.from_numpy(words.view(np.float32)), has_base=True)
+    for saved in (torch.bfloat16, torch.float32):
+        assert not fused.Formula([0.0] * n).merge(
+            bits, 3000, *stored(torch.empty(3000, dtype=saved))
+        )
+    assert fused.gram(bits) is None
+
+
+@pytest.mark.parametrize(("last", "fits"), [(0x7F7F7FFF, True), (0x7F7F8000, False)])
+@pytest.mark.parametrize("sign", [0, 1 << 31])
+def test_a_value_that_rounds_to_infinity_is_not_saved(last: int, fits: bool, sign: int) -> None:
+    words = np.array([[sign | last]], np.uint32)
+    bits = bits_of_rows(torch.from_numpy(words.view(np.float32)), has_base=False)
+    formula = fused.Formula([1.0])
+    assert formula.merge(bits, 1, *stored(torch.empty(1, dtype=torch.bfloat16))) is fits
+    assert formula.merge(bits, 1, *stored(torch.empty(1, dtype=torch.float32)))

@@ -8,7 +8,10 @@ import threading
 import pytest
 import torch
 
-from mergeops.lanes import Lane, Lanes, choose_devices, lane_count
+from mergeops import devices
+from mergeops.devices import choose_devices, lane_count
+from mergeops.errors import ConfigError
+from mergeops.lanes import Lane, Lanes, SingleThreads
 
 
 @pytest.mark.parametrize(
@@ -24,17 +27,26 @@ from mergeops.lanes import Lane, Lanes, choose_devices, lane_count
 def test_all_gpus_work_unless_one_is_named(
     name: str, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(devices, "_has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    assert [str(device) for device in choose_devices(name)] == expected
+    assert list(choose_devices(name)) == expected
+
+
+def test_without_a_driver_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_has_driver", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("torch was asked"))
+    assert choose_devices("auto") == ("cpu",)
+    with pytest.raises(ConfigError, match=r"'cuda:0', but torch sees 0 CUDA device\(s\); try cpu"):
+        choose_devices("cuda:0")
 
 
 def test_lanes_take_turns_with_the_devices() -> None:
-    devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
-    made: list[torch.device] = []
+    devices = ["cuda:0", "cuda:1"]
+    made: list[str] = []
 
-    def make(device: torch.device) -> Lane:
+    def make(device: str, single: SingleThreads) -> Lane:
         made.append(device)
-        return Lane([], 1, 16, torch.float32, torch.device("cpu"))
+        return Lane([], 1, 16, "F32", "cpu", single)
 
     # No lane goes on before all have begun, so each thread makes its own.
     together = threading.Barrier(4, timeout=30)
@@ -42,7 +54,7 @@ def test_lanes_take_turns_with_the_devices() -> None:
     with Lanes(make, devices, 4) as lanes:
         order = list(lanes.run(jobs))
     assert len(order) == 4
-    assert sorted(map(str, made)) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    assert sorted(made) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
 
 
 @pytest.mark.parametrize(

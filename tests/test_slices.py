@@ -363,7 +363,7 @@ def test_a_random_method_draws_anew_for_every_layer_that_is_used(
     slices = [{"sources": [part, part, {**part, "layers": [1, 2]}], "base": [0, 1]}]
     plan = plan_of({"name": "dare_linear"}, base, {"a": source}, slices=slices)
     task = next(t for s in plan.shards for t in s.tensors if "layers.0" in t.name)
-    with TensorStream(plan, [torch.device("cpu")], 1 << 18, 1, 1) as stream:
+    with TensorStream(plan, ["cpu"], 1 << 18, 1, 1) as stream:
         keys = stream._keys(task)
     assert len(set(keys)) == 3
 

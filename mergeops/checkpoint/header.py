@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint.dtypes import DTYPES, item_size
+from mergeops.checkpoint.dtypes import SIZES, item_size
 from mergeops.errors import SourceError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -153,8 +153,8 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> St
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise SourceError(f"{where} has the entry {entry!r}; it needs dtype, shape, data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise SourceError(f"{where} has dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in SIZES:
+        raise SourceError(f"{where} has dtype {dtype!r}; allowed: {', '.join(SIZES)}")
     if not isinstance(shape, list) or not all(_is_count(n) for n in shape):
         raise SourceError(f"{where} has shape {shape!r}; it takes a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):

@@ -12,10 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mergeops.checkpoint.dtypes import FLOATS
 from mergeops.checkpoint.header import StoredTensor
@@ -28,8 +25,12 @@ from mergeops.checkpoint.layout import (
     read_headers,
     read_json,
 )
-from mergeops.checkpoint.reader import CheckpointReader, read_tensor
+from mergeops.checkpoint.reader import Bytes, CheckpointReader, as_tensor, read_range, read_tensor
+from mergeops.deferred import torch
 from mergeops.errors import SourceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREFIX = "base_model.model."
 BLOCK_ELEMENTS = 65536
@@ -129,7 +130,7 @@ class AdapterReader:
 
     Args:
         adapter: from ``open_adapter``.
-        compute: float32 or float64.
+        compute: F32 or F64.
         base_stamps: what the base's files must look like.
         adapter_stamps: what the adapter's file must look like.
 
@@ -140,7 +141,7 @@ class AdapterReader:
     def __init__(
         self,
         adapter: Adapter,
-        compute: torch.dtype,
+        compute: str,
         base_stamps: Mapping[str, FileStamp] | None = None,
         adapter_stamps: Mapping[str, FileStamp] | None = None,
     ) -> None:
@@ -152,9 +153,9 @@ class AdapterReader:
         except SourceError:
             self._base.close()
             raise
-        self._cached_a: tuple[str, Tensor] = ("", torch.empty(0))
+        self._cached_a: tuple[str, Tensor] | None = None
 
-    def read(self, name: str, start: int, stop: int, staging: Tensor) -> Tensor:
+    def read(self, name: str, start: int, stop: int, staging: Bytes) -> str:
         """See ``TensorReader``."""
         reader, key, checkpoint = self._base, name, self._adapter.base
         if name in self._adapter.replaced:
@@ -163,11 +164,10 @@ class AdapterReader:
         if name not in self._adapter.pairs:
             return reader.read(key, start, stop, staging)
         stored = checkpoint.tensors[key]
-        raw = torch.empty((stop - start) * FLOATS[stored.dtype].itemsize, dtype=torch.uint8)
-        weights = reader.read(key, start, stop, raw).double()
+        weights = read_range(reader, key, start, stop).double()
         weights += self._change(self._adapter.pairs[name], stored.shape[1], start, stop)
-        adapted = staging[: (stop - start) * self._compute.itemsize].view(self._compute)
-        return adapted.copy_(weights)
+        as_tensor(staging, self._compute, stop - start).copy_(weights)
+        return self._compute
 
     def prefetch(self, name: str, start: int, stop: int) -> None:
         """See ``TensorReader``."""
@@ -190,10 +190,10 @@ class AdapterReader:
         In float64 whatever the compute dtype: how a matrix product rounds depends on its size,
         threads and CPU, and the difference is gone after rounding to float32.
         """
-        key, a = self._cached_a
-        if key != pair.a:
-            a = read_tensor(self._own, pair.a).double()
-            self._cached_a = (pair.a, a)
+        cached = self._cached_a
+        if cached is None or cached[0] != pair.a:
+            cached = self._cached_a = (pair.a, read_tensor(self._own, pair.a).double())
+        a = cached[1]
         rank = a.shape[0]
         rows = max(1, BLOCK_ELEMENTS // columns)
         first = start // columns // rows
@@ -202,8 +202,7 @@ class AdapterReader:
         for block in range(first, -(-last // rows)):
             begin = block * rows
             end = min(begin + rows, self._own.stored(pair.b).shape[0])
-            raw = torch.empty((end - begin) * rank * 8, dtype=torch.uint8)
-            b = self._own.read(pair.b, begin * rank, end * rank, raw).view(-1, rank).double()
+            b = read_range(self._own, pair.b, begin * rank, end * rank).view(-1, rank).double()
             parts.append((b @ a).mul_(pair.scale).view(-1))
         skip = start - first * rows * columns
         return torch.cat(parts)[skip : skip + stop - start]

@@ -6,31 +6,37 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from mergeops.checkpoint.dtypes import DTYPES, item_size
+from mergeops.checkpoint.dtypes import SIZES, item_size, torch_dtype
 from mergeops.checkpoint.header import StoredTensor
 from mergeops.checkpoint.layout import Checkpoint, FileStamp, open_checkpoint
+from mergeops.deferred import torch
 from mergeops.errors import SourceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Bytes = npt.NDArray[np.uint8]
 
 
 class TensorReader(Protocol):
     """What the engine needs of a source, be it a full checkpoint or an adapter on its base."""
 
-    def read(self, name: str, start: int, stop: int, staging: Tensor) -> Tensor:
-        """Elements ``start`` to ``stop`` of a flattened tensor.
+    def read(self, name: str, start: int, stop: int, staging: Bytes) -> str:
+        """Put elements ``start`` to ``stop`` of a flattened tensor at the begin of ``staging``.
 
         Args:
             name: the tensor.
             start: first element.
             stop: one past the last.
-            staging: ``[bytes]`` uint8 on the CPU, large enough; may be pinned.
+            staging: ``[bytes]`` uint8, 8 for each element whatever its format.
 
         Returns:
-            ``[stop - start]`` view of ``staging``, in the dtype that the reader delivers.
+            The safetensors name of the format that the reader delivers.
 
         Raises:
             SourceError: the file cannot be read, or is shorter than its header says.
@@ -88,12 +94,11 @@ class CheckpointReader:
         """Where a tensor is."""
         return self._tensors[name]
 
-    def read(self, name: str, start: int, stop: int, staging: Tensor) -> Tensor:
-        """See ``TensorReader``; delivers the stored dtype."""
+    def read(self, name: str, start: int, stop: int, staging: Bytes) -> str:
+        """See ``TensorReader``; delivers the stored dtype, and needs room for that only."""
         tensor = self._tensors[name]
         size = item_size(tensor.dtype)
-        target = staging[: (stop - start) * size]
-        view = target.numpy().data
+        view = staging[: (stop - start) * size].data
         position = tensor.start + start * size
         done = 0
         while done < len(view):
@@ -110,7 +115,7 @@ class CheckpointReader:
                     f"{name}: it was cut while being read"
                 )
             done += n
-        return target.view(DTYPES[tensor.dtype])
+        return tensor.dtype
 
     def prefetch(self, name: str, start: int, stop: int) -> None:
         """See ``TensorReader``."""
@@ -152,8 +157,28 @@ class CheckpointReader:
         self.close()
 
 
+def as_tensor(staging: Bytes, dtype: str, numel: int) -> Tensor:
+    """What ``TensorReader.read`` put there, ``[numel]``; shares its memory.
+
+    Args:
+        staging: as it was given to ``read``.
+        dtype: what ``read`` returned.
+        numel: how many elements were read.
+    """
+    return torch.from_numpy(staging[: numel * item_size(dtype)]).view(torch_dtype(dtype))
+
+
+def read_range(reader: TensorReader, name: str, start: int, stop: int) -> Tensor:
+    """Elements ``start`` to ``stop`` of a flattened tensor, in the dtype that the reader delivers.
+
+    Raises:
+        SourceError: as ``TensorReader.read``.
+    """
+    staging = np.empty((stop - start) * max(SIZES.values()), np.uint8)
+    return as_tensor(staging, reader.read(name, start, stop, staging), stop - start)
+
+
 def read_tensor(reader: CheckpointReader, name: str) -> Tensor:
     """One whole tensor, for the small ones."""
     stored = reader.stored(name)
-    staging = torch.empty(stored.stop - stored.start, dtype=torch.uint8)
-    return reader.read(name, 0, stored.numel, staging).view(stored.shape)
+    return read_range(reader, name, 0, stored.numel).view(stored.shape)

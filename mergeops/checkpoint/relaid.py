@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from mergeops.checkpoint.reader import TensorReader
+from mergeops.checkpoint.dtypes import item_size, torch_dtype
+from mergeops.checkpoint.reader import Bytes, TensorReader, as_tensor, read_range
+from mergeops.deferred import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
 GAP_BYTES = 1 << 16
@@ -48,7 +52,7 @@ class RelaidReader:
         readers: all inputs, in the order that numbers them.
         table: where its rows come from.
         columns: tensor with a row for each token -> elements in a row.
-        compute: dtype that rows of different inputs are brought to.
+        compute: safetensors name of the dtype that rows of different inputs are brought to.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class RelaidReader:
         readers: Sequence[TensorReader],
         table: RowTable,
         columns: Mapping[str, int],
-        compute: torch.dtype,
+        compute: str,
     ) -> None:
         self._own = own
         self._readers = readers
@@ -67,7 +71,7 @@ class RelaidReader:
         self._averages: dict[str, Tensor] = {}
         self._lock = threading.Lock()
 
-    def read(self, name: str, start: int, stop: int, staging: Tensor) -> Tensor:
+    def read(self, name: str, start: int, stop: int, staging: Bytes) -> str:
         """See ``TensorReader``; re-laid rows come as stored where they lie together, else in the
         compute dtype."""
         if name not in self._columns or start == stop:
@@ -88,8 +92,8 @@ class RelaidReader:
         if (is_average := torch.from_numpy(origin == AVERAGE)).any():
             rows[is_average] = self._average(name, columns)
         wanted = rows.view(-1)[start - first * columns : stop - first * columns]
-        target = staging[: wanted.numel() * self._compute.itemsize].view(self._compute)
-        return target.copy_(wanted)
+        as_tensor(staging, self._compute, wanted.numel()).copy_(wanted)
+        return self._compute
 
     def prefetch(self, name: str, start: int, stop: int) -> None:
         """See ``TensorReader``; for rows of other inputs, the system reads ahead by itself."""
@@ -108,7 +112,7 @@ class RelaidReader:
     def _rows(self, name: str, first: int, last: int, columns: int) -> Tensor:
         """Rows ``first`` to ``last`` in the compute dtype; those that are an average are zeros."""
         origin, row = self._table.origin[first:last], self._table.row[first:last]
-        rows = torch.zeros(last - first, columns, dtype=self._compute)
+        rows = torch.zeros(last - first, columns, dtype=torch_dtype(self._compute))
         for source in np.unique(origin).tolist():
             at = np.flatnonzero(origin == source)
             if source >= 0:
@@ -118,7 +122,7 @@ class RelaidReader:
                 total = torch.zeros(at.size, columns, dtype=torch.float64)
                 for number, begin in pairs:
                     total += self._gather(number, name, row[at] + begin, columns)
-                rows[at] = (total / len(pairs)).to(self._compute)
+                rows[at] = (total / len(pairs)).to(rows.dtype)
         return rows
 
     def _average(self, name: str, columns: int) -> Tensor:
@@ -130,29 +134,28 @@ class RelaidReader:
                 for first in range(0, counted.size, AVERAGED_ROWS):
                     last = min(first + AVERAGED_ROWS, counted.size)
                     total += _sum_of_rows(self._rows(name, first, last, columns).double())
-                self._averages[name] = (total / int(counted.sum())).to(self._compute)
+                mean = total / int(counted.sum())
+                self._averages[name] = mean.to(torch_dtype(self._compute))
             return self._averages[name]
 
     def _gather(self, number: int, name: str, rows: Ints, columns: int) -> Tensor:
         """Rows of one input, ``[rows, columns]``, in the compute dtype."""
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
-        near = max(1, GAP_BYTES // (columns * self._compute.itemsize))
+        near = max(1, GAP_BYTES // (columns * item_size(self._compute)))
         edges = np.flatnonzero(np.diff(ordered) > near) + 1
         begins, ends = np.r_[0, edges], np.r_[edges, rows.size]
         lows, highs = ordered[begins], ordered[ends - 1] + 1
         offsets = np.cumsum(highs - lows) - (highs - lows)
-        raw = torch.empty(int((highs - lows).sum()) * columns * 8, dtype=torch.uint8)
-        read, width = self._readers[number].read, columns * 8
+        reader = self._readers[number]
         spans = [
-            read(name, low * columns, high * columns, raw[offset * width :])
-            for low, high, offset in zip(
-                lows.tolist(), highs.tolist(), offsets.tolist(), strict=True
-            )
+            read_range(reader, name, low * columns, high * columns)
+            for low, high in zip(lows.tolist(), highs.tolist(), strict=True)
         ]
         place = np.empty_like(rows)
         place[order] = ordered + np.repeat(offsets - lows, ends - begins)
-        return torch.cat(spans).view(-1, columns)[torch.from_numpy(place)].to(self._compute)
+        gathered = torch.cat(spans).view(-1, columns)[torch.from_numpy(place)]
+        return gathered.to(torch_dtype(self._compute))
 
 
 def _sum_of_rows(rows: Tensor) -> Tensor:

@@ -6,8 +6,13 @@ entropy of the singular values, divided by their sum. Between 1 and the rank.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from mergeops.deferred import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 EXACT_SIDE = 1024
 """A matrix whose shorter side is at most this is measured exactly."""

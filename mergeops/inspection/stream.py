@@ -6,18 +6,20 @@ import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.architecture import is_before_layers, layer_of
 from mergeops.checkpoint.dtypes import FLOATS
 from mergeops.checkpoint.header import StoredTensor
-from mergeops.checkpoint.reader import TensorReader
+from mergeops.checkpoint.reader import TensorReader, read_range
+from mergeops.deferred import torch
 from mergeops.inputs import read_input
 from mergeops.inspection.moments import Moments
 from mergeops.inspection.ranks import RankMeter
 from mergeops.sources import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 1 << 18
 """Entries of each input that are in memory at a time, in whole rows."""
@@ -91,7 +93,7 @@ def walk(
     names = [one.name for one in inputs]
     alike = set(itertools.combinations(range(len(names)), 2))
     with contextlib.ExitStack() as opened:
-        readers = [one.open(torch.float64) for one, _ in planned]
+        readers = [one.open("F64") for one, _ in planned]
         for reader in readers:
             opened.callback(reader.close)
         for name, stored in shared.items():
@@ -159,6 +161,5 @@ def _read(
     """``[inputs, stop - start]`` float64."""
     chunk = torch.empty((len(readers), stop - start), dtype=torch.float64)
     for row, reader, tensor in zip(chunk, readers, stored, strict=True):
-        staging = torch.empty((stop - start) * 8, dtype=torch.uint8)
-        row.copy_(reader.read(tensor.name, start, stop, staging))
+        row.copy_(read_range(reader, tensor.name, start, stop))
     return chunk

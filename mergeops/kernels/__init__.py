@@ -2,8 +2,19 @@
 
 A kernel goes through a chunk in blocks that stay in the processor's first cache, and does there,
 one after the other, the same float32 operations in the same order as the methods do on tensors: so
-its bits are theirs. What is compiled is kept on disk by numba; the machine's next start finds it.
+its bits are theirs. numba compiles them once for a machine (``compiler``); what it makes is kept on
+disk, and loaded without it (``native``).
 
 Inputs are rows of bits, ``row`` elements apart in one flat array: uint16 (bfloat16, ``shift`` 16)
 or uint32 (float32, ``shift`` 0).
+
+A kernel allocates nothing, since nothing of numba is there when it runs: the caller brings scratch
+arrays, whose content says nothing, and an array is copied to a slice by a loop.
 """
+
+WIDTH = 2048
+"""Entries of a block."""
+STRIPS, COLUMNS = 8, 256
+"""Of a tile in which products are added: ``STRIPS`` rows of ``COLUMNS`` entries."""
+FINE, NOT_FINITE, TOO_MANY = 0, 1, 2
+"""What ``decide`` returns."""

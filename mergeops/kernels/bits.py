@@ -2,88 +2,108 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from mergeops.kernels import WIDTH as WIDTH
+
 Array = npt.NDArray[Any]
 
-WIDTH = 2048
-"""Entries of a block."""
 SIGN = np.uint32(1 << 31)
 MAGNITUDE = np.uint32((1 << 31) - 1)
-_EXPONENT = np.uint32(0x7F800000)
+SHIFT, NO_SHIFT = np.uint32(16), np.uint32(0)
+"""From a bfloat16's or a float32's bits to those of the float32."""
 _ONE_EXPONENT = np.uint32(0x00800000)
+_ROUNDED_UP = np.uint32(0x00808000)
 _HALF = np.uint32(0x7FFF)
 
 
 INDEX = numba.int64
 FLAG = numba.boolean
 REAL = numba.float64
+BYTES, BYTE_ROWS = numba.uint8[::1], numba.uint8[:, ::1]
 BITS16, BITS32 = numba.uint16[::1], numba.uint32[::1]
+BIT_ROWS = numba.uint32[:, ::1]
 INTS, INT_ROWS = numba.int64[::1], numba.int64[:, ::1]
 SHORTS, SHORT_ROWS = numba.int32[::1], numba.int32[:, ::1]
-KEYS = numba.uint64[::1]
+KEY, KEYS = numba.uint64, numba.uint64[::1]
 FLOATS = numba.float32[::1]
 SUMS = numba.float64[:, ::1]
+TERMS = numba.float64[::1]
 CHUNK = (BITS16, BITS32, INDEX, INDEX)
 """``low, high, row, m``: the inputs' bits, elements between two rows, entries of the chunk."""
 
 
-def _version() -> int:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7], "big")
+KERNELS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {}
+"""Name -> types of the arguments, function."""
 
 
-VERSION = _version()
-"""Of all kernels' text. As an argument's default it is a part of the types by which numba finds
-what it compiled before: numba itself looks at one file's time only."""
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
+"""Without numba's runtime no array can be made, and none is counted."""
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """A part of kernels."""
-    found: Callable[..., Any] = numba.njit(function, error_model="numpy")
+    found: Callable[..., Any] = numba.njit(function, **OPTIONS)
+    return found
+
+
+def written_out(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of kernels of which each call gets its own code, made for the constants it gives."""
+    found: Callable[..., Any] = numba.njit(function, **OPTIONS, forceinline=True)
+    return found
+
+
+def fusing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``written_out``; a product and a sum may become one instruction with one rounding, which
+    gives the same bits where the product is exact."""
+    found: Callable[..., Any] = numba.njit(
+        function, **OPTIONS, forceinline=True, fastmath={"contract"}
+    )
     return found
 
 
 def kernel(*types: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile a function for these arguments now, or load it; it runs without Python's lock."""
-    signature = (*types, numba.types.Omitted(VERSION))  # type: ignore[no-untyped-call]
+    """A function to be compiled for these arguments; it runs without Python's lock."""
 
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        found: Callable[..., Any]
-        try:
-            found = numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
-        except RuntimeError:
-            # No directory where numba could keep it can be written: each process compiles.
-            found = numba.njit(signature, nogil=True, error_model="numpy")(function)
-        return found
+    def registered(function: Callable[..., Any]) -> Callable[..., Any]:
+        KERNELS[function.__name__] = types, function
+        return function
 
-    return compiled
+    return registered
+
+
+@written_out
+def value(stored: Array, j: int, shift: np.uint32) -> np.float32:
+    """One stored entry."""
+    found: np.float32 = np.uint32(np.uint32(stored[j]) << shift).view(np.float32)
+    return found
 
 
 @inlined
-def _load(low: Array, high: Array, start: int, out: Array) -> Any:
-    """Bits of float32 values into ``out``, from those of bfloat16 or float32; the highest bit of
-    the result is set if one of them is not finite."""
-    bad = np.uint32(0)
-    if low.size:
-        stored = low[start : start + out.size]
-        for i in range(out.size):
-            out[i] = np.uint32(stored[i]) << np.uint32(16)
-    else:
-        out[:] = high[start : start + out.size]
-    for i in range(out.size):
-        bits = out[i]
-        bad = np.uint32(bad | np.uint32((bits & _EXPONENT) + _ONE_EXPONENT))
-    return bad
+def _load(stored: Array, shift: np.uint32, values: Array) -> Any:
+    """Stored bits as float32 values; returns the largest magnitude's bits."""
+    most = np.uint32(0)
+    for j in range(values.size):
+        bits = np.uint32(np.uint32(stored[j]) << shift)
+        values[j] = bits.view(np.float32)
+        most = max(most, np.uint32(bits & MAGNITUDE))
+    return most
+
+
+@inlined
+def _load_delta(stored: Array, shift: np.uint32, base: Array, delta: Array) -> Any:
+    """Stored bits' difference from ``base``; returns as ``_load``."""
+    most = np.uint32(0)
+    for j in range(delta.size):
+        bits = np.uint32(np.uint32(stored[j]) << shift)
+        delta[j] = bits.view(np.float32) - base[j]
+        most = max(most, np.uint32(bits & MAGNITUDE))
+    return most
 
 
 @inlined
@@ -91,33 +111,42 @@ def load_all(
     low: Array, high: Array, row: int, start: int, has_base: bool, rows: Array, w: int
 ) -> Any:
     """Rows ``[parts, >= w]`` (bits) of a block: the base, where there is one, and the task vectors;
-    else the sources. Returns as ``_load``."""
-    bad = np.uint32(0)
+    else the sources. The highest bit of the result is set if an input is not finite."""
+    values = rows.view(np.float32)
+    base = values[0, :w]
+    most = np.uint32(0)
     for i in range(rows.shape[0]):
-        bad |= _load(low, high, i * row + start, rows[i, :w])
-    if has_base:
-        values = rows.view(np.float32)
-        base = values[0, :w]
-        for i in range(1, rows.shape[0]):
-            delta = values[i, :w]
-            for j in range(w):
-                delta[j] -= base[j]
-    return bad
+        begin = i * row + start
+        end = begin + w
+        if has_base and i:
+            if low.size:
+                found = _load_delta(low[begin:end], SHIFT, base, values[i, :w])
+            else:
+                found = _load_delta(high[begin:end], NO_SHIFT, base, values[i, :w])
+        elif low.size:
+            found = _load(low[begin:end], SHIFT, values[i, :w])
+        else:
+            found = _load(high[begin:end], NO_SHIFT, values[i, :w])
+        most = max(most, found)
+    return np.uint32(most + _ONE_EXPONENT)
 
 
 @inlined
 def store(bits: Array, low: Array, high: Array, start: int) -> Any:
-    """Round to the nearest, ties to even, and store; returns as ``_load``."""
-    bad = np.uint32(0)
+    """Round to the nearest, ties to even, and store; the highest bit of the result is set if a
+    saved value is not finite."""
+    most = np.uint32(0)
+    end = start + bits.size
     if low.size:
-        saved = low[start : start + bits.size]
-        for i in range(bits.size):
-            odd = np.uint32(bits[i] >> np.uint32(16)) & np.uint32(1)
-            rounded = np.uint32(np.uint32(bits[i] + _HALF) + odd)
-            saved[i] = rounded >> np.uint32(16)
-            bad = np.uint32(bad | np.uint32((rounded & _EXPONENT) + _ONE_EXPONENT))
-    else:
-        high[start : start + bits.size] = bits
-        for i in range(bits.size):
-            bad = np.uint32(bad | np.uint32((bits[i] & _EXPONENT) + _ONE_EXPONENT))
-    return bad
+        saved = low[start:end]
+        for j in range(bits.size):
+            odd = np.uint32(bits[j] >> SHIFT) & np.uint32(1)
+            saved[j] = np.uint32(np.uint32(bits[j] + _HALF) + odd) >> SHIFT
+            most = max(most, np.uint32(bits[j] & MAGNITUDE))
+        # From the middle between the largest value and the next power of two on, it is rounded up.
+        return np.uint32(most + _ROUNDED_UP)
+    kept = high[start:end]
+    for j in range(bits.size):
+        kept[j] = bits[j]
+        most = max(most, np.uint32(bits[j] & MAGNITUDE))
+    return np.uint32(most + _ONE_EXPONENT)

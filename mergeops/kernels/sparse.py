@@ -40,11 +40,13 @@ def _keep_between(bits: Array, index: int, window: Array) -> None:
 
 
 @inlined
-def _draw(key: np.uint64, index: int, z: Array) -> None:
+def draw(key: np.uint64, index: int, z: Array) -> None:
     """Outputs of SplitMix64 from number ``index`` on: see ``randomness.splitmix64``."""
+    state = key + np.uint64(index) * _GAMMA
     for i in range(z.size):
-        x = key + np.uint64(index + 1 + i) * _GAMMA
-        x = (x ^ (x >> np.uint64(30))) * _MIX_1
+        # Adding up is quicker than multiplying.
+        state += _GAMMA
+        x = (state ^ (state >> np.uint64(30))) * _MIX_1
         x = (x ^ (x >> np.uint64(27))) * _MIX_2
         z[i] = x ^ (x >> np.uint64(31))
 
@@ -59,11 +61,17 @@ def _drop(bits: Array, draws: Array, chance: int) -> None:
 
 
 @inlined
-def _drop_each(bits: Array, values: Array, draws: Array, chances: Array, rescale: bool) -> None:
+def _keep(bits: Array, stays: Array) -> None:
+    """Zero the entries that do not stay."""
+    for i in range(bits.size):
+        bits[i] = bits[i] if stays[i] else np.uint32(0)
+
+
+@inlined
+def _drop_each(bits: Array, values: Array, draws: Array, chances: Array) -> None:
     """Zero the entries whose draw is not below their own chance; divide the others by it."""
     for i in range(bits.size):
-        if rescale:
-            values[i] /= np.float32(np.float64(max(chances[i], np.int32(1))) * STEPS)
+        values[i] /= np.float32(np.float64(max(chances[i], np.int32(1))) * STEPS)
     for i in range(bits.size):
         stays = np.int32(draws[i] & MAGNITUDE) < chances[i]
         bits[i] = bits[i] if stays else np.uint32(0)
@@ -80,7 +88,7 @@ def sparsify(
     limits: Array,
     keys: Array,
     chances: Array,
-    rescale: bool,
+    stays: Array,
     random: Array,
 ) -> None:
     """What source ``i`` keeps of a block that starts at ``start`` of the chunk."""
@@ -88,11 +96,13 @@ def sparsify(
     index = offset + start
     if windows.size:
         _keep_between(bits, index, windows[i])
-    if limits[i] >= 0:
+    if limits[i] >= 0 and stays.size:
+        _keep(bits, stays[i, start : start + w])
+    elif limits[i] >= 0:
         skip = index % 2
-        _draw(keys[i], index // 2, random[: (w + skip + 1) // 2])
+        draw(keys[i], index // 2, random[: (w + skip + 1) // 2])
         draws = random.view(np.uint32)[skip : skip + w]
         if chances.size:
-            _drop_each(bits, values, draws, chances[i, start : start + w], rescale)
+            _drop_each(bits, values, draws, chances[i, start : start + w])
         else:
             _drop(bits, draws, limits[i])

@@ -25,12 +25,15 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from torch import Tensor
+import numpy.typing as npt
 
 from mergeops.attribute_docs import attribute_docstrings
 from mergeops.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 16384
 """Chunks start at multiples of this many elements: sums over blocks do not depend on the chunks."""
@@ -60,12 +63,12 @@ class Place:
         return self.shape[-1] if self.shape else self.numel
 
 
-Look = Callable[[Any, Tensor, int], Tensor]
+Look = Callable[[Any, "Tensor", int], "Tensor"]
 """``look(base [m] | None, sources [n, m], offset) -> a tensor of any shape``."""
 
 
-FusedLook = Callable[[Any], Tensor | None]
-"""The same from a ``fused.Bits``, or None where it cannot."""
+FusedLook = Callable[[Any], npt.NDArray[Any] | None]
+"""The same from a ``fused.Bits`` as an array, or None where it cannot."""
 
 
 class Scan(Protocol):
@@ -78,8 +81,8 @@ class Scan(Protocol):
         stop: int | None = None,
         *,
         fused: FusedLook | None = None,
-    ) -> Iterator[Tensor]:
-        """Yield what ``look`` gives for each chunk, in order, on the CPU.
+    ) -> Iterator[Any]:
+        """Yield what ``look`` gives for each chunk, in order, on the CPU; or ``fused``, an array.
 
         Args:
             look: may run in several threads and on any device.
@@ -91,7 +94,7 @@ class Scan(Protocol):
         ...
 
 
-MergeFunction = Callable[[Any, Tensor, Any, Place], Tensor]
+MergeFunction = Callable[[Any, "Tensor", Any, Place], "Tensor"]
 StatisticsFunction = Callable[[Scan, Any, Place], Any]
 CheckFunction = Callable[[Mapping[str, Sequence[float]], Any], None]
 WholeRowsFunction = Callable[[Any], bool]
@@ -212,7 +215,7 @@ def method(
         if name in _REGISTRY:
             other = _REGISTRY[name].merge.__module__
             raise TypeError(f"method {name!r} is defined in {other} and in {merge.__module__}")
-        parameters = list(typing.get_type_hints(merge).values())[2]
+        parameters = list(typing.get_type_hints(merge, localns={"Tensor": Any}).values())[2]
         fields = {f.name for f in dataclasses.fields(parameters)}
         missing = set(source_parameters) - fields
         if missing:

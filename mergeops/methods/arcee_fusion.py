@@ -8,15 +8,16 @@ important is what lies 1.5 interquartile ranges or more above the median.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from mergeops.deferred import torch
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.reduction import row_sums
 from mergeops.methods.selection import find_keys, magnitude, magnitude_keys
 from mergeops.methods.sparsify import always
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RANGES = 1.5
 """Interquartile ranges above the median where importance begins."""

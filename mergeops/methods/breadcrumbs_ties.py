@@ -7,14 +7,16 @@ Yadav et al. 2023, https://arxiv.org/abs/2306.01708.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
 from mergeops.methods.fused import Formula
 from mergeops.methods.trimming import Trim, find_trim, trim
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from mergeops.deferred import torch
 from mergeops.methods import FusedLook, Look, Scan
 from mergeops.methods.reduction import pairs, vectors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BITS = 62
 """An int64 holds sums below 2**63."""

@@ -7,14 +7,16 @@ Yu et al. 2024, https://arxiv.org/abs/2311.03099, section 3, with the sign vote 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
 from mergeops.methods.fused import Drops, Formula
 from mergeops.methods.sparsify import check_match_norm, drop_random, multiply, norm_factors
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ Deep et al. 2024, https://arxiv.org/abs/2406.11617, section 3 (MagPrune, Elect, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
-from mergeops.methods.fused import Drops, Formula
+from mergeops.methods.fused import Drops, Formula, Matched
 from mergeops.methods.ranks import drop_by_rank
 from mergeops.methods.sparsify import always, check_match_norm, multiply, norm_factors
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,25 +45,27 @@ class Della:
         check_match_norm(self.rescale, self.match_norm)
 
 
-def statistics(scan: Scan, p: Della, at: Place) -> tuple[float, ...] | None:
-    """Each task vector's factor, where norms are matched."""
+def statistics(scan: Scan, p: Della, at: Place) -> Matched | None:
+    """Each task vector's factor, where norms are matched, and what is dropped."""
     if not p.match_norm:
         return None
 
     def drop(deltas: Tensor, offset: int) -> Tensor:
         return _drop(deltas, p, at, offset)
 
-    sparse = Formula([1.0] * len(at.keys), drops=Drops.of(p, at))
-    return norm_factors(scan, drop, sparse, row_length=at.row_length)
+    drops = Drops.of(p, at)
+    sparse = Formula([1.0] * len(at.keys), drops=drops)
+    return Matched(norm_factors(scan, drop, sparse, row_length=at.row_length), drops)
 
 
 def formula(p: Della, at: Place, n: int) -> Formula:
     """What ``merge`` does."""
+    matched: Matched | None = at.statistics
     return Formula(
         at.per_source["weight"],
         scale=p.scale,
-        factors=at.statistics,
-        drops=Drops.of(p, at),
+        factors=matched.factors if matched else None,
+        drops=matched.drops if matched else Drops.of(p, at),
         vote=True,
         normalize=p.normalize,
     )
@@ -90,7 +94,7 @@ def merge(base: Tensor, sources: Tensor, p: Della, at: Place) -> Tensor:
     """
     sparse = _drop(sources - base, p, at, at.offset)
     if at.statistics is not None:
-        sparse = multiply(sparse, at.statistics)
+        sparse = multiply(sparse, at.statistics.factors)
     change = elect_and_average(sparse, at.per_source["weight"], normalize=p.normalize)
     return base + change * p.scale
 

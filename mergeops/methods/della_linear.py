@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, Scan, method
-from mergeops.methods.fused import Drops, Formula
+from mergeops.methods.fused import Drops, Formula, Matched
 from mergeops.methods.ranks import drop_by_rank
 from mergeops.methods.sparsify import always, check_match_norm, multiply, norm_factors
 from mergeops.methods.weighting import check_mean, factors, weighted_sum
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -50,24 +52,26 @@ def check(per_source: Mapping[str, Sequence[float]], p: DellaLinear) -> None:
         check_mean("della_linear", per_source["weight"], "normalize")
 
 
-def statistics(scan: Scan, p: DellaLinear, at: Place) -> tuple[float, ...] | None:
-    """Each task vector's factor, where norms are matched."""
+def statistics(scan: Scan, p: DellaLinear, at: Place) -> Matched | None:
+    """Each task vector's factor, where norms are matched, and what is dropped."""
     if not p.match_norm:
         return None
 
     def drop(deltas: Tensor, offset: int) -> Tensor:
         return _drop(deltas, p, at, offset)
 
-    sparse = Formula([1.0] * len(at.keys), drops=Drops.of(p, at))
-    return norm_factors(scan, drop, sparse, row_length=at.row_length)
+    drops = Drops.of(p, at)
+    sparse = Formula([1.0] * len(at.keys), drops=drops)
+    return Matched(norm_factors(scan, drop, sparse, row_length=at.row_length), drops)
 
 
 def formula(p: DellaLinear, at: Place, n: int) -> Formula:
     """What ``merge`` does."""
+    matched: Matched | None = at.statistics
     return Formula(
         factors(at.per_source["weight"], p.scale, normalize=p.normalize),
-        factors=at.statistics,
-        drops=Drops.of(p, at),
+        factors=matched.factors if matched else None,
+        drops=matched.drops if matched else Drops.of(p, at),
     )
 
 
@@ -95,7 +99,7 @@ def merge(base: Tensor, sources: Tensor, p: DellaLinear, at: Place) -> Tensor:
     """
     sparse = _drop(sources - base, p, at, at.offset)
     if at.statistics is not None:
-        sparse = multiply(sparse, at.statistics)
+        sparse = multiply(sparse, at.statistics.factors)
     weights = factors(at.per_source["weight"], p.scale, normalize=p.normalize)
     return base + weighted_sum(sparse, weights)
 

@@ -10,26 +10,29 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from mergeops.kernels import COLUMNS, NOT_FINITE, STRIPS, TOO_MANY, WIDTH
+from mergeops.kernels.native import native
 from mergeops.methods import BLOCK, Place
 from mergeops.methods.randomness import STEPS, limit
 
 Array = npt.NDArray[Any]
 
-KERNEL_DTYPES = (torch.bfloat16, torch.float32)
+KERNEL_DTYPES = ("BF16", "F32")
 """What kernels read and write; other inputs are converted first."""
 _NO_WINDOWS = np.empty((0, 4), np.int64)
-_NO_CHANCES = np.empty((0, 0), np.int32)
+_NO_CHANCES, _NO_STAYS = np.empty((0, 0), np.int32), np.empty((0, 0), np.uint8)
+_SHORT = 128
+"""Rows with fewer entries are sorted rather than counted."""
+_MOST_REMEMBERED = 1 << 26
+"""Bytes of what is found of a tensor in one pass and used in the next."""
 _NO_LOW, _NO_HIGH = np.empty(0, np.uint16), np.empty(0, np.uint32)
 
 
@@ -37,7 +40,7 @@ _NO_LOW, _NO_HIGH = np.empty(0, np.uint16), np.empty(0, np.uint32)
 def kernels() -> Future[bool]:
     """Loads the kernels, or compiles them once for a machine, while the caller goes on.
 
-    The result says whether they can be used: numba is there and works.
+    The result says whether they can be used: they can be loaded or compiled here, and work.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="kernels")
     loading = pool.submit(_load)
@@ -47,15 +50,11 @@ def kernels() -> Future[bool]:
 
 def _load() -> bool:
     try:
-        import mergeops.kernels.combine
-        import mergeops.kernels.ranks
-        import mergeops.kernels.scans  # noqa: F401
-
         # What loads but does not run here must not be found out by a merge.
-        bits, out = np.ones(1, np.float32).view(np.uint32), torch.zeros(1)
+        bits, out = np.ones(1, np.float32).view(np.uint32), np.zeros(1, np.float32)
         one = Bits(_NO_LOW, bits, row=1, parts=1, m=1, has_base=False, offset=0)
-        if not Formula([1.0]).merge(one, 1, out) or out.item() != 1.0:
-            raise ArithmeticError(f"a compiled kernel gives {out.item()} for 1.0")
+        if not Formula([1.0]).merge(one, 1, out.view(np.uint8), "F32") or out[0] != 1.0:
+            raise ArithmeticError(f"a compiled kernel gives {out[0]} for 1.0")
     # Whatever is wrong with numba on a machine, a merge can do without it.
     except Exception as error:
         logging.getLogger(__name__).warning("merging without compiled kernels: %s", error)
@@ -63,14 +62,18 @@ def _load() -> bool:
     return True
 
 
-def bits_of(rows: Tensor) -> tuple[Array, Array] | None:
-    """Rows on the CPU as one flat array of bits, ``Bits.low`` and ``Bits.high``, or None where they
-    have another format."""
-    if rows.dtype == torch.bfloat16:
-        return rows.view(-1).view(torch.uint16).numpy(), _NO_HIGH
-    if rows.dtype == torch.float32:
-        return _NO_LOW, rows.view(-1).view(torch.uint32).numpy()
+def bits_of(stored: Array, dtype: str) -> tuple[Array, Array] | None:
+    """Bytes of this format as ``Bits.low`` and ``Bits.high``; None for formats that are neither."""
+    if dtype == "BF16":
+        return stored.view(np.uint16), _NO_HIGH
+    if dtype == "F32":
+        return _NO_LOW, stored.view(np.uint32)
     return None
+
+
+def scratch_rows(n: int, width: int = WIDTH) -> Array:
+    """Scratch of a kernel."""
+    return np.empty((n, width), np.uint32)
 
 
 class Bits(NamedTuple):
@@ -107,6 +110,9 @@ class Drops:
     """Divide what stays by its probability."""
     epsilons: Sequence[float] | None = None
     """How far the probability follows the rank in the row: see ``ranks.drop_by_rank``."""
+    _remembered: dict[tuple[int, int], Array] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, p: Any, at: Place) -> Self:
@@ -118,6 +124,24 @@ class Drops:
         """
         rescale = p.rescale and not p.match_norm
         return cls(at.per_source["density"], at.keys, rescale, at.per_source.get("epsilon"))
+
+    def remember(self, bits: Bits, stays: Array) -> None:
+        """Keep for the next pass what ``_stays`` found in a chunk, as long as there is room."""
+        packed = np.packbits(stays, axis=1)
+        if (len(self._remembered) + 1) * packed.nbytes <= _MOST_REMEMBERED:
+            self._remembered[bits.offset, bits.m] = packed
+
+    def recall(self, bits: Bits) -> Array | None:
+        """What was kept for a chunk, once."""
+        packed = self._remembered.pop((bits.offset, bits.m), None)
+        return None if packed is None else np.unpackbits(packed, axis=1, count=bits.m)
+
+
+class Matched(NamedTuple):
+    """How entries are dropped from task vectors whose norms are kept."""
+
+    factors: tuple[float, ...]
+    drops: Drops
 
 
 @dataclass(frozen=True)
@@ -167,25 +191,36 @@ class Formula:
                     factors[i] = 1.0 / density
         return factors
 
-    def _sparsify(self, bits: Bits, row_length: int) -> tuple[Any, ...] | None:
-        chances, rescale = _NO_CHANCES, False
+    def _sparsify(
+        self, bits: Bits, row_length: int, *, once_more: bool = False
+    ) -> tuple[Any, ...] | None:
+        """The kernels' arguments; ``once_more`` says that the same chunk will come again."""
+        chances, stays = _NO_CHANCES, _NO_STAYS
         if self.drops is not None and self.drops.epsilons is not None:
-            found = _chances(bits, self.drops, row_length)
+            if self.drops.rescale:
+                found = _chances(bits, self.drops, self.drops.epsilons, row_length)
+                chances = _NO_CHANCES if found is None else found
+            else:
+                found = self.drops.recall(bits)
+                if found is None:
+                    found = _stays(bits, self.drops, self.drops.epsilons, row_length)
+                stays = _NO_STAYS if found is None else found
+                if once_more and found is not None:
+                    self.drops.remember(bits, found)
             if found is None:
                 return None
-            chances, rescale = found, self.drops.rescale
-        return bits.offset, self._windows, self._limits, self._keys, chances, rescale
+        random = np.empty(WIDTH // 2 + 1, np.uint64)
+        return bits.offset, self._windows, self._limits, self._keys, chances, stays, random
 
-    def merge(self, bits: Bits, row_length: int, out: Tensor) -> bool:
-        """Merge a chunk into ``out`` ``[m]``; False where an input or a result is not finite."""
-        from mergeops.kernels.combine import combine
-
-        saved = bits_of(out)
+    def merge(self, bits: Bits, row_length: int, out: Array, dtype: str) -> bool:
+        """Merge a chunk into ``out``, its bytes in this format; False where an input or a result is
+        not finite."""
+        saved = bits_of(out, dtype)
         sparse = self._sparsify(bits, row_length)
         if saved is None or sparse is None:
             return False
         return bool(
-            combine(
+            native("combine")(
                 *bits.place,
                 bits.has_base,
                 *sparse,
@@ -195,87 +230,82 @@ class Formula:
                 self.normalize,
                 np.float32(self.scale),
                 *saved,
+                scratch_rows(len(self.weights) + bits.has_base),
+                scratch_rows(3),
             )
         )
 
-    def norms(self, bits: Bits, row_length: int, length: int) -> Tensor | None:
+    def norms(self, bits: Bits, row_length: int, length: int) -> Array | None:
         """Block sums ``[2n, pieces]`` of the magnitudes before and after sparsifying."""
-        from mergeops.kernels.scans import norms
-
-        sparse = self._sparsify(bits, row_length)
+        sparse = self._sparsify(bits, row_length, once_more=True)
         if sparse is None:
             return None
-        sums = np.empty((2 * len(self.weights), -(-bits.m // length)))
-        return torch.from_numpy(sums) if norms(*bits.place, *sparse, length, sums) else None
+        n = len(self.weights)
+        sums = np.empty((2 * n, -(-bits.m // length)))
+        scratch = scratch_rows(n + 1, length), np.empty(length)
+        finite = native("norms")(*bits.place, *sparse, length, sums, *scratch)
+        return sums if finite else None
 
 
-def gram(bits: Bits) -> Tensor | None:
+def gram(bits: Bits) -> Array | None:
     """Block sums of products: see ``reduction.gram``."""
-    from mergeops.kernels.scans import products
-
     n = bits.parts - bits.has_base
     sums = np.empty((n * (n + 1) // 2, -(-bits.m // BLOCK)))
-    finite = products(*bits.place, bits.parts, bits.has_base, sums)
-    return torch.from_numpy(sums) if finite else None
+    scratch = np.empty(4 * STRIPS * COLUMNS, np.float32), np.empty(6 * BLOCK // STRIPS)
+    finite = native("products")(*bits.place, n, bits.has_base, sums, *scratch)
+    return sums if finite else None
 
 
-class DigitCounter:
-    """Histograms of the task vectors' magnitudes, to which each thread adds on its own.
-
-    Args:
-        prefixes: k pairs (source, high digit): only magnitudes with this high digit count, by their
-            low digit; -1 counts all, by their high digits.
-        bins: values of a digit.
-    """
-
-    def __init__(self, prefixes: Sequence[tuple[int, int]], bins: int) -> None:
-        self._rows, self._digits = np.array(prefixes, dtype=np.int64).T.copy()
-        self._shape = (len(prefixes), bins)
-        self._local = threading.local()
-        self._counts: list[Array] = []
-
-    def __call__(self, bits: Bits) -> Tensor | None:
-        """Count a chunk; nothing to say but that it was done, or None for an input not finite."""
-        from mergeops.kernels.scans import count_digits
-
-        counts: Array | None = getattr(self._local, "counts", None)
-        if counts is None:
-            counts = self._local.counts = np.zeros(self._shape, np.int64)
-            self._counts.append(counts)
-        return (
-            torch.empty(0) if count_digits(*bits.place, self._rows, self._digits, counts) else None
-        )
-
-    def total(self) -> Tensor:
-        """``[k, bins]``, of all threads."""
-        return torch.from_numpy(sum(self._counts, np.zeros(self._shape, np.int64)))
-
-
-def count_equal(bits: Bits, wanted: Sequence[tuple[int, int]]) -> Tensor | None:
-    """How many magnitudes are exactly this one ``[k]``, for k pairs (source, magnitude bits)."""
-    from mergeops.kernels.scans import count_equal
-
-    rows, keys = np.array(wanted, dtype=np.int64).T.copy()
-    counts = np.zeros(len(wanted), np.int64)
-    finite = count_equal(*bits.place, rows, keys, counts)
-    return torch.from_numpy(counts) if finite else None
-
-
-def _chances(bits: Bits, drops: Drops, row_length: int) -> Array | None:
-    from mergeops.kernels.ranks import chances, pack
-
-    assert drops.epsilons is not None
+def _chances(bits: Bits, drops: Drops, epsilons: Sequence[float], row_length: int) -> Array | None:
+    """Each entry's own chance ``[n, m]`` int32, in steps; None for an input not finite."""
     found = np.empty((len(drops.densities), bits.m), np.int32)
+    for i, (density, epsilon) in enumerate(zip(drops.densities, epsilons, strict=True)):
+        start, step = chance_of_rank(density, epsilon, row_length)
+        if density < 1.0 and not _sort_out(bits, i, row_length, start, step, found[i]):
+            return None
+    return found
+
+
+def _sort_out(
+    bits: Bits, source: int, row_length: int, start: float, step: float, out: Array
+) -> bool:
     packed = np.empty(bits.m, np.int64)
-    for i, (density, epsilon) in enumerate(zip(drops.densities, drops.epsilons, strict=True)):
+    scratch = scratch_rows(2), np.empty(WIDTH, np.uint32)
+    if not native("pack")(*bits.place, source, row_length, *scratch, packed):
+        return False
+    # numpy sorts integers with the processor's widest registers.
+    packed.reshape(-1, row_length).sort(axis=1)
+    native("chances")(packed, row_length, start, step, out)
+    return True
+
+
+def _stays(bits: Bits, drops: Drops, epsilons: Sequence[float], row_length: int) -> Array | None:
+    """Whether each entry stays ``[n, m]`` uint8; None for an input not finite."""
+    found = np.empty((len(drops.densities), bits.m), np.uint8)
+    buckets = 1 << min((row_length // 8).bit_length(), 12)
+    rows, keys = scratch_rows(2), np.empty(max(row_length, WIDTH), np.uint32)
+    places, table = np.empty(row_length, np.uint32), np.empty((3, buckets + 2), np.int32)
+    bounds, taken = np.empty(buckets + 2, np.uint64), np.empty(WIDTH, np.uint64)
+    random, unsure = np.empty(WIDTH // 2 + 1, np.uint64), np.empty(WIDTH, np.uint8)
+    scratch = rows, keys, places, table, bounds, taken, random, unsure
+    for i, (density, epsilon, key) in enumerate(
+        zip(drops.densities, epsilons, drops.keys, strict=True)
+    ):
         if density == 1.0:
             continue
-        if not pack(*bits.place, i, row_length, packed):
-            return None
-        # numpy sorts integers with the processor's widest registers.
-        packed.reshape(-1, row_length).sort(axis=1)
         start, step = chance_of_rank(density, epsilon, row_length)
-        chances(packed, row_length, start, step, found[i])
+        state = TOO_MANY
+        if row_length >= _SHORT:
+            which = i, row_length, bits.offset, key, start, step
+            state = native("decide")(*bits.place, *which, *scratch, found[i])
+        if state == TOO_MANY:
+            chances = np.empty(bits.m, np.int32)
+            if _sort_out(bits, i, row_length, start, step, chances):
+                native("compare")(chances, bits.offset, key, random, found[i])
+                continue
+            state = NOT_FINITE
+        if state == NOT_FINITE:
+            return None
     return found
 
 

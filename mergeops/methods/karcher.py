@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.reduction import gram
 from mergeops.methods.weighting import weighted_sum
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TINY_NORM = 1e-30
 """A tensor shorter than this has no direction; it still counts in the mean length."""

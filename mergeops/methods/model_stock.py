@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from mergeops.deferred import torch
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.fused import Formula
 from mergeops.methods.reduction import gram, pairs, row_sums
 from mergeops.methods.weighting import weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEAST_RATIO = -1.0
 """The formula has a pole where the task vectors cancel (cosine -1 / (n - 1)): no further back."""

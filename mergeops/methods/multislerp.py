@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.reduction import gram, vectors
 from mergeops.methods.weighting import check_mean, shares, weighted_sum
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ near, the result is the source; where they differ much, it is nearly the base.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, method
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

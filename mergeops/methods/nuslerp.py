@@ -6,17 +6,20 @@ the two task vectors. Norms and dot products are float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from mergeops.deferred import torch
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.columns import column_products, spread
 from mergeops.methods.fused import Formula
 from mergeops.methods.reduction import gram, row_sums, vectors
 from mergeops.methods.weighting import check_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEAST_SINE = 1e-8
 """Below this the two directions are one, and the arc is the straight line."""
@@ -48,24 +51,22 @@ def whole_rows(p: NuSlerp) -> bool:
     return not p.nuslerp_flatten and not p.nuslerp_row_wise
 
 
-def factors(scan: Scan, p: NuSlerp, at: Place) -> Tensor | None:
-    """The factors ``[2, c]`` of the two sources, for each of c columns or (c = 1) the tensor: 16
-    bytes for each column stay in memory while the tensor is merged."""
+def factors(scan: Scan, p: NuSlerp, at: Place) -> tuple[float, float] | Tensor | None:
+    """The factors of the two sources: two numbers, or ``[2, c]`` for c columns, of which 16 bytes
+    each stay in memory while the tensor is merged."""
     if whole_rows(p):
         return None
     if p.nuslerp_flatten:
         (aa, ab), (_, bb) = gram(scan)
-        products = torch.tensor([[aa], [ab], [bb]], dtype=torch.float64)
-    else:
-        length = at.shape[0] if at.shape else 1
-        columns = column_products(scan, at.numel // length, length)
-        return torch.cat([_arc_factors(part, _place_on_arc(at)) for part in columns], dim=1)
-    return _arc_factors(products, _place_on_arc(at))
+        return _arc(aa, ab, bb, _place_on_arc(at))
+    length = at.shape[0] if at.shape else 1
+    columns = column_products(scan, at.numel // length, length)
+    return torch.cat([_arc_factors(part, _place_on_arc(at)) for part in columns], dim=1)
 
 
 def formula(p: NuSlerp, at: Place, n: int) -> Formula | None:
     """The two factors as weights, where each tensor is one vector."""
-    return Formula(at.statistics[:, 0].tolist()) if p.nuslerp_flatten else None
+    return Formula(at.statistics) if p.nuslerp_flatten else None
 
 
 @method(
@@ -100,6 +101,8 @@ def merge(base: Tensor | None, sources: Tensor, p: NuSlerp, at: Place) -> Tensor
         products.append(row_sums(exact_b * exact_b))
         of_rows = _arc_factors(torch.stack(products).cpu(), _place_on_arc(at))[..., None]
         first, second = of_rows.to(rows)
+    elif p.nuslerp_flatten:
+        first, second = at.statistics
     else:
         first, second = spread(at.statistics, at.offset, rows.shape[1]).to(rows)
     change: Tensor = (a * first + b * second).view(-1)
@@ -111,8 +114,20 @@ def _place_on_arc(at: Place) -> float:
     return second / (first + second) if first or second else 0.5
 
 
+def _arc(aa: float, ab: float, bb: float, t: float) -> tuple[float, float]:
+    """Shoemake's factors of two vectors, from their dot products."""
+    if aa == 0.0 or bb == 0.0:
+        return 1.0 - t, t
+    cosine = max(-1.0, min(1.0, ab / (math.sqrt(aa) * math.sqrt(bb))))
+    angle = math.acos(cosine)
+    sine = math.sin(angle)
+    if sine < (LEAST_SINE if cosine > 0 else OPPOSITE_SINE):
+        return 1.0 - t, t
+    return math.sin((1.0 - t) * angle) / sine, math.sin(t * angle) / sine
+
+
 def _arc_factors(products: Tensor, t: float) -> Tensor:
-    """Shoemake's factors ``[2, c]`` from the dot products aa, ab, bb ``[3, c]``, on the CPU."""
+    """The same ``[2, c]`` from the dot products aa, ab, bb ``[3, c]``, on the CPU."""
     aa, ab, bb = products
     has_no_angle = (aa == 0) | (bb == 0)
     length = (aa.sqrt() * bb.sqrt()).masked_fill(has_no_angle, 1.0)

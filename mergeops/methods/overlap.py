@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from mergeops.deferred import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def add_changes(deltas: Tensor, epsilon: float, factors: Sequence[float]) -> Tensor:

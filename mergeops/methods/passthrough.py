@@ -6,10 +6,12 @@ Kim et al. 2023, https://arxiv.org/abs/2312.15166, section 2 (depth up-scaling),
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ Yuan et al. 2026, https://arxiv.org/abs/2601.13572, section 4 (Reinforced Agent 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, method
 from mergeops.methods.overlap import add_changes
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

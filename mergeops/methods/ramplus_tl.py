@@ -7,12 +7,14 @@ overlap counted in each tensor.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.overlap import add_changes, count_changes
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def factors(scan: Scan, p: RamPlusTensorLevel, at: Place) -> list[float]:
     def look(base: Tensor, sources: Tensor, offset: int) -> Tensor:
         return count_changes(sources - base, p.epsilon)
 
-    shared, unique = sum(scan(look)).tolist()  # type: ignore[union-attr]
+    shared, unique = sum(scan(look)).tolist()
     # A source without unique changes has nothing that the factor could be applied to.
     return [1.0 + p.r * min(s / max(u, 1), p.alpha) for s, u in zip(shared, unique, strict=True)]
 

@@ -7,9 +7,13 @@ function of its counter, in wrapping int64 arithmetic, which CPU and CUDA share.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from mergeops.deferred import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 _GAMMA = 0x9E3779B97F4A7C15
 STEPS = 2**31

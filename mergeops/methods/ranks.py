@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from mergeops.deferred import torch
 from mergeops.methods.fused import chance_of_rank
 from mergeops.methods.randomness import STEPS, draws
 from mergeops.methods.selection import magnitude_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LOW = 2**32 - 1
 

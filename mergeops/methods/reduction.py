@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from mergeops.deferred import torch
 from mergeops.methods import BLOCK, Scan, fused
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def block_sums(values: Tensor) -> Tensor:
@@ -31,7 +35,7 @@ def block_sums(values: Tensor) -> Tensor:
     return values[:, 0]
 
 
-def total(parts: Iterable[Tensor]) -> list[float]:
+def total(parts: Iterable[Any]) -> list[float]:
     """Add up block sums, exactly rounded once.
 
     Args:
@@ -40,7 +44,7 @@ def total(parts: Iterable[Tensor]) -> list[float]:
     Returns:
         k sums over all blocks of all parts.
     """
-    return [math.fsum(row) for row in torch.cat(list(parts), dim=1).tolist()]
+    return [math.fsum(row) for row in np.concatenate(list(map(np.asarray, parts)), axis=1).tolist()]
 
 
 def row_sums(values: Tensor) -> Tensor:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from mergeops.deferred import torch
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
 from mergeops.methods.reduction import block_sums, total
 from mergeops.methods.selection import KEEP_ALL, Cut, find_largest, keep_by_key, magnitude_keys
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from mergeops.deferred import torch
 from mergeops.methods import Scan
-from mergeops.methods.fused import Bits, DigitCounter, count_equal
+from mergeops.methods.counting import DigitCounter, equal_to, not_empty
+from mergeops.methods.fused import Array, Bits
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DIGIT_BITS = 16
 MAGNITUDE_BITS = 32
 """Of the keys that kernels count: those of float32."""
+MOST_COUNTS = 1 << 22
+"""Array of a tensor's parts that are kept, of 16 bytes each."""
 
-Keys = Callable[[Tensor | None, Tensor, int, int], Tensor]
+Keys = Callable[["Tensor | None", "Tensor", int, int], "Tensor"]
 """``keys(base, sources, row, offset) -> [m]`` int32 or int64, not negative, larger for larger; a
 new tensor, which may be overwritten."""
 
@@ -47,6 +53,8 @@ class _Search:
     prefix: int = 0
     ties: int = 0
     """How many keys have this prefix."""
+    places: Sequence[tuple[int, int]] = ()
+    """Stretches of the tensor, one after the other: how many entries, and how many ties."""
 
 
 def find_largest(
@@ -73,8 +81,7 @@ def find_largest(
     open_searches = [s for s in searches if 0 < s.wanted < numel]
     _refine(scan, keys, open_searches, of_task_vectors)
     undecided = [s for s in open_searches if s.wanted < s.ties]
-    lasts = _find_last_ties(scan, keys, undecided, of_task_vectors) if undecided else []
-    last_of = {id(s): last for s, last in zip(undecided, lasts, strict=True)}
+    last_of = {id(s): _find_last_tie(scan, keys, s, of_task_vectors) for s in undecided}
     return tuple(
         Cut(search.prefix, last_of.get(id(search), numel))
         if 0 < k < numel
@@ -127,30 +134,46 @@ def _refine(scan: Scan, keys: Keys, searches: Sequence[_Search], of_task_vectors
     shift: int | None = None
     while searches and shift != 0:
         prefixes = sorted({(s.row, s.prefix) for s in searches})
-        histogram, bits = _histogram(scan, keys, prefixes, shift, of_task_vectors)
-        shift = (bits if shift is None else shift) - DIGIT_BITS
+        found = _count(scan, keys, prefixes, shift, of_task_vectors)
+        shift = (found.bits if shift is None else shift) - DIGIT_BITS
         for search in searches:
-            row = histogram[prefixes.index((search.row, search.prefix))]
+            which = prefixes.index((search.row, search.prefix))
+            row = found.histogram[which]
             digit, above = _find_digit(row, search.wanted)
             search.wanted -= above
             search.prefix = (search.prefix << DIGIT_BITS) | digit
             search.ties = int(row[digit])
+            index = which * row.size + digit
+            search.places = [(_at(part, -1), _at(part, index)) for part in found.parts]
 
 
-def _histogram(
+class _Counts(NamedTuple):
+    """What one pass counts."""
+
+    histogram: Array
+    """``[prefixes, bins]`` int64, of the digit after the prefix."""
+    bits: int
+    """How many a key has."""
+    parts: Sequence[Array]
+    """The same of stretches of the tensor, one after the other, where the digit is the lowest: see
+    ``counting.not_empty``."""
+
+
+def _count(
     scan: Scan,
     keys: Keys,
     prefixes: Sequence[tuple[int, int]],
     shift: int | None,
     of_task_vectors: bool,
-) -> tuple[Tensor, int]:
-    """Counts ``[len(prefixes), bins]`` of the digit after the prefix, and how many bits a key has.
+) -> _Counts:
+    """Count the digit after the prefix, for pairs of row and prefix.
 
     ``shift`` is the position of the prefix in the key; None counts the highest digit.
     """
     bits = 0
     # The highest bit of a key is 0, so the first digit has one bit less.
     bins = 2**DIGIT_BITS if shift is not None else 2 ** (DIGIT_BITS - 1)
+    is_lowest = shift == DIGIT_BITS
 
     def look(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
         nonlocal bits
@@ -175,67 +198,75 @@ def _histogram(
                 digits >>= shift - DIGIT_BITS
                 torch.minimum(digits, others, out=digits)
             counts.append(torch.bincount(digits, minlength=bins)[:bins])
-        return torch.stack(counts)
+        counted = torch.stack(counts)
+        # Whatever is longer than this chunk's other values keeps a lane's memory in pieces.
+        return torch.nn.functional.pad(counted, (1, 0), value=sources.shape[1])
 
-    total = torch.zeros(len(prefixes), bins, dtype=torch.int64)
-    if of_task_vectors:
-        digits = [(row, -1 if shift is None else prefix) for row, prefix in prefixes]
-        counter = DigitCounter(digits, bins)
-        for counts in scan(look, fused=counter):
-            if counts.numel():
-                total += counts
-        return total + counter.total(), bits or MAGNITUDE_BITS
-    for counts in scan(look):
-        total += counts
-    return total, bits
+    total = np.zeros((len(prefixes), bins), np.int64)
+    digits = [(row, -1 if shift is None else prefix) for row, prefix in prefixes]
+    counter = DigitCounter(digits, bins, each_chunk=is_lowest)
+    parts: list[Array] = []
+    for counts in scan(look, fused=counter if of_task_vectors else None):
+        if not isinstance(counts, np.ndarray):
+            total += counts[:, 1:].numpy()
+            if is_lowest:
+                parts.append(not_empty(counts[:, 1:].numpy(), int(counts[0, 0])))
+        elif is_lowest:
+            total.reshape(-1)[counts[0, 1:]] += counts[1, 1:]
+            parts.append(counts.copy())
+        parts = _within(MOST_COUNTS, parts)
+    return _Counts(total + counter.total(), bits or MAGNITUDE_BITS, parts)
 
 
-def _find_digit(histogram: Tensor, k: int) -> tuple[int, int]:
+def _within(most: int, parts: list[Array]) -> list[Array]:
+    """The parts, or longer ones, if they have more than ``most`` counts together."""
+    while len(parts) > 1 and sum(part.shape[1] for part in parts) > most:
+        parts = [_joined(parts[i : i + 2]) for i in range(0, len(parts), 2)]
+    return parts
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    indices, counts = np.concatenate(parts, axis=1)
+    found, inverse = np.unique(indices, return_inverse=True)
+    sums = np.zeros_like(found)
+    np.add.at(sums, inverse, counts)
+    return np.stack([found, sums])
+
+
+def _at(part: Array, index: int) -> int:
+    """The count at this index of a part."""
+    place = int(np.searchsorted(part[0], index))
+    is_there = place < part.shape[1] and part[0, place] == index
+    return int(part[1, place]) if is_there else 0
+
+
+def _find_digit(histogram: Array, k: int) -> tuple[int, int]:
     """The bin of the k-th largest (k from 1), and how many lie in the bins above it."""
-    from_top = histogram.flip(0).cumsum(0)
-    position = int(torch.searchsorted(from_top, k))
+    from_top = histogram[::-1].cumsum()
+    position = int(np.searchsorted(from_top, k))
     above = int(from_top[position - 1]) if position else 0
-    return histogram.numel() - 1 - position, above
+    return histogram.size - 1 - position, above
 
 
-def _find_last_ties(
-    scan: Scan, keys: Keys, searches: Sequence[_Search], of_task_vectors: bool
-) -> list[int]:
-    """Index of the ``wanted``-th entry whose key is the one found, for each search."""
+def _find_last_tie(scan: Scan, keys: Keys, search: _Search, of_task_vectors: bool) -> int:
+    """Index of the ``wanted``-th entry whose key is the one found."""
 
-    def count(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
-        ties = [
-            torch.count_nonzero(keys(base, sources, s.row, offset) == s.prefix) for s in searches
-        ]
-        return torch.stack([*ties, torch.tensor(sources.shape[1], device=sources.device)])
+    def look(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
+        ties = keys(base, sources, search.row, offset) == search.prefix
+        return ties.nonzero()[:, 0] + offset
 
-    def count_bits(chunk: Bits) -> Tensor | None:
-        ties = count_equal(chunk, [(s.row, s.prefix) for s in searches])
-        return None if ties is None else torch.cat([ties, torch.tensor([chunk.m])])
+    def look_at_bits(chunk: Bits) -> Array | None:
+        return equal_to(chunk, search.row, search.prefix)
 
-    left = [search.wanted for search in searches]
-    place: dict[int, tuple[int, int]] = {}
-    offset = 0
-    for counts in scan(count, fused=count_bits if of_task_vectors else None):
-        *found, size = counts.tolist()
-        for i, ties in enumerate(found):
-            if i in place:
-                continue
-            if left[i] > ties:
-                left[i] -= ties
-            else:
-                place[i] = (offset, offset + size)
-        offset += size
-        if len(place) == len(searches):
+    left, start, stop = search.wanted, 0, 0
+    for size, ties in search.places:
+        start, stop = stop, stop + size
+        if left <= ties:
             break
-    lasts = []
-    for i, search in enumerate(searches):
-
-        def positions(
-            base: Tensor | None, sources: Tensor, offset: int, search: _Search = search
-        ) -> Tensor:
-            ties = keys(base, sources, search.row, offset) == search.prefix
-            return ties.nonzero()[:, 0] + offset
-
-        lasts.append(int(torch.cat(list(scan(positions, *place[i])))[left[i] - 1]))
-    return lasts
+        left -= ties
+    fused = look_at_bits if of_task_vectors else None
+    for indices in map(np.asarray, scan(look, start, stop, fused=fused)):
+        if left <= indices.size:
+            return int(indices[left - 1])
+        left -= indices.size
+    raise AssertionError("the tensor has changed between two passes")

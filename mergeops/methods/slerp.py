@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.fused import Formula
 from mergeops.methods.reduction import gram
 from mergeops.methods.weighting import weighted_sum
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARALLEL = 0.9995
 """Above this |cosine| the arc is so flat or so undefined that a straight line is taken."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from mergeops.deferred import torch
 from mergeops.errors import ConfigError
 from mergeops.methods import BLOCK, Scan
-from mergeops.methods.fused import Bits, Formula
+from mergeops.methods.fused import Array, Bits, Formula
 from mergeops.methods.randomness import keep_mask
 from mergeops.methods.reduction import block_sums, row_sums, total
 from mergeops.methods.selection import (
@@ -22,10 +21,13 @@ from mergeops.methods.selection import (
     magnitude_keys,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 TINY_NORM = 1e-30
 """Below this sum of magnitudes a task vector counts as zero: there is no norm to keep."""
 
-Sparsify = Callable[[Tensor, int], Tensor]
+Sparsify = Callable[["Tensor", int], "Tensor"]
 """``sparsify(deltas [n, m], offset) -> [n, m]``; may overwrite its argument."""
 
 
@@ -118,7 +120,7 @@ def norm_factors(
             return torch.stack([row_sums(row.view(-1, row_length)) for row in rows])
         return torch.stack([block_sums(row) for row in rows])
 
-    def add_up(bits: Bits) -> Tensor | None:
+    def add_up(bits: Bits) -> Array | None:
         return formula.norms(bits, row_length or bits.m, row_length or BLOCK)
 
     sums = total(scan(look, fused=add_up))

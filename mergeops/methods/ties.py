@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from mergeops.methods import Place, Scan, method
 from mergeops.methods.consensus import elect_and_average
@@ -17,6 +15,9 @@ from mergeops.methods.fused import Formula
 from mergeops.methods.selection import KEEP_NONE, Cut
 from mergeops.methods.sparsify import find_cuts, keep_largest, multiply, norm_factors
 from mergeops.schema import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

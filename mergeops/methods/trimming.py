@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from mergeops.deferred import torch
 from mergeops.methods import Place, Scan
 from mergeops.methods.fused import Formula
 from mergeops.methods.selection import KEEP_NONE, Cut, find_largest
 from mergeops.methods.sparsify import delta_keys, keep_largest, multiply, norm_factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Window(NamedTuple):

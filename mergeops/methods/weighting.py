@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergeops.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:

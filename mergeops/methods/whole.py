@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mergeops import methods
+from mergeops.deferred import torch
 from mergeops.errors import ConfigError, MergeError
 from mergeops.methods.randomness import random_key
 from mergeops.preflight import check_source_count
 from mergeops.schema import build
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def merge_tensors(
@@ -71,7 +72,7 @@ def merge_tensors(
     if method.check is not None:
         method.check(place.per_source, p)
     flats = [source.reshape(-1) for source in sources]
-    stacked = sources.reshape(n, -1) if isinstance(sources, Tensor) else None
+    stacked = sources.reshape(n, -1) if isinstance(sources, torch.Tensor) else None
     flat_base = None
     if base is not None and method.uses_base(True):
         flat_base = base.reshape(-1)

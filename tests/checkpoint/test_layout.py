@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mergeops.checkpoint import open_checkpoint
 from mergeops.checkpoint.header import encode_header, read_header
-from mergeops.checkpoint.reader import CheckpointReader, read_tensor
+from mergeops.checkpoint.reader import CheckpointReader, read_range, read_tensor
 from mergeops.errors import SourceError
 
 
@@ -32,11 +32,10 @@ def test_sharded_and_single_checkpoints_have_the_same_tensors(
 def test_ranges_are_read_as_the_library_reads_them(tiny_llama: Callable[..., Path]) -> None:
     folder = tiny_llama(dtype="bfloat16")
     expected = load_file(folder / "model.safetensors")
-    staging = torch.empty(4096, dtype=torch.uint8)
     with CheckpointReader.open(folder) as reader:
         for name, tensor in expected.items():
             stop = min(tensor.numel(), 40)
-            found = reader.read(name, 7, stop, staging)
+            found = read_range(reader, name, 7, stop)
             assert found.dtype == torch.bfloat16
             assert found.equal(tensor.view(-1)[7:stop])
 

@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergeops.checkpoint.lora import AdapterReader, open_adapter
+from mergeops.checkpoint.reader import read_range
 from mergeops.errors import SourceError
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
-def adapted(adapter: Path, base: Path, compute: torch.dtype = torch.float32) -> dict[str, Any]:
+def adapted(adapter: Path, base: Path, compute: str = "F32") -> dict[str, Any]:
     opened = open_adapter(adapter, base)
     reader = AdapterReader(opened, compute)
     found = {}
     for name, stored in opened.tensors.items():
-        staging = torch.empty(stored.numel * 8, dtype=torch.uint8)
-        found[name] = reader.read(name, 0, stored.numel, staging).view(stored.shape)
+        found[name] = read_range(reader, name, 0, stored.numel).view(stored.shape)
     reader.close()
     return found
 
@@ -96,10 +96,9 @@ def test_where_a_read_begins_does_not_change_a_bit(tmp_path: Path, columns: int)
     whole = adapted(adapter, base)[name].view(-1)
     exact = weight.double() + 2.0 * (b.double() @ a.double())
     assert torch.allclose(whole.double(), exact.view(-1), rtol=1e-6, atol=1e-6)
-    reader = AdapterReader(open_adapter(adapter, base), torch.float32)
-    staging = torch.empty(rows * columns * 4, dtype=torch.uint8)
+    reader = AdapterReader(open_adapter(adapter, base), "F32")
     for start, stop in ((0, 1), (5, 4097), (columns, 3 * columns + 1), (9999, rows * columns)):
-        assert reader.read(name, start, stop, staging).equal(whole[start:stop])
+        assert read_range(reader, name, start, stop).equal(whole[start:stop])
     reader.close()
 
 

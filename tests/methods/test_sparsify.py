@@ -15,10 +15,18 @@ from mergeops.methods.sparsify import find_cuts, keep_largest
 CPU = torch.device("cpu")
 
 
-def trim(source: torch.Tensor, density: float, step: int = BLOCK) -> torch.Tensor:
+def trim(
+    source: torch.Tensor,
+    density: float,
+    step: int = BLOCK,
+    passes: list[tuple[int, int | None]] | None = None,
+) -> torch.Tensor:
+    """By ``find_cuts``; what it goes through is added to ``passes``."""
     base = torch.zeros_like(source)
 
     def scan(look, start=0, stop=None, *, fused=None):  # type: ignore[no-untyped-def]
+        if passes is not None:
+            passes.append((start, stop))
         for at in range(start, min(stop or source.numel(), source.numel()), step):
             part = slice(at, min(at + step, stop or source.numel()))
             yield look(base[part], source[None, part], at)
@@ -68,6 +76,29 @@ def test_trim_handles_magnitudes_from_subnormal_to_largest() -> None:
 def test_trim_with_ties_does_not_depend_on_chunks(step: int) -> None:
     source = torch.randn(6 * BLOCK + 17, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert trim(source.float(), 0.3, step).equal(trim_by_sorting(source.float(), 0.3))
+
+
+def test_the_cut_takes_two_passes_and_the_last_tie_one_chunk() -> None:
+    source = torch.ones(5 * BLOCK)
+    source[: 2 * BLOCK] = 3.0
+    passes: list[tuple[int, int | None]] = []
+    kept = trim(source, 0.5, BLOCK, passes)
+    assert passes == [(0, None), (0, None), (2 * BLOCK, 3 * BLOCK)]
+    assert kept.count_nonzero() == kept[: 5 * BLOCK // 2].count_nonzero() == 5 * BLOCK // 2
+
+
+@pytest.mark.parametrize("most", [1, 40, 200])
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.85, 0.999])
+def test_a_tensor_of_many_parts_is_remembered_in_longer_ones(
+    most: int, density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    source = torch.randint(-9, 10, (7 * BLOCK + 5,), generator=generator).float()
+    passes: list[tuple[int, int | None]] = []
+    monkeypatch.setattr("mergeops.methods.selection.MOST_COUNTS", most)
+    assert trim(source, density, BLOCK, passes).equal(trim_by_sorting(source, density))
+    _, _, (start, stop) = passes
+    assert stop is not None and ((stop - start) > BLOCK) == (most == 1)
 
 
 def test_splitmix64_gives_the_published_stream() -> None:
