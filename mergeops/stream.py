@@ -111,8 +111,8 @@ class TensorStream:
         self._compute = compute
         on_cpu = not is_cuda(devices[0]) and compute == "F32"
         self._kernels: Future[bool] | None = None
-        may = fused is None and (plan.bytes_to_write > SMALL or are_kept())
-        if on_cpu and (fused or may):
+        may = on_cpu and fused is None
+        if (on_cpu and fused) or (may and (plan.bytes_to_write > SMALL or are_kept())):
             self._kernels = kernels()
             wait([self._kernels], None if fused else LOADING)
         tasks = [task for shard in plan.shards for task in shard.tensors]

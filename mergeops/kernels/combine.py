@@ -125,8 +125,8 @@ def combine(
                 elect(rows, values, first, factors, weights, normalize, total, merged, voters)
             else:
                 _add_up(values, first, factors, weights, total)
-        if has_base and not plain:
-            for j in range(w):
-                total[j] = base[j] + total[j] * scale
+            if has_base:
+                for j in range(w):
+                    total[j] = base[j] + total[j] * scale
         bad |= store(spare[0, :w], out_low, out_high, start)
     return bool(bad < SIGN)
