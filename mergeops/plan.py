@@ -71,12 +71,12 @@ class TensorTask:
     sources: tuple[Part, ...] = ()
     """What it is merged from; empty stands for the tensor of this name of every source."""
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self.numel * item_size(self.dtype)
@@ -95,7 +95,7 @@ class Shard:
         """What the file begins with."""
         return encode_header({t.name: (t.dtype, t.shape) for t in self.tensors})
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the whole file."""
         return len(self.header) + sum(tensor.nbytes for tensor in self.tensors)
@@ -173,7 +173,7 @@ class Plan:
                     size[tensor.dtype] = size.get(tensor.dtype, 0) + tensor.nbytes
         return word(max(size, key=lambda name: size[name])) if size else "float32"
 
-    @property
+    @cached_property
     def bytes_to_write(self) -> int:
         """Size of all weight files."""
         return sum(shard.nbytes for shard in self.shards)

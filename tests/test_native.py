@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,22 +52,21 @@ def fresh() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[Any, bytes]:
+def made() -> bytes:
     return compiler.compiled()
 
 
 @pytest.fixture
-def compilations(
-    made: tuple[Any, bytes], fresh: None, monkeypatch: pytest.MonkeyPatch
-) -> list[None]:
+def compilations(made: bytes, fresh: None, monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """One entry for each time that kernels are compiled from now on, which takes no time."""
     found: list[None] = []
 
-    def compiled() -> tuple[Any, bytes]:
+    def compiled(path: Path, key: str) -> bytes:
         found.append(None)
+        native.keep(path, key, made)
         return made
 
-    monkeypatch.setattr(compiler, "compiled", compiled)
+    monkeypatch.setattr(native, "_compiled", compiled)
     return found
 
 
@@ -81,11 +81,62 @@ def kept(cache: Path) -> Path:
     return path
 
 
-def test_two_processes_compile_at_once_and_a_third_needs_no_compiler(tmp_path: Path) -> None:
+def test_two_processes_may_have_them_compiled_at_once_and_need_no_compiler_themselves(
+    tmp_path: Path,
+) -> None:
     first, second = loading(tmp_path), loading(tmp_path)
-    assert said(first) == said(second) == "['numba', 'scipy']"
+    assert said(first) == said(second) == "[]"
     assert kept(tmp_path).suffix == ".kernels"
+    before = kept(tmp_path).stat().st_mtime_ns
     assert said(loading(tmp_path)) == "[]"
+    assert kept(tmp_path).stat().st_mtime_ns == before
+
+
+def test_a_process_that_ends_does_not_wait_and_the_next_one_finds_the_kernels(
+    tmp_path: Path,
+) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    script = "from mergeops.methods import fused; fused.kernels()"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("", "")
+    assert not list(tmp_path.rglob("*.kernels"))
+    last = time.monotonic() + 300
+    while not list(tmp_path.rglob("*.kernels")) and time.monotonic() < last:
+        time.sleep(0.1)
+    before = kept(tmp_path).stat().st_mtime_ns
+    assert said(loading(tmp_path)) == "[]"
+    assert kept(tmp_path).stat().st_mtime_ns == before
+
+
+def test_kernels_come_through_a_pipe_where_nothing_can_be_kept(made: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = native._compiled(tmp_path / "file" / "key.kernels", "key")
+    assert found.partition(b"\n")[0] == made.partition(b"\n")[0]
+    assert len(found) > 1 << 16, "more than a pipe holds"
+
+
+def test_a_compiler_that_fails_is_an_error_with_its_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_COMPILE", "raise MemoryError('too little')")
+    with pytest.raises(RuntimeError, match="compiles them failed: MemoryError: too little"):
+        native._compiled(tmp_path / "key.kernels", "key")
+    monkeypatch.setattr(native, "_COMPILE", "import os; os._exit(3)")
+    with pytest.raises(RuntimeError, match="compiles them failed: it ended with 3"):
+        native._compiled(tmp_path / "key.kernels", "key")
+    monkeypatch.setattr(native, "_COMPILE", "pass")
+    with pytest.raises(RuntimeError, match="compiles them failed: it ended with 0"):
+        native._compiled(tmp_path / "key.kernels", "key")
+
+
+def test_the_compiler_sees_no_module_of_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llvmlite.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(native, "_COMPILE", "import llvmlite.binding, sys; print(sys.argv[2])")
+    assert native._compiled(tmp_path / "key.kernels", "a-key") == b"a-key\n"
 
 
 def cut(content: bytes) -> bytes:
@@ -176,6 +227,7 @@ def own_kernel(
 ) -> native.Kernel:
     """A kernel of the test instead of all others."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_compiled", lambda path, key: compiler.compiled())
     monkeypatch.setattr(bits, "KERNELS", found := {})
     monkeypatch.setattr(compiler, "KERNELS", found)
     bits.kernel(*types)(function)

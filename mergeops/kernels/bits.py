@@ -42,8 +42,14 @@ KERNELS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {}
 """Name -> types of the arguments, function."""
 
 
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
-"""Without numba's runtime no array can be made, and none is counted."""
+OPTIONS: dict[str, Any] = {
+    "error_model": "numpy",
+    "_nrt": False,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+"""Without numba's runtime no array can be made, and none is counted; only kernels call the parts of
+kernels, so nothing is made for other callers."""
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:

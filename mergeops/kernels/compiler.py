@@ -8,9 +8,12 @@ or an int64, comes back as a number; ``RAISED`` says that it raised.
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
+import sys
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -18,7 +21,7 @@ import numba
 
 import mergeops.kernels
 from mergeops.kernels.bits import KERNELS, OPTIONS
-from mergeops.kernels.native import RAISED
+from mergeops.kernels.native import RAISED, keep
 
 Kind = tuple[str, int]
 """Of an argument: dtype, dimensions; 0 for a number."""
@@ -26,11 +29,21 @@ Kind = tuple[str, int]
 for _module in pkgutil.iter_modules(mergeops.kernels.__path__, "mergeops.kernels."):
     importlib.import_module(_module.name)
 
-_OPTIONS = OPTIONS | {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_OPTIONS = OPTIONS | {"nogil": True}
 
 
-def compiled() -> tuple[dict[str, list[Kind]], bytes]:
-    """The kinds of each kernel's arguments, and the object code of all kernels for this processor.
+def main() -> None:
+    """Compile, and keep what was made in the file and for the key that the command line names;
+    write it to the standard output where that cannot be."""
+    path, key = sys.argv[1:]
+    content = compiled()
+    if not keep(Path(path), key, content):
+        sys.stdout.buffer.write(content)
+
+
+def compiled() -> bytes:
+    """A line that tells the kinds of each kernel's arguments, as JSON, and the object code of all
+    kernels for this processor.
 
     Raises:
         RuntimeError: a kernel needs something that is not there without numba.
@@ -60,7 +73,8 @@ def compiled() -> tuple[dict[str, list[Kind]], bytes]:
         raise RuntimeError(f"kernels call {', '.join(missing)}, which is not there without numba")
     module.verify()
     kinds = {name: [_kind(t) for t in types] for name, (types, _) in KERNELS.items()}
-    return kinds, machine.emit_object(module)
+    code: bytes = machine.emit_object(module)
+    return json.dumps(kinds).encode() + b"\n" + code
 
 
 _RETURNED = {

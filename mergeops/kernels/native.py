@@ -2,8 +2,9 @@
 
 ``$XDG_CACHE_HOME/mergeops/kernels/KEY.kernels`` (``~/.cache`` by default) holds what numba made on
 this machine once. The key stands for the kernels' text, the versions of the compiler and the
-processor. Where the file is missing or damaged, the kernels are compiled anew; where it cannot be
-written, each process compiles.
+processor. Where the file is missing or damaged, the kernels are compiled anew, in a process of
+their own: in this one the compiler would hold Python's lock and keep it from ending. Where the file
+cannot be written, the kernels come back through a pipe, and the next process compiles again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import json
 import logging
 import os
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +35,9 @@ RAISED = -(2**63)
 """What comes back from a kernel that raised."""
 _SLOTS = {"int64": "q", "uint64": "Q", "bool": "q", "float64": "d", "float32": "d"}
 """Format of a number's slot."""
+_COMPILE = "from mergeops.kernels import compiler; compiler.main()"
+_LOOK = 0.2
+"""Seconds until it is looked again whether this process ends."""
 _lock = threading.Lock()
 
 
@@ -69,11 +75,10 @@ def _kernels() -> Mapping[str, Kernel]:
     path = _place(key)
     content = _read(path, key)
     if content is None:
-        from mergeops.kernels.compiler import compiled
-
-        kinds, code = compiled()
-        content = json.dumps(kinds).encode() + b"\n" + code
-        _keep(path, key, content)
+        content = _compiled(path, key)
+        if _read(path, key) is None:
+            log = logging.getLogger(__name__)
+            log.info("compiled kernels are not kept in %s: it cannot be written", path.parent)
     about, _, code = content.partition(b"\n")
     kinds = json.loads(about)
     library = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
@@ -122,7 +127,39 @@ def _read(path: Path, key: str) -> bytes | None:
     return content if digest == _digest(key, content) else None
 
 
-def _keep(path: Path, key: str, content: bytes) -> None:
+def _compiled(path: Path, key: str) -> bytes:
+    """What another process compiles, and keeps there; it goes on if this one ends before it.
+
+    Raises:
+        RuntimeError: it fails, or this process ends.
+    """
+    # It finds the modules that this process finds, and none besides.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _COMPILE, str(path), key],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while True:
+        try:
+            out, errors = process.communicate(timeout=_LOOK)
+            break
+        except subprocess.TimeoutExpired:
+            if not threading.main_thread().is_alive():
+                raise RuntimeError("not compiled yet") from None
+    content = out or _read(path, key)
+    if process.returncode != 0 or content is None:
+        lines = errors.decode(errors="replace").strip().splitlines()
+        why = lines[-1] if lines else f"it ended with {process.returncode}"
+        raise RuntimeError(f"the process that compiles them failed: {why}")
+    return content
+
+
+def keep(path: Path, key: str, content: bytes) -> bool:
+    """Put what was compiled for a key there; False where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file, temporary = tempfile.mkstemp(dir=path.parent)
@@ -133,9 +170,9 @@ def _keep(path: Path, key: str, content: bytes) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
-    except OSError as error:
-        log = logging.getLogger(__name__)
-        log.info("compiled kernels are not kept in %s: %s", path.parent, error.strerror)
+    except OSError:
+        return False
+    return True
 
 
 def _caller(name: str, address: int, kinds: Sequence[tuple[str, int]]) -> Kernel:

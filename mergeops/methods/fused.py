@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -42,9 +43,9 @@ def kernels() -> Future[bool]:
 
     The result says whether they can be used: they can be loaded or compiled here, and work.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="kernels")
-    loading = pool.submit(_load)
-    pool.shutdown(wait=False)
+    loading: Future[bool] = Future()
+    # Not of a pool: such a thread does not learn that the process wants to end.
+    threading.Thread(target=lambda: loading.set_result(_load()), name="kernels").start()
     return loading
 
 
@@ -57,6 +58,8 @@ def _load() -> bool:
             raise ArithmeticError(f"a compiled kernel gives {out[0]} for 1.0")
     # Whatever is wrong with numba on a machine, a merge can do without it.
     except Exception as error:
+        if not threading.main_thread().is_alive():
+            return False
         logging.getLogger(__name__).warning("merging without compiled kernels: %s", error)
         return False
     return True

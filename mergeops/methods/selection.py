@@ -206,6 +206,7 @@ def _count(
     digits = [(row, -1 if shift is None else prefix) for row, prefix in prefixes]
     counter = DigitCounter(digits, bins, each_chunk=is_lowest)
     parts: list[Array] = []
+    held = 0
     for counts in scan(look, fused=counter if of_task_vectors else None):
         if not isinstance(counts, np.ndarray):
             total += counts[:, 1:].numpy()
@@ -214,15 +215,24 @@ def _count(
         elif is_lowest:
             total.reshape(-1)[counts[0, 1:]] += counts[1, 1:]
             parts.append(counts.copy())
-        parts = _within(MOST_COUNTS, parts)
+        if is_lowest:
+            held += parts[-1].shape[1]
+            if held > MOST_COUNTS:
+                parts = _within(MOST_COUNTS, parts)
+                held = _held(parts)
     return _Counts(total + counter.total(), bits or MAGNITUDE_BITS, parts)
 
 
 def _within(most: int, parts: list[Array]) -> list[Array]:
     """The parts, or longer ones, if they have more than ``most`` counts together."""
-    while len(parts) > 1 and sum(part.shape[1] for part in parts) > most:
+    while len(parts) > 1 and _held(parts) > most:
         parts = [_joined(parts[i : i + 2]) for i in range(0, len(parts), 2)]
     return parts
+
+
+def _held(parts: Sequence[Array]) -> int:
+    """Counts of all parts together."""
+    return sum(part.shape[1] for part in parts)
 
 
 def _joined(parts: Sequence[Array]) -> Array:
