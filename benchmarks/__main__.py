@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,11 +42,16 @@ def bench(size: str, methods: str, pairs: int, folder: Path, resume: bool, out: 
         raise click.UsageError(f"unknown: {', '.join(unknown)}; allowed: {', '.join(jobs.JOBS)}")
     click.echo(f"checkpoints of size {size} in {folder}", err=True)
     make_models(size, folder)
-    numbers = out / f"results-{size}.jsonl"
+    out.mkdir(parents=True, exist_ok=True)
+    # Each machine has its own numbers: those of two make no ratio.
+    numbers = out / f"results-{size}-{machine.slug()}.jsonl"
     if not resume:
         numbers.unlink(missing_ok=True)
     Session(size, folder, numbers).run(names, pairs)
-    write_results(size, numbers, out)
+    now = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "processors": str(jobs.processors())}
+    about = now | machine.describe()
+    numbers.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_results(size, out)
 
 
 class Session:
@@ -128,42 +133,25 @@ def read_measurements(numbers: Path) -> list[Measurement]:
     return [Measurement(**json.loads(line)) for line in lines]
 
 
-def write_results(size: str, numbers: Path, out: Path) -> None:
-    """RESULTS.md and the plot, from the measurements."""
-    measured = read_measurements(numbers)
-    rows = table.rows(measured)
-    if not rows:
-        raise click.ClickException("no method has a pair of all three; nothing is written")
-    about = machine.describe()
+def write_results(size: str, out: Path) -> None:
+    """RESULTS.md and the plots, from the measurements of all machines, the last one first."""
+    found = [
+        (json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".jsonl"))
+        for path in out.glob(f"results-{size}-*.json")
+    ]
+    found.sort(key=lambda pair: (pair[0]["date"], pair[1].name), reverse=True)
+    sections = [section(size, about, numbers) for about, numbers in found]
     count = SIZES[size].parameters / 1e9
-    least, most = min(row.pairs for row in rows), max(row.pairs for row in rows)
-    pairs = f"{least}" if least == most else f"{least} to {most}"
-    title = f"Merging {count:.2f} B parameters, bfloat16 ({about['processor']})"
-    picture = f"results-{size}.png"
-    plot.draw(rows, title, out / picture)
-    loads = [one.load for one in measured]
-    busy = ""
-    # Two contestants before leave about as much as there are processors, and some more.
-    if max(loads) > 2 * jobs.processors():
-        busy = (
-            f"**Other work kept the machine busy (load up to {max(loads):.0f} on "
-            f"{jobs.processors()} processors): times are those of a shared machine, and only the "
-            "processor seconds and the memory say much.**\n\n"
-        )
     text = f"""# Merging {count:.2f} B parameters: mergekit, mergeops, and the bytes alone
 
-Measured {datetime.now(UTC):%Y-%m-%d} with `make bench SIZE={size}`; pairs a method: {pairs}. Every
-time is that of a whole process, from its start to its end, in seconds: median (smallest..largest).
-A ratio is taken pair by pair. Memory is the largest RssAnon (no mapped files) of any run.
+Measured with `make bench SIZE={size}`. Every time is that of a whole process, from its start to its
+end, in seconds: median (smallest..largest). A ratio is taken pair by pair. Memory is the largest
+RssAnon (no mapped files) of any run.
 
-{busy}{table.markdown(rows)}
+{chr(10).join(sections)}
+## How it is measured
 
-![The same as bars]({picture})
-
-* {chr(10).join(f"{key}: {value}" for key, value in about.items()).replace(chr(10), chr(10) + "* ")}
-* load average before the runs: {min(loads):.1f} to {max(loads):.1f}
-
-How it is measured: the checkpoints are generated (a base of the shape of Llama-3.2-1B for 1b, and
+The checkpoints are generated (a base of the shape of Llama-3.2-1B for 1b, and
 fine-tunes of it: the base plus normal changes of 3 % of its scale, rounded to bfloat16), and lie in
 the page cache. All three do the same merge; mergekit and mergeops read the same YAML. mergekit runs
 as `mergekit-yaml CONFIG OUT {" ".join(jobs.MERGEKIT_OPTIONS)}`,
@@ -177,10 +165,51 @@ floor reads the same inputs and writes as many bytes, with as many threads as th
 and waits for the disk, too; it computes nothing, and has no libraries to load.
 
 Measure again: `make bench` (`SIZE=1b|300m|tiny METHODS=ties,della PAIRS=5`); a cut run goes on with
-`make bench RESUME=--resume`. The single measurements are in `{numbers.name}`.
+`make bench RESUME=--resume`. Another machine adds a section.
 """
     (out / "RESULTS.md").write_text(text, encoding="utf-8")
     click.echo(f"wrote {out / 'RESULTS.md'}", err=True)
+
+
+def section(size: str, about: Mapping[str, str], numbers: Path) -> str:
+    """The part of RESULTS.md about one machine; draws its plot.
+
+    Args:
+        size: of ``SIZES``.
+        about: of ``machine.describe``, with the date and the number of processors.
+        numbers: the file of its measurements.
+    """
+    measured = read_measurements(numbers)
+    rows = table.rows(measured)
+    if not rows:
+        raise click.ClickException(f"{numbers.name}: no method has a pair of all three")
+    count = SIZES[size].parameters / 1e9
+    picture = numbers.with_suffix(".png")
+    title = f"Merging {count:.2f} B parameters, bfloat16 ({about['processor']})"
+    plot.draw(rows, title, picture)
+    loads = [one.load for one in measured]
+    busy, processors = "", int(about["processors"])
+    # Two contestants before leave about as much as there are processors, and some more.
+    if max(loads) > 2 * processors:
+        busy = (
+            f"**Other work kept the machine busy (load up to {max(loads):.0f} on "
+            f"{processors} processors): times are those of a shared machine, and only the "
+            "processor seconds and the memory say much.**\n\n"
+        )
+    shown = [key for key in about if key not in ("date", "processors")]
+    facts = "\n".join(f"* {key}: {about[key]}" for key in shown)
+    return f"""## {about["processor"]}
+
+Measured {about["date"]}.
+
+{busy}{table.markdown(rows)}
+
+![The same as bars]({picture.name})
+
+{facts}
+* load average before the runs: {min(loads):.1f} to {max(loads):.1f}
+* single measurements: `{numbers.name}`
+"""
 
 
 def _read(file: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,12 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(": ")[2]
     return platform.processor() or platform.machine()
+
+
+def slug() -> str:
+    """The processor's name and how many are usable, for names of files."""
+    words = re.findall("[a-z0-9]+", processor().lower())
+    return "-".join([*words, f"x{len(os.sched_getaffinity(0))}"])
 
 
 def _commit() -> str:

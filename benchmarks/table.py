@@ -22,9 +22,12 @@ TARGETS = {
     "della": 15.0,
 }
 """How many times faster than mergekit each method is to be."""
+FLOORS = {"linear": 1.5, "task_arithmetic": 1.5}
+"""How many times the floor a method may take."""
 HEADER = (
-    "| method | mergekit | mergeops | floor | times faster than mergekit | to reach "
-    "| times the floor | processor s, mergekit / mergeops | peak MB, mergekit / mergeops |"
+    "| method | pairs | mergekit | mergeops | floor | times faster than mergekit | to reach "
+    "| times the floor | at most | processor s, mergekit / mergeops "
+    "| peak MB, mergekit / mergeops |"
 )
 
 
@@ -98,15 +101,25 @@ def markdown(found: Sequence[Row]) -> str:
     for row in found:
         memory = " / ".join(f"{row.anonymous[n] / 1e6:.0f}" for n in ("mergekit", "mergeops"))
         processor = " / ".join(f"{row.cpu[n]:.1f}" for n in ("mergekit", "mergeops"))
-        reached = "reached" if row.faster.middle >= TARGETS[row.method] else "not reached"
+        is_reached = row.faster.middle >= TARGETS[row.method]
+        most = FLOORS.get(row.method)
+        within = "-"
+        if most is not None:
+            within = f"{most:g}: {_reached(row.floors.middle <= most)}"
         cells = [
             row.method,
+            str(row.pairs),
             *(str(row.wall[name]) for name in CONTESTANTS),
             str(row.faster),
-            f"{TARGETS[row.method]:g}: {reached}",
+            f"{TARGETS[row.method]:g}: {_reached(is_reached)}",
             str(row.floors),
+            within,
             processor,
             memory,
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _reached(is_reached: bool) -> str:
+    return "reached" if is_reached else "not reached"

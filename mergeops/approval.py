@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from mergeops.audit import PROMOTE, REJECTED, Change, now
+from mergeops.audit import PROMOTE, REJECTED, Change, audit, now
 from mergeops.errors import GateRefusedError, TrackingError
 from mergeops.journal import apply, proposal, writing
 from mergeops.promote import champion, check_current
@@ -100,11 +100,21 @@ def _waiting(tracking: Tracking, name: str, version: int | None) -> Change:
     waiting = proposal(tracking, name)
     if waiting is None:
         raise TrackingError(
-            f"{name} has no proposal that waits for approval; `mergeops promote {name} "
-            "promote.approval=true` makes one"
+            f"{name} has no proposal that waits for approval{_last(tracking, name)}; `mergeops "
+            f"promote {name} promote.approval=true` makes one"
         )
     if version is not None and version != waiting.to:
         raise TrackingError(
             f"version {waiting.to} of {name} waits for approval, not version {version}"
         )
     return waiting
+
+
+def _last(tracking: Tracking, name: str) -> str:
+    """What became of the last proposal: whoever decides once more after a crash sees it done."""
+    decided = [change for change in audit(tracking, name) if change.proposed_by is not None]
+    if not decided:
+        return ""
+    last = decided[-1]
+    what = "approved" if last.kind == PROMOTE else "rejected"
+    return f": version {last.to} was {what} by {last.by} at {last.at}"

@@ -157,15 +157,13 @@ def judge(
 
 
 def _verdict(checks: tuple[Check, ...], spec: PromoteSpec, level: float) -> Verdict:
-    if not any(check.kind == BETTER for check in checks):
-        wanted = ", ".join(spec.against) or "nothing"
-        reason = NOTHING_TO_COMPARE.format(wanted=wanted)
-        return Verdict(INCONCLUSIVE, checks, (reason,), level)
-    outcomes = {check.outcome for check in checks}
-    decision = REFUSE if FAIL in outcomes else INCONCLUSIVE if THIN in outcomes else PROMOTE
     # A refusal is explained by what speaks against the candidate, before what is merely unproved.
     reasons = [c.sentence for c in checks if c.outcome == FAIL]
+    is_refused = bool(reasons)
     reasons += [c.sentence for c in checks if c.outcome == THIN]
+    if not any(check.kind == BETTER for check in checks):
+        reasons.append(NOTHING_TO_COMPARE.format(wanted=", ".join(spec.against) or "nothing"))
+    decision = REFUSE if is_refused else INCONCLUSIVE if reasons else PROMOTE
     return Verdict(decision, checks, tuple(reasons), level)
 
 

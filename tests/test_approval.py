@@ -64,9 +64,20 @@ def test_a_rejected_proposal_leaves_the_champion_and_says_why(registered: Case) 
     assert (change.kind, change.by, change.reason) == ("rejected", "ben", "too slow")
     assert aliases(registered.tracking, "skills") == {}
     assert status(registered, 2) == "rejected"
-    with pytest.raises(TrackingError, match="skills has no proposal that waits for approval"):
+    done = f"waits for approval: version 2 was rejected by ben at {change.at}; `mergeops promote "
+    with pytest.raises(TrackingError, match=done):
         approve(registered.tracking, "skills", user="ben")
     assert kinds(registered) == ["proposed", "rejected"]
+
+
+def test_a_second_approval_says_that_the_first_was_done(registered: Case) -> None:
+    with pytest.raises(TrackingError, match="no proposal that waits for approval; `mergeops prom"):
+        approve(registered.tracking, "skills", user="ben")
+    propose(registered, 2)
+    change = approve(registered.tracking, "skills", user="ben")
+    done = f"waits for approval: version 2 was approved by ben at {change.at}; `mergeops promote "
+    with pytest.raises(TrackingError, match=done):
+        approve(registered.tracking, "skills", user="ben")
 
 
 def test_a_forced_proposal_stays_marked_when_it_is_approved(registered: Case) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 import benchmarks.__main__ as bench
-from benchmarks import floor, jobs, models, table
+from benchmarks import floor, jobs, machine, models, table
 from benchmarks.measure import Measurement, measure
 from mergeops.mergekit_yaml import read_mergekit
 
@@ -53,6 +55,17 @@ def test_table_says_whether_the_aim_is_reached() -> None:
 
     assert "| 15.00 (15.00..15.00) | 15: reached |" in lines(2.0)
     assert "| 15: not reached |" in lines(2.1)
+
+
+def test_table_says_whether_the_floor_is_near_enough() -> None:
+    def cells(method: str, wall: float) -> list[str]:
+        walls = {"mergekit": 30.0, "mergeops": wall, "floor": 1.0}
+        measured = [replace(one(c, 0, w), method=method) for c, w in walls.items()]
+        return table.markdown(table.rows(measured)).splitlines()[-1].split(" | ")
+
+    assert cells("linear", 1.5)[7:9] == ["1.50 (1.50..1.50)", "1.5: reached"]
+    assert cells("linear", 1.6)[7:9] == ["1.60 (1.60..1.60)", "1.5: not reached"]
+    assert cells("ties", 1.6)[8] == "-"
 
 
 def test_every_method_has_a_job_and_an_aim() -> None:
@@ -149,3 +162,36 @@ def test_config_is_the_same_merge_for_both() -> None:
     assert len(jobs.inputs("ties", places)) == 4
     assert len(jobs.inputs("linear", places)) == 3
     assert len(jobs.inputs("slerp", places)) == 2
+
+
+def test_each_machine_has_its_own_numbers_and_a_section(tmp_path: Path) -> None:
+    for date, name, wall in (("2026-01-01", "old", 2.0), ("2026-02-01", "new", 1.0)):
+        facts = {"date": date, "processors": "2", "processor": name, "memory": "1 GiB"}
+        (tmp_path / f"results-tiny-{name}.json").write_text(json.dumps(facts))
+        walls = {"mergekit": 30.0, "mergeops": wall, "floor": 1.0}
+        lines = [json.dumps(one(c, 0, w).to_dict()) for c, w in walls.items()]
+        (tmp_path / f"results-tiny-{name}.jsonl").write_text("\n".join(lines))
+    bench.write_results("tiny", tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert text.index("## new") < text.index("| 1 | 30.00 (") < text.index("## old")
+    assert text.index("## old") < text.index("| 15.00 (") < text.index("## How it is measured")
+    assert "Measured 2026-01-01." in text and "* memory: 1 GiB" in text
+    for name in ("old", "new"):
+        assert f"![The same as bars](results-tiny-{name}.png)" in text
+        assert (tmp_path / f"results-tiny-{name}.png").is_file()
+
+
+def test_load_of_others_is_told_by_the_processors_of_that_machine(tmp_path: Path) -> None:
+    facts = {"date": "2026-01-01", "processors": "2", "processor": "old"}
+    busy = [replace(one(c, 0, 1.0), load=4.1) for c in jobs.CONTESTANTS]
+    numbers = tmp_path / "results-tiny-old.jsonl"
+    numbers.write_text("\n".join(json.dumps(m.to_dict()) for m in busy))
+    assert "busy (load up to 4 on 2 processors)" in bench.section("tiny", facts, numbers)
+    facts["processors"] = "3"
+    assert "kept the machine busy" not in bench.section("tiny", facts, numbers)
+
+
+def test_slug_names_the_processor_and_how_many_are_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "processor", lambda: "Intel(R) Xeon(R) Processor @ 2.50GHz")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3})
+    assert machine.slug() == "intel-r-xeon-r-processor-2-50ghz-x2"

@@ -271,6 +271,16 @@ def test_a_floor_holds_with_confidence_whatever_the_reference_does(
     assert check.low == pytest.approx(low, abs=1e-6)
 
 
+def test_a_floor_that_fails_refuses_also_with_nothing_to_compare() -> None:
+    candidate = scores("aa", a=[0.0] * 200)
+    found = judge(candidate, {}, replace(SPEC, floors={"a": 0.6}))
+    assert found.decision == "refuse" and len(found.reasons) == 2
+    assert found.reasons[0] == only(found, "floor").sentence
+    assert found.reasons[1].startswith("there is nothing to compare with")
+    passing = judge(scores("aa", a=[1.0] * 200), {}, replace(SPEC, floors={"a": 0.6}))
+    assert passing.decision == "inconclusive" and len(passing.reasons) == 1
+
+
 def perplexity(name: str, values: list[float], **tasks: list[float]) -> Scores:
     found = scores(name, **tasks)
     items = tuple(ItemResult(i, f"d{i}", f"p{i}", "t", v) for i, v in enumerate(values))

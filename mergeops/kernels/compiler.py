@@ -10,10 +10,8 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-import sys
 from collections.abc import Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -21,7 +19,7 @@ import numba
 
 import mergeops.kernels
 from mergeops.kernels.bits import KERNELS, OPTIONS
-from mergeops.kernels.native import RAISED, keep
+from mergeops.kernels.native import RAISED
 
 Kind = tuple[str, int]
 """Of an argument: dtype, dimensions; 0 for a number."""
@@ -30,15 +28,6 @@ for _module in pkgutil.iter_modules(mergeops.kernels.__path__, "mergeops.kernels
     importlib.import_module(_module.name)
 
 _OPTIONS = OPTIONS | {"nogil": True}
-
-
-def main() -> None:
-    """Compile, and keep what was made in the file and for the key that the command line names;
-    write it to the standard output where that cannot be."""
-    path, key = sys.argv[1:]
-    content = compiled()
-    if not keep(Path(path), key, content):
-        sys.stdout.buffer.write(content)
 
 
 def compiled() -> bytes:

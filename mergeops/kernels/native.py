@@ -9,7 +9,9 @@ cannot be written, the kernels come back through a pipe, and the next process co
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import json
@@ -35,7 +37,7 @@ RAISED = -(2**63)
 """What comes back from a kernel that raised."""
 _SLOTS = {"int64": "q", "uint64": "Q", "bool": "q", "float64": "d", "float32": "d"}
 """Format of a number's slot."""
-_COMPILE = "from mergeops.kernels import compiler; compiler.main()"
+_COMPILE = "import sys; from mergeops.kernels.native import make; make(*sys.argv[1:])"
 _LOOK = 0.2
 """Seconds until it is looked again whether this process ends."""
 _lock = threading.Lock()
@@ -158,7 +160,31 @@ def _compiled(path: Path, key: str) -> bytes:
     return content
 
 
-def keep(path: Path, key: str, content: bytes) -> bool:
+def make(place: str, key: str) -> None:
+    """What the other process does: compile, once another one that is at it is done, and keep what
+    was made; or write it to the standard output, where that cannot be.
+
+    Args:
+        place: the file to make.
+        key: what it is for.
+    """
+    path = Path(place)
+    with contextlib.ExitStack() as held:
+        # Merges that are done before the compiler may follow one another.
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(open(path.with_suffix(".lock"), "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if _read(path, key) is not None:
+            return
+        from mergeops.kernels.compiler import compiled
+
+        content = compiled()
+        if not _keep(path, key, content):
+            sys.stdout.buffer.write(content)
+
+
+def _keep(path: Path, key: str, content: bytes) -> bool:
     """Put what was compiled for a key there; False where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
