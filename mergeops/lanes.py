@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mergeops import heap
 from mergeops.bad_values import NonFiniteInputError
 from mergeops.buffers import host_buffer
 from mergeops.checkpoint.dtypes import item_size, torch_dtype
@@ -149,6 +150,8 @@ class Lane:
 
         Valid until the lane's next ``load``.
         """
+        if self._stream is None:
+            heap.tidy()
         if self._tensors is None:
             self._single.begin()
             compute = torch_dtype(self._compute)
