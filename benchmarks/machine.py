@@ -10,7 +10,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.jobs import MERGEKIT, REPOSITORY
+from benchmarks.jobs import MERGEKIT, REPOSITORY, processors
 
 OURS = ("torch", "numpy", "numba", "safetensors")
 THEIRS = ("mergekit", "torch", "numpy", "safetensors", "transformers")
@@ -20,7 +20,7 @@ def describe() -> dict[str, str]:
     """What results are compared by: processor, memory, system, versions."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "processor": f"{processor()}, {len(os.sched_getaffinity(0))} processors usable",
+        "processor": f"{processor()}, {processors()} processors usable",
         "memory": f"{memory / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "mergeops": ", ".join([f"commit {_commit()}", *(f"{n} {version(n)}" for n in OURS)]),
@@ -40,7 +40,7 @@ def processor() -> str:
 def slug() -> str:
     """The processor's name and how many are usable, for names of files."""
     words = re.findall("[a-z0-9]+", processor().lower())
-    return "-".join([*words, f"x{len(os.sched_getaffinity(0))}"])
+    return "-".join([*words, f"x{processors()}"])
 
 
 def _commit() -> str:

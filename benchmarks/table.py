@@ -101,19 +101,15 @@ def markdown(found: Sequence[Row]) -> str:
     for row in found:
         memory = " / ".join(f"{row.anonymous[n] / 1e6:.0f}" for n in ("mergekit", "mergeops"))
         processor = " / ".join(f"{row.cpu[n]:.1f}" for n in ("mergekit", "mergeops"))
-        is_reached = row.faster.middle >= TARGETS[row.method]
-        most = FLOORS.get(row.method)
-        within = "-"
-        if most is not None:
-            within = f"{most:g}: {_reached(row.floors.middle <= most)}"
+        least, most = TARGETS[row.method], FLOORS.get(row.method)
         cells = [
             row.method,
             str(row.pairs),
             *(str(row.wall[name]) for name in CONTESTANTS),
             str(row.faster),
-            f"{TARGETS[row.method]:g}: {_reached(is_reached)}",
+            _aim(least, row.faster.middle >= least),
             str(row.floors),
-            within,
+            "-" if most is None else _aim(most, row.floors.middle <= most),
             processor,
             memory,
         ]
@@ -121,5 +117,5 @@ def markdown(found: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _reached(is_reached: bool) -> str:
-    return "reached" if is_reached else "not reached"
+def _aim(number: float, is_reached: bool) -> str:
+    return f"{number:g}: {'reached' if is_reached else 'not reached'}"

@@ -21,7 +21,7 @@ from mergeops.candidates import Candidate, candidates, choose
 from mergeops.checkpoint.hold import hold
 from mergeops.checkpoint.manifest import read_manifest
 from mergeops.errors import AwayError, EvaluationError, GateRefusedError, TrackingError
-from mergeops.gate import NOTHING_TO_COMPARE, Verdict, check_tasks, judge
+from mergeops.gate import Verdict, check_tasks, judge, nothing_to_compare
 from mergeops.journal import complete
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
@@ -170,8 +170,7 @@ def _tell(tracking: Tracking, name: str, settings: Recipe, progress: Progress) -
 
 def _check_possible(recipe: Recipe, candidate: Candidate, references: list[Reference]) -> None:
     if not references:
-        wanted = ", ".join(recipe.promote.against) or "nothing"
-        raise GateRefusedError(NOTHING_TO_COMPARE.format(wanted=wanted))
+        raise GateRefusedError(nothing_to_compare(recipe.promote))
     for reference in references:
         if reference.source.sha256 == candidate.weights_sha256:
             raise GateRefusedError(

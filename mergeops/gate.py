@@ -25,11 +25,6 @@ from mergeops.settings import PromoteSpec
 
 PROMOTE, REFUSE, INCONCLUSIVE = "promote", "refuse", "inconclusive"
 
-NOTHING_TO_COMPARE = (
-    "there is nothing to compare with: promote.against asks for {wanted}, and none of it exists; "
-    "add best_parent or base"
-)
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -119,6 +114,15 @@ def check_tasks(spec: PromoteSpec, tasks: Iterable[str]) -> None:
                 )
 
 
+def nothing_to_compare(spec: PromoteSpec) -> str:
+    """Why no evidence can hold where none of the references exists."""
+    wanted = ", ".join(spec.against) or "nothing"
+    return (
+        f"there is nothing to compare with: promote.against asks for {wanted}, and none of it "
+        "exists; add best_parent or base"
+    )
+
+
 def judge(
     candidate: Scores,
     references: Mapping[str, Scores],
@@ -158,13 +162,12 @@ def judge(
 
 def _verdict(checks: tuple[Check, ...], spec: PromoteSpec, level: float) -> Verdict:
     # A refusal is explained by what speaks against the candidate, before what is merely unproved.
-    reasons = [c.sentence for c in checks if c.outcome == FAIL]
-    is_refused = bool(reasons)
-    reasons += [c.sentence for c in checks if c.outcome == THIN]
+    against = [c.sentence for c in checks if c.outcome == FAIL]
+    unproved = [c.sentence for c in checks if c.outcome == THIN]
     if not any(check.kind == BETTER for check in checks):
-        reasons.append(NOTHING_TO_COMPARE.format(wanted=", ".join(spec.against) or "nothing"))
-    decision = REFUSE if is_refused else INCONCLUSIVE if reasons else PROMOTE
-    return Verdict(decision, checks, tuple(reasons), level)
+        unproved.append(nothing_to_compare(spec))
+    decision = REFUSE if against else INCONCLUSIVE if unproved else PROMOTE
+    return Verdict(decision, checks, (*against, *unproved), level)
 
 
 def _named(tasks: tuple[str, ...]) -> str:

@@ -39,7 +39,7 @@ _NO_LOW, _NO_HIGH = np.empty(0, np.uint16), np.empty(0, np.uint32)
 
 @functools.cache
 def kernels() -> Future[bool]:
-    """Loads the kernels, or compiles them once for a machine, while the caller goes on.
+    """Loads the kernels, or has them compiled once for a machine, while the caller goes on.
 
     The result says whether they can be used: they can be loaded or compiled here, and work.
     """
