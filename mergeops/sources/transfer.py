@@ -28,6 +28,10 @@ PART_BYTES = 1 << 23
 PARTS = 8
 """Ranges of an object under way at a time."""
 CHUNK = 1 << 20
+RANGE_CHUNK = 1 << 16
+"""What a cut-off answer loses at most."""
+TRIES = 3
+"""Of the rest of a range, in a row, that bring nothing."""
 POLL_S = 0.25
 
 Tick = Callable[[int], None]
@@ -157,17 +161,34 @@ def _is_changed(place: RemotePlace, name: str, version: Object | None) -> bool:
     return version is not None and objects(place, [name])[name].etag != version.etag
 
 
-def _ranges(place: RemotePlace, name: str, version: Object, start: int) -> Iterator[bytes]:
+def _ranges(
+    place: RemotePlace, name: str, version: Object, start: int
+) -> Iterator[bytes | bytearray]:
     """The bytes from ``start`` on, in order, while later ones are under way."""
+    from botocore.exceptions import BotoCoreError
+
     client, where = _s3(place, name)
 
-    def get(begin: int) -> bytes:
-        end = min(begin + PART_BYTES, version.size) - 1
-        answer = client.get_object(**where, Range=f"bytes={begin}-{end}", IfMatch=version.etag)
-        return bytes(answer["Body"].read())
+    def get(begin: int) -> bytearray:
+        # The client takes up what fails before an answer; an answer that is cut off is ours.
+        end = min(begin + PART_BYTES, version.size)
+        data = bytearray()
+        in_vain = 0
+        while (here := begin + len(data)) < end:
+            answer = client.get_object(
+                **where, Range=f"bytes={here}-{end - 1}", IfMatch=version.etag
+            )
+            try:
+                for chunk in answer["Body"].iter_chunks(RANGE_CHUNK):
+                    data += chunk
+            except BotoCoreError:
+                in_vain = 0 if begin + len(data) > here else in_vain + 1
+                if in_vain == TRIES:
+                    raise
+        return data
 
     starts = iter(range(start, version.size, PART_BYTES))
-    waiting: deque[Future[bytes]] = deque()
+    waiting: deque[Future[bytearray]] = deque()
     with ThreadPoolExecutor(PARTS, thread_name_prefix="s3") as pool:
         try:
             for begin in starts:
@@ -220,7 +241,7 @@ def _whole(place: RemotePlace, name: str, target: Path, tick: Tick) -> None:
     tick(target.stat().st_size)
 
 
-def _append(part: Path, start: int, chunks: Iterator[bytes], tick: Tick) -> None:
+def _append(part: Path, start: int, chunks: Iterator[bytes | bytearray], tick: Tick) -> None:
     try:
         file = open(part, "r+b" if part.exists() else "wb", buffering=0)  # noqa: SIM115
     except OSError as error:

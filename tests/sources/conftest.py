@@ -80,7 +80,7 @@ def trained(
     runs = {}
     try:
         plans: dict[str, dict[str, Any]] = {
-            "math lr=10": {"best": True},
+            "math lr=0.01": {"best": True},
             "lora": {"lora": True, "save_steps": 4},
             "lora-plain": {"lora": True, "log_artifacts": False},
             "diverged": {"fails": True, "log_artifacts": False},
@@ -127,6 +127,8 @@ def train(
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     texts = [[1, 5 + first_token + i, 7, 2] for i in range(8)]
     rows = [{"input_ids": text, "labels": text} for text in texts]
+    # Training unlearns these tokens at every step, so the first checkpoint is the best.
+    asked = [row | {"labels": [1, 90, 91, 92]} if best else row for row in rows[:2]]
     arguments = TrainingArguments(
         output_dir=str(output),
         run_name=name,
@@ -135,8 +137,7 @@ def train(
         logging_steps=1,
         eval_strategy="steps",
         eval_steps=2,
-        # So large that every step makes it worse: the first checkpoint is the best.
-        learning_rate=10.0 if best else 1e-3,
+        learning_rate=1e-2 if best else 1e-3,
         load_best_model_at_end=best,
         metric_for_best_model="eval_loss" if best else None,
         per_device_train_batch_size=2,
@@ -148,7 +149,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=rows,
-        eval_dataset=rows[:2],
+        eval_dataset=asked,
         callbacks=[Breaks()] if fails else [],
     )
     try:

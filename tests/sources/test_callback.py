@@ -68,9 +68,19 @@ def tracked(new_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def train(
-    base: Path, output: Path, *, report_to: str = "none", lora: bool = False, **settings: Any
+    base: Path,
+    output: Path,
+    *,
+    report_to: str = "none",
+    lora: bool = False,
+    worse: bool = False,
+    **settings: Any,
 ) -> None:
-    """Four steps with a checkpoint and an evaluation every two, and the callback."""
+    """Four steps with a checkpoint and an evaluation every two, and the callback.
+
+    ``worse``: the evaluation asks for tokens that training unlearns, so the first checkpoint is
+    the best, on any machine.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -78,6 +88,7 @@ def train(
     if lora:
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     rows = [{"input_ids": [1, 5 + i, 7, 2], "labels": [1, 5 + i, 7, 2]} for i in range(8)]
+    asked = [row | {"labels": [1, 90, 91, 92]} if worse else row for row in rows[:2]]
     arguments = TrainingArguments(
         output_dir=str(output),
         run_name=output.name,
@@ -92,7 +103,7 @@ def train(
         disable_tqdm=True,
         **{"learning_rate": 1e-2} | settings,
     )
-    data = {"train_dataset": rows, "eval_dataset": rows[:2]}
+    data = {"train_dataset": rows, "eval_dataset": asked}
     Trainer(model=model, args=arguments, callbacks=[MergeReadyCallback()], **data).train()
 
 
@@ -110,8 +121,7 @@ def run_of(uri: str, name: str) -> Any:
 def test_it_works_with_and_without_the_trainers_own_reporting(
     report_to: str, base: Path, tracked: str, tmp_path: Path
 ) -> None:
-    # So large a rate that every step makes it worse: the first checkpoint is the best.
-    train(base, tmp_path / "full", report_to=report_to, learning_rate=10.0)
+    train(base, tmp_path / "full", report_to=report_to, worse=True)
     one = found(tracked)["full"]
     run = run_of(tracked, "full")
     assert (one.status, one.kind, one.step) == ("FINISHED", "full", 2)

@@ -39,7 +39,8 @@ class Between:
     def __init__(self, target: str) -> None:
         self.passed = 0
         self.cut_after: int | None = None
-        """Bytes of large answers after which the connections are closed, once."""
+        """Bytes of large answers after which connections are closed, as often as ``cuts`` says."""
+        self.cuts = 1
         self.slow = False
         between = self
 
@@ -77,8 +78,9 @@ class Between:
                     self.close_connection = True
                     while method != "HEAD" and (data := answer.read(1 << 16)):
                         between.passed += len(data)
-                        if between.cut_after is not None and between.passed > between.cut_after:
-                            between.cut_after = None
+                        over = between.cut_after is not None and between.passed > between.cut_after
+                        if over and between.cuts > 0:
+                            between.cuts -= 1
                             return
                         self.wfile.write(data)
                         if between.slow:
@@ -193,11 +195,27 @@ def test_a_download_that_is_killed_goes_on_where_it_was(
     assert ticks[-1] == SIZE + 2
 
 
+@pytest.mark.parametrize("after", [3 << 20, SIZE // 2])
 def test_a_connection_that_is_lost_is_taken_up_again(
+    far: tuple[RemotePlace, Between], weights: bytes, tmp_path: Path, after: int
+) -> None:
+    """In the first range of S3's too, when nothing has been written yet."""
+    place, between = far
+    between.cut_after = after
+    there = fetch(place, tmp_path / "cache")
+    assert (there / "model.safetensors").read_bytes() == weights
+
+
+def test_a_store_that_brings_nothing_any_more_is_an_error_and_what_is_here_is_kept(
     far: tuple[RemotePlace, Between], weights: bytes, tmp_path: Path
 ) -> None:
     place, between = far
     between.cut_after = SIZE // 2
+    between.cuts = 1_000_000
+    with pytest.raises(SourceError, match=r"cannot deliver model\.safetensors: "):
+        fetch(place, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("model.safetensors"))
+    between.cuts = 0
     there = fetch(place, tmp_path / "cache")
     assert (there / "model.safetensors").read_bytes() == weights
 
