@@ -78,9 +78,6 @@ def _kernels() -> Mapping[str, Kernel]:
     content = _read(path, key)
     if content is None:
         content = _compiled(path, key)
-        if _read(path, key) is None:
-            log = logging.getLogger(__name__)
-            log.info("compiled kernels are not kept in %s: it cannot be written", path.parent)
     about, _, code = content.partition(b"\n")
     kinds = json.loads(about)
     library = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
@@ -153,16 +150,19 @@ def _compiled(path: Path, key: str) -> bytes:
             if not threading.main_thread().is_alive():
                 raise RuntimeError("not compiled yet") from None
     content = out or _read(path, key)
+    lines = errors.decode(errors="replace").strip().splitlines()
     if process.returncode != 0 or content is None:
-        lines = errors.decode(errors="replace").strip().splitlines()
         why = lines[-1] if lines else f"it ended with {process.returncode}"
         raise RuntimeError(f"the process that compiles them failed: {why}")
+    if out:
+        log = logging.getLogger(__name__)
+        log.info("compiled kernels are not kept in %s: %s", path.parent, "".join(lines[-1:]))
     return content
 
 
 def make(place: str, key: str) -> None:
     """What the other process does: compile, once another one that is at it is done, and keep what
-    was made; or write it to the standard output, where that cannot be.
+    was made; where that cannot be, write it to the standard output and why to the standard error.
 
     Args:
         place: the file to make.
@@ -180,25 +180,28 @@ def make(place: str, key: str) -> None:
         from mergeops.kernels.compiler import compiled
 
         content = compiled()
-        if not _keep(path, key, content):
+        try:
+            _keep(path, key, content)
+        except OSError as error:
+            print(error.strerror or error, file=sys.stderr)
             sys.stdout.buffer.write(content)
 
 
-def _keep(path: Path, key: str, content: bytes) -> bool:
-    """Put what was compiled for a key there; False where it cannot be written."""
+def _keep(path: Path, key: str, content: bytes) -> None:
+    """Put what was compiled for a key there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file, temporary = tempfile.mkstemp(dir=path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file, temporary = tempfile.mkstemp(dir=path.parent)
-        try:
-            with open(file, "wb") as out:
-                out.write(_digest(key, content) + b"\n" + content)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError:
-        return False
-    return True
+        with open(file, "wb") as out:
+            out.write(_digest(key, content) + b"\n" + content)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def _caller(name: str, address: int, kinds: Sequence[tuple[str, int]]) -> Kernel:
