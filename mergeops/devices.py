@@ -31,13 +31,19 @@ def choose_devices(name: str) -> tuple[str, ...]:
     numbered = re.fullmatch(r"cuda(?::(\d+))?", name)
     if name != "auto" and numbered is None:
         raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N")
-    found = torch.cuda.device_count() if _has_driver() else 0
+    # The driver may list devices that this torch cannot use.
+    found = torch.cuda.device_count() if _has_driver() and torch.cuda.is_available() else 0
     every = tuple(f"cuda:{i}" for i in range(found))
     if numbered is None:
         return every or ("cpu",)
     if int(numbered[1] or 0) >= found:
         raise ConfigError(f"device is {name!r}, but torch sees {found} CUDA device(s); try cpu")
     return every if name == "cuda" else (name,)
+
+
+def is_device_failure(error: RuntimeError) -> bool:
+    """Whether a device refused or failed, e.g. for want of memory."""
+    return re.match(r"(CUDA|HIP) (error|out of memory)", str(error)) is not None
 
 
 def _has_driver() -> bool:

@@ -35,7 +35,7 @@ from mergeops.checkpoint.writer import (
 )
 from mergeops.companions import write_companions
 from mergeops.destination import check_space, is_done, remove_empty
-from mergeops.devices import choose_devices, is_cuda, lane_count
+from mergeops.devices import choose_devices, is_cuda, is_device_failure, lane_count
 from mergeops.errors import MergeError, MergeopsError
 from mergeops.plan import Plan, TensorTask
 from mergeops.records import default_card, manifest_content, weight_index
@@ -100,8 +100,8 @@ def merge(
     Raises:
         ConfigError: no such device.
         SourceError: an input changed, cannot be read, or holds NaN or infinity.
-        MergeError: ``out`` holds something else, the disk is full, the result overflows, or the
-            plan is of another version.
+        MergeError: ``out`` holds something else, the disk is full, a device fails, the result
+            overflows, or the plan is of another version.
     """
     out = Path(out).absolute()
     chosen = choose_devices(device)
@@ -137,7 +137,20 @@ def merge(
             sync_directory(place)
         except OSError as error:
             raise write_error(out, error) from error
+        except RuntimeError as error:
+            if not (is_cuda(chosen[0]) and is_device_failure(error)):
+                raise
+            raise _device_error(out, chosen, error) from error
     return out
+
+
+def _device_error(out: Path, devices: Sequence[str], error: RuntimeError) -> MergeError:
+    # The first two sentences say what; torch goes on with advice for training.
+    what = ". ".join(str(error).splitlines()[0].split(". ")[:2])
+    return MergeError(
+        f"{out} cannot be made on {', '.join(devices)}: {what}; what is done so far is kept, and "
+        "the same command goes on from there, also on another device (output.device=cpu)"
+    )
 
 
 def _is_found(plan: Plan, out: Path) -> bool:
@@ -150,10 +163,14 @@ def _is_found(plan: Plan, out: Path) -> bool:
 
 
 def _discard(partial: Path) -> None:
-    """Delete a working directory, under another name: who waits for its lock begins a new one."""
+    """Delete a working directory, under another name: who waits for its lock begins a new one.
+
+    What cannot be deleted is left to gc: NFS keeps the lock as long as it is open.
+    """
     doomed = partial.with_name(f"{partial.name}.{os.urandom(4).hex()}{DOOMED}")
-    os.rename(partial, doomed)
-    shutil.rmtree(doomed)
+    with contextlib.suppress(OSError):
+        os.rename(partial, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _is_complete(plan: Plan, partial: Path) -> bool:
@@ -217,6 +234,7 @@ def _write_all(
     except MergeopsError as error:
         if not isinstance(error.__cause__, OSError):
             # Going on would fail in the same way: nothing of it is worth keeping.
+            journal.close()
             _discard(partial)
         raise
     finally:
@@ -237,7 +255,11 @@ def _chunk(plan: Plan, device: str, lanes: int) -> int:
     """Elements at a time: what suits the device, or less for many inputs."""
     parts = max(len(plan.parts(task)) for shard in plan.shards for task in shard.tensors)
     kind = "cuda" if is_cuda(device) else "cpu"
-    fitting = LANE_BYTES[kind] // (lanes * parts * ENTRY_BYTES[kind])
+    share = LANE_BYTES[kind] // lanes
+    if kind == "cuda":
+        # torch pins powers of two.
+        share = 1 << (share.bit_length() - 1)
+    fitting = share // (parts * ENTRY_BYTES[kind])
     return max(min(CHUNK[kind], fitting // methods.BLOCK * methods.BLOCK), methods.BLOCK)
 
 

@@ -101,7 +101,7 @@ class Lane:
         self._single = single
         self._stream = torch.cuda.Stream(device) if is_cuda(device) else None  # type: ignore[no-untyped-call]
         # One allocation, so that kernels find the rows of all inputs in it.
-        self._staging = host_buffer(parts * chunk * _WIDEST, is_cuda(device)).reshape(parts, -1)
+        self._staging = host_buffer(parts * chunk * _WIDEST, device).reshape(parts, -1)
         self._shape = (parts, chunk)
         self._tensors: Tensor | None = None
         self._converted: npt.NDArray[np.float32] | None = None

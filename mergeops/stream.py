@@ -28,6 +28,7 @@ from mergeops.bad_values import (
 from mergeops.buffers import BufferPool
 from mergeops.checkpoint.dtypes import BY_WORD, item_size, torch_dtype, word
 from mergeops.checkpoint.reader import Bytes, as_tensor, read_range
+from mergeops.deferred import torch
 from mergeops.devices import is_cuda
 from mergeops.errors import MergeError, SourceError
 from mergeops.inputs import open_inputs
@@ -134,7 +135,7 @@ class TensorStream:
         # Results come in order, so all that are under way must find a buffer.
         count = self._lanes.window + unhashed + 1
         largest = max(self._span(task) * item_size(task.dtype) for task in tasks)
-        self._buffers = BufferPool(count, largest, self._on_cuda)
+        self._buffers = BufferPool(count, largest, devices[0])
 
     def __enter__(self) -> Self:
         return self
@@ -147,6 +148,9 @@ class TensorStream:
     ) -> None:
         self._lanes.__exit__(kind, error, traceback)
         self._files.close()
+        if self._on_cuda:
+            # The lanes are gone; who comes next, perhaps another process, needs their memory.
+            torch.cuda.empty_cache()
 
     def results(self, tasks: Iterable[TensorTask]) -> Iterator[Piece]:
         """The bytes of tensors of the result, in order.

@@ -363,7 +363,7 @@ def test_a_merge_that_is_given_up_takes_another_name_before_it_is_deleted(
 ) -> None:
     doomed: list[Path] = []
 
-    def rmtree(path: Path) -> None:
+    def rmtree(path: Path, **_: bool) -> None:
         doomed.append(path)
         assert not (tmp_path / ".out.partial").exists()
         assert (path / "lock").exists()
@@ -376,6 +376,62 @@ def test_a_merge_that_is_given_up_takes_another_name_before_it_is_deleted(
         with pytest.raises(SourceError, match="changed after the merge was planned"):
             merge(changing, tmp_path / "out", device="cpu")
     assert doomed[0].name.startswith(".out.partial.") and doomed[0].name.endswith(".deleting")
+
+
+def test_a_directory_that_cannot_be_deleted_yet_hides_no_error(
+    models: dict[str, Path], plan_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where it holds the lock's file as long as that is open."""
+
+    def rmdir(path: Any, **_: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+    cut = copied(models, tmp_path / "cut")
+    changing = plan_of({"name": "linear"}, None, {"a": cut})
+    os.utime(cut / "model.safetensors")
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with pytest.raises(SourceError, match="changed after the merge was planned"):
+        merge(changing, tmp_path / "out", device="cpu")
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")]
+    assert len(left) == 1 and left[0].endswith(execute.DOOMED)
+
+
+@pytest.mark.parametrize("what", ["CUDA out of memory. Tried", "CUDA error: no kernel image. Try"])
+def test_a_device_that_fails_is_one_line_and_another_one_goes_on(
+    what: str,
+    plan: Plan,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError(f"{what} 20.00 MiB. GPU 0 has a total capacity.\nCompile with")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "choose_devices", lambda _: ("cuda:0", "cuda:1"))
+        patch.setattr(execute, "TensorStream", Failing)
+        with pytest.raises(MergeError) as caught:
+            merge(plan, tmp_path / "out")
+    assert str(caught.value) == (
+        f"{tmp_path}/out cannot be made on cuda:0, cuda:1: {what} 20.00 MiB; what is done so far "
+        "is kept, and the same command goes on from there, also on another device "
+        "(output.device=cpu)"
+    )
+    assert contents(merge(plan, tmp_path / "out", device="cpu")) == expected
+
+
+def test_other_errors_of_torch_are_not_the_devices(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("The size of tensor a (2) must match")
+
+    monkeypatch.setattr(execute, "choose_devices", lambda _: ("cuda:0",))
+    monkeypatch.setattr(execute, "TensorStream", Failing)
+    with pytest.raises(RuntimeError, match="The size of tensor"):
+        merge(plan, tmp_path / "out")
 
 
 @pytest.fixture

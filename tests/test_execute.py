@@ -740,14 +740,15 @@ def test_many_inputs_get_small_chunks(lanes: int, plan_of: Make, tmp_path: Path)
     assert chunk % BLOCK == 0 and chunk == (1 << 19 if lanes == 1 else 2 * BLOCK)
 
 
-@pytest.mark.parametrize(("inputs", "lanes"), [(4, 4), (40, 4), (40, 32)])
+@pytest.mark.parametrize(("inputs", "lanes"), [(4, 4), (40, 4), (40, 12), (40, 20), (40, 32)])
 def test_many_inputs_on_a_gpu_pin_two_gigabytes_at_most(
     inputs: int, lanes: int, plan_of: Make, tmp_path: Path
 ) -> None:
     folders = {f"s{i}": sparse_checkpoint(tmp_path / f"s{i}", 4, 8, i) for i in range(inputs)}
     plan = plan_of({"name": "linear"}, None, folders)
     chunk = chunk_for(plan, "cuda:0", lanes)
-    assert chunk % BLOCK == 0 and chunk * inputs * lanes * 8 <= 1 << 31
+    pinned = 1 << (chunk * inputs * 8 - 1).bit_length()
+    assert chunk % BLOCK == 0 and pinned * lanes <= 1 << 31
     assert (chunk == 1 << 21) == (inputs == 4)
 
 
@@ -777,3 +778,12 @@ def test_cuda_writes_the_same_bytes_as_the_cpu(
     on_cpu = merge(plan, tmp_path / "cpu", device="cpu")
     on_cuda = merge(plan, tmp_path / "cuda", device="cuda", tuning=Tuning(chunk=BLOCK, lanes=4))
     assert contents(on_cuda) == contents(on_cpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_memory_of_the_gpu_is_given_back(ties: Plan, tmp_path: Path) -> None:
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    merge(ties, tmp_path / "out", device="cuda:0", tuning=Tuning(fused=False))
+    assert torch.cuda.memory_reserved() == before

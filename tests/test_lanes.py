@@ -28,13 +28,25 @@ def test_all_gpus_work_unless_one_is_named(
     name: str, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "_has_driver", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     assert list(choose_devices(name)) == expected
 
 
+def test_a_gpu_that_torch_cannot_use_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E.g. for an older driver, which still lists its devices."""
+    monkeypatch.setattr(devices, "_has_driver", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_devices("auto") == ("cpu",)
+    with pytest.raises(ConfigError, match="'cuda', but torch sees 0 CUDA"):
+        choose_devices("cuda")
+
+
 def test_without_a_driver_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_has_driver", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("torch was asked"))
+    for question in ("is_available", "device_count"):
+        monkeypatch.setattr(torch.cuda, question, lambda: pytest.fail("torch was asked"))
     assert choose_devices("auto") == ("cpu",)
     with pytest.raises(ConfigError, match=r"'cuda:0', but torch sees 0 CUDA device\(s\); try cpu"):
         choose_devices("cuda:0")
