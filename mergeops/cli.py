@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc as garbage_collector
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from mergeops.cli_lineage import gc, lineage
 from mergeops.cli_promote import approve, controls, history, promote, reject, rollback
 from mergeops.cli_recipe import convert, merge
 from mergeops.cli_sync import sync
-from mergeops.errors import MergeopsError
+from mergeops.errors import MergeError, MergeopsError
 from mergeops.options import (
     AS_JSON,
     CONFIG_DIR,
@@ -279,6 +280,12 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        # Errors of files have a name, and are caught where they arise.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename:
+            raise
+        why = f"what is printed cannot be written: {error.strerror}; the work before it is done"
+        _fail(why, MergeError.exit_code)
     finally:
         garbage_collector.freeze()
 

@@ -29,6 +29,8 @@ def inspect(
 ) -> None:
     """Will these merge, and how do their task vectors interfere? Nothing is merged or logged.
 
+    The first of OVERRIDES may be a recipe file.
+
     Exit code 4 says that the recipe cannot be merged as it is.
     """
     from mergeops import compose, inspection
@@ -40,7 +42,9 @@ def inspect(
     if recipe.merges:
         raise ConfigError("the recipe makes merges first; inspect the sources of each by itself")
     if not recipe.sources:
-        raise ConfigError("there are no sources; name a recipe (recipe=NAME) or sources.NAME.uri=")
+        raise ConfigError(
+            "there are no sources; name a recipe (FILE.yaml or recipe=NAME) or sources.NAME.uri="
+        )
     progress = Progress(quiet=quiet)
     with progress.bar("reading sources", is_bytes=True) as tick:
         resolved = resolve(

@@ -70,13 +70,22 @@ def merge(
     recipe = compose.compose([*overrides, *extra], config_dir=config_dir, recipe_file=recipe_file)
     if cfg:
         return show_recipe(recipe)
-    plan = pipeline.merge_only(recipe, out, Progress(quiet=quiet))
-    result = {
-        "checkpoint": str(out),
-        "plan_digest": plan.digest,
-        "warnings": list(plan.warnings),
-    }
-    print_result(result if as_json else f"merged into {out} (plan {plan.digest[:12]})", as_json)
+    plan, was_there = pipeline.merge_only(recipe, out, Progress(quiet=quiet))
+    if as_json:
+        result = {
+            "checkpoint": str(out),
+            "plan_digest": plan.digest,
+            "was_there": was_there,
+            "warnings": list(plan.warnings),
+        }
+        return print_result(result, True)
+    text = f"merged into {out} (plan {plan.digest[:12]})"
+    if was_there:
+        text = (
+            f"{out} holds this merge already (plan {plan.digest[:12]}), with all files in their "
+            f"sizes; `mergeops verify {out}` reads every byte"
+        )
+    print_result(text, False)
 
 
 @click.command()

@@ -8,6 +8,7 @@ there, with a better message.
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +22,16 @@ from mergeops.schema import unknown_key
 
 if TYPE_CHECKING:
     from mergeops.mergekit_yaml import Converted
+    from mergeops.mergekit_yaml.nodes import Item
 
 GROUPS = ("recipe", "method", "evaluate", "search", "tracking", "promote")
 _FILE_RECIPE = "from_file"
 MERGEKIT = "mergekit"
 FILE = "file"
+PACKAGE = "# @package _global_"
+"""First line of a recipe that ``recipe=NAME`` finds: Hydra layers its keys at the top."""
+_MAPPINGS = (*GROUPS, "sources", "modules", "merges", "tokenizer", "dtype", "path_map", "output")
+_LISTS = ("rules", "slices")
 # Hydra keeps its state in a process singleton.
 _LOCK = threading.Lock()
 
@@ -48,13 +54,19 @@ def compose(
     """Layer the packaged config, the user's config directory, a recipe file and overrides.
 
     Args:
-        overrides: Hydra overrides, e.g. ``method=ties``, ``method.density=0.3``, ``~sources.code``.
+        overrides: Hydra overrides, e.g. ``method=ties``, ``method.density=0.3``, ``~sources.code``;
+            a word that ends in .yaml or .yml is the recipe file.
         config_dir: the user's own directory; its files win over the packaged ones.
-        recipe_file: a native recipe file, layered like ``recipe=NAME``.
+        recipe_file: a recipe file, layered like ``recipe=NAME``.
 
     Raises:
         ConfigError: anything that Hydra or the schema refuses.
     """
+    files, overrides = _apart(overrides)
+    if len(files) + (recipe_file is not None) > 1:
+        raise ConfigError(f"{', '.join(files)}: only one recipe file can be given")
+    if files:
+        recipe_file = Path(files[0])
     parsed = _parse(overrides)
     if recipe_file is None:
         recipe_file, parsed = _mergekit_file(parsed)
@@ -83,8 +95,15 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """Every combination of the values that ``a=1,2 b=choice(x,y)`` list, in Hydra's order."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+    files, overrides = _apart(overrides)
     batches = BasicSweeper.split_arguments(_parse(overrides), max_batch_size=None)
-    return [list(job) for batch in batches for job in batch]
+    return [[*files, *job] for batch in batches for job in batch]
+
+
+def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Recipe files among the words of a command, and the overrides."""
+    files = [word for word in words if "=" not in word and word.endswith((".yaml", ".yml"))]
+    return files, [word for word in words if word not in files]
 
 
 def _parse(overrides: Sequence[str]) -> list[Any]:
@@ -138,8 +157,21 @@ def _compose_plain(
                 config = hydra.compose("recipe", overrides=arguments)
             raw = OmegaConf.to_container(config, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_one_line(error)) from error
+            raise ConfigError(_one_line(error) + _ending(error, config_dir)) from error
+    if isinstance(raw, dict) and isinstance(raw.get("recipe"), dict):
+        raise ConfigError(
+            f"a recipe that {' '.join(a for a in arguments if a.startswith('recipe='))} names must "
+            f"begin with the line {PACKAGE!r}"
+        )
     return {str(key): value for key, value in raw.items()}  # type: ignore[union-attr]
+
+
+def _ending(error: Exception, config_dir: Path | None) -> str:
+    """What to do about a file of the user's that Hydra does not find for its name."""
+    named = re.search(r"Could not find '([^']+)'", str(error))
+    if named is None or config_dir is None or not (config_dir / f"{named[1]}.yml").is_file():
+        return ""
+    return f"; {config_dir / named[1]}.yml is there, but Hydra reads .yaml only: rename it"
 
 
 @contextmanager
@@ -215,9 +247,8 @@ def read_recipe_file(path: Path, compat: Any = None) -> Converted:
     Raises:
         ConfigError: it cannot be read; what mergekit's YAML says is checked with line numbers.
     """
-    import yaml
-
     from mergeops.mergekit_yaml import Converted, is_mergekit, read_mergekit, refuse_other_tools
+    from mergeops.mergekit_yaml.nodes import read_documents
 
     if not path.is_file():
         raise ConfigError(f"recipe file {path} does not exist")
@@ -225,15 +256,39 @@ def read_recipe_file(path: Path, compat: Any = None) -> Converted:
         text = path.read_text(encoding="utf-8")
         if is_mergekit(text):
             return read_mergekit(path, compat=compat == MERGEKIT)
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"recipe file {path} is not YAML: {_one_line(error)}") from error
-    if not isinstance(content, dict):
+    items = read_documents(text, f"recipe file {path}")
+    if len(items) > 1:
+        raise items[1].error(f"begins a second of {len(items)} documents; a recipe is one")
+    if not items or not items[0].is_mapping:
         raise ConfigError(f"recipe file {path} holds no mapping; it needs method and sources")
+    content = items[0].plain()
     refuse_other_tools(content, path)
+    if "models" in content:
+        raise (
+            items[0]
+            .entries("")["models"]
+            .error("is a key of mergekit's configs, but there is no merge_method, which they need")
+        )
+    _check_kinds(items[0])
     if isinstance(content.get("method"), str):
         content["method"] = {"name": content["method"]}
     return Converted(content, {})
+
+
+def _check_kinds(recipe: Item) -> None:
+    """Refuse a list for a mapping and the like, which Hydra could not layer over the defaults.
+
+    Raises:
+        ConfigError: with the line.
+    """
+    for key, item in recipe.entries("method and sources").items():
+        is_mapping = item.is_mapping or (key in GROUPS and not item.is_list)
+        if key in _MAPPINGS and not is_mapping and not item.is_null:
+            raise item.error(f"is {item.shown()}; it takes a mapping")
+        if key in _LISTS and not item.is_list and not item.is_null:
+            raise item.error(f"is {item.shown()}; it takes a list")
 
 
 def _choose_method(raw: dict[str, Any], parsed: Iterable[Any]) -> None:

@@ -97,7 +97,7 @@ def check_space(plan: Plan, out: Path, present: int = 0) -> None:
     if free < plan.bytes_to_write:
         raise MergeError(
             f"{out} needs {plan.bytes_to_write / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
-            "free there; free some space, or choose another output.dir"
+            "free there; free some space, or write it elsewhere"
         )
 
 

@@ -12,11 +12,10 @@ resumes, never something that looks finished.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import logging
 import os
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from mergeops.errors import MergeError, MergeopsError
 from mergeops.plan import Plan, TensorTask
 from mergeops.records import default_card, manifest_content, weight_index
 from mergeops.stream import Piece, TensorStream
+from mergeops.working_directory import LOCK, discard, locked
 
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 21}
 """Elements at a time: about what a processor's cache holds, many enough for a GPU's launches."""
@@ -53,10 +53,8 @@ CUDA_LANES = 4
 """For each device: enough to have both copy directions and the arithmetic under way at a time."""
 UNHASHED = 8
 """Finished spans that may wait to be hashed."""
-LOCK = "lock"
-DOOMED = ".deleting"
-"""Ends the name of what is being deleted."""
 CARD = "README.md"
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes to write)."""
@@ -117,9 +115,9 @@ def merge(
         return out
     remove_empty(place)
     partial = place.with_name(f".{place.name}.partial")
-    with _locked(partial):
+    with locked(partial):
         if _is_found(plan, place) and hold(place):
-            _discard(partial)
+            discard(partial)
             return out
         present = sum(f.stat().st_blocks * 512 for f in partial.iterdir())
         check_space(plan, place, present)
@@ -162,17 +160,6 @@ def _is_found(plan: Plan, out: Path) -> bool:
     return True
 
 
-def _discard(partial: Path) -> None:
-    """Delete a working directory, under another name: who waits for its lock begins a new one.
-
-    What cannot be deleted is left to gc: NFS keeps the lock as long as it is open.
-    """
-    doomed = partial.with_name(f"{partial.name}.{os.urandom(4).hex()}{DOOMED}")
-    with contextlib.suppress(OSError):
-        os.rename(partial, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-
-
 def _is_complete(plan: Plan, partial: Path) -> bool:
     """Whether an earlier try got as far as the manifest, and only had to rename."""
     try:
@@ -183,36 +170,6 @@ def _is_complete(plan: Plan, partial: Path) -> bool:
     # It may have been killed before this.
     sync_file(partial / MANIFEST)
     return True
-
-
-def _make(directory: Path) -> None:
-    """Make a directory whose name is on the disk, and those above it."""
-    new = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in new:
-        sync_directory(path.parent)
-
-
-@contextlib.contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """Own the working directory; waits while another process has it."""
-    try:
-        while True:
-            _make(partial)
-            with contextlib.suppress(FileNotFoundError):
-                lock = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                # The one before may have finished and taken the directory away meanwhile.
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(lock), os.stat(partial / LOCK)):
-                        break
-                os.close(lock)
-    except OSError as error:
-        raise MergeError(f"{partial} cannot be written: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _write_all(
@@ -228,6 +185,12 @@ def _write_all(
         if path.name not in keep:
             path.unlink()
     journal = Journal(partial, plan.digest)
+    if journal.discarded:
+        _log.warning(
+            "%s held the unfinished work of another merge (plan %s), which is replaced",
+            partial,
+            journal.discarded[:12],
+        )
     try:
         files = _write_shards(plan, partial, journal, devices, progress, tuning)
         write_companions(plan.companions, partial, plan.save_dtype, plan.config)
@@ -235,7 +198,7 @@ def _write_all(
         if not isinstance(error.__cause__, OSError):
             # Going on would fail in the same way: nothing of it is worth keeping.
             journal.close()
-            _discard(partial)
+            discard(partial)
         raise
     finally:
         journal.close()

@@ -21,10 +21,10 @@ from mergeops.checkpoint.hold import alone
 from mergeops.checkpoint.manifest import read_manifest
 from mergeops.disk_usage import usage
 from mergeops.errors import ConfigError, SourceError, TrackingError
-from mergeops.execute import DOOMED, LOCK
 from mergeops.tracking.lock import only_one
 from mergeops.tracking.pending import FOLDER, pending_trials
 from mergeops.tracking.references import Reference, references
+from mergeops.working_directory import DOOMED, LOCK
 
 if TYPE_CHECKING:
     from mergeops.tracking.connection import Tracking

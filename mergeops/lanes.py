@@ -228,6 +228,7 @@ class Lanes:
     ) -> None:
         self._make_lane = make_lane
         self._devices = itertools.cycle(devices)
+        self._on_cuda = is_cuda(devices[0])
         self._choosing = threading.Lock()
         self.count = count
         self._local = threading.local()
@@ -271,6 +272,9 @@ class Lanes:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._single.end()
+        if self._on_cuda:
+            # The lanes are gone; who comes next, perhaps another process, needs their memory.
+            torch.cuda.empty_cache()
 
     def _work(self, job: Callable[[Lane], Result]) -> Result:
         lane: Lane | None = getattr(self._local, "lane", None)

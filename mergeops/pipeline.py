@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mergeops.merges_first import Digests, merge_dir, resolve_with_merges
 from mergeops.plan import Plan, make_plan
@@ -205,9 +205,17 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
     return trials
 
 
-def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Plan:
+class Merged(NamedTuple):
+    """What ``merge_only`` did."""
+
+    plan: Plan
+    was_there: bool
+    """Whether the merge was in the directory already; its bytes were not read again."""
+
+
+def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Merged:
     """Merge into a directory of the user's; nothing is scored or tracked."""
-    from mergeops.destination import check_output
+    from mergeops.destination import check_output, is_done
     from mergeops.execute import merge
     from mergeops.sources import resolve
 
@@ -233,5 +241,6 @@ def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Plan:
         recipe, find, lambda plan, name: execute(plan, name, merge_dir(work_dir, plan))
     )
     plan = make_plan(recipe, resolved.base, resolved.sources)
+    was_there = is_done(plan, out)
     execute(plan, f"into {out}", out)
-    return plan
+    return Merged(plan, was_there)

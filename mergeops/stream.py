@@ -28,7 +28,6 @@ from mergeops.bad_values import (
 from mergeops.buffers import BufferPool
 from mergeops.checkpoint.dtypes import BY_WORD, item_size, torch_dtype, word
 from mergeops.checkpoint.reader import Bytes, as_tensor, read_range
-from mergeops.deferred import torch
 from mergeops.devices import is_cuda
 from mergeops.errors import MergeError, SourceError
 from mergeops.inputs import open_inputs
@@ -148,9 +147,6 @@ class TensorStream:
     ) -> None:
         self._lanes.__exit__(kind, error, traceback)
         self._files.close()
-        if self._on_cuda:
-            # The lanes are gone; who comes next, perhaps another process, needs their memory.
-            torch.cuda.empty_cache()
 
     def results(self, tasks: Iterable[TensorTask]) -> Iterator[Piece]:
         """The bytes of tensors of the result, in order.
@@ -208,8 +204,7 @@ class TensorStream:
             ) from error
         except NonFiniteResultError as error:
             index = unravel(error.index, task.shape)
-            is_single = task.dtype == "F32"
-            wider = "float64, and dtype.compute too" if is_single else "bfloat16 or float32"
+            wider = "bfloat16 or float32" if task.dtype == "F16" else "auto, or use smaller weights"
             raise MergeError(
                 f"the result of {task.name} at {index} is {error.value:g}, which "
                 f"{word(task.dtype)} cannot hold; set dtype.save to {wider}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,12 @@ def read_value(where: str, value: Any) -> Value:
     if isinstance(value, list | tuple):
         if not value or any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
             raise ConfigError(f"{where} is {value!r}; a gradient is a list of numbers")
-        return tuple(float(v) for v in value)
+        found = tuple(float(v) for v in value)
+        if not all(math.isfinite(v) for v in found):
+            raise ConfigError(f"{where} is {value!r}; a gradient is a list of finite numbers")
+        return found
+    if not math.isfinite(value):
+        raise ConfigError(f"{where} is {value!r}; it takes a finite number")
     return float(value)
 
 

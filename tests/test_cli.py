@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -160,3 +161,34 @@ def test_every_option_of_mergekit_0_1_5_is_known(name: str) -> None:
         assert f"--{name} is an option of mergekit-yaml" in str(error)
     else:
         assert f"--{name}" not in words
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("words", [["methods"], ["methods", "ties", "--json"], ["--help"]])
+def test_a_standard_output_that_is_full_is_one_line(words: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mergeops", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False
+        )
+    assert done.returncode == 4
+    assert done.stderr == (
+        "mergeops: error: what is printed cannot be written: No space left on device; the work "
+        "before it is done\n"
+    )
+
+
+def test_a_merge_that_is_there_is_not_called_a_new_one(
+    tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tiny_llama()
+    sources = {name: {"uri": str(tiny_llama(like=base, seed=i))} for i, name in enumerate("ab", 1)}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"method": "linear", "sources": sources}))
+    first, again = (mergeops("merge", "recipe.yaml", "out", cwd=tmp_path) for _ in range(2))
+    assert first.stdout.startswith("merged into out (plan ")
+    assert again.stdout.startswith("out holds this merge already (plan ")
+    assert "`mergeops verify out` reads every byte" in again.stdout
+    shown = json.loads(mergeops("merge", "recipe.yaml", "out", "--json", cwd=tmp_path).stdout)
+    assert shown["was_there"] is True
+    shown = json.loads(mergeops("merge", "recipe.yaml", "new", "--json", cwd=tmp_path).stdout)
+    assert shown["was_there"] is False

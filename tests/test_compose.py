@@ -135,6 +135,19 @@ def test_another_method_on_the_command_line_replaces_the_files_method(tmp_path: 
         ("[1, 2]", "holds no mapping"),
         ("a: [", "is not YAML"),
         ("merge_method: ties\nmodels: []", "r.yaml, line 2: models is empty"),
+        ("seed: 1\nmodels: []", "r.yaml, line 2: models is a key of mergekit's.*no merge_method"),
+        ("seed: 1\nbase: b\nseed: 2", "r.yaml, line 3: seed is given twice, first in line 1"),
+        (
+            "sources:\n  x: {uri: u}\n  x: {uri: v}",
+            "r.yaml, line 3: sources.x is given twice, first in line 2",
+        ),
+        ("seed: 1\nsources: [u, v]", "r.yaml, line 2: sources is a list; it takes a mapping"),
+        ("method: [ties]", "r.yaml, line 1: method is a list; it takes a mapping"),
+        ("output: here", "r.yaml, line 1: output is 'here'; it takes a mapping"),
+        ("rules: {match: x}", "r.yaml, line 1: rules is a mapping; it takes a list"),
+        ("seed: 1\n---\nseed: 2", "r.yaml, line 3: begins a second of 2 documents"),
+        ("sources: {x: {uri: u, weight: .nan}}", "sources.x.weight is nan; it takes a finite num"),
+        ("sources: {x: {uri: u, weight: [0, .inf]}}", r"x.weight is \[0, inf\]; a gradient is a"),
         ("sources: {x: {uri: u}}\ntypo: 1", "unknown key typo"),
     ],
 )
@@ -198,3 +211,39 @@ def test_scoring_and_tracking_settings_do_not_change_what_decides_the_weights() 
     assert one.weights_dict() == other.weights_dict()
     assert one.sha256() != other.sha256()
     assert compose([*TWO, "seed=1"]).weights_dict() != other.weights_dict()
+
+
+def test_numbers_of_a_recipe_file_are_those_of_the_command_line(tmp_path: Path) -> None:
+    """YAML 1.1 takes 1e-1 for a text, Hydra and YAML 1.2 for a number; what is quoted is a text."""
+    path = tmp_path / "r.yaml"
+    path.write_text("sources: {x: {uri: '1e3', weight: 1e-1}, y: {uri: v, weight: [1E0, 2.5e+1]}}")
+    sources = compose([], recipe_file=path).sources
+    assert sources["x"].uri == "1e3"
+    assert sources["x"].parameters == {"weight": 0.1}
+    assert sources["y"].parameters == {"weight": (1.0, 25.0)}
+    said = compose(["sources.x.uri=a", "sources.x.weight=1e-1"]).sources["x"]
+    assert said.parameters == sources["x"].parameters
+
+
+def test_a_recipe_file_may_stand_among_the_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "r.yml"
+    path.write_text("seed: 5\nsources: {x: {uri: u}}\n")
+    assert compose(["seed=6", str(path)]) == compose(["seed=6"], recipe_file=path)
+    jobs = expand_sweep([str(path), "seed=1,2"])
+    assert jobs == [[str(path), "seed=1"], [str(path), "seed=2"]]
+    with pytest.raises(ConfigError, match="recipe file .*gone.yml does not exist"):
+        compose([str(tmp_path / "gone.yml")])
+    with pytest.raises(ConfigError, match="a.yml, b.yaml: only one recipe file can be given"):
+        compose(["a.yml", "b.yaml"])
+    with pytest.raises(ConfigError, match="a.yml: only one recipe file can be given"):
+        compose(["a.yml"], recipe_file=path)
+
+
+def test_a_recipe_that_hydra_cannot_layer_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("base: b\nsources: {x: {uri: u}}\n")
+    with pytest.raises(ConfigError, match="recipe=mine names must begin with the line '# @package"):
+        compose(["recipe=mine"], config_dir=tmp_path)
+    (tmp_path / "recipe" / "mine.yaml").rename(tmp_path / "recipe" / "mine.yml")
+    with pytest.raises(ConfigError, match="mine.yml is there, but Hydra reads .yaml only: rename"):
+        compose(["recipe=mine"], config_dir=tmp_path)

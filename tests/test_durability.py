@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import random
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mortal_merges import Mortal
 
-from mergeops import execute
+from mergeops import execute, working_directory
 from mergeops.checkpoint.verify import verify
 from mergeops.errors import MergeError, SourceError
 from mergeops.execute import UNHASHED, Tuning, merge
@@ -372,10 +375,56 @@ def test_a_merge_that_is_given_up_takes_another_name_before_it_is_deleted(
     changing = plan_of({"name": "linear"}, None, {"a": cut})
     os.utime(cut / "model.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute.shutil, "rmtree", rmtree)
+        patch.setattr(working_directory.shutil, "rmtree", rmtree)
         with pytest.raises(SourceError, match="changed after the merge was planned"):
             merge(changing, tmp_path / "out", device="cpu")
     assert doomed[0].name.startswith(".out.partial.") and doomed[0].name.endswith(".deleting")
+
+
+def test_who_waits_for_another_process_says_so(
+    plan: Plan, expected: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    with open(partial / "lock", "w") as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = pool.submit(merge, plan, tmp_path / "out", device="cpu")
+        last = time.monotonic() + 60
+        while not caplog.messages and time.monotonic() < last:
+            time.sleep(0.01)
+        assert caplog.messages == [f"another process is merging in {partial}; waiting for it"]
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert contents(waiting.result(60)) == expected
+    assert len(caplog.messages) == 1
+
+
+def test_a_working_directory_of_somebody_else_is_left_alone(plan: Plan, tmp_path: Path) -> None:
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    (partial / "mine.txt").write_text("precious")
+    with pytest.raises(MergeError, match=r"out\.partial holds mine\.txt, which no merge put there"):
+        merge(plan, tmp_path / "out", device="cpu")
+    assert contents(partial) == {"mine.txt": b"precious"}
+
+
+def test_unfinished_work_of_another_merge_is_replaced_and_that_is_said(
+    plan: Plan,
+    models: dict[str, Path],
+    plan_of: Make,
+    mortal: Mortal,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "out"
+    assert mortal.merge(out, bytes=plan.bytes_to_write // 2).killed
+    other = plan_of({"name": "linear"}, None, {name: models[name] for name in "ab"})
+    merge(other, out, device="cpu")
+    (said,) = caplog.messages
+    assert said == (
+        f"{tmp_path}/.out.partial held the unfinished work of another merge (plan "
+        f"{plan.digest[:12]}), which is replaced"
+    )
+    assert verify(out) == []
 
 
 def test_a_directory_that_cannot_be_deleted_yet_hides_no_error(
@@ -393,7 +442,7 @@ def test_a_directory_that_cannot_be_deleted_yet_hides_no_error(
     with pytest.raises(SourceError, match="changed after the merge was planned"):
         merge(changing, tmp_path / "out", device="cpu")
     left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")]
-    assert len(left) == 1 and left[0].endswith(execute.DOOMED)
+    assert len(left) == 1 and left[0].endswith(working_directory.DOOMED)
 
 
 @pytest.mark.parametrize("what", ["CUDA out of memory. Tried", "CUDA error: no kernel image. Try"])

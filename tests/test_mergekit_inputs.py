@@ -306,7 +306,7 @@ def test_a_checkpoints_code_is_copied_where_it_is_trusted(
     Path("config.yml").write_text(text)
     warned = pipeline.merge_only(
         compose([], recipe_file=Path("config.yml")), Path("out"), Progress(quiet=True)
-    ).warnings
+    ).plan.warnings
     assert not list(Path("out").glob("*.py"))
     (warning,) = warned
     assert "has transformers run modeling_own.py, code of its own, which is not copied" in warning
@@ -339,7 +339,7 @@ def test_a_parameter_of_another_method_has_no_effect_and_is_said_so(here: Path) 
     )
     Path("config.yml").write_text(text)
     recipe = compose([], recipe_file=Path("config.yml"))
-    told = pipeline.merge_only(recipe, Path("out"), Progress(quiet=True)).warnings
+    told = pipeline.merge_only(recipe, Path("out"), Progress(quiet=True)).plan.warnings
     assert told == (
         "config.yml, line 5, parameters.normalize: model_stock has no normalize, so it has no "
         "effect",

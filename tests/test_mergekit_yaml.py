@@ -367,7 +367,7 @@ def test_the_converted_recipe_gives_the_same_bytes(name: str, here: Path) -> Non
     (here / "native.yml").write_text(converted)
     plan = pipeline.merge_only(
         compose([], recipe_file=here / "native.yml"), here / "same", Progress(quiet=True)
-    )
+    ).plan
     assert (
         plan.digest == yaml.safe_load((here / "out" / "mergeops.json").read_text())["plan_digest"]
     )
@@ -418,7 +418,7 @@ ERRORS = [
         "merge_method: linear\nmodels:\n  - model: a\n    parameters: {weight: heavy}\n",
         r"line 4: models\[0\].parameters.weight is 'heavy'; it takes a number",
     ),
-    ("merge_method: linear\n" + LISTED, r"line 2: models\[0\] is missing; linear needs weight for"),
+    ("merge_method: linear\n" + LISTED, r"models\[0\] has no parameters.weight; linear needs"),
     (
         "merge_method: linear\n" + LISTED + "parameters: {weight: [{filter: mlp, value: 1}]}\n",
         r"line 3: parameters.weight\[0\].value has no value where no filter matches",

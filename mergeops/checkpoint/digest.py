@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +81,9 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_READ_BYTES))
     try:
+        # Opening a pipe or a device could block for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise SourceError(f"{path} is not a regular file")
         with open(path, "rb", buffering=0) as file:
             position = 0
             _fetch(file.fileno(), 0)
@@ -196,10 +201,16 @@ def _read_cache(cache_dir: Path) -> dict[str, str]:
 
 
 def _extend_cache(cache_dir: Path, found: dict[str, str]) -> None:
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with open(cache_dir / f"{CACHE_FILE}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        content = _read_cache(cache_dir) | found
-        temporary = cache_dir / f"{CACHE_FILE}.new"
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-        os.replace(temporary, cache_dir / CACHE_FILE)
+    """Remember digests; where nothing can be written, they are worked out again next time."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with open(cache_dir / f"{CACHE_FILE}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            content = _read_cache(cache_dir) | found
+            temporary = cache_dir / f"{CACHE_FILE}.new"
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+            os.replace(temporary, cache_dir / CACHE_FILE)
+    except OSError as error:
+        logging.getLogger(__name__).info(
+            "digests are not kept in %s: %s", cache_dir, error.strerror or error
+        )

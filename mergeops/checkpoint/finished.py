@@ -25,7 +25,10 @@ class Journal:
         """(file, tensor) -> XXH3 of the tensor's bytes, 32 hexadecimal digits."""
         head = {"plan_digest": plan_digest}
         lines, valid = _read_lines(self._path)
+        self.discarded = ""
+        """Plan digest of the other merge whose journal was here, with something finished."""
         if not lines or lines[0] != head:
+            self.discarded = lines[0]["plan_digest"] if len(lines) > 1 else ""
             lines, valid = [], 0
         for line in lines[1:]:
             self.finished[line["file"], line["tensor"]] = line["xxh3"]

@@ -173,6 +173,9 @@ def _why_no_weights(path: Path) -> str:
             f"{path} has {pickled[0]}, but mergeops reads safetensors only; convert it once with "
             "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
+    for name in (SINGLE, INDEX):
+        if name in names:
+            return f"{path / name} is a link to {os.readlink(path / name)}, which is not there"
     other = [n for n in names if n.endswith(".safetensors")]
     hint = f"; it has {', '.join(other[:3])}" if other else ""
     return f"{path} has neither {SINGLE} nor {INDEX}{hint}"

@@ -58,6 +58,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
         if content["format"] != FORMAT:
             raise SourceError(
                 f"{path} has format {content['format']}; this version of mergeops reads {FORMAT}"
@@ -65,6 +67,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         for entry in content["files"].values():
             int(entry["size"]), str(entry["sha256"])
         str(content["plan_digest"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise SourceError(f"{path} is damaged: it lacks {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is damaged: {error}") from error
     return dict(content)

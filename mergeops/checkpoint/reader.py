@@ -134,6 +134,11 @@ class CheckpointReader:
             raise SourceError(f"{self._path} has other weight files than when it was planned with")
         for name, file in self._files.items():
             status = os.fstat(file)
+            if status.st_nlink == 0:
+                raise SourceError(
+                    f"{self._path / name} was deleted after the merge was planned; put it back, "
+                    "and run the command again"
+                )
             if FileStamp.of(status) != self._stamps[name]:
                 raise SourceError(
                     f"{self._path / name} changed after the merge was planned; run the command "

@@ -32,7 +32,12 @@ def verify(directory: Path, progress: Progress | None = None) -> list[str]:
 
     Returns:
         One line a problem; empty where all is well.
+
+    Raises:
+        SourceError: there is no such directory.
     """
+    if not directory.is_dir():
+        raise SourceError(f"{directory} is not a directory; name that of a merge")
     try:
         manifest = read_manifest(directory)
     except SourceError as error:

@@ -8,10 +8,12 @@ stream    one pass over all weights, a few rows of each source at a time
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergeops.errors import MergeError
 from mergeops.inspection.fit import Fit, look_at_fit
 from mergeops.inspection.moments import Moments
 from mergeops.inspection.stream import Facts, TensorFacts, walk
@@ -147,11 +149,17 @@ def inspect(
 
     Raises:
         SourceError: an input's files are missing or corrupt.
+        MergeError: the inputs have no tensor in common.
     """
     base, base_from = _base(resolved)
     sources = tuple(resolved.sources.values())
     fit = look_at_fit(recipe, resolved, base)
-    facts = walk(base, sources, with_ranks=with_ranks, progress=progress)
+    try:
+        facts = walk(base, sources, with_ranks=with_ranks, progress=progress)
+    except MergeError as error:
+        raise MergeError("; ".join(filter(None, [str(error), fit.refused]))) from error
+    if fit.refused is None:
+        fit = dataclasses.replace(fit, refused=_not_finite(base, sources, facts.tensors))
     layers = tuple(_layer(name, members) for name, members in facts.by_layer().items())
     total = _layer("all", facts.tensors)
     return Inspection(
@@ -165,6 +173,19 @@ def inspect(
         facts.left_out,
         _duplicates([*sources, *([base] if base else [])], facts),
     )
+
+
+def _not_finite(
+    base: Source | None, sources: Sequence[Source], tensors: Sequence[TensorFacts]
+) -> str | None:
+    """Why a merge would refuse the values of an input; None where they are all finite."""
+    inputs = [*([base] if base else []), *sources]
+    for position, source in enumerate(inputs, start=-1 if base else 0):
+        bad = [one.name for one in tensors if not one.moments.is_finite(position)]
+        if bad:
+            more = f" and {len(bad) - 1} more tensor(s)" if len(bad) > 1 else ""
+            return f"{source.name} holds NaN or infinity in {bad[0]}{more}; leave this source out"
+    return None
 
 
 def _base(resolved: Resolved) -> tuple[Source | None, str]:

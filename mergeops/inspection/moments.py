@@ -88,6 +88,13 @@ class Moments:
         """Number of sources."""
         return int(self.gram.shape[0])
 
+    def is_finite(self, i: int) -> bool:
+        """Whether the sums say that a source's entries are all finite, or (-1) those of the base.
+
+        What is not finite in the reference makes every sum so; ask for it first.
+        """
+        return math.isfinite(self.reference_square if i < 0 else float(self.gram[i, i]))
+
     def norm(self, i: int) -> float | None:
         """Euclidean norm of a task vector; without a base, of the weights."""
         return _finite(math.sqrt(max(self._product(i, i), 0.0)))

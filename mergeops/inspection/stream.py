@@ -143,7 +143,7 @@ def _shared(
         left_out |= {name: f"{first} lacks it" for name in tensors if name not in reference}
     if not shared:
         raise MergeError(
-            f"{', '.join(headers)} have no tensor in common by name and shape; nothing to compare"
+            f"{', '.join(headers)} have no tensor that is in all of them, in one shape"
         )
     return shared, left_out
 

@@ -41,9 +41,11 @@ class Converted:
         """
         import yaml
 
+        from mergeops.compose import PACKAGE
+
         body = yaml.safe_dump(dict(self.recipe), sort_keys=False, allow_unicode=True, width=100)
         head = f"# Converted from mergekit's {origin}; run it with: mergeops merge THIS_FILE OUT"
-        return f"{head}\n{body}"
+        return f"{PACKAGE}\n{head}\n{body}"
 
 
 def is_mergekit(text: str) -> bool:

@@ -58,6 +58,23 @@ class Item:
         """As plain Python types."""
         return self._construct(self.node)
 
+    def plain(self) -> Any:
+        """As plain Python types, with YAML 1.2's idea of a number, and no key twice.
+
+        Raises:
+            ConfigError: a key is there twice.
+        """
+        if self.is_mapping:
+            return {key: item.plain() for key, item in self.entries("a mapping").items()}
+        if self.is_list:
+            return [item.plain() for item in self.items("a list")]
+        assert isinstance(self.node, yaml.ScalarNode)
+        if self.node.style is None and _NUMBER.fullmatch(self.node.value):
+            value = self.value
+            # YAML 1.1 takes 1e-5, without a dot, for a text.
+            return float(value) if isinstance(value, str) else value
+        return self.value
+
     @property
     def is_null(self) -> bool:
         """Whether it is null or left empty."""
@@ -82,7 +99,7 @@ class Item:
         if self.is_null:
             return {}
         if not isinstance(self.node, yaml.MappingNode):
-            raise self.error(f"is {self._shown()}; it takes {what}")
+            raise self.error(f"is {self.shown()}; it takes {what}")
         try:
             yaml.SafeLoader("").flatten_mapping(self.node)
         except yaml.YAMLError as error:
@@ -123,7 +140,7 @@ class Item:
             ConfigError: it is none.
         """
         if not isinstance(self.node, yaml.SequenceNode):
-            raise self.error(f"is {self._shown()}; it takes {what}")
+            raise self.error(f"is {self.shown()}; it takes {what}")
         return [
             Item(node, self.file, f"{self.path}[{i}]") for i, node in enumerate(self.node.value)
         ]
@@ -140,7 +157,7 @@ class Item:
             assert isinstance(self.node, yaml.ScalarNode)
             value = self.node.value
         if not isinstance(value, str) or not value.strip():
-            raise self.error(f"is {self._shown()}; it takes {what}")
+            raise self.error(f"is {self.shown()}; it takes {what}")
         return value
 
     def choice(self, allowed: Iterable[str]) -> str:
@@ -168,7 +185,7 @@ class Item:
             # YAML 1.1 takes 1e-5, without a dot, for a text.
             return float(value)
         if not isinstance(value, int | float) or not abs(value) < float("inf"):
-            raise self.error(f"is {self._shown()}; it takes a number")
+            raise self.error(f"is {self.shown()}; it takes a number")
         return float(value)
 
     def whole(self) -> int:
@@ -179,7 +196,7 @@ class Item:
         """
         value = self.number()
         if value != int(value):
-            raise self.error(f"is {self._shown()}; it takes a whole number")
+            raise self.error(f"is {self.shown()}; it takes a whole number")
         return int(value)
 
     def truth(self) -> bool:
@@ -190,7 +207,7 @@ class Item:
         """
         value = self.number()
         if value not in (0.0, 1.0):
-            raise self.error(f"is {self._shown()}; it takes true or false")
+            raise self.error(f"is {self.shown()}; it takes true or false")
         return bool(value)
 
     def _construct(self, node: yaml.Node) -> Any:
@@ -202,7 +219,8 @@ class Item:
     def _unreadable(self, error: Exception) -> ConfigError:
         return self.error(f"cannot be read: {' '.join(str(error).split())}")
 
-    def _shown(self) -> str:
+    def shown(self) -> str:
+        """What it is, for an error."""
         if isinstance(self.node, yaml.ScalarNode):
             return "empty" if self.is_null else repr(self.value)
         return "a mapping" if self.is_mapping else "a list"

@@ -118,9 +118,10 @@ class Settings:
             own = [choice for level in levels for choice in level.get(name, ())]
             every = [*own, *config.get(name, ())]
             if default is REQUIRED and not any(choice.filter is None for choice in every):
-                missing = "has no value where no filter matches" if every else "is missing"
-                at = every[-1].value if every else where
-                raise at.error(f"{missing}; {self.method} needs {name} for every model")
+                needs = f"{self.method} needs {name} for every model"
+                if not every:
+                    raise where.error(f"has no parameters.{name}; {needs}")
+                raise every[-1].value.error(f"has no value where no filter matches; {needs}")
             if own or (every and self._single(every) is None):
                 values[native] = self._setting(native, every)
         return values

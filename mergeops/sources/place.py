@@ -180,13 +180,14 @@ class RemotePlace:
         from mlflow.exceptions import MlflowException
 
         from mergeops.secrets import redacted_line
-        from mergeops.tracking.client import STORAGE_PACKAGES
+        from mergeops.tracking.client import PACKAGES, STORAGE_PACKAGES
 
         try:
             yield
         except ModuleNotFoundError as error:
             raise SourceError(
-                f"{self.shown} needs the package {error.name}; pip install {error.name}"
+                f"{self.shown} needs the package {error.name}; pip install "
+                f"{PACKAGES.get(error.name or '', error.name)}"
             ) from error
         except Exception as error:
             package = type(error).__module__.split(".")[0]

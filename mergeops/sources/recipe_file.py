@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mergeops.compose import PACKAGE
 from mergeops.errors import ConfigError, SourceError
 from mergeops.sources.found import Found
 from mergeops.sources.groups import group
 
 HEADER = "# Written by `mergeops adopt`"
 """A file that begins so (after the package line) is replaced without asking."""
-PACKAGE = "# @package _global_"
 MAX_NAME = 40
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")

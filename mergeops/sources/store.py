@@ -125,6 +125,7 @@ def open_remote(
 
     from mergeops.secrets import redact
     from mergeops.tracking import client as quiet_client
+    from mergeops.tracking.client import PACKAGES
 
     quiet_client.quiet()
     try:
@@ -137,7 +138,8 @@ def open_remote(
         ) from error
     except ModuleNotFoundError as error:
         raise SourceError(
-            f"{redact(uri)} needs the package {error.name}; pip install {error.name}"
+            f"{redact(uri)} needs the package {error.name}; pip install "
+            f"{PACKAGES.get(error.name or '', error.name)}"
         ) from error
     return RemotePlace(repository, uri)
 

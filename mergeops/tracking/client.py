@@ -39,7 +39,16 @@ NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetriev
 REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "(403)")
 TRIES = 3
 """Of a step that another process may do at the same moment."""
-PACKAGES = {"psycopg2": "psycopg2-binary", "psycopg": "'psycopg[binary]'"}
+PACKAGES = {
+    "psycopg2": "psycopg2-binary",
+    "psycopg": "'psycopg[binary]'",
+    "google": "google-cloud-storage",
+    "google.cloud": "google-cloud-storage",
+    "azure": "azure-storage-blob azure-identity",
+    "azure.storage": "azure-storage-blob azure-identity",
+    "azure.identity": "azure-identity",
+}
+"""Where a module's package has another name."""
 DATABASE_GONE = ("could not connect", "connection failed", "closed the connection", "refused")
 
 Result = TypeVar("Result")

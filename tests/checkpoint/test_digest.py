@@ -90,3 +90,19 @@ def test_adapter_digest_depends_on_base_scale_and_weights_but_not_on_places(
     (moved / "adapter_model.safetensors").unlink()
     with pytest.raises(SourceError, match="adapter_model.safetensors cannot be read"):
         adapter_sha256(moved, "b")
+
+
+def test_digests_that_cannot_be_kept_are_worked_out_again(
+    tiny_llama: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level("INFO"):
+        found = weights_sha256(tiny_llama(), cache_dir=tmp_path / "file" / "cache")
+    assert found == weights_sha256(tiny_llama())
+    assert caplog.messages == [f"digests are not kept in {tmp_path}/file/cache: Not a directory"]
+
+
+def test_a_pipe_is_no_weights_and_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(SourceError, match="model.safetensors is not a regular file"):
+        digest.file_sha256(tmp_path / "model.safetensors")

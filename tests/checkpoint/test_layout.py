@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mergeops.checkpoint import open_checkpoint
 from mergeops.checkpoint.header import encode_header, read_header
+from mergeops.checkpoint.layout import weight_files
 from mergeops.checkpoint.reader import CheckpointReader, read_range, read_tensor
 from mergeops.errors import SourceError
 
@@ -93,3 +95,22 @@ def test_config_that_is_no_json_object_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "config.json")
     with pytest.raises(SourceError, match="nothing.json cannot be read: No such file"):
         read_json(tmp_path / "nothing.json")
+
+
+def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
+    """As in a half-copied Hugging Face cache."""
+    (tmp_path / "model.safetensors").symlink_to("../blobs/gone")
+    with pytest.raises(
+        SourceError, match=r"safetensors is a link to \.\./blobs/gone, which is not"
+    ):
+        weight_files(tmp_path)
+
+
+def test_a_file_that_is_deleted_while_it_is_read_is_said_to_be(
+    tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_llama(), tmp_path / "copy")
+    with CheckpointReader.open(copy) as reader:
+        (copy / "model.safetensors").unlink()
+        with pytest.raises(SourceError, match="was deleted after the merge was planned; put it"):
+            reader.check_unchanged()

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from mergeops.checkpoint.header import read_header
+from mergeops.checkpoint.manifest import MANIFEST
 from mergeops.checkpoint.verify import verify
+from mergeops.errors import SourceError
 from mergeops.execute import merge
 
 Make = Callable[..., Any]
@@ -151,3 +153,24 @@ def test_progress_counts_every_byte_once(merged: Path) -> None:
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert {whole for _, whole in seen} == {total}
     assert seen[-1][0] == total
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{}", "it lacks 'format'"),
+        ("[]", "it is no JSON object"),
+        ('{"format": 1}', "it lacks 'files'"),
+        ('{"format": 1, "files": {}}', "it lacks 'plan_digest'"),
+        ('{"format": 1, "files": {"a": {"size": "x"}}}', "invalid literal for int"),
+    ],
+)
+def test_a_damaged_manifest_says_what_is_wrong(text: str, why: str, copy: Path) -> None:
+    (copy / MANIFEST).write_text(text)
+    (problem,) = verify(copy)
+    assert f"{MANIFEST} is damaged: {why}" in problem
+
+
+def test_a_directory_that_is_not_there_is_no_damaged_merge(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="gone is not a directory; name that of a merge"):
+        verify(tmp_path / "gone")

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from mergeops.cli import cli
+from mergeops.errors import MergeError
 from mergeops.inspection import stream
 
 FILE = "model.safetensors"
@@ -152,7 +153,9 @@ def test_models_with_nothing_in_common_are_one_line(
     other = changed(a, tmp_path / "other", lambda t: {f"x.{k}": v for k, v in t.items()})
     words = ["inspect", f"base={base}", f"sources.o.uri={other}", f"output.dir={tmp_path}/w", "-q"]
     done = CliRunner().invoke(cli, words)
-    assert "base, o have no tensor in common by name and shape" in str(done.exception)
+    assert str(done.exception).startswith(
+        "base, o have no tensor that is in all of them, in one shape; lm_head.weight is in base"
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,3 +197,48 @@ def test_ranks_are_left_out_on_request(family: tuple[Path, Path, Path], tmp_path
     base, a, _ = family
     seen = inspect(tmp_path, f"base={base}", f"sources.a.uri={a}", "--no-rank")
     assert seen["total"]["effective_rank"] == {"a": None}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("has_base", [True, False])
+@pytest.mark.parametrize("bad", ["base", "a", "b"])
+def test_what_a_merge_refuses_for_its_values_does_not_fit(
+    bad: str, has_base: bool, value: float, family: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    def spoil(tensors: dict[str, Any]) -> dict[str, Any]:
+        for name in ("lm_head.weight", "model.norm.weight"):
+            tensors[name].view(-1)[3] = value
+        return tensors
+
+    places = dict(zip(("base", "a", "b"), family, strict=True))
+    places[bad] = changed(places[bad], tmp_path / "bad", spoil)
+    words = [f"sources.{name}.uri={places[name]}" for name in "ab"]
+    words += [f"base={places['base']}"] if has_base else []
+    is_used = bad != "base" or has_base
+    seen = inspect(tmp_path, *words, code=4 if is_used else 0)
+    assert seen["fits"] is not is_used
+    assert seen["refused"] == (
+        f"{bad} holds NaN or infinity in lm_head.weight and 1 more tensor(s); leave this source out"
+        if is_used
+        else None
+    )
+
+
+def test_models_with_nothing_in_common_say_what_the_planner_says(
+    tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    small, large = tiny_llama(), tiny_llama(hidden=96, vocabulary_size=512)
+    words = ["inspect", f"sources.a.uri={small}", f"sources.b.uri={large}", "--quiet"]
+    done = CliRunner().invoke(cli, [*words, f"output.dir={tmp_path / 'work'}"])
+    assert isinstance(done.exception, MergeError)
+    assert str(done.exception).startswith(
+        "a, b have no tensor that is in all of them, in one shape; a and b have different "
+        "architectures: head_dim is 8 in a and 24 in b"
+    )
+
+
+def test_a_recipe_file_is_inspected(family: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    sources = {"a": {"uri": str(family[1])}, "b": {"uri": str(family[2])}}
+    path = tmp_path / "mine.yml"
+    path.write_text(json.dumps({"base": str(family[0]), "method": "ties", "sources": sources}))
+    assert inspect(tmp_path, str(path), "--no-rank")["fits"]
