@@ -11,6 +11,8 @@ SIZE ?= 1b
 METHODS ?= linear,task_arithmetic,slerp,nuslerp,model_stock,dare_linear,dare_ties,ties,breadcrumbs,della
 PAIRS ?= 5
 RESUME ?=
+# A process for each processor, which takes whole files: their servers and models are made once.
+WORKERS := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help install demo test parity bench lint format types wheel ui clean
 
@@ -43,7 +45,7 @@ ui: $(VENV)/.demo ## Open the demo's MLflow UI on http://127.0.0.1:5000
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(OUT)/mlflow.db --port 5000
 
 test: $(VENV)/.dev ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 # mergekit pins versions that exclude ours, so it has an environment of its own.
 .venv-mergekit/.mergekit: .ci/install-torch
@@ -53,7 +55,7 @@ test: $(VENV)/.dev ## Run the tests
 	touch $@
 
 parity: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare merges with mergekit's, tensor by tensor
-	$(BIN)/python -m pytest -m parity tests/parity
+	$(BIN)/python -m pytest $(WORKERS) -m parity tests/parity
 
 bench: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare speed and memory with mergekit's: SIZE=1b|300m|tiny METHODS= PAIRS=5
 	$(BIN)/python -m benchmarks --size $(SIZE) --methods $(METHODS) --pairs $(PAIRS) $(RESUME)
