@@ -45,13 +45,25 @@ def bench(size: str, methods: str, pairs: int, folder: Path, resume: bool, out: 
     out.mkdir(parents=True, exist_ok=True)
     # Each machine has its own numbers: those of two make no ratio.
     numbers = out / f"results-{size}-{machine.slug()}.jsonl"
+    # Before what is measured changes the checkout.
+    about = described(numbers.with_suffix(".json"), resume)
     if not resume:
         numbers.unlink(missing_ok=True)
     Session(size, folder, numbers).run(names, pairs)
-    now = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "processors": str(jobs.processors())}
-    about = now | machine.describe()
     numbers.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     write_results(size, out)
+
+
+def described(earlier: Path, resume: bool) -> dict[str, str]:
+    """This machine and its versions, beside those that an earlier run measured where it goes on."""
+    now = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "processors": str(jobs.processors())}
+    about = now | machine.describe()
+    if resume and earlier.is_file():
+        before = json.loads(earlier.read_text(encoding="utf-8"))
+        for key in ("date", "mergeops", "mergekit"):
+            known = before[key].split("; later ")
+            about[key] = "; later ".join(dict.fromkeys([*known, about[key]]))
+    return about
 
 
 class Session:

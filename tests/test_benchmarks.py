@@ -195,3 +195,22 @@ def test_slug_names_the_processor_and_how_many_are_usable(monkeypatch: pytest.Mo
     monkeypatch.setattr(machine, "processor", lambda: "Intel(R) Xeon(R) Processor @ 2.50GHz")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3})
     assert machine.slug() == "intel-r-xeon-r-processor-2-50ghz-x2"
+
+
+def test_a_run_that_goes_on_names_the_versions_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def describe(commit: str) -> dict[str, str]:
+        return {"processor": "P", "mergeops": f"commit {commit}", "mergekit": "0.1.5"}
+
+    earlier = tmp_path / "results.json"
+    for commit, named in (
+        ("a", "commit a"),
+        ("b", "commit a; later commit b"),
+        ("b", "commit a; later commit b"),
+    ):
+        monkeypatch.setattr(machine, "describe", lambda commit=commit: describe(commit))
+        about = bench.described(earlier, resume=True)
+        assert (about["mergeops"], about["mergekit"]) == (named, "0.1.5")
+        earlier.write_text(json.dumps(about))
+    assert bench.described(earlier, resume=False)["mergeops"] == "commit b"
