@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import gc as garbage_collector
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -262,11 +264,22 @@ def doctor(overrides: tuple[str, ...], config_dir: Path | None, as_json: bool) -
         sys.exit(1)
 
 
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM, by which schedulers and containers end a process: as Ctrl-C to all that clean up."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # A second one does not wait.
+    signal.signal(number, signal.SIG_DFL)
+    raise _Stopped
+
+
 def main() -> None:
     """Entry point: every expected error is one line on stderr and the exit code of its class."""
     # Libraries make half a million objects that stay. Python would look through them for garbage
     # many times while they load, and once more before it ends: half a second of a small merge.
     garbage_collector.set_threshold(50_000, 20, 20)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -275,8 +288,11 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; run the same command again to go on", 130)
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click raises Abort from the other.
+        is_stopped = isinstance(error.__cause__ or error, _Stopped)
+        what, number = ("stopped", signal.SIGTERM) if is_stopped else ("interrupted", signal.SIGINT)
+        _fail(f"{what}; run the same command again to go on", 128 + number)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
@@ -287,6 +303,8 @@ def main() -> None:
         why = f"what is printed cannot be written: {error.strerror}; the work before it is done"
         _fail(why, MergeError.exit_code)
     finally:
+        # What is left is the interpreter's own end.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         garbage_collector.freeze()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -192,3 +194,33 @@ def test_a_merge_that_is_there_is_not_called_a_new_one(
     assert shown["was_there"] is True
     shown = json.loads(mergeops("merge", "recipe.yaml", "new", "--json", cwd=tmp_path).stdout)
     assert shown["was_there"] is False
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGTERM, 143, "stopped"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_command_that_is_ended_says_how_to_go_on(
+    number: signal.Signals,
+    code: int,
+    said: str,
+    tiny_llama: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """It is known to be at work when it says that it waits for the lock, which is held here."""
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps({"sources": {"a": {"uri": str(tiny_llama())}}})
+    )
+    (tmp_path / ".out.partial").mkdir()
+    command = [sys.executable, "-m", "mergeops", "merge", "recipe.yaml", "out"]
+    with open(tmp_path / ".out.partial" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        assert running.stderr
+        for line in running.stderr:
+            if "waiting for it" in line:
+                break
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert errors.strip() == f"mergeops: error: {said}; run the same command again to go on"
