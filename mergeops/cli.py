@@ -37,7 +37,7 @@ from mergeops.progress import Progress
 def cli() -> None:
     """Merge the fine-tuning runs you already paid for into a better model.
 
-    Recipes are Hydra configs: KEY=VALUE, +KEY=VALUE, ~KEY, method=ties, recipe=NAME.
+    Recipes are Hydra configs: FILE.yaml, recipe=NAME, method=ties, KEY=VALUE, +KEY=VALUE, ~KEY.
     """
 
 

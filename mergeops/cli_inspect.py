@@ -29,8 +29,6 @@ def inspect(
 ) -> None:
     """Will these merge, and how do their task vectors interfere? Nothing is merged or logged.
 
-    The first of OVERRIDES may be a recipe file.
-
     Exit code 4 says that the recipe cannot be merged as it is.
     """
     from mergeops import compose, inspection

@@ -80,12 +80,11 @@ def merge(
         }
         return print_result(result, True)
     text = f"merged into {out} (plan {plan.digest[:12]})"
-    if was_there:
-        text = (
-            f"{out} holds this merge already (plan {plan.digest[:12]}), with all files in their "
-            f"sizes; `mergeops verify {out}` reads every byte"
-        )
-    print_result(text, False)
+    found = (
+        f"{out} holds this merge already (plan {plan.digest[:12]}), with all files in their sizes; "
+        f"`mergeops verify {out}` reads every byte"
+    )
+    print_result(found if was_there else text, False)
 
 
 @click.command()

@@ -247,7 +247,12 @@ def read_recipe_file(path: Path, compat: Any = None) -> Converted:
     Raises:
         ConfigError: it cannot be read; what mergekit's YAML says is checked with line numbers.
     """
-    from mergeops.mergekit_yaml import Converted, is_mergekit, read_mergekit, refuse_other_tools
+    from mergeops.mergekit_yaml import (
+        Converted,
+        is_mergekit,
+        read_mergekit,
+        refuse_other_configs,
+    )
     from mergeops.mergekit_yaml.nodes import read_documents
 
     if not path.is_file():
@@ -264,13 +269,7 @@ def read_recipe_file(path: Path, compat: Any = None) -> Converted:
     if not items or not items[0].is_mapping:
         raise ConfigError(f"recipe file {path} holds no mapping; it needs method and sources")
     content = items[0].plain()
-    refuse_other_tools(content, path)
-    if "models" in content:
-        raise (
-            items[0]
-            .entries("")["models"]
-            .error("is a key of mergekit's configs, but there is no merge_method, which they need")
-        )
+    refuse_other_configs(items[0], path)
     _check_kinds(items[0])
     if isinstance(content.get("method"), str):
         content["method"] = {"name": content["method"]}

@@ -12,7 +12,6 @@ resumes, never something that looks finished.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -54,7 +53,6 @@ CUDA_LANES = 4
 UNHASHED = 8
 """Finished spans that may wait to be hashed."""
 CARD = "README.md"
-_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes to write)."""
@@ -185,12 +183,6 @@ def _write_all(
         if path.name not in keep:
             path.unlink()
     journal = Journal(partial, plan.digest)
-    if journal.discarded:
-        _log.warning(
-            "%s held the unfinished work of another merge (plan %s), which is replaced",
-            partial,
-            journal.discarded[:12],
-        )
     try:
         files = _write_shards(plan, partial, journal, devices, progress, tuning)
         write_companions(plan.companions, partial, plan.save_dtype, plan.config)

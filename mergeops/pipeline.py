@@ -215,7 +215,7 @@ class Merged(NamedTuple):
 
 def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Merged:
     """Merge into a directory of the user's; nothing is scored or tracked."""
-    from mergeops.destination import check_output, is_done
+    from mergeops.destination import check_output
     from mergeops.execute import merge
     from mergeops.sources import resolve
 
@@ -236,11 +236,11 @@ def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Merged:
         with progress.bar(f"merging {label}", is_bytes=True) as tick:
             return merge(plan, into, device=recipe.output.device, progress=tick)
 
-    check_output(out)
+    before = check_output(out)
     resolved = resolve_with_merges(
         recipe, find, lambda plan, name: execute(plan, name, merge_dir(work_dir, plan))
     )
     plan = make_plan(recipe, resolved.base, resolved.sources)
-    was_there = is_done(plan, out)
     execute(plan, f"into {out}", out)
-    return Merged(plan, was_there)
+    # Another merge would have been refused.
+    return Merged(plan, before is not None)

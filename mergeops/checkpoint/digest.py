@@ -7,12 +7,12 @@ import hashlib
 import json
 import logging
 import os
-import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mergeops.checkpoint.header import check_regular
 from mergeops.checkpoint.layout import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -81,9 +81,7 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_READ_BYTES))
     try:
-        # Opening a pipe or a device could block for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise SourceError(f"{path} is not a regular file")
+        check_regular(path)
         with open(path, "rb", buffering=0) as file:
             position = 0
             _fetch(file.fileno(), 0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 JOURNAL = "journal.jsonl"
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -16,7 +18,7 @@ class Journal:
 
     Args:
         directory: where the merge is written.
-        plan_digest: of the merge; a journal of another one is discarded.
+        plan_digest: of the merge; a journal of another one is discarded, and that is said.
     """
 
     def __init__(self, directory: Path, plan_digest: str) -> None:
@@ -25,10 +27,13 @@ class Journal:
         """(file, tensor) -> XXH3 of the tensor's bytes, 32 hexadecimal digits."""
         head = {"plan_digest": plan_digest}
         lines, valid = _read_lines(self._path)
-        self.discarded = ""
-        """Plan digest of the other merge whose journal was here, with something finished."""
         if not lines or lines[0] != head:
-            self.discarded = lines[0]["plan_digest"] if len(lines) > 1 else ""
+            if len(lines) > 1:
+                _log.warning(
+                    "%s held the unfinished work of another merge (plan %s), which is replaced",
+                    directory,
+                    lines[0]["plan_digest"][:12],
+                )
             lines, valid = [], 0
         for line in lines[1:]:
             self.finished[line["file"], line["tensor"]] = line["xxh3"]

@@ -54,9 +54,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         SourceError: the file cannot be read, or it lies; names file, tensor and value.
     """
     try:
-        # Opening a pipe or a device could block for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise SourceError(f"{path} is not a regular file")
+        check_regular(path)
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
@@ -76,6 +74,17 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
     return _tensors(path, _parse(path, text), 8 + length, size)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe or a device before it is opened, which could block for ever.
+
+    Raises:
+        OSError: it is not there.
+        SourceError: it is no regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise SourceError(f"{path} is not a regular file")
 
 
 def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:

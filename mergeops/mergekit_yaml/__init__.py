@@ -17,9 +17,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mergeops.mergekit_yaml.nodes import Item
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def read_mergekit(path: Path, *, compat: bool = False) -> Converted:
     """
     from mergeops.mergekit_yaml.convert import convert_document
     from mergeops.mergekit_yaml.document import Document, read_document
-    from mergeops.mergekit_yaml.nodes import Item, read_documents
+    from mergeops.mergekit_yaml.nodes import read_documents
 
     try:
         items = read_documents(path.read_text(encoding="utf-8"), str(path))
@@ -116,12 +119,17 @@ def read_mergekit(path: Path, *, compat: bool = False) -> Converted:
     return Converted({"merges": merges, **main.recipe}, origins, (*notes, *main.notes))
 
 
-def refuse_other_tools(content: Mapping[Any, Any], path: Path) -> None:
-    """Refuse a config of mergekit's other commands.
+def refuse_other_configs(document: Item, path: Path) -> None:
+    """Refuse a config of mergekit's that is no merge: of another command, or without its method.
+
+    Args:
+        document: a mapping without ``merge_method``.
+        path: the file.
 
     Raises:
         ConfigError: says which it is.
     """
+    content = document.entries("method and sources")
     if {"experts", "gate_mode"} & content.keys():
         raise ConfigError(
             f"{path} is a config of mergekit-moe (it has experts, no merge_method); making experts "
@@ -131,6 +139,10 @@ def refuse_other_tools(content: Mapping[Any, Any], path: Path) -> None:
         raise ConfigError(
             f"{path} is a config of mergekit-evolve (it has a genome); here, `mergeops search` "
             "looks for the best merge"
+        )
+    if "models" in content:
+        raise content["models"].error(
+            "is a key of mergekit's configs, but there is no merge_method, which they need"
         )
 
 

@@ -69,11 +69,10 @@ class Item:
         if self.is_list:
             return [item.plain() for item in self.items("a list")]
         assert isinstance(self.node, yaml.ScalarNode)
-        if self.node.style is None and _NUMBER.fullmatch(self.node.value):
-            value = self.value
-            # YAML 1.1 takes 1e-5, without a dot, for a text.
-            return float(value) if isinstance(value, str) else value
-        return self.value
+        value = self.value
+        # YAML 1.1 takes 1e-5, without a dot, for a text; what is quoted is one.
+        is_number = isinstance(value, str) and not self.node.style and _NUMBER.fullmatch(value)
+        return float(value) if is_number else value
 
     @property
     def is_null(self) -> bool:

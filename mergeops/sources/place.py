@@ -180,14 +180,14 @@ class RemotePlace:
         from mlflow.exceptions import MlflowException
 
         from mergeops.secrets import redacted_line
-        from mergeops.tracking.client import PACKAGES, STORAGE_PACKAGES
+        from mergeops.tracking.client import STORAGE_PACKAGES, missing_package
 
         try:
             yield
         except ModuleNotFoundError as error:
+            missing, wanted = missing_package(error)
             raise SourceError(
-                f"{self.shown} needs the package {error.name}; pip install "
-                f"{PACKAGES.get(error.name or '', error.name)}"
+                f"{self.shown} needs the package {missing}; pip install {wanted}"
             ) from error
         except Exception as error:
             package = type(error).__module__.split(".")[0]

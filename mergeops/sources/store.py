@@ -125,7 +125,6 @@ def open_remote(
 
     from mergeops.secrets import redact
     from mergeops.tracking import client as quiet_client
-    from mergeops.tracking.client import PACKAGES
 
     quiet_client.quiet()
     try:
@@ -137,9 +136,9 @@ def open_remote(
             "that MLflow reads, such as s3://BUCKET/PATH"
         ) from error
     except ModuleNotFoundError as error:
+        missing, wanted = quiet_client.missing_package(error)
         raise SourceError(
-            f"{redact(uri)} needs the package {error.name}; pip install "
-            f"{PACKAGES.get(error.name or '', error.name)}"
+            f"{redact(uri)} needs the package {missing}; pip install {wanted}"
         ) from error
     return RemotePlace(repository, uri)
 

@@ -143,6 +143,12 @@ class _Guarded:
         return call
 
 
+def missing_package(error: ImportError) -> tuple[str, str]:
+    """The module that is missing, and the words after ``pip install`` that bring it."""
+    name = error.name or str(error)
+    return name, PACKAGES.get(name, name)
+
+
 @contextmanager
 def translated(uri: str, what: str, location: str = "") -> Iterator[None]:
     """Raise errors of MLflow, the network, the database and the artifact store as TrackingError.
@@ -159,10 +165,10 @@ def translated(uri: str, what: str, location: str = "") -> Iterator[None]:
     except TrackingError:
         raise
     except ImportError as error:
-        missing = error.name or str(error)
+        missing, wanted = missing_package(error)
         raise TrackingError(
             f"{redact(location or uri)} needs the package {missing}; install it: "
-            f"pip install {PACKAGES.get(missing, missing)}"
+            f"pip install {wanted}"
         ) from error
     except Exception as error:
         package = type(error).__module__.split(".")[0]
