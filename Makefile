@@ -11,10 +11,12 @@ SIZE ?= 1b
 METHODS ?= linear,task_arithmetic,slerp,nuslerp,model_stock,dare_linear,dare_ties,ties,breadcrumbs,della
 PAIRS ?= 5
 RESUME ?=
+# Files or directories to test, e.g. TEST=tests/methods.
+TEST ?= tests
 # A process for each processor, which takes whole files: their servers and models are made once.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help install demo test parity bench lint format types wheel ui clean
+.PHONY: help install demo check quick test test-all parity bench lint format types docs wheel ui clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,8 +46,17 @@ demo: $(VENV)/.demo ## Train runs, adopt them, merge, score, promote: MODEL=tiny
 ui: $(VENV)/.demo ## Open the demo's MLflow UI on http://127.0.0.1:5000
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(OUT)/mlflow.db --port 5000
 
-test: $(VENV)/.dev ## Run the tests
-	$(BIN)/python -m pytest $(WORKERS)
+check: $(VENV)/.dev ## Check style and types, and run the quick tests, all at once
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target types lint quick
+
+quick: $(VENV)/.dev ## Run the tests that need neither servers nor torch
+	$(BIN)/python -m pytest --quick -m "not slow and not integration and not sweep"
+
+test: $(VENV)/.dev ## Run the tests but for the long sweeps over crashes and faults: TEST=tests/methods
+	$(BIN)/python -m pytest $(WORKERS) -m "not sweep" $(TEST)
+
+test-all: test ## Run all tests, as CI does: the sweeps too
+	$(BIN)/python -m pytest $(WORKERS) -m sweep $(TEST)
 
 # mergekit pins versions that exclude ours, so it has an environment of its own.
 .venv-mergekit/.mergekit: .ci/install-torch
@@ -71,8 +82,15 @@ format: $(VENV)/.dev ## Apply the style
 types: $(VENV)/.dev ## Check types
 	$(BIN)/mypy
 
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs ## Build the documentation as a site into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 wheel: $(VENV)/.dev ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## Remove what the demo and the build made
-	rm -rf demo-out build dist mergeops-work
+	rm -rf demo-out build dist site mergeops-work

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.measure import measure
-from tests.mlflow_server import Server
+from tests.support.mlflow_server import Server
 
 EXPERIMENT = "finetunes"
 PARAMS, METRICS, POINTS = 150, 60, 20

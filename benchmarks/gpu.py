@@ -23,7 +23,7 @@ import torch
 from benchmarks import floor, jobs
 from benchmarks.models import SIZES, make_models
 from mergeops import methods
-from mergeops.methods.whole import merge_tensors
+from mergeops.methods.steps.whole import merge_tensors
 
 LAYER = ((4096, 4096),) * 4 + ((11008, 4096),) * 2 + ((4096, 11008),)
 OUTSIDE = ((32000, 4096),) * 2
@@ -126,8 +126,9 @@ def bus_speed(device: torch.device) -> float:
 
 def streamed(name: str, size: str, folder: Path) -> tuple[float, float, int]:
     """Seconds of a merge of files on the device, seconds of the floor, bytes of the inputs."""
-    from mergeops import compose, pipeline
+    from mergeops import workshop
     from mergeops.progress import Progress
+    from mergeops.recipe import composition as compose
 
     models = make_models(size, folder)
     config = folder / "gpu.yml"
@@ -138,7 +139,7 @@ def streamed(name: str, size: str, folder: Path) -> tuple[float, float, int]:
     recipe = compose.compose(overrides, recipe_file=config)
 
     def merge() -> None:
-        pipeline.merge_only(recipe, out, Progress(quiet=True))
+        workshop.merge_only(recipe, out, Progress(quiet=True))
 
     def move() -> None:
         out.mkdir()

@@ -95,7 +95,7 @@ def measure(folder: Path, names: list[str], items: int, pairs: int, threads: int
     from mergeops.evaluate.lm import TreeLM
     from mergeops.evaluate.silence import quiet
     from mergeops.evaluate.tasks import load_tasks
-    from mergeops.settings import EvaluateSpec
+    from mergeops.recipe.settings import EvaluateSpec
 
     torch.set_num_threads(threads)
     with Progress(transient=True) as progress:

@@ -119,7 +119,7 @@ def mergeops(*words: str, allowed: tuple[int, ...] = (0,)) -> int:
 
 
 def call(words: tuple[str, ...]) -> int:
-    from mergeops.cli import main
+    from mergeops.cli.main import main
 
     before, sys.argv = sys.argv, ["mergeops", *words]
     try:
@@ -157,9 +157,9 @@ def generate(uri: str, tasks: Path) -> None:
 
 def farewell(seconds: float, promoted: bool) -> None:
     """Say what was made, how to look at it, and what to look at."""
-    from mergeops.compose import compose
-    from mergeops.tracking import links
-    from mergeops.tracking.connection import connect
+    from demo import links
+    from mergeops.recipe.composition import compose
+    from mergeops.store.connection import connect
 
     tracking = connect(compose(config_dir=Path("conf")).tracking)
     outcome = (

@@ -1,5 +1,5 @@
 """``python -m mergeops`` is the ``mergeops`` command."""
 
-from mergeops.cli import main
+from mergeops.cli.main import main
 
 main()

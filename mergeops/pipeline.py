@@ -16,22 +16,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from mergeops.merges_first import Digests, merge_dir, resolve_with_merges
-from mergeops.plan import Plan, make_plan
+from mergeops.planning import make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
+from mergeops.report import Leaderboard, leaderboard_of
+from mergeops.scores import Scores, estimate
 from mergeops.tools import Tools
+from mergeops.tracking import (
+    SearchRun,
+    TrialLine,
+    log_leaderboard,
+    log_search,
+    open_trial,
+    register_trial,
+    search_run,
+)
 
-if TYPE_CHECKING:
-    from mergeops.evaluate import Scores
-    from mergeops.report.leaderboard import Leaderboard
-    from mergeops.sources import Resolved
-    from mergeops.tracking.search_run import SearchRun
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One scored recipe."""
 
@@ -61,8 +65,6 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
-        from mergeops.evaluate.intervals import estimate
-
         interval = estimate(self.scores).interval if self.scores else None
         return {
             "name": self.name,
@@ -87,22 +89,26 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
     Raises:
         MergeopsError: the class says at which step; finished steps are kept.
     """
+    # A task that cannot be loaded is refused before hours of merging.
     tools.load_tasks()
     resolved = tools.resolve(recipe)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     tools.warn(plan)
-    name = recipe.name or default_name(recipe)
-    if name in recipe.sources:
-        name = f"{name} (merge)"
-    parent_run_id = search.run_id if search else None
-    with tools.tracking.trial(
-        recipe, plan, resolved, name=name, parent_run_id=parent_run_id
+    name = trial_name(recipe)
+    with open_trial(
+        tools.tracking,
+        recipe,
+        plan.digest,
+        resolved.sources,
+        resolved.base,
+        plan=plan.to_dict(),
+        name=name,
+        parent_run_id=search.run_id if search else None,
     ) as log:
         checkpoint = tools.merge(plan, name)
         with tools.progress.bar(f"uploading {name}", is_bytes=True) as tick:
-            log.log_model(
-                checkpoint, weights_sha256=tools.weights_sha256(checkpoint), progress=tick
-            )
+            sha256 = tools.weights_sha256(checkpoint)
+            log.log_model(checkpoint, weights_sha256=sha256, progress=tick)
         scores, board = None, None
         parents: dict[str, Scores] = {}
         if recipe.evaluate.tasks:
@@ -110,11 +116,11 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
             scores = tools.score(name, checkpoint, "dev")
             log.log_scores(scores)
             board = leaderboard_of({name: scores}, parents)
-            log.log_report(board)
+            log_leaderboard(log, board)
         if recipe.tracking.heat_maps and not log.complete:
             for figure_name, figure in tools.heat_maps(recipe).items():
                 log.log_figure(figure, f"plots/{figure_name}.png")
-        version = log.register()
+        version = register_trial(log)
     if search is not None and scores is not None:
         search.log_trial(scores.pooled, higher_is_better=scores.higher_is_better)
     return Trial(
@@ -129,33 +135,24 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
     )
 
 
-def default_name(recipe: Recipe) -> str:
-    """The method and the parameters that differ from its defaults."""
+def trial_name(recipe: Recipe) -> str:
+    """The recipe's own name, else the method and the parameters that differ from its defaults."""
     parameters = recipe.method.parameters
     changed = [
         f"{f.name}={getattr(parameters, f.name)}"
         for f in dataclasses.fields(parameters)
         if getattr(parameters, f.name) != f.default
     ]
-    return " ".join([recipe.method.name, *changed])
-
-
-def leaderboard_of(merges: Mapping[str, Scores], parents: Mapping[str, Scores]) -> Leaderboard:
-    """Merges among their parents, each compared with the best parent."""
-    from mergeops.report.leaderboard import Entry, leaderboard
-
-    entries = [
-        Entry(parent, "base" if parent == "base" else "source", scores)
-        for parent, scores in parents.items()
-    ]
-    return leaderboard([*entries, *(Entry(name, "merge", s) for name, s in merges.items())])
+    name = recipe.name or " ".join([recipe.method.name, *changed])
+    # On the leaderboard the merge stands beside its sources.
+    return f"{name} (merge)" if name in recipe.sources else name
 
 
 def joint_leaderboard(trials: Sequence[Trial]) -> Leaderboard:
     """All scored trials among all their parents; equal names are told apart by their plans."""
     merges: dict[str, Scores] = {}
     parents: dict[str, Scores] = {}
-    for label, trial in _labelled(trials):
+    for trial, label in zip(trials, _labels(trials), strict=True):
         if trial.scores is not None:
             merges[label] = trial.scores
             parents |= trial.parents
@@ -164,19 +161,19 @@ def joint_leaderboard(trials: Sequence[Trial]) -> Leaderboard:
 
 def log_search_page(log: SearchRun, trials: Sequence[Trial]) -> None:
     """Log what a search's page shows: curves, pictures, leaderboard, text; none without scores."""
-    from mergeops.report.search_page import TrialLine, log_search
+    lines = [
+        TrialLine(label, trial.run_id, trial.registered)
+        for trial, label in zip(trials, _labels(trials), strict=True)
+        if trial.scores is not None
+    ]
+    directions = [trial.scores.higher_is_better for trial in trials if trial.scores is not None]
+    if lines:
+        log_search(log, lines, joint_leaderboard(trials), directions[0])
 
-    scored = [(label, trial) for label, trial in _labelled(trials) if trial.scores is not None]
-    if scored:
-        lines = [TrialLine(label, trial.run_id, trial.registered) for label, trial in scored]
-        first = scored[0][1].scores
-        is_higher_better = first is not None and first.higher_is_better
-        log_search(log, lines, joint_leaderboard(trials), is_higher_better)
 
-
-def _labelled(trials: Sequence[Trial]) -> list[tuple[str, Trial]]:
+def _labels(trials: Sequence[Trial]) -> list[str]:
     names = Counter(trial.name for trial in trials)
-    return [(f"{t.name} ({t.plan_digest[:6]})" if names[t.name] > 1 else t.name, t) for t in trials]
+    return [f"{t.name} ({t.plan_digest[:6]})" if names[t.name] > 1 else t.name for t in trials]
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
@@ -196,51 +193,10 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
     if len(recipes) == 1:
         return [run(recipes[0], tools)]
     digest = hashlib.sha256("".join(recipe.sha256() for recipe in recipes).encode()).hexdigest()
-    with tools.tracking.search(name, digest, {"trials": len(recipes)}) as sweep:
+    with search_run(tools.tracking, name, digest, {"trials": len(recipes)}) as sweep:
         trials = [run(recipe, tools, search=sweep) for recipe in recipes]
         best = best_of(trials)
         if best is not None and best.scores is not None:
             sweep.log_best(best.run_id, best.scores)
             log_search_page(sweep, trials)
     return trials
-
-
-class Merged(NamedTuple):
-    """What ``merge_only`` did."""
-
-    plan: Plan
-    was_there: bool
-    """Whether the merge was in the directory already; its bytes were not read again."""
-
-
-def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Merged:
-    """Merge into a directory of the user's; nothing is scored or tracked."""
-    from mergeops.destination import check_output
-    from mergeops.execute import merge
-    from mergeops.sources import resolve
-
-    work_dir = Path(recipe.output.dir)
-
-    def find(one: Recipe, digests: Digests) -> Resolved:
-        with progress.bar("reading sources", is_bytes=True) as tick:
-            return resolve(
-                one,
-                cache_dir=work_dir / "cache",
-                digests=digests,
-                progress=lambda _label, done, total: tick(done, total),
-            )
-
-    def execute(plan: Plan, label: str, into: Path) -> Path:
-        for warning in plan.warnings:
-            progress.step(f"note: {warning}")
-        with progress.bar(f"merging {label}", is_bytes=True) as tick:
-            return merge(plan, into, device=recipe.output.device, progress=tick)
-
-    before = check_output(out)
-    resolved = resolve_with_merges(
-        recipe, find, lambda plan, name: execute(plan, name, merge_dir(work_dir, plan))
-    )
-    plan = make_plan(recipe, resolved.base, resolved.sources)
-    execute(plan, f"into {out}", out)
-    # Another merge would have been refused.
-    return Merged(plan, before is not None)

@@ -15,7 +15,7 @@ Tick = Callable[[int, int], None]
 
 
 class Progress:
-    """What is being done, for whoever is watching.
+    """Shows the user what is being done.
 
     Args:
         quiet: show nothing at all.

@@ -6,9 +6,13 @@ that says the full key, the value and what is allowed.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,14 +21,19 @@ from typing import Any
 from mergeops.errors import ConfigError
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known word that a wrong one is close to, as a question for a message; else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
 def unknown_key(prefix: str, key: str, known: Iterable[str], method: str = "") -> ConfigError:
     """The error for a key that nobody reads."""
     known = list(known)
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
     of = f" of {method}" if method else ""
     return ConfigError(
-        f"unknown key {prefix}{key}{of}; {hint}allowed: {', '.join(known) or 'nothing'}"
+        f"unknown key {prefix}{key}{of}; {did_you_mean(key, known)}"
+        f"allowed: {', '.join(known) or 'nothing'}"
     )
 
 
@@ -49,6 +58,15 @@ def check_range(where: str, value: float, low: float | None, high: float | None)
         else:
             allowed = f"from {low:g} to {high:g}"
         raise ConfigError(f"{where} is {value!r}; allowed: {allowed}")
+
+
+def with_defaults(cls: type[Any]) -> set[str]:
+    """The names of a dataclass's fields that have a default."""
+    return {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+    }
 
 
 def build(cls: type[Any], raw: Any, prefix: str, given: Mapping[str, Any] | None = None) -> Any:
@@ -135,3 +153,24 @@ def _convert_scalar(where: str, value: Any, hint: Any) -> Any:
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{where} is {value!r}; it takes a finite number")
     return hint(value)
+
+
+def attribute_docstrings(cls: type) -> dict[str, str]:
+    """Field name -> the string literal that follows it in the class body, in one line; a dataclass
+    also has those of its base classes, for fields that it does not describe itself."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__bases__):
+        if dataclasses.is_dataclass(base):
+            texts |= attribute_docstrings(base)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    for field, text in itertools.pairwise(body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        ):
+            texts[field.target.id] = " ".join(text.value.value.split())
+    return texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -15,7 +16,27 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ("tracking_case", "user_place")
+pytest_plugins = ("support.tracking_case", "support.training_runs", "support.user_place")
+
+HEAVY = re.compile(
+    r"\b(torch|transformers|mlflow|lm_eval|peft|trl|tiny_\w+|\w+_server|tracking_case|trained|new_store|place|user_place)\b"
+)
+"""What a test file names that takes seconds to import or to make."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", help="pass over files that need torch, MLflow or a server"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``--quick``, leave out what ``make check`` has no time for."""
+    name = collection_path.name
+    if not config.getoption("--quick") or not name.startswith("test_") or name == "test_house.py":
+        return None
+    return HEAVY.search(collection_path.read_text(encoding="utf-8")) is not None or None
+
 
 SPECIAL_TOKENS = {
     "unk_token": "<unk>",
@@ -153,9 +174,9 @@ def plan_of() -> Callable[..., Any]:
     A source given as a pair (adapter, base of the adapter) is a LoRA adapter.
     """
     from mergeops.checkpoint import adapter_sha256, weights_sha256
-    from mergeops.plan import make_plan
-    from mergeops.recipe import Recipe
-    from mergeops.sources import Source
+    from mergeops.planning.planner import make_plan
+    from mergeops.recipe.recipe import Recipe
+    from mergeops.sources.source import Source
 
     def source(name: str, place: Any) -> Any:
         if isinstance(place, tuple):

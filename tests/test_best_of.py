@@ -9,11 +9,11 @@ import pytest
 
 from mergeops import pipeline
 from mergeops.errors import EvaluationError
-from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.pipeline import Trial, best_of
-from mergeops.recipe import Recipe
+from mergeops.recipe.recipe import Recipe
+from mergeops.scores.scores import ItemResult, Scores, TaskScore
 from mergeops.search import grid
-from mergeops.tracking.search_run import SearchRun
+from mergeops.tracking.searches import SearchRun
 
 
 def trial(name: str, value: float | None, *, higher_is_better: bool = True) -> Trial:
@@ -22,7 +22,16 @@ def trial(name: str, value: float | None, *, higher_is_better: bool = True) -> T
         items = (ItemResult(0, "d", "p", "t", value),)
         task = TaskScore("a", "m", value, None, items, "1", "x", higher_is_better)
         scores = Scores("0" * 64, "dev", {"a": task}, {})
-    return Trial(name, "0" * 64, "", Path(name), "", scores, {}, None)
+    return Trial(
+        name=name,
+        plan_digest="0" * 64,
+        run_id="",
+        checkpoint=Path(name),
+        registered="",
+        scores=scores,
+        parents={},
+        leaderboard=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,9 +80,10 @@ def test_a_grid_takes_the_best_finite_point_and_refuses_where_there_is_none(
 
     monkeypatch.setattr(grid, "run", run)
     tools = object.__new__(pipeline.Tools)
-    found = grid.search(recipe, tools, object.__new__(SearchRun))
+    parameters = recipe.search.read(grid.GridParameters)
+    found = grid.search(recipe, parameters, tools, object.__new__(SearchRun))
     assert found.best is not None and found.best.name == "0.5"
     assert [row["dev"] for row in found.rows] == [None, 0.25]
     results[0.5] = math.nan
     with pytest.raises(EvaluationError, match="none of the grid's 2 merges has a finite score"):
-        grid.search(recipe, tools, object.__new__(SearchRun))
+        grid.search(recipe, parameters, tools, object.__new__(SearchRun))

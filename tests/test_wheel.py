@@ -32,7 +32,7 @@ def test_the_wheel_composes_a_packaged_recipe_from_anywhere(tmp_path: Path) -> N
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = (
-        "import sys, mergeops; from mergeops.cli import main; "
+        "import sys, mergeops; from mergeops.cli.main import main; "
         "print(mergeops.__file__, file=sys.stderr); main()"
     )
     done = subprocess.run(

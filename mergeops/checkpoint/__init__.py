@@ -1,12 +1,120 @@
-"""Checkpoints on disk: Hugging Face directories of safetensors files, read by byte ranges."""
+"""A model's directory on disk: names, headers, byte ranges, digests, manifest.
 
-from mergeops.checkpoint.digest import adapter_sha256, file_sha256, weights_sha256
-from mergeops.checkpoint.layout import Checkpoint, open_checkpoint
+Stands on: errors, lazy_torch, progress.
+"""
+
+from mergeops.checkpoint.digest import (
+    adapter_sha256,
+    combined_sha256,
+    file_sha256,
+    files_sha256,
+    remember,
+    weights_sha256,
+)
+from mergeops.checkpoint.dtypes import BY_WORD, FLOATS, item_size, torch_dtype, word
+from mergeops.checkpoint.durable import (
+    locked,
+    replace_with,
+    sync_directory,
+    sync_file,
+    sync_or_remove,
+)
+from mergeops.checkpoint.header import StoredTensor, encode_header
+from mergeops.checkpoint.holds import alone, hold
+from mergeops.checkpoint.layout import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    CONFIG,
+    GENERATION_CONFIG,
+    INDEX,
+    PICKLED,
+    PICKLED_ADAPTER,
+    PICKLED_INDEX,
+    SINGLE,
+    Checkpoint,
+    FileStamp,
+    open_checkpoint,
+    read_headers,
+    read_json,
+    stamp,
+    weight_files,
+)
+from mergeops.checkpoint.lora import AdapterReader, open_adapter
+from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
+from mergeops.checkpoint.pickled import converted
+from mergeops.checkpoint.reader import (
+    Bytes,
+    CheckpointReader,
+    TensorReader,
+    as_tensor,
+    read_range,
+    read_tensor,
+)
+from mergeops.checkpoint.relaid import RelaidReader
+from mergeops.checkpoint.tokenizer_files import (
+    PROCESSOR_TEMPLATE,
+    VOCABULARY_FILES,
+    TokenizerFile,
+    has_tokenizer,
+    tokenizer_directory,
+)
+from mergeops.checkpoint.verification import verify_checkpoint
 
 __all__ = [
+    "ADAPTER",
+    "ADAPTER_CONFIG",
+    "BY_WORD",
+    "CONFIG",
+    "FLOATS",
+    "GENERATION_CONFIG",
+    "INDEX",
+    "MANIFEST",
+    "PICKLED",
+    "PICKLED_ADAPTER",
+    "PICKLED_INDEX",
+    "PROCESSOR_TEMPLATE",
+    "SINGLE",
+    "VOCABULARY_FILES",
+    "AdapterReader",
+    "Bytes",
     "Checkpoint",
+    "CheckpointReader",
+    "FileStamp",
+    "RelaidReader",
+    "StoredTensor",
+    "TensorReader",
+    "TokenizerFile",
+    "WrittenFile",
     "adapter_sha256",
+    "alone",
+    "as_tensor",
+    "combined_sha256",
+    "converted",
+    "encode_header",
     "file_sha256",
+    "files_sha256",
+    "has_tokenizer",
+    "hold",
+    "item_size",
+    "locked",
+    "open_adapter",
     "open_checkpoint",
+    "read_headers",
+    "read_json",
+    "read_manifest",
+    "read_range",
+    "read_tensor",
+    "remember",
+    "replace_with",
+    "stamp",
+    "sync_directory",
+    "sync_file",
+    "sync_or_remove",
+    "tokenizer_directory",
+    "torch_dtype",
+    "verify_checkpoint",
+    "weight_files",
     "weights_sha256",
+    "word",
+    "write_manifest",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mergeops.checkpoint.durable import locked, replace_with
 from mergeops.checkpoint.header import check_regular
 from mergeops.checkpoint.layout import (
     ADAPTER,
@@ -22,17 +22,15 @@ from mergeops.checkpoint.layout import (
     weight_files,
 )
 from mergeops.errors import SourceError
+from mergeops.progress import Tick
 
 CACHE_FILE = "sha256.json"
 _READ_BYTES = 1 << 22
 _AHEAD_BYTES = 1 << 24
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
-
 
 def weights_sha256(
-    path: Path, *, cache_dir: Path | None = None, progress: Progress | None = None
+    path: Path, *, cache_dir: Path | None = None, progress: Tick | None = None
 ) -> str:
     """Digest of a full checkpoint: of the sorted (file name, sha256) of its weight files.
 
@@ -52,7 +50,7 @@ def adapter_sha256(
     base_sha256: str,
     *,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> str:
     """Digest of a LoRA adapter: of its weights, what its config says and its base's digest.
 
@@ -109,17 +107,9 @@ def _fetch(file: int, position: int) -> None:
 
 
 def hash_files(
-    files: Sequence[Path], progress: Progress | None = None
+    files: Sequence[Path], progress: Tick | None = None
 ) -> dict[Path, str | SourceError]:
-    """Digests of files, one for each processor at a time.
-
-    Args:
-        files: the files.
-        progress: told how far the hashing is.
-
-    Returns:
-        Digest of each file, or why it cannot be read.
-    """
+    """Digest of each file, or why it cannot be read; one for each processor at a time."""
     total, done = sum(file.stat().st_size for file in files), 0
     lock = threading.Lock()
 
@@ -130,7 +120,7 @@ def hash_files(
             if progress is not None:
                 progress(done, total)
 
-    def one(file: Path) -> str | SourceError:
+    def hash_one(file: Path) -> str | SourceError:
         try:
             return file_sha256(file, advance)
         except SourceError as error:
@@ -140,12 +130,12 @@ def hash_files(
     with ThreadPoolExecutor(threads, thread_name_prefix="hash") as pool:
         # The largest first, so that none is left for the end alone.
         by_size = sorted(files, key=lambda file: -file.stat().st_size)
-        outcomes = dict(zip(by_size, pool.map(one, by_size), strict=True))
+        outcomes = dict(zip(by_size, pool.map(hash_one, by_size), strict=True))
     return {file: outcomes[file] for file in files}
 
 
 def files_sha256(
-    files: Sequence[Path], *, cache_dir: Path | None = None, progress: Progress | None = None
+    files: Sequence[Path], *, cache_dir: Path | None = None, progress: Tick | None = None
 ) -> dict[Path, str]:
     """Digests of files, remembered as in ``weights_sha256``.
 
@@ -155,12 +145,12 @@ def files_sha256(
     stamps = {file: stamp(file) for file in files}
     keys = {file: _key(file, seen) for file, seen in stamps.items()}
     total = sum(s.size for s in stamps.values())
-    known = _read_cache(cache_dir) if cache_dir else {}
-    found = {key: known[key] for key in keys.values() if key in known}
-    before = sum(stamps[file].size for file, key in keys.items() if key in found)
+    cached = _read_cache(cache_dir) if cache_dir else {}
+    digests = {key: cached[key] for key in keys.values() if key in cached}
+    unknown = [file for file, key in keys.items() if key not in digests]
+    before = total - sum(stamps[file].size for file in unknown)
     if progress is not None:
         progress(before, total)
-    unknown = [file for file, key in keys.items() if key not in found]
     tick = None if progress is None else lambda n, _: progress(before + n, total)
     for file, outcome in hash_files(unknown, tick).items():
         if isinstance(outcome, SourceError):
@@ -169,10 +159,10 @@ def files_sha256(
             raise SourceError(
                 f"{file} changed while it was hashed; run the command again when nobody writes it"
             )
-        found[keys[file]] = outcome
-    if cache_dir is not None and not found.keys() <= known.keys():
-        _extend_cache(cache_dir, found)
-    return {file: found[key] for file, key in keys.items()}
+        digests[keys[file]] = outcome
+    if cache_dir is not None and not digests.keys() <= cached.keys():
+        _extend_cache(cache_dir, digests)
+    return {file: digests[key] for file, key in keys.items()}
 
 
 def remember(cache_dir: Path, known: Mapping[Path, str]) -> None:
@@ -180,9 +170,9 @@ def remember(cache_dir: Path, known: Mapping[Path, str]) -> None:
     _extend_cache(cache_dir, {_key(file, stamp(file)): sha256 for file, sha256 in known.items()})
 
 
-def _digest(files: Sequence[Path], cache_dir: Path | None, progress: Progress | None) -> str:
-    found = files_sha256(files, cache_dir=cache_dir, progress=progress)
-    return combined_sha256({file.name: sha256 for file, sha256 in found.items()})
+def _digest(files: Sequence[Path], cache_dir: Path | None, progress: Tick | None) -> str:
+    digests = files_sha256(files, cache_dir=cache_dir, progress=progress)
+    return combined_sha256({file.name: sha256 for file, sha256 in digests.items()})
 
 
 def _key(file: Path, seen: FileStamp) -> str:
@@ -198,16 +188,16 @@ def _read_cache(cache_dir: Path) -> dict[str, str]:
     return content if isinstance(content, dict) else {}
 
 
-def _extend_cache(cache_dir: Path, found: dict[str, str]) -> None:
-    """Remember digests; where nothing can be written, they are worked out again next time."""
+def _extend_cache(cache_dir: Path, digests: dict[str, str]) -> None:
+    """Remember digests; where nothing can be written, they are computed again next time."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with open(cache_dir / f"{CACHE_FILE}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            content = _read_cache(cache_dir) | found
-            temporary = cache_dir / f"{CACHE_FILE}.new"
-            temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-            os.replace(temporary, cache_dir / CACHE_FILE)
+        with (
+            locked(cache_dir / f"{CACHE_FILE}.lock"),
+            replace_with(cache_dir / CACHE_FILE, sync=False) as new_file,
+        ):
+            content = _read_cache(cache_dir) | digests
+            new_file.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
     except OSError as error:
         logging.getLogger(__name__).info(
             "digests are not kept in %s: %s", cache_dir, error.strerror or error

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from mergeops.deferred import torch
+from mergeops.lazy_torch import torch
 
-FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Formats that are merged -> bytes of one element."""
-
-WHOLE = {
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U64": 8,
-    "U32": 4,
-    "U16": 2,
-    "U8": 1,
-    "BOOL": 1,
+_FORMATS = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U64": ("uint64", 8),
+    "U32": ("uint32", 4),
+    "U16": ("uint16", 2),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }
-"""Formats that are copied where all inputs agree -> bytes of one element."""
+"""safetensors name -> torch's word, bytes of one element."""
 
-SIZES = FLOATS | WHOLE
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Formats that are merged; the others are copied where all inputs agree."""
 
-BY_WORD = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+SIZES = {name: size for name, (_, size) in _FORMATS.items()}
+
+BY_WORD = {word: name for name, (word, _) in _FORMATS.items() if name in FLOATS}
 """The recipe's word for a format -> its safetensors name."""
-
-_WORDS = {name: word for word, name in BY_WORD.items()} | {
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
 
 
 def item_size(name: str) -> int:
@@ -45,10 +37,10 @@ def item_size(name: str) -> int:
 
 def word(name: str) -> str:
     """How torch and config.json call a format, e.g. ``bfloat16``."""
-    return _WORDS[name]
+    return _FORMATS[name][0]
 
 
 def torch_dtype(name: str) -> torch.dtype:
     """torch's type for a format."""
-    found: torch.dtype = getattr(torch, _WORDS[name])
-    return found
+    dtype: torch.dtype = getattr(torch, word(name))
+    return dtype

@@ -88,13 +88,9 @@ def check_regular(path: Path) -> None:
 
 
 def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    """The header of a file that holds these tensors without gaps, in this order.
+    """The header of a file that holds tensors (name -> dtype, shape) without gaps, in this order.
 
-    Args:
-        tensors: name -> (dtype name, shape).
-
-    Returns:
-        Length prefix and JSON, padded so that the data starts at a multiple of 8 bytes.
+    It is the length prefix and JSON, padded so that the data starts at a multiple of 8 bytes.
     """
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -108,29 +104,20 @@ def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in content:
+                raise SourceError(f"{path}: its header names {name!r} twice")
+            content[name] = value
+        return content
+
     try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except _DuplicateNameError as error:
-        raise SourceError(f"{path}: its header names {error} twice") from error
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: its header is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise SourceError(f"{path}: its header is no JSON object")
-    return content
-
-
-class _DuplicateNameError(ValueError):
-    pass
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise _DuplicateNameError(repr(name))
-            seen.add(name)
     return content
 
 

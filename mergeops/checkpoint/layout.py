@@ -13,8 +13,12 @@ from mergeops.errors import SourceError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
 ADAPTER = "adapter_model.safetensors"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED_ADAPTER = "adapter_model.bin"
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -131,10 +135,10 @@ def weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:
     Raises:
         SourceError: it has none, or names a file outside the directory or of another kind.
     """
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
         raise SourceError(f"{index} has no weight_map")
-    for tensor, name in found.items():
+    for tensor, name in files.items():
         if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
             raise SourceError(
                 f"{index} puts tensor {tensor} into {name!r}; only a file name inside the "
@@ -142,15 +146,15 @@ def weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:
             )
         if not name.endswith(ending):
             raise SourceError(f"{index} puts tensor {tensor} into {name!r}, no safetensors file")
-    return found
+    return files
 
 
 def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:
     files = weight_map(path / INDEX)
     for name, file in files.items():
         if name not in tensors or tensors[name].file != file:
-            found = f"it is in {tensors[name].file}" if name in tensors else "it is in none"
-            raise SourceError(f"{path}: {INDEX} puts tensor {name} into {file}, but {found}")
+            actual = f"it is in {tensors[name].file}" if name in tensors else "it is in none"
+            raise SourceError(f"{path}: {INDEX} puts tensor {name} into {file}, but {actual}")
     extra = tensors.keys() - files.keys()
     if extra:
         name = min(extra)

@@ -12,13 +12,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeops.checkpoint.dtypes import FLOATS
 from mergeops.checkpoint.header import StoredTensor
 from mergeops.checkpoint.layout import (
     ADAPTER,
     ADAPTER_CONFIG,
+    PICKLED_ADAPTER,
     Checkpoint,
     FileStamp,
     open_checkpoint,
@@ -26,11 +27,8 @@ from mergeops.checkpoint.layout import (
     read_json,
 )
 from mergeops.checkpoint.reader import Bytes, CheckpointReader, as_tensor, read_range, read_tensor
-from mergeops.deferred import torch
 from mergeops.errors import SourceError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeops.lazy_torch import torch
 
 PREFIX = "base_model.model."
 BLOCK_ELEMENTS = 65536
@@ -99,7 +97,7 @@ def open_adapter(path: Path, base: Path) -> Adapter:
         SourceError: something is missing, does not fit, or cannot be applied exactly.
     """
     if not (path / ADAPTER).exists():
-        pickled = " it has adapter_model.bin;" if (path / "adapter_model.bin").exists() else ""
+        pickled = f" it has {PICKLED_ADAPTER};" if (path / PICKLED_ADAPTER).exists() else ""
         raise SourceError(
             f"{path} has no {ADAPTER};{pickled} save the adapter again with safe_serialization=True"
         )
@@ -153,7 +151,7 @@ class AdapterReader:
         except SourceError:
             self._base.close()
             raise
-        self._cached_a: tuple[str, Tensor] | None = None
+        self._cached_a: tuple[str, torch.Tensor] | None = None
 
     def read(self, name: str, start: int, stop: int, staging: Bytes) -> str:
         """See ``TensorReader``."""
@@ -184,7 +182,7 @@ class AdapterReader:
         self._base.close()
         self._own.close()
 
-    def _change(self, pair: LoraPair, columns: int, start: int, stop: int) -> Tensor:
+    def _change(self, pair: LoraPair, columns: int, start: int, stop: int) -> torch.Tensor:
         """Elements ``start`` to ``stop`` of the flattened scale * B A, in float64.
 
         In float64 whatever the compute dtype: how a matrix product rounds depends on its size,

@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mergeops.checkpoint.digest import file_sha256
-from mergeops.checkpoint.writer import WrittenFile, sync_file
+from mergeops.checkpoint.durable import sync_file
 from mergeops.errors import SourceError
 
 MANIFEST = "mergeops.json"
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A finished file."""
+
+    sha256: str
+    size: int
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    """Tensor -> XXH3 of its bytes, for a file of tensors."""
 
 
 def write_manifest(

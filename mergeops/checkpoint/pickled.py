@@ -7,32 +7,33 @@ Only tensors are unpickled, by torch's weights-only loader, which runs no code o
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from mergeops.checkpoint.layout import ADAPTER, INDEX, SINGLE, FileStamp, stamp, weight_map
+from mergeops.checkpoint.durable import locked
+from mergeops.checkpoint.layout import (
+    ADAPTER,
+    INDEX,
+    PICKLED,
+    PICKLED_ADAPTER,
+    PICKLED_INDEX,
+    SINGLE,
+    stamp,
+    weight_map,
+)
 from mergeops.errors import SourceError
+from mergeops.lazy_torch import torch
+from mergeops.progress import Tick
 
-PICKLED = "pytorch_model.bin"
-PICKLED_INDEX = "pytorch_model.bin.index.json"
-PICKLED_ADAPTER = "adapter_model.bin"
 DONE = ".converted"
 """Written last: its presence means that all weights are there and whole."""
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
 
-
-def converted(path: Path, cache_dir: Path, progress: Progress | None = None) -> Path:
+def converted(path: Path, cache_dir: Path, progress: Tick | None = None) -> Path:
     """A directory like ``path``, with its weights as safetensors, and links to its other files.
 
     Args:
@@ -45,18 +46,16 @@ def converted(path: Path, cache_dir: Path, progress: Progress | None = None) -> 
             tensors.
     """
     files = _pickled_files(path)
-    stamps: dict[Path, FileStamp] = {}
     for file in files:
         if not file.is_file():
             raise SourceError(f"{path}: {file.name} is missing, but {PICKLED_INDEX} names it")
-        stamps[file] = stamp(file)
+    stamps = {file: stamp(file) for file in files}
     looks = [[file.name, *dataclasses.astuple(seen)] for file, seen in stamps.items()]
     name = hashlib.sha256(json.dumps([str(path.resolve()), looks]).encode()).hexdigest()[:24]
     folder = cache_dir / "converted" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder.with_name(f"{name}.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder.with_name(f"{name}.lock")):
             if not (folder / DONE).is_file():
                 _convert(path, files, folder, progress)
                 for file, seen in stamps.items():
@@ -83,7 +82,7 @@ def _pickled_files(path: Path) -> list[Path]:
     return [path / name for name in sorted(set(weight_map(path / PICKLED_INDEX, "").values()))]
 
 
-def _convert(path: Path, files: list[Path], folder: Path, progress: Progress | None) -> None:
+def _convert(path: Path, files: list[Path], folder: Path, progress: Tick | None) -> None:
     from safetensors.torch import save_file
 
     for old in folder.iterdir():
@@ -115,14 +114,14 @@ def _link_others(path: Path, folder: Path) -> None:
     for old in folder.iterdir():
         if old.is_symlink() and not (path / old.name).is_file():
             old.unlink()
-    there = {entry.name for entry in folder.iterdir()}
+    linked = {entry.name for entry in folder.iterdir()}
     for other in path.iterdir():
         is_weights = other.name.endswith((".bin", ".pt", ".pth", ".bin.index.json"))
-        if other.is_file() and not is_weights and other.name not in there:
+        if other.is_file() and not is_weights and other.name not in linked:
             (folder / other.name).symlink_to(other.absolute())
 
 
-def _load(file: Path) -> dict[str, Tensor]:
+def _load(file: Path) -> dict[str, torch.Tensor]:
     """The file's tensors, each once: of several names of one tensor (a tied head), the first."""
     try:
         try:
@@ -135,14 +134,16 @@ def _load(file: Path) -> dict[str, Tensor]:
         raise SourceError(
             f"{file} cannot be read as tensors alone, and other objects are never unpickled: {why}"
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in content.values()
+    ):
         raise SourceError(
             f"{file} is no dict of tensors; save the model again with transformers: "
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
     seen: set[tuple[Any, ...]] = set()
     storages: set[int] = set()
-    kept = {}
+    tensors = {}
     for name, tensor in content.items():
         storage = tensor.untyped_storage().data_ptr()
         look = (storage, tensor.storage_offset(), tensor.shape, tensor.stride())
@@ -150,6 +151,6 @@ def _load(file: Path) -> dict[str, Tensor]:
             continue
         seen.add(look)
         # Parts of one storage are different tensors; safetensors wants each with its own.
-        kept[name] = tensor.clone() if storage in storages else tensor.contiguous()
+        tensors[name] = tensor.clone() if storage in storages else tensor.contiguous()
         storages.add(storage)
-    return kept
+    return tensors

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +13,8 @@ import numpy.typing as npt
 from mergeops.checkpoint.dtypes import SIZES, item_size, torch_dtype
 from mergeops.checkpoint.header import StoredTensor
 from mergeops.checkpoint.layout import Checkpoint, FileStamp, open_checkpoint
-from mergeops.deferred import torch
 from mergeops.errors import SourceError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeops.lazy_torch import torch
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -153,16 +149,11 @@ class CheckpointReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def as_tensor(staging: Bytes, dtype: str, numel: int) -> Tensor:
+def as_tensor(staging: Bytes, dtype: str, numel: int) -> torch.Tensor:
     """What ``TensorReader.read`` put there, ``[numel]``; shares its memory.
 
     Args:
@@ -173,7 +164,7 @@ def as_tensor(staging: Bytes, dtype: str, numel: int) -> Tensor:
     return torch.from_numpy(staging[: numel * item_size(dtype)]).view(torch_dtype(dtype))
 
 
-def read_range(reader: TensorReader, name: str, start: int, stop: int) -> Tensor:
+def read_range(reader: TensorReader, name: str, start: int, stop: int) -> torch.Tensor:
     """Elements ``start`` to ``stop`` of a flattened tensor, in the dtype that the reader delivers.
 
     Raises:
@@ -183,7 +174,7 @@ def read_range(reader: TensorReader, name: str, start: int, stop: int) -> Tensor
     return as_tensor(staging, reader.read(name, start, stop, staging), stop - start)
 
 
-def read_tensor(reader: CheckpointReader, name: str) -> Tensor:
+def read_tensor(reader: CheckpointReader, name: str) -> torch.Tensor:
     """One whole tensor, for the small ones."""
     stored = reader.stored(name)
     return read_range(reader, name, 0, stored.numel).view(stored.shape)

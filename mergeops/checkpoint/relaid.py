@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from mergeops.checkpoint.dtypes import item_size, torch_dtype
 from mergeops.checkpoint.reader import Bytes, TensorReader, as_tensor, read_range
-from mergeops.deferred import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeops.lazy_torch import torch
 
 Ints = npt.NDArray[np.int64]
 GAP_BYTES = 1 << 16
@@ -50,7 +46,8 @@ class RelaidReader:
     Args:
         own: this input.
         readers: all inputs, in the order that numbers them.
-        table: where its rows come from.
+        runs: where its rows come from, as ``RowTable`` takes it.
+        means: rows that are averaged, as ``RowTable`` takes it.
         columns: tensor with a row for each token -> elements in a row.
         compute: safetensors name of the dtype that rows of different inputs are brought to.
     """
@@ -59,16 +56,17 @@ class RelaidReader:
         self,
         own: TensorReader,
         readers: Sequence[TensorReader],
-        table: RowTable,
+        runs: Sequence[int],
+        means: Sequence[Sequence[int]],
         columns: Mapping[str, int],
         compute: str,
     ) -> None:
         self._own = own
         self._readers = readers
-        self._table = table
+        self._table = RowTable(runs, means)
         self._columns = columns
         self._compute = compute
-        self._averages: dict[str, Tensor] = {}
+        self._averages: dict[str, torch.Tensor] = {}
         self._lock = threading.Lock()
 
     def read(self, name: str, start: int, stop: int, staging: Bytes) -> str:
@@ -109,7 +107,7 @@ class RelaidReader:
         """See ``TensorReader``; the other inputs are closed by their own."""
         self._own.close()
 
-    def _rows(self, name: str, first: int, last: int, columns: int) -> Tensor:
+    def _rows(self, name: str, first: int, last: int, columns: int) -> torch.Tensor:
         """Rows ``first`` to ``last`` in the compute dtype; those that are an average are zeros."""
         origin, row = self._table.origin[first:last], self._table.row[first:last]
         rows = torch.zeros(last - first, columns, dtype=torch_dtype(self._compute))
@@ -125,7 +123,7 @@ class RelaidReader:
                 rows[at] = (total / len(pairs)).to(rows.dtype)
         return rows
 
-    def _average(self, name: str, columns: int) -> Tensor:
+    def _average(self, name: str, columns: int) -> torch.Tensor:
         """``[columns]``, the mean of all rows that are none themselves; read once a tensor."""
         with self._lock:
             if name not in self._averages:
@@ -138,7 +136,7 @@ class RelaidReader:
                 self._averages[name] = mean.to(torch_dtype(self._compute))
             return self._averages[name]
 
-    def _gather(self, number: int, name: str, rows: Ints, columns: int) -> Tensor:
+    def _gather(self, number: int, name: str, rows: Ints, columns: int) -> torch.Tensor:
         """Rows of one input, ``[rows, columns]``, in the compute dtype."""
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
@@ -158,7 +156,7 @@ class RelaidReader:
         return gathered.to(torch_dtype(self._compute))
 
 
-def _sum_of_rows(rows: Tensor) -> Tensor:
+def _sum_of_rows(rows: torch.Tensor) -> torch.Tensor:
     """Add rows pair by pair: the order, and so the result, is the same on any number of threads."""
     while len(rows) > 1:
         half = len(rows) // 2

@@ -1,107 +1,29 @@
-"""Scores: what a model got on which items, with errors, and what it takes to compare two of them.
+"""Questions for lm-eval, and only those that were never asked before.
 
-An ``ItemResult`` keeps the hashes of document, prompt and target, since two models may be paired
-only on items where all three agree.
+Stands on: checkpoint, errors, lazy_torch, recipe, schema, scores.
 """
 
-from __future__ import annotations
+from mergeops.evaluate.asking import Model
+from mergeops.evaluate.harness import score_all
+from mergeops.evaluate.items import (
+    asked_digest,
+    check_clusters,
+    part_digests,
+    part_sizes,
+    part_sketches,
+    with_clusters,
+)
+from mergeops.evaluate.tasks import TaskSet, load_tasks
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from mergeops.errors import EvaluationError
-
-PARTS = ("dev", "confirm")
-"""dev is for choosing; confirm is opened once, for the candidate that was chosen."""
-
-
-@dataclass(frozen=True)
-class ItemResult:
-    """One item's result under a task's chosen metric."""
-
-    doc_id: int
-    doc_hash: str
-    prompt_hash: str
-    target_hash: str
-    value: float
-    """The metric's value on this item: 0.0 or 1.0 for acc and exact_match."""
-    cluster: str = ""
-    """What the item shares with others of its task (a passage, a template), where
-    ``evaluate.clusters`` names it; items of one cluster are not independent."""
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """One task's score on one part of its items."""
-
-    task: str
-    metric: str
-    """lm-eval's metric name without filter, e.g. ``acc``."""
-    value: float
-    """Mean over items, unless the metric aggregates otherwise (then as lm-eval gives it)."""
-    stderr: float | None
-    """Standard error as lm-eval gives it; None where it has none."""
-    items: tuple[ItemResult, ...]
-    """In doc_id order."""
-    version: str
-    """The task's version."""
-    digest: str
-    """sha256 of task settings and item hashes: equal digests mean the same questions."""
-    higher_is_better: bool = True
-
-    @property
-    def n(self) -> int:
-        """Number of items."""
-        return len(self.items)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """All task scores of one model on one part."""
-
-    weights_sha256: str
-    part: str
-    tasks: Mapping[str, TaskScore]
-    """By task name, in the recipe's order."""
-    settings: Mapping[str, str]
-    """Batch size, dtype, versions of lm-eval and transformers, ...: logged with the scores."""
-
-    @property
-    def pooled(self) -> float:
-        """Mean over the items of all tasks: the number that is shown."""
-        values = [item.value for task in self.tasks.values() for item in task.items]
-        return sum(values) / len(values) if values else float("nan")
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Which way ``pooled`` goes.
-
-        Raises:
-            EvaluationError: some tasks go one way and some the other.
-        """
-        up = [name for name, task in self.tasks.items() if task.higher_is_better]
-        down = [name for name in self.tasks if name not in up]
-        if up and down:
-            raise EvaluationError(
-                f"of {', '.join(up)} higher is better, of {', '.join(down)} lower: no single "
-                "number can choose by both; name tasks of one kind in evaluate.tasks"
-            )
-        return not down
-
-    @property
-    def merit(self) -> float:
-        """The number that choices are made by, see ``merit``.
-
-        Raises:
-            EvaluationError: some tasks go one way and some the other.
-        """
-        return merit(self.pooled, self.higher_is_better)
-
-
-def merit(score: float, higher_is_better: bool) -> float:
-    """A score that can be compared with ``>``: negated where lower is better, and ``-inf`` where it
-    is not finite, since a comparison with NaN would leave the choice to the order."""
-    if not math.isfinite(score):
-        return -math.inf
-    return score if higher_is_better else -score
+__all__ = [
+    "Model",
+    "TaskSet",
+    "asked_digest",
+    "check_clusters",
+    "load_tasks",
+    "part_digests",
+    "part_sizes",
+    "part_sketches",
+    "score_all",
+    "with_clusters",
+]

@@ -12,6 +12,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mergeops.errors import EvaluationError
@@ -34,10 +35,7 @@ def build_requests(
     if loaded.pools[part]:
         task.sampler.replace_df(loaded.pools[part])
         task.sampler.fewshot_indices = None  # they were applied when the pool was made
-    chat = {
-        "apply_chat_template": chat_template is not None,
-        "chat_template": chat_template,
-    }
+    chat = {"apply_chat_template": chat_template is not None, "chat_template": chat_template}
     instances = []
     for doc_id in loaded.needed_ids(part):
         doc = loaded.docs[doc_id]
@@ -75,32 +73,33 @@ def ask(instances: Sequence[Any], model: Any) -> list[list[Any]]:
     by_kind = defaultdict(list)
     for i, instance in enumerate(instances):
         by_kind[instance.request_type].extend([i] * instance.repeats)
-    for kind, asked in by_kind.items():
-        requests = [instances[i] for i in asked]
-        for i, answer in zip(asked, getattr(model, kind)(requests, disable_tqdm=True), strict=True):
-            answers[i].append(answer)
+    for kind, numbers in by_kind.items():
+        send = getattr(model, kind)
+        responses = send([instances[i] for i in numbers], disable_tqdm=True)
+        for i, response in zip(numbers, responses, strict=True):
+            answers[i].append(response)
     return answers
 
 
 def check_finite(
-    loaded: LoadedTask, instances: Sequence[Any], answers: Sequence[Sequence[Any]], model: str
+    task: str, instances: Sequence[Any], answers: Sequence[Sequence[Any]], model: Path
 ) -> None:
     """Refuse answers that are no numbers.
 
     Raises:
         EvaluationError: a log-likelihood is NaN or infinite.
     """
-    for instance, given in zip(instances, answers, strict=True):
-        for answer in given:
-            score = answer[0] if isinstance(answer, tuple) else answer
+    for instance, responses in zip(instances, answers, strict=True):
+        for response in responses:
+            score = response[0] if isinstance(response, tuple) else response
             if isinstance(score, float) and not math.isfinite(score):
                 raise EvaluationError(
                     f"model {model} gives a log-likelihood of {score} on item {instance.doc_id} of "
-                    f"task {loaded.name}; its numbers overflow: try evaluate.dtype=float32"
+                    f"task {task}; its numbers overflow: try evaluate.dtype=float32"
                 )
 
 
-def results(
+def score_answers(
     loaded: LoadedTask, instances: Sequence[Any], answers: Sequence[Sequence[Any]]
 ) -> dict[str, Any]:
     """What is kept of one scored task, as plain JSON types.
@@ -122,8 +121,9 @@ def results(
     task = loaded.task
     task._instances = list(instances)  # where apply_filters looks
     by_item = defaultdict(list)
-    for instance, given in zip(instances, answers, strict=True):
-        instance.resps = [tuple(a) if isinstance(a, list) else a for a in given]
+    for instance, responses in zip(instances, answers, strict=True):
+        # From JSON, a pair is a list.
+        instance.resps = [tuple(r) if isinstance(r, list) else r for r in responses]
         instance.filtered_resps = {}
         by_item[instance.doc_id].append(instance)
     raw: dict[str, list[Any]] = defaultdict(list)
@@ -133,13 +133,12 @@ def results(
     try:
         task.apply_filters()
         for filtered in instances[0].filtered_resps:
-            for doc_id, asked in by_item.items():
+            for doc_id, own in by_item.items():
                 where = f"{loaded.name}, item {doc_id}"
-                asked.sort(key=lambda instance: instance.idx)
-                found = task.process_results(
-                    loaded.docs[doc_id], [instance.filtered_resps[filtered] for instance in asked]
-                )
-                for metric, value in found.items():
+                own.sort(key=lambda instance: instance.idx)
+                own_answers = [instance.filtered_resps[filtered] for instance in own]
+                results = task.process_results(loaded.docs[doc_id], own_answers)
+                for metric, value in results.items():
                     key = f"{metric},{filtered}"
                     raw[key].append(value)
                     functions[key] = task.aggregation().get(metric, mean)
@@ -155,11 +154,11 @@ def results(
     items = [
         {
             "doc_id": doc_id,
-            **item_hashes(task, loaded.docs[doc_id], asked),
-            "answers": [instance.resps for instance in asked],
+            **item_hashes(task, loaded.docs[doc_id], own),
+            "answers": [instance.resps for instance in own],
             "values": values[doc_id],
         }
-        for doc_id, asked in by_item.items()
+        for doc_id, own in by_item.items()
     ]
     return {"metrics": metrics, "items": items}
 
@@ -171,7 +170,9 @@ def item_value(metric: str, value: Any) -> float | None:
             return None
         first, second = value
         if metric == "brier_score":
+            # Sum over classes of (probability - 1 for the right one, 0 for the others)^2.
             return math.fsum((float(p) - (i == first)) ** 2 for i, p in enumerate(second))
+        # (log-likelihood in nats, bytes or words)
         if metric == "bits_per_byte":
             return -float(first) / (float(second) * math.log(2))
         if metric in ("byte_perplexity", "word_perplexity"):
@@ -201,14 +202,14 @@ def _aggregated(function: Callable[[list[Any]], float], items: list[Any]) -> dic
     }
 
 
-def item_hashes(task: Any, doc: Any, asked: list[Any]) -> Mapping[str, str]:
+def item_hashes(task: Any, doc: Any, instances: list[Any]) -> Mapping[str, str]:
     """As lm-eval's samples have them, but the prompt's covers every choice, not the first only."""
     from lm_eval.utils import handle_non_serializable, hash_string
 
     def text(value: Any, **options: Any) -> str:
         return json.dumps(value, default=handle_non_serializable, ensure_ascii=False, **options)
 
-    prompts = text([instance.args for instance in asked]).encode("utf-8", "surrogatepass")
+    prompts = text([instance.args for instance in instances]).encode("utf-8", "surrogatepass")
     return {
         "doc_hash": hash_string(text(doc, indent=2)),
         "prompt_hash": hashlib.sha256(prompts).hexdigest(),

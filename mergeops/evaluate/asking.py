@@ -6,35 +6,37 @@ configuration; the device is given back when all are done.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import answers
 from mergeops.evaluate.catalogue import first_line
-from mergeops.evaluate.devices import (
-    free_memory,
-    is_out_of_memory,
-    seed_device,
-    set_threads,
-    use_threads_for,
+from mergeops.evaluate.kept import ScoreRecord, ScoreStore, Subject
+from mergeops.evaluate.model import (
+    load_model,
+    load_tokenizer,
+    open_vllm,
+    replace_weights,
+    says_dtype,
 )
 from mergeops.evaluate.reuse import Known, joined, known_answers
-from mergeops.evaluate.store import Journal
-from mergeops.evaluate.tasks import LoadedTask, TaskSet
+from mergeops.evaluate.tasks import TaskSet
+from mergeops.evaluate.workers import free_memory, is_out_of_memory, seed_device, use_threads_for
+from mergeops.lazy_torch import torch
 
 PIECE = 256
 """Items asked at once; what is asked after a crash begins at the piece that was lost."""
-Tick = Callable[[str, int, int], None]
+TaskTick = Callable[[str, int, int], None]
 """Called with (task, items done, items in all)."""
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Model:
     """A model to score."""
 
     path: Path
@@ -44,196 +46,194 @@ class Candidate:
     tokenizer: Path | None = None
     """Its directory; None is ``path``."""
 
-
-@dataclass(frozen=True)
-class Asked:
-    """A model and what decides its answers beside the weights."""
-
-    candidate: Candidate
-    model_sha256: str
-    tokenizer_sha256: str
-    headers: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Task -> what its record is about."""
-
     @property
-    def tokenizer(self) -> Path:
+    def tokenizer_path(self) -> Path:
         """The tokenizer's directory."""
-        return self.candidate.tokenizer or self.candidate.path
+        return self.tokenizer or self.path
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A task that a model has no whole record of."""
+    """A model and the tasks that have no whole record of it."""
 
-    loaded: LoadedTask
-    journal: Journal
-    """Of its answers while it is asked."""
-    records: Sequence[Mapping[str, Any]]
-    """Of the same model and task, asked in the same way, on other selections of the items."""
+    model: Model
+    subjects: Sequence[Subject]
+    """One for each of the tasks; at least one."""
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """What decides the answers beside the weights: configuration and tokenizer."""
+        return self.subjects[0].model_sha256, self.subjects[0].tokenizer_sha256
 
 
+@dataclass(eq=False)
 class Asker:
-    """One device and the model on it.
+    """One device and the model on it."""
 
-    Args:
-        tasks: with the prompts and token lists that all models share.
-        part: dev or confirm.
-        device: that the models are put on; None for a backend that takes what it finds.
-        trust_remote_code: whether a checkpoint's own code may run.
-        turn: held while the tasks' own objects are used, which all devices share.
-    """
+    device: Any
+    """That the models are put on; None for a backend that takes what it finds."""
+    _: KW_ONLY
+    tasks: TaskSet
+    """With the prompts and token lists that all models share."""
+    part: str
+    """dev or confirm."""
+    store: ScoreStore
+    tick: TaskTick
+    turn: Any
+    """A lock, held while the tasks' own objects are used, which all devices share."""
+    trust_remote_code: bool
+    """Whether a checkpoint's own code may run."""
+    _lm: Any = None
+    _loaded: tuple[str, str] | None = None
+    """``Missing.digests`` of the model that is loaded, where its weights can be replaced."""
+    _threads: int | None = None
+    """torch's thread count to set back."""
 
-    def __init__(
-        self, tasks: TaskSet, part: str, device: Any, *, trust_remote_code: bool, turn: Any = None
-    ) -> None:
-        self._tasks = tasks
-        self._part = part
-        self._device = device
-        self._trust_remote_code = trust_remote_code
-        self._turn = turn or threading.Lock()
-        self._lm: Any = None
-        self._loaded: tuple[str, str] | None = None
-        self._threads: int | None = None
+    def work(self, missing: Missing) -> None:
+        """Ask a model what is missing of it; each task's record is kept as soon as it is made.
 
-    def ask(
-        self, asked: Asked, missing: Sequence[Missing], tick: Tick | None
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(task, record) of each task as it is done; items that are known are not asked, and where
-        all are, and no prompt needs the tokenizer, the model is not loaded.
+        Items that are known are not asked, and where all are, and no prompt needs the tokenizer,
+        the model is not loaded.
 
         Raises:
             EvaluationError: the model cannot be loaded, does not fit into memory, or answers with
                 NaN; a prompt cannot be made, which is found before the model is loaded.
         """
-        chat = self._tasks.spec.apply_chat_template
-        found = [] if chat else [self._known(one, "", None) for one in missing]
-        if any(len(known.answers) < len(instances) for instances, known in found) or chat:
-            self._open(asked)
-        if chat:
-            template = self._lm.apply_chat_template
-            found = [self._known(one, asked.tokenizer_sha256, template) for one in missing]
-        for one, (instances, known) in zip(missing, found, strict=True):
-            given = self._answers(one, instances, known, asked.candidate.path, tick)
-            with self._turn:
-                record = answers.results(one.loaded, instances, given)
-            asked_now = len(known.answers) < len(instances)
-            settings = joined([*known.settings, *([self._settings()] if asked_now else [])])
-            yield one.loaded.name, {**record, "settings": settings, "version": one.loaded.version}
+        model, subjects = missing.model, missing.subjects
+        alike = self.store.alike(subjects)
+        chat = self.tasks.spec.apply_chat_template
+        if chat:  # the prompts need the tokenizer
+            self._open(missing)
+        questions = [self._questions(subject, alike[subject.task]) for subject in subjects]
+        if not chat and any(len(known.answers) < len(every) for every, known in questions):
+            self._open(missing)
+        finished: list[Subject] = []
+        try:
+            for subject, (instances, known) in zip(subjects, questions, strict=True):
+                loaded = self.tasks.tasks[subject.task]
+                responses = self._answers(subject, instances, known, model.path)
+                with self.turn:
+                    record = answers.score_answers(loaded, instances, responses)
+                settings = list(known.settings)
+                if len(known.answers) < len(instances):
+                    settings.append(self._settings())
+                record |= {"settings": joined(settings), "version": loaded.version}
+                self.store.keep(subject, record)
+                finished.append(subject)
+        finally:
+            self.store.share(finished)
 
     def close(self) -> None:
         """Give the device back."""
         if self._threads is not None:
-            set_threads(self._threads)
+            torch.set_num_threads(self._threads)
             self._threads = None
         if self._lm is not None:
             self._lm = self._loaded = None
             free_memory()
 
-    def _open(self, asked: Asked) -> None:
-        """Have the candidate's weights on the device."""
-        spec, path = self._tasks.spec, asked.candidate.path
+    def _open(self, missing: Missing) -> None:
+        """Have the model's weights on the device."""
+        spec, path = self.tasks.spec, missing.model.path
+        tokenizer_path, tokenizer_sha256 = missing.model.tokenizer_path, missing.digests[1]
         if spec.backend == "vllm":
-            from mergeops.evaluate.vllm import open_vllm
-
             self.close()
-            self._lm = open_vllm(path, asked.tokenizer, spec, self._trust_remote_code)
+            self._lm = open_vllm(path, tokenizer_path, spec, self.trust_remote_code)
             return
-        from mergeops.evaluate import model as models
-        from mergeops.evaluate.scoring_model import PlainModel, SharingModel
-
-        same = (asked.model_sha256, asked.tokenizer_sha256)
         try:
             if (
-                self._loaded == same
-                and (spec.dtype != "auto" or models.says_dtype(path))
-                and models.replace_weights(self._lm.model, path)
+                self._loaded == missing.digests
+                and (spec.dtype != "auto" or says_dtype(path))
+                and replace_weights(self._lm.model, path)
             ):
                 return
         except BaseException:
             self.close()
             raise
         self.close()
-        tokenizer = models.load_tokenizer(
-            asked.tokenizer,
-            trust_remote_code=self._trust_remote_code,
-            chat=spec.apply_chat_template,
+        # The one late import of a module of our own: see there.
+        from mergeops.evaluate.scoring_model import PlainModel, SharingModel
+
+        trust = self.trust_remote_code
+        tokenizer = load_tokenizer(
+            tokenizer_path, trust_remote_code=trust, chat=spec.apply_chat_template
         )
-        model = models.load_model(
-            path, spec, self._device, trust_remote_code=self._trust_remote_code
-        )
-        encodings = self._tasks.encodings.setdefault(asked.tokenizer_sha256, {})
+        model = load_model(path, spec, self.device, trust_remote_code=trust)
+        encodings = self.tasks.encodings.setdefault(tokenizer_sha256, {})
         kind = PlainModel if spec.backend == "hf" else SharingModel
         self._lm = kind(model, tokenizer, spec, encodings)
-        self._loaded = same
+        self._loaded = missing.digests
         self._threads = use_threads_for(model)
 
-    def _requests(self, loaded: LoadedTask, tokenizer: str, template: Any) -> list[Any]:
-        key = (loaded.name, self._part, tokenizer)
-        with self._turn:
-            if key not in self._tasks.requests:
-                self._tasks.requests[key] = answers.build_requests(
-                    loaded, self._part, self._tasks.spec.seed, template
-                )
-            return self._tasks.requests[key]
-
-    def _known(self, one: Missing, tokenizer: str, template: Any) -> tuple[list[Any], Known]:
+    def _questions(
+        self, subject: Subject, records: Iterable[ScoreRecord]
+    ) -> tuple[list[Any], Known]:
         """The instances of a task, and the answers that records have already."""
-        instances = self._requests(one.loaded, tokenizer, template)
-        with self._turn:
-            return instances, known_answers(one.loaded, instances, one.records)
+        loaded, spec = self.tasks.tasks[subject.task], self.tasks.spec
+        tokenizer = template = None
+        if spec.apply_chat_template:
+            tokenizer, template = subject.tokenizer_sha256, self._lm.apply_chat_template
+        key = (subject.task, self.part, tokenizer)
+        with self.turn:
+            if key not in self.tasks.requests:
+                self.tasks.requests[key] = answers.build_requests(
+                    loaded, self.part, spec.seed, template
+                )
+            instances = self.tasks.requests[key]
+            return instances, known_answers(loaded, instances, records)
 
     def _answers(
-        self, one: Missing, instances: list[Any], known: Known, path: Path, tick: Tick | None
+        self, subject: Subject, instances: list[Any], known: Known, path: Path
     ) -> list[list[Any]]:
         """The answers to all instances; those that are neither known nor in the journal are asked,
         piece by piece."""
-        loaded, journal = one.loaded, one.journal
-        asked = [instance for i, instance in enumerate(instances) if i not in known.answers]
-        pieces = list(_pieces(asked))
-        given = journal.read(known.rest)
-        if [len(piece) for piece in given] != [len(piece) for piece in pieces[: len(given)]]:
-            given = []
-        items, done = len(loaded.ids[self._part]), known.items
-        if tick and done:
-            tick(loaded.name, done, items)
-        for n, piece in enumerate(pieces):
-            here = len({instance.doc_id for instance in piece})
-            if n < len(given):
-                if tick:
-                    tick(loaded.name, done + here, items)
-            else:
-                from mergeops.evaluate.scoring_model import Ticker
+        task, journal = subject.task, self.store.journal(subject)
+        pieces = list(_pieces(x for i, x in enumerate(instances) if i not in known.answers))
+        answered = journal.read(known.rest)
+        if [len(piece) for piece in answered] != [len(piece) for piece in pieces[: len(answered)]]:
+            answered = []
+        total, done = len(self.tasks.tasks[task].ids[self.part]), known.items
 
-                self._lm.asking = loaded.name
-                self._lm.set_cache_hook(Ticker(_counter(loaded.name, piece, done, items, tick)))
-                given.append(self._ask(loaded, piece, path, n))
-                if n + 1 < len(pieces):
-                    journal.write(given, known.rest)
-            done += here
-        fresh = iter([answer for piece in given for answer in piece])
+        def tell(items: int) -> None:
+            self.tick(task, items, total)
+
+        if done:
+            tell(done)
+        for number, piece in enumerate(pieces):
+            if number >= len(answered):
+                self._lm.asking = task
+                self._lm.set_cache_hook(_ItemCounter(piece, done, tell))
+                answered.append(self._ask(task, piece, path, number))
+                if number + 1 < len(pieces):
+                    journal.write(answered, known.rest)
+                done += _items(piece)
+            else:
+                done += _items(piece)
+                tell(done)
+        new = iter([responses for piece in answered for responses in piece])
         return [
-            known.answers[i] if i in known.answers else next(fresh) for i in range(len(instances))
+            known.answers[i] if i in known.answers else next(new) for i in range(len(instances))
         ]
 
-    def _ask(self, loaded: LoadedTask, piece: list[Any], path: Path, n: int) -> list[list[Any]]:
-        spec = self._tasks.spec
-        seed_device(self._device, spec.seed + n)  # for tasks that draw their answers
+    def _ask(self, task: str, piece: list[Any], path: Path, number: int) -> list[list[Any]]:
+        spec = self.tasks.spec
+        seed_device(self.device, spec.seed + number)  # for tasks that draw their answers
         try:
-            given = answers.ask(piece, self._lm)
+            responses = answers.ask(piece, self._lm)
         except EvaluationError:
             raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise EvaluationError(
-                    f"out of memory on {self._device} in task {loaded.name}, with "
+                    f"out of memory on {self.device} in task {task}, with "
                     f"evaluate.batch_size={spec.batch_size}; use a smaller one"
                 ) from error
             raise EvaluationError(
-                f"model {path} cannot be asked task {loaded.name}: {type(error).__name__}: "
+                f"model {path} cannot be asked task {task}: {type(error).__name__}: "
                 f"{first_line(error)}"
             ) from error
-        answers.check_finite(loaded, piece, given, str(path))
-        return given
+        answers.check_finite(task, piece, responses, path)
+        return responses
 
     def _settings(self) -> dict[str, str]:
         """How this model is asked, as far as the recipe does not say it."""
@@ -242,7 +242,7 @@ class Asker:
             "transformers": version("transformers"),
             "torch": version("torch"),
         }
-        if self._tasks.spec.backend == "vllm":
+        if self.tasks.spec.backend == "vllm":
             return settings | {"backend": f"vllm {version('vllm')}", "dtype": "", "device": "cuda"}
         model = self._lm.model
         shares = getattr(self._lm, "fallback", "") is None
@@ -253,38 +253,36 @@ class Asker:
         }
 
 
-def _pieces(instances: Sequence[Any]) -> Iterator[list[Any]]:
-    """Instances in runs of ``PIECE`` items, each item whole."""
-    piece: list[Any] = []
-    items: set[int] = set()
-    for instance in instances:
-        if instance.doc_id not in items and len(items) == PIECE:
-            yield piece
-            piece, items = [], set()
-        piece.append(instance)
-        items.add(instance.doc_id)
-    if piece:
-        yield piece
-
-
-def _counter(
-    task: str, piece: Sequence[Any], before: int, items: int, tick: Tick | None
-) -> Callable[[int], None]:
-    """Answers counted as items, one call an item.
+class _ItemCounter:
+    """Counts answers as items, one call an item; lm-eval tells its cache hook of every answer.
 
     Args:
+        piece: the instances that are asked.
         before: items of the task that were done before this piece.
-        items: of the task.
+        tell: called with the items of the task that are done.
     """
-    here = len({instance.doc_id for instance in piece})
-    expected = sum(instance.repeats for instance in piece)
-    last = 0
 
-    def count(answered: int) -> None:
-        nonlocal last
-        done = min(here, answered * here // expected)
-        if tick and done > last:
-            last = done
-            tick(task, before + done, items)
+    def __init__(self, piece: Sequence[Any], before: int, tell: Callable[[int], None]) -> None:
+        self._items, self._before, self._tell = _items(piece), before, tell
+        self._expected = sum(instance.repeats for instance in piece)
+        self._answered = self._counted = 0
 
-    return count
+    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+        """Count one answer; nothing is cached."""
+        self._answered += 1
+        counted = min(self._items, self._answered * self._items // self._expected)
+        if counted > self._counted:
+            self._counted = counted
+            self._tell(self._before + counted)
+
+
+def _items(instances: Iterable[Any]) -> int:
+    """How many items instances belong to."""
+    return len({instance.doc_id for instance in instances})
+
+
+def _pieces(instances: Iterable[Any]) -> Iterator[list[Any]]:
+    """Instances in runs of ``PIECE`` items, each item whole."""
+    items = [list(item) for _, item in groupby(instances, key=lambda instance: instance.doc_id)]
+    for start in range(0, len(items), PIECE):
+        yield [instance for item in items[start : start + PIECE] for instance in item]

@@ -7,17 +7,25 @@ current directory; here a broken file is an error and a data file may lie beside
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mergeops.errors import EvaluationError
-from mergeops.evaluate.preflight import check_config, needs_network, pin_data_files
+from mergeops.evaluate.checks import check_config, needs_network, pin_data_files
 from mergeops.evaluate.silence import hub_is_reachable, offline
+from mergeops.schema import did_you_mean
+
+_NETWORK_ERRORS = (
+    "ConnectionError",
+    "ConnectError",
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+    "DatasetNotFoundError",
+)
 
 
 class Catalogue:
@@ -39,8 +47,6 @@ class Catalogue:
                 raise EvaluationError(f"evaluate.include_path {include_path} is no directory")
             _check_files(self.folder)
         self._own = TaskManager(include_path=self.folder, include_defaults=False)
-        self._shipped: Any = None
-        self._reachable: bool | None = None
 
     def build(self, name: str) -> list[Any]:
         """The leaf tasks of a task, group or tag name, or of a YAML path, as lm-eval Task objects.
@@ -48,16 +54,13 @@ class Catalogue:
         Raises:
             EvaluationError: unknown name, broken YAML, unknown metric, missing data, no network.
         """
-        from lm_eval.tasks._index import Kind
-
         path = self._as_path(name)
         manager, entry = (self._own, _entry_of(path)) if path else self._lookup(name)
-        if entry.kind is Kind.TAG:
-            return [
-                task for leaf in sorted(entry.tags) for task in self._build_one(manager, leaf, None)
-            ]
-        if entry.kind is Kind.GROUP and self._borrows(entry):
-            manager = self._with_shipped()
+        if entry.kind.name == "TAG":
+            leaves = sorted(entry.tags)
+            return [t for leaf in leaves for t in self._build_one(manager, leaf)]
+        if entry.kind.name == "GROUP" and self._borrows(entry):
+            manager = self._with_shipped
         return self._build_one(manager, str(path) if path else name, entry)
 
     def expand(self, name: str) -> list[str]:
@@ -68,24 +71,21 @@ class Catalogue:
         """
         if not any(c in name for c in "*?[") or "/" in name or name.endswith((".yaml", ".yml")):
             return [name]
-        from lm_eval.tasks._index import Kind
-
-        leaves = (Kind.TASK, Kind.PY_TASK)
-        own = [n for n, entry in self._own.task_index.items() if entry.kind in leaves]
-        if found := sorted(fnmatch.filter(own, name)):
-            return found
+        index = self._own.task_index
+        own = sorted(n for n, entry in index.items() if entry.kind.name in ("TASK", "PY_TASK"))
+        if fitting := fnmatch.filter(own, name):
+            return fitting
         if self.folder is None:
             where = "set evaluate.include_path to the directory of your own task YAML files"
         else:
-            where = f"evaluate.include_path {self.folder} has: {', '.join(sorted(own)) or 'none'}"
+            where = f"evaluate.include_path {self.folder} has: {', '.join(own) or 'none'}"
         raise EvaluationError(f"evaluate.tasks has {name!r}, which fits no task; {where}")
 
-    def _build_one(self, manager: Any, name: str, entry: Any) -> list[Any]:
-        from lm_eval.tasks._index import Kind
+    def _build_one(self, manager: Any, name: str, entry: Any = None) -> list[Any]:
         from lm_eval.tasks._yaml_loader import load_yaml
 
         entry = entry or manager.task_index[name]
-        is_group = entry.kind is Kind.GROUP
+        is_group = entry.kind.name == "GROUP"
         config: dict[str, Any] = {}
         spec: Any = name
         with _explained(entry.name, config):
@@ -96,16 +96,14 @@ class Catalogue:
                 # A Python task is built from its YAML alone: lm-eval's own way.
                 spec = str(entry.yaml_path) if "class" in config else config
             # What a group's members need is not known before they are built.
-            with self._network(is_group or needs_network(config)):
+            may_download = (is_group or needs_network(config)) and self._hub_is_reachable
+            # Off the network, cached data still loads.
+            with contextlib.nullcontext() if may_download else offline():
                 return list(manager.load([spec])["tasks"].values())
 
-    @contextlib.contextmanager
-    def _network(self, needed: bool) -> Iterator[None]:
-        """Stay off the network unless it is needed and there; cached data still loads."""
-        if needed and self._reachable is None:
-            self._reachable = hub_is_reachable()
-        with contextlib.nullcontext() if needed and self._reachable else offline():
-            yield
+    @cached_property
+    def _hub_is_reachable(self) -> bool:
+        return hub_is_reachable()
 
     def _as_path(self, name: str) -> Path | None:
         if not (name.endswith((".yaml", ".yml")) or "/" in name):
@@ -123,14 +121,11 @@ class Catalogue:
             return self._own, self._own.task_index[name]
         if (file := _shipped_file(name)) is not None:
             return self._own, _entry_of(file)
-        manager = self._with_shipped()
+        manager = self._with_shipped
         if name in manager.task_index:
             return manager, manager.task_index[name]
         own = sorted(self._own.task_index)
-        close = difflib.get_close_matches(name, own, n=1) or difflib.get_close_matches(
-            name, manager.task_index, n=1
-        )
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, own) or did_you_mean(name, manager.task_index)
         if self.folder is None:
             where = "set evaluate.include_path to the directory of your own task YAML files"
         else:
@@ -146,12 +141,12 @@ class Catalogue:
         names = {m if isinstance(m, str) else m.get("task") or m.get("group") for m in members}
         return bool({n for n in names if isinstance(n, str)} - set(self._own.task_index))
 
+    @cached_property
     def _with_shipped(self) -> Any:
+        """lm-eval's own tasks too; it parses 14,000 files, which takes about 10 s."""
         from lm_eval.tasks import TaskManager
 
-        if self._shipped is None:  # parses 14,000 files: about 10 s
-            self._shipped = TaskManager(include_path=self.folder, include_defaults=True)
-        return self._shipped
+        return TaskManager(include_path=self.folder, include_defaults=True)
 
 
 def _shipped_file(name: str) -> Path | None:
@@ -163,14 +158,12 @@ def _shipped_file(name: str) -> Path | None:
 
     wanted = re.escape(name.encode())
     definition = re.compile(rb"^(task|group):\s*[\"']?" + wanted + rb"[\"']?\s*(#.*)?$", re.M)
-    found = []
-    for folder, _, files in os.walk(Path(lm_eval.tasks.__file__).parent):
-        for file in files:
-            if file.endswith(".yaml"):
-                path = Path(folder, file)
-                if match := definition.search(path.read_bytes()):
-                    found.append((match[1], path))
-    return found[0][1] if len(found) == 1 and found[0][0] == b"task" else None
+    definitions = [
+        (match[1], path)
+        for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")
+        if (match := definition.search(path.read_bytes()))
+    ]
+    return definitions[0][1] if [kind for kind, _ in definitions] == [b"task"] else None
 
 
 def _check_files(folder: Path) -> None:
@@ -211,9 +204,9 @@ def _explained(name: str, config: Mapping[str, Any]) -> Iterator[None]:
     except Exception as error:
         if _is_about_network(error):
             dataset = config.get("dataset_path")
-            what = f"dataset {dataset}" if dataset else "data"
+            needed = f"dataset {dataset}" if dataset else "data"
             raise EvaluationError(
-                f"task {name} needs {what} from the Hugging Face hub, which is not in the local "
+                f"task {name} needs {needed} from the Hugging Face hub, which is not in the local "
                 "cache and cannot be reached (no network, or HF_HUB_OFFLINE is set)"
             ) from error
         raise EvaluationError(
@@ -225,14 +218,7 @@ def _is_about_network(error: BaseException) -> bool:
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
-        names = {cls.__name__ for cls in type(error).__mro__}
-        if names & {
-            "ConnectionError",
-            "ConnectError",
-            "OfflineModeIsEnabled",
-            "LocalEntryNotFoundError",
-            "DatasetNotFoundError",
-        }:
+        if any(cls.__name__ in _NETWORK_ERRORS for cls in type(error).__mro__):
             return True
         error = error.__cause__ or error.__context__ or error
     return False
@@ -240,5 +226,5 @@ def _is_about_network(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """An exception's message in one line."""
-    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
-    return " ".join(line for line in lines if line)[:300] or type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(filter(None, lines))[:300] or type(error).__name__

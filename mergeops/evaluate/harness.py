@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mergeops.errors import EvaluationError
-from mergeops.evaluate import PARTS, ItemResult, Scores, TaskScore, devices, identity
-from mergeops.evaluate.asking import Asked, Asker, Candidate, Missing
+from mergeops.evaluate import workers
+from mergeops.evaluate.asking import Asker, Missing, Model, TaskTick
+from mergeops.evaluate.identity import model_digest, tokenizer_digest
+from mergeops.evaluate.kept import ScoreRecord, ScoreStore, SharedScores, Subject
+from mergeops.evaluate.model import check_vllm
 from mergeops.evaluate.silence import quiet
-from mergeops.evaluate.store import ScoreStore, SharedScores, way_of
 from mergeops.evaluate.tasks import LoadedTask, TaskSet, load_tasks
-from mergeops.settings import EvaluateSpec
-
-TaskTick = Callable[[str, int, int], None]
-"""Called with (task, items done, items in all)."""
-
-
-def score(
-    path: Path,
-    weights_sha256: str,
-    spec: EvaluateSpec,
-    part: str,
-    *,
-    work_dir: Path,
-    tokenizer: Path | None = None,
-    tasks: TaskSet | None = None,
-    shared: SharedScores | None = None,
-    trust_remote_code: bool = False,
-    progress: TaskTick | None = None,
-) -> Scores:
-    """Score one model; see ``score_all``."""
-    [scores] = score_all(
-        [Candidate(path, weights_sha256, tokenizer)],
-        spec,
-        part,
-        work_dir=work_dir,
-        tasks=tasks,
-        shared=shared,
-        trust_remote_code=trust_remote_code,
-        progress=progress,
-    )
-    return scores
+from mergeops.recipe import EvaluateSpec
+from mergeops.scores import PARTS, ItemResult, Scores, TaskScore
 
 
 def score_all(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Model],
     spec: EvaluateSpec,
     part: str,
     *,
@@ -87,130 +61,98 @@ def score_all(
         raise ValueError(f"part is {part!r}; allowed: {', '.join(PARTS)}")
     if tasks is not None and tasks.spec != spec:
         raise ValueError("tasks were loaded with other settings than spec")
-    asked = [_identify(candidate, trust_remote_code) for candidate in candidates]
-    tasks = tasks or load_tasks(spec)
-    store = ScoreStore(work_dir, shared)
-    records: list[dict[str, dict[str, Any]]] = []
-    for one in asked:
-        one.headers.update(_headers(one, tasks, part))
-        records.append(store.find(one.headers))
-        for name, record in records[-1].items():
-            if progress:
-                progress(name, len(record["items"]), len(record["items"]))
-
-    waiting = _first_of_each(asked, records, tasks)
-    if waiting:
-        places = _devices(spec)
-        turn, telling = threading.Lock(), threading.Lock()
-
-        def tick(task: str, done: int, total: int) -> None:
-            with telling:
-                if progress:
-                    progress(task, done, total)
-
-        def open_worker(device: Any) -> _Worker:
-            asker = Asker(tasks, part, device, trust_remote_code=trust_remote_code, turn=turn)
-            return _Worker(asker, asked, tasks, store, tick)
-
-        with quiet():
-            devices.share_out(waiting, places, open_worker)
-        for i, one in enumerate(asked):
-            if len(records[i]) < len(one.headers):
-                records[i] = store.find(one.headers)
-    return [_scores(one, part, tasks, found) for one, found in zip(asked, records, strict=True)]
-
-
-class _Worker:
-    """Has one device ask what is missing of one candidate after the other."""
-
-    def __init__(
-        self,
-        asker: Asker,
-        asked: Sequence[Asked],
-        tasks: TaskSet,
-        store: ScoreStore,
-        tick: TaskTick,
-    ) -> None:
-        self._asker, self._asked, self._tasks = asker, asked, tasks
-        self._store, self._tick = store, tick
-
-    def work(self, item: tuple[int, Sequence[str]]) -> None:
-        number, names = item
-        headers, tasks = self._asked[number].headers, self._tasks.tasks
-        ways = {name: way_of(headers[name], tasks[name].way) for name in names}
-        alike = self._store.alike({name: headers[name] for name in names}, ways)
-        missing = [Missing(tasks[n], self._store.journal(headers[n]), alike[n]) for n in names]
-        done = {}
-        try:
-            for name, record in self._asker.ask(self._asked[number], missing, self._tick):
-                self._store.keep(headers[name], {**record, "way": ways[name]})
-                done[name] = headers[name]
-        finally:
-            self._store.share(done.values(), [ways[name] for name in done])
-
-    def close(self) -> None:
-        self._asker.close()
-
-
-def _identify(candidate: Candidate, trust: bool) -> Asked:
-    words = candidate.tokenizer or candidate.path
-    return Asked(
-        candidate,
-        model_sha256=identity.model_digest(candidate.path, trust_remote_code=trust),
-        tokenizer_sha256=identity.tokenizer_digest(words, trust_remote_code=trust),
-    )
-
-
-def _headers(asked: Asked, tasks: TaskSet, part: str) -> dict[str, dict[str, str]]:
-    headers = {}
-    for name, loaded in tasks.tasks.items():
-        loaded.needed_ids(part)
-        headers[name] = {
-            "weights_sha256": asked.candidate.weights_sha256,
-            "task": name,
-            "part": part,
-            "digest": loaded.digests[part],
-            "model_sha256": asked.model_sha256,
-            "tokenizer_sha256": asked.tokenizer_sha256,
+    trust = trust_remote_code
+    digests = [
+        {
+            "model_sha256": model_digest(model.path, trust_remote_code=trust),
+            "tokenizer_sha256": tokenizer_digest(model.tokenizer_path, trust_remote_code=trust),
         }
-    return headers
+        for model in candidates
+    ]
+    tasks = tasks or load_tasks(spec)
+    for loaded in tasks.tasks.values():
+        loaded.needed_ids(part)  # refuses a part without items
+    lock = threading.Lock()
+
+    def tick(task: str, done: int, total: int) -> None:
+        if progress:
+            with lock:
+                progress(task, done, total)
+
+    store = ScoreStore(work_dir, shared)
+    subjects: list[list[Subject]] = []
+    records: list[dict[str, ScoreRecord]] = []
+    for model, own_digests in zip(candidates, digests, strict=True):
+        subjects.append(
+            [
+                Subject(
+                    weights_sha256=model.weights_sha256,
+                    task=name,
+                    part=part,
+                    digest=loaded.digests[part],
+                    task_way=loaded.way,
+                    **own_digests,
+                )
+                for name, loaded in tasks.tasks.items()
+            ]
+        )
+        records.append(store.find(subjects[-1]))
+        for name, record in records[-1].items():
+            tick(name, len(record["items"]), len(record["items"]))
+
+    missing = _missing(candidates, subjects, records)
+    if missing:
+        open_asker = partial(
+            Asker,
+            tasks=tasks,
+            part=part,
+            store=store,
+            tick=tick,
+            turn=threading.Lock(),
+            trust_remote_code=trust,
+        )
+        devices = _devices(spec)
+        with quiet():
+            workers.share_out(missing, devices, open_asker)
+        for i, (own_subjects, own_records) in enumerate(zip(subjects, records, strict=True)):
+            if len(own_records) < len(own_subjects):
+                records[i] = store.find(own_subjects)
+    return [
+        Scores(
+            weights_sha256=model.weights_sha256,
+            part=part,
+            tasks={
+                name: _task_score(loaded, part, own_records[name])
+                for name, loaded in tasks.tasks.items()
+            },
+            settings=_settings(tasks, own_records),
+        )
+        for model, own_records in zip(candidates, records, strict=True)
+    ]
 
 
-def _first_of_each(
-    asked: Sequence[Asked], records: Sequence[Mapping[str, Any]], tasks: TaskSet
-) -> list[tuple[int, list[str]]]:
-    """(candidate, tasks that are missing), models of one configuration one after the other.
+def _missing(
+    candidates: Sequence[Model],
+    subjects: Sequence[Sequence[Subject]],
+    records: Sequence[Mapping[str, ScoreRecord]],
+) -> list[Missing]:
+    """What is to be asked, models of one configuration one after the other.
 
     Candidates with the same weights, configuration and tokenizer are asked once.
     """
-    waiting: dict[str, tuple[int, list[str]]] = {}
-    for i, one in enumerate(asked):
-        missing = [name for name in tasks.tasks if name not in records[i]]
-        if missing:
-            waiting.setdefault(repr(one.headers), (i, missing))
-    return sorted(
-        waiting.values(), key=lambda w: (asked[w[0]].model_sha256, asked[w[0]].tokenizer_sha256)
-    )
+    missing: dict[tuple[Subject, ...], Missing] = {}
+    for model, own_subjects, own_records in zip(candidates, subjects, records, strict=True):
+        unknown = [subject for subject in own_subjects if subject.task not in own_records]
+        if unknown:
+            missing.setdefault(tuple(own_subjects), Missing(model, unknown))
+    return sorted(missing.values(), key=lambda each: each.digests)
 
 
 def _devices(spec: EvaluateSpec) -> list[Any]:
     if spec.backend == "vllm":
-        from mergeops.evaluate.vllm import check_installed
-
-        check_installed()
+        check_vllm()
         return [None]  # it takes the GPUs that it finds
-    return list(devices.pick_devices(spec.device))
-
-
-def _scores(
-    asked: Asked, part: str, tasks: TaskSet, records: Mapping[str, dict[str, Any]]
-) -> Scores:
-    return Scores(
-        weights_sha256=asked.candidate.weights_sha256,
-        part=part,
-        tasks={name: _task_score(t, part, records[name]) for name, t in tasks.tasks.items()},
-        settings=_settings(tasks, records),
-    )
+    return list(workers.pick_devices(spec.device))
 
 
 def _task_score(loaded: LoadedTask, part: str, record: Mapping[str, Any]) -> TaskScore:
@@ -221,14 +163,9 @@ def _task_score(loaded: LoadedTask, part: str, record: Mapping[str, Any]) -> Tas
             f"task {loaded.name} gives no finite value of metric {loaded.metric}; choose another "
             f"with evaluate.metrics.{loaded.name}: it has {', '.join(record['metrics'])}"
         )
+    identity = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
     items = tuple(
-        ItemResult(
-            doc_id=item["doc_id"],
-            doc_hash=item["doc_hash"],
-            prompt_hash=item["prompt_hash"],
-            target_hash=item["target_hash"],
-            value=item["values"][key],
-        )
+        ItemResult(**{name: item[name] for name in identity}, value=item["values"][key])
         for item in record["items"]
         if key in item["values"]
     )

@@ -7,29 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mergeops.checkpoint import CONFIG, GENERATION_CONFIG, TokenizerFile, has_tokenizer
 from mergeops.errors import EvaluationError
 
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tekken.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
-_VOCABULARY_FILES = {
-    "spiece.model",
-    "tekken.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-}
 # Written by whoever saved last; no answer depends on them.
 _VOLATILE = ("_name_or_path", "transformers_version")
 
@@ -44,10 +24,10 @@ def model_digest(path: Path, *, trust_remote_code: bool) -> str:
     """
     if not path.is_dir():
         raise EvaluationError(f"model {path} is no directory")
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG).is_file():
         raise EvaluationError(f"model {path} has no config.json; it is no Hugging Face checkpoint")
     parts: list[Any] = []
-    for name in ("config.json", "generation_config.json"):
+    for name in (CONFIG, GENERATION_CONFIG):
         file = path / name
         if not file.is_file():
             continue
@@ -58,11 +38,6 @@ def model_digest(path: Path, *, trust_remote_code: bool) -> str:
             config = {k: v for k, v in config.items() if k not in _VOLATILE}
         parts.append([name, config])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def has_tokenizer(path: Path) -> bool:
-    """Whether a directory holds a vocabulary, which is what makes a tokenizer."""
-    return any((path / name).is_file() for name in _VOCABULARY_FILES)
 
 
 def tokenizer_digest(path: Path, *, trust_remote_code: bool) -> str:
@@ -76,11 +51,12 @@ def tokenizer_digest(path: Path, *, trust_remote_code: bool) -> str:
             f"{path} has no tokenizer (no tokenizer.json, tokenizer.model or vocab.json)"
         )
     digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
+    # In the order of the names, which digests of kept scores were computed in.
+    for name in sorted(TokenizerFile):
         if (path / name).is_file():
             digest.update(f"{name}\n".encode())
             digest.update(hashlib.sha256((path / name).read_bytes()).digest())
-    settings = path / "tokenizer_config.json"
+    settings = path / TokenizerFile.CONFIG
     if settings.is_file() and "auto_map" in _read(settings):
         digest.update(json.dumps(_own_code(path, trust_remote_code)).encode())
     return digest.hexdigest()

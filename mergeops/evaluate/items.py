@@ -11,9 +11,9 @@ import json
 from typing import Any
 
 from mergeops.errors import EvaluationError
-from mergeops.evaluate import Scores
 from mergeops.evaluate.split import item_digest
-from mergeops.evaluate.tasks import LoadedTask, TaskSet
+from mergeops.evaluate.tasks import TaskSet
+from mergeops.scores import Scores
 
 SKETCH_ITEMS = 64
 
@@ -34,35 +34,35 @@ def check_clusters(tasks: TaskSet) -> None:
         # What one line of a JSONL file lacks, the datasets library fills with None.
         without = [i for i, doc in enumerate(docs) if doc.get(field) is None]
         if without:
-            there = [str(key) for key, value in docs[without[0]].items() if value is not None]
+            fields = [str(key) for key, value in docs[without[0]].items() if value is not None]
             raise EvaluationError(
                 f"{where} is {field!r}, which {len(without)} of {len(docs)} items lack, item "
-                f"{without[0]} first; its fields: {', '.join(there)}"
+                f"{without[0]} first; its fields: {', '.join(fields)}"
             )
 
 
 def with_clusters(scores: Scores, tasks: TaskSet) -> Scores:
     """The same scores, each item with the cluster that ``evaluate.clusters`` gives it."""
-    named = {name: field for name, field in tasks.spec.clusters.items() if name in scores.tasks}
-    if not named:
-        return scores
     clustered = dict(scores.tasks)
-    for name, field in named.items():
-        docs = tasks.tasks[name].docs
-        clustered[name] = dataclasses.replace(
-            scores.tasks[name],
-            items=tuple(
+    for name, field in tasks.spec.clusters.items():
+        if name in clustered:
+            docs = tasks.tasks[name].docs
+            items = tuple(
                 dataclasses.replace(item, cluster=_label(docs[item.doc_id][field]))
-                for item in scores.tasks[name].items
-            ),
-        )
+                for item in clustered[name].items
+            )
+            clustered[name] = dataclasses.replace(clustered[name], items=items)
     return dataclasses.replace(scores, tasks=clustered)
 
 
 def part_digests(tasks: TaskSet, part: str) -> dict[str, str]:
     """Task -> digest of the items in a part: their content alone, so that no setting of the scoring
     (batch size, dtype, prompt) makes the same items look like new ones."""
-    return {name: _content(task, part) for name, task in tasks.tasks.items()}
+    digests = {}
+    for name, task in tasks.tasks.items():
+        items = sorted(item_digest(task.docs[i]) for i in task.ids[part])
+        digests[name] = hashlib.sha256("".join([name, *items]).encode()).hexdigest()[:16]
+    return digests
 
 
 def part_sketches(tasks: TaskSet, part: str) -> dict[str, str]:
@@ -72,7 +72,11 @@ def part_sketches(tasks: TaskSet, part: str) -> dict[str, str]:
     a share J of their items in common have a digest in common but for a chance of about
     (1 - J) ** 64. The task's name and the split's salt are no part of it.
     """
-    return {name: _sketch(task, part) for name, task in tasks.tasks.items()}
+    sketches = {}
+    for name, task in tasks.tasks.items():
+        items = {item_digest(task.docs[i])[:12] for i in task.ids[part]}
+        sketches[name] = " ".join(sorted(items)[:SKETCH_ITEMS])
+    return sketches
 
 
 def asked_digest(tasks: TaskSet, part: str) -> str:
@@ -87,16 +91,6 @@ def asked_digest(tasks: TaskSet, part: str) -> str:
 def part_sizes(tasks: TaskSet, part: str) -> dict[str, int]:
     """Task -> number of items in a part."""
     return {name: len(task.ids[part]) for name, task in tasks.tasks.items()}
-
-
-def _content(task: LoadedTask, part: str) -> str:
-    digests = sorted(item_digest(task.docs[i]) for i in task.ids[part])
-    return hashlib.sha256("".join([task.name, *digests]).encode()).hexdigest()[:16]
-
-
-def _sketch(task: LoadedTask, part: str) -> str:
-    digests = {item_digest(task.docs[i])[:12] for i in task.ids[part]}
-    return " ".join(sorted(digests)[:SKETCH_ITEMS])
 
 
 def _label(value: Any) -> str:

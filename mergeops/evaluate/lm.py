@@ -21,9 +21,9 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import DynamicCache
 
-from mergeops.evaluate.devices import is_out_of_memory
 from mergeops.evaluate.log_probabilities import log_softmax, read_tokens
-from mergeops.evaluate.tree import ROW_TOKENS, Group, Row, batches, pack
+from mergeops.evaluate.tree import ROW_TOKENS, PrefixGroup, TokenRow, batches, pack
+from mergeops.evaluate.workers import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ _COMPARED = 32
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
-Kept = list[tuple[Tensor, Tensor]]
+PrefixCache = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer; empty without a prefix."""
 
 
 @register_model("mergeops")
@@ -71,14 +72,14 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             )
             return answers
         size = override_bs or self.batch_size
-        found: list[Answer | None] = [None] * len(requests)
+        by_request: dict[int, Answer] = {}
         for i, answer in self._answers(groups, requests, size if isinstance(size, int) else 32):
-            found[i] = answer
+            by_request[i] = answer
             if (texts := requests[i][0]) is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
-        return [answer for answer in found if answer is not None]
+        return [by_request[i] for i in range(len(requests))]
 
-    def pack(self, requests: Sequence[Request]) -> list[Group]:
+    def pack(self, requests: Sequence[Request]) -> list[PrefixGroup]:
         """The rows that requests are laid out in."""
         config = self.model.config.get_text_config()
         longest = getattr(config, "max_position_embeddings", None) or ROW_TOKENS
@@ -90,7 +91,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         )
 
     def _answers(
-        self, groups: Sequence[Group], requests: Sequence[Request], size: int
+        self, groups: Sequence[PrefixGroup], requests: Sequence[Request], size: int
     ) -> Iterator[tuple[int, Answer]]:
         reads = [len(continuation) for _, _, continuation in requests]
         limits = {
@@ -100,9 +101,9 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             "most_tokens": 1024 if self.device.type == "cpu" else 2**30,
         }
         for group in groups:
-            kept = self._keys_and_values(group.prefix)
+            prefix = self._keys_and_values(group.prefix)
             for batch in batches(group.rows, reads, **limits):
-                yield from self._batch(batch, kept, requests)
+                yield from self._batch(batch, prefix, requests)
 
     def _input(self, request: Request) -> list[int]:
         """What the model reads: lm-eval cuts from the left and never feeds the last token."""
@@ -110,31 +111,33 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return (context + continuation)[-(self.max_length + 1) :][:-1]
 
     def _batch(
-        self, rows: Sequence[Row], kept: Kept, requests: Sequence[Request]
+        self, rows: Sequence[TokenRow], prefix: PrefixCache, requests: Sequence[Request]
     ) -> Iterator[tuple[int, Answer]]:
         width = len(rows[0])
-        members: list[tuple[int, list[int]]] = []
-        slots: dict[int, int] = {}
+        members = [member for row in rows for member in row.members]
+        targets = [requests[member][2] for member in members]
+        # Flat positions whose output predicts a token of a target; requests may share some.
+        read: list[int] = []
         for r, row in enumerate(rows):
             for member, path in zip(row.members, row.paths, strict=True):
-                read = path[-len(requests[member][2]) :] + r * width
-                members.append((member, [slots.setdefault(p, len(slots)) for p in read.tolist()]))
-        logits = self._logits(rows, kept, list(slots))
-        targets = [requests[member][2] for member, _ in members]
-        places = torch.tensor([slot for _, path in members for slot in path])
+                read += (path[-len(requests[member][2]) :] + r * width).tolist()
+        slots = {place: slot for slot, place in enumerate(dict.fromkeys(read))}
+        logits = self._logits(rows, prefix, list(slots))
+        places = torch.tensor([slots[place] for place in read])
         wanted = torch.tensor([token for target in targets for token in target])
         scores, greedy = read_tokens(logits, places, wanted, self.softmax_dtype)
+        # A request's log-likelihood is the sum over its target's tokens.
         sizes = [len(target) for target in targets]
-        each = torch.split(scores, sizes), torch.split(greedy, sizes)
-        for (member, _), score, hits in zip(members, *each, strict=True):
-            yield member, (float(score.sum()), bool(hits.all()))
+        by_member = torch.split(scores, sizes), torch.split(greedy, sizes)
+        for member, own_scores, own_greedy in zip(members, *by_member, strict=True):
+            yield member, (float(own_scores.sum()), bool(own_greedy.all()))
 
-    def _logits(self, rows: Sequence[Row], kept: Kept, places: list[int]) -> Tensor:
+    def _logits(self, rows: Sequence[TokenRow], prefix: PrefixCache, places: list[int]) -> Tensor:
         """``[len(places), vocabulary]``: logits at flat positions of the padded rows.
 
         Args:
             rows: longest first.
-            kept: keys and values of what is before the rows.
+            prefix: keys and values of what is before the rows.
             places: row number times length of the longest row, plus place in the row.
         """
         width = len(rows[0])
@@ -142,20 +145,20 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         for r, row in enumerate(rows):
             tokens[r, : len(row)] = torch.tensor(row.tokens)
         options: dict[str, Any] = {}
-        if kept or not all(row.is_chain for row in rows):
+        if prefix or not all(row.is_chain for row in rows):
             depths = torch.zeros_like(tokens)
             for r, row in enumerate(rows):
                 depths[r, : len(row)] = torch.tensor(row.depths)
             options["position_ids"] = depths.to(self.device)
             options["attention_mask"] = self._mask(rows, depths)
-        if kept:
+        if prefix:
             cache = options["cache"] = DynamicCache()
-            for layer, (keys, values) in enumerate(kept):
+            for layer, (keys, values) in enumerate(prefix):
                 shape = (len(rows), -1, -1, -1)
                 cache.update(keys.expand(shape), values.expand(shape), layer)
         return self._forward(tokens, places, **options)
 
-    def _keys_and_values(self, prefix: Sequence[int]) -> Kept:
+    def _keys_and_values(self, prefix: Sequence[int]) -> PrefixCache:
         """Of each layer, keys and values ``[1, heads, len(prefix), size]``."""
         if not prefix:
             return []
@@ -191,7 +194,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             raise RuntimeError("the output head was not applied once to the last hidden states")
         return logits[0]
 
-    def _mask(self, rows: Sequence[Row], depths: Tensor) -> Any:
+    def _mask(self, rows: Sequence[TokenRow], depths: Tensor) -> Any:
         """``[rows, 1, t, start + t]`` to add to attention scores; one for each kind of layer."""
         start, width = rows[0].start, len(rows[0])
         sees = torch.zeros((len(rows), width, start + width), dtype=torch.bool)
@@ -204,10 +207,8 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             before = torch.arange(start).expand(len(rows), -1)
             positions = torch.cat([before, depths], dim=1)
             near = sees & (depths[:, :, None] - positions[:, None, :] < window)
-        masks = {_WHOLE: sees, _WINDOWED: near}
-        if len(kinds) == 1:
-            return self._additive(masks[kinds.copy().pop()])
-        return {kind: self._additive(masks[kind]) for kind in kinds}
+        masks = {kind: self._additive(near if kind == _WINDOWED else sees) for kind in kinds}
+        return masks if len(masks) > 1 else masks.popitem()[1]
 
     def _additive(self, sees: Tensor) -> Tensor:
         dtype = self.mixed_precision_dtype or self.model.dtype
@@ -215,7 +216,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         mask.masked_fill_(~sees.to(self.device), torch.finfo(dtype).min)
         return mask[:, None]
 
-    def check(self, groups: Sequence[Group], requests: Sequence[Request]) -> None:
+    def check(self, groups: Sequence[PrefixGroup], requests: Sequence[Request]) -> None:
         """Compare with lm-eval's way, whenever a request is longer or a row wider than any before.
 
         What a model does differently (windows, chunks, scaled positions) begins at some depth, or
@@ -256,14 +257,14 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             unit = torch.finfo(dtype).eps * float(theirs.max() - theirs.min())
             tolerance = _TIMES_OWN_NOISE * max(noise, unit)
         for start in dict.fromkeys((0, half // 2)):
-            row = Row(start)
+            row = TokenRow(start)
             row.add(0, longest[start:], 0)
             while (room := width - branch - start - len(row)) > 0:
                 row.add(1, longest[start : half + room], half - start)
             row.add(2, twin[start:], length - branch - start)
             places = [int(i) for path in (row.paths[0], row.paths[-1]) for i in path[read - start]]
-            kept = self._keys_and_values(longest[:start])
-            mine = log_softmax(self._logits([row], kept, places))
+            prefix = self._keys_and_values(longest[:start])
+            mine = log_softmax(self._logits([row], prefix, places))
             off = float((mine - theirs).abs().max())
             if not off <= tolerance:
                 return f"packed, its log-probabilities change by {off:.1e}"

@@ -32,9 +32,9 @@ def read_tokens(
     step = max(1, _AT_A_TIME // logits.shape[1])
     for start in range(0, len(logits), step):
         part = functional.log_softmax(logits[start : start + step], dim=-1, dtype=dtype)
-        here = (places >= start) & (places < start + step)
-        rows = (places[here] - start).to(part.device)
-        tokens = wanted[here].to(part.device)
-        scores[here] = part[rows, tokens].to("cpu")
-        greedy[here] = (part.argmax(-1)[rows] == tokens).to("cpu")
+        in_part = (places >= start) & (places < start + step)
+        rows = (places[in_part] - start).to(part.device)
+        tokens = wanted[in_part].to(part.device)
+        scores[in_part] = part[rows, tokens].to("cpu")
+        greedy[in_part] = (part.argmax(-1)[rows] == tokens).to("cpu")
     return scores, greedy

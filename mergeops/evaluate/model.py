@@ -1,23 +1,18 @@
-"""A Hugging Face directory as a model in memory, whose weights may be replaced.
-
-Heavy imports at the top: imported only when something has to be scored.
-"""
+"""A Hugging Face directory as a model in memory, whose weights may be replaced, or in vLLM."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import threading
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import torch
-import transformers
-
-from mergeops.checkpoint.layout import weight_files
+from mergeops.checkpoint import CONFIG, weight_files
 from mergeops.errors import EvaluationError, MergeopsError
 from mergeops.evaluate.catalogue import first_line
-from mergeops.settings import EvaluateSpec
+from mergeops.lazy_torch import torch
+from mergeops.recipe import EvaluateSpec
 
 _ONE_AT_A_TIME = threading.Lock()
 """transformers switches tying off for the whole process while it loads a model; two threads that
@@ -32,10 +27,12 @@ def load_model(
     Raises:
         EvaluationError: the directory cannot be loaded, lacks weights, or holds NaN or Inf.
     """
+    from transformers import AutoModelForCausalLM
+
     dtype = spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
     try:
         with _ONE_AT_A_TIME:
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 str(path),
                 dtype=dtype,
                 local_files_only=True,
@@ -77,8 +74,10 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool, chat: bool) -> Any:
     Raises:
         EvaluationError: none there, unreadable, or without a chat template.
     """
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:
@@ -102,38 +101,75 @@ def replace_weights(model: Any, path: Path) -> bool:
     Raises:
         EvaluationError: a tensor holds NaN or Inf; the model's weights are then a mixture.
     """
-    wanted = model.state_dict(keep_vars=True)
-    twins: dict[int, list[str]] = {}
-    for name, tensor in wanted.items():
-        twins.setdefault(tensor.data_ptr(), []).append(name)
-    places: dict[str, Path] = {}
+    from safetensors import SafetensorError, safe_open
+
+    own = model.state_dict(keep_vars=True)
+    tied: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        tied.setdefault(tensor.data_ptr(), []).append(name)
+    stored: dict[str, Path] = {}
     try:
         for file in weight_files(path):
-            with safetensors.safe_open(file, framework="pt") as opened:
+            with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (no mapping)
                     shape = opened.get_slice(name).get_shape()
-                    if name not in wanted or list(wanted[name].shape) != shape:
+                    if name not in own or list(own[name].shape) != shape:
                         return False
-                    places[name] = file
-    except (MergeopsError, OSError, safetensors.SafetensorError):
+                    stored[name] = file
+    except (MergeopsError, OSError, SafetensorError):
         return False  # loading says what is wrong
     # Tied tensors are stored once; two copies could differ.
-    if any(sum(name in places for name in names) != 1 for names in twins.values()):
+    if any(sum(name in stored for name in names) != 1 for names in tied.values()):
         return False
     with torch.no_grad():
-        for file in sorted(set(places.values())):
-            with safetensors.safe_open(file, framework="pt") as opened:
+        for file in sorted(set(stored.values())):
+            with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
-                    wanted[name].copy_(opened.get_tensor(name).to(wanted[name].dtype))
-                    if not torch.isfinite(wanted[name]).all():
+                    own[name].copy_(opened.get_tensor(name).to(own[name].dtype))
+                    if not torch.isfinite(own[name]).all():
                         raise _not_finite(path, name)
     return True
 
 
 def says_dtype(path: Path) -> bool:
     """Whether the configuration, not the files, says which number format ``auto`` is."""
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     return bool(config.get("dtype") or config.get("torch_dtype"))
+
+
+def check_vllm() -> None:
+    """Say so before anything else is done, where vLLM is missing.
+
+    Raises:
+        EvaluationError: vLLM cannot be imported here.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise EvaluationError(
+            "evaluate.backend is vllm, but vLLM is not installed here; pip install "
+            "'mergeops[vllm]', or set evaluate.backend=auto"
+        )
+
+
+def open_vllm(path: Path, tokenizer: Path, spec: EvaluateSpec, trust_remote_code: bool) -> Any:
+    """A checkpoint in vLLM, as lm-eval asks it.
+
+    Raises:
+        EvaluationError: vLLM cannot serve it.
+    """
+    from lm_eval.models.vllm_causallms import VLLM
+
+    try:
+        return VLLM(
+            pretrained=str(path),
+            tokenizer=str(tokenizer),
+            dtype=spec.dtype,
+            batch_size=spec.batch_size,
+            max_model_len=spec.max_length,
+            seed=spec.seed,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:
+        raise EvaluationError(f"vLLM cannot load {path}: {first_line(error)}") from error
 
 
 def _not_finite(path: Path, name: str) -> EvaluationError:

@@ -43,43 +43,44 @@ def known_answers(
     """The answers to ``instances`` that records of the same weights, asked in the same way, hold.
 
     Args:
-        records: as ``answers.results`` makes them, with their ``settings``.
+        records: as ``answers.score_answers`` makes them, with their ``settings``.
     """
-    before: dict[tuple[str, ...], tuple[list[Any], Mapping[str, str]]] = {}
+    recorded: dict[tuple[str, ...], tuple[list[Any], Mapping[str, str]]] = {}
     for record in records:
         for item in record["items"]:
-            before.setdefault(_key(item), (item["answers"], record["settings"]))
-    if not before or any(map(_is_drawn, instances)):
+            recorded.setdefault(_key(item), (item["answers"], record["settings"]))
+    if not recorded or any(map(_is_drawn, instances)):
         return NOTHING
-    places: dict[int, list[int]] = defaultdict(list)
+    positions: dict[int, list[int]] = defaultdict(list)
     for i, instance in enumerate(instances):
-        places[instance.doc_id].append(i)
-    found: dict[int, list[Any]] = {}
+        positions[instance.doc_id].append(i)
+    answers: dict[int, list[Any]] = {}
     settings: list[Mapping[str, str]] = []
     rest: list[int] = []
-    for doc_id, spots in places.items():
-        # As an item's answers are kept.
-        spots.sort(key=lambda i: instances[i].idx)
-        hashes = item_hashes(loaded.task, loaded.docs[doc_id], [instances[i] for i in spots])
-        given, how = before.get(_key(hashes), ([], {}))
-        if len(given) != len(spots):
+    for doc_id, own in positions.items():
+        # In the order in which an item's answers are kept.
+        own.sort(key=lambda i: instances[i].idx)
+        hashes = item_hashes(loaded.task, loaded.docs[doc_id], [instances[i] for i in own])
+        own_answers, own_settings = recorded.get(_key(hashes), ([], {}))
+        if len(own_answers) != len(own):
             rest.append(doc_id)
             continue
-        found.update(zip(spots, given, strict=True))
-        if how not in settings:
-            settings.append(how)
-    if not found:
+        answers.update(zip(own, own_answers, strict=True))
+        if own_settings not in settings:
+            settings.append(own_settings)
+    if not answers:
         return NOTHING
-    left = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
-    return Known(found, len(places) - len(rest), tuple(settings), left)
+    rest_digest = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+    return Known(answers, len(positions) - len(rest), tuple(settings), rest_digest)
 
 
 def joined(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """How all of a task's items were asked; a value that differs between them is said in full."""
-    keys = dict.fromkeys(key for one in settings for key in one)
-    return {
-        key: " and ".join(dict.fromkeys(one[key] for one in settings if key in one)) for key in keys
-    }
+    values: dict[str, dict[str, None]] = defaultdict(dict)  # as ordered sets
+    for way in settings:
+        for key, value in way.items():
+            values[key][value] = None
+    return {key: " and ".join(different) for key, different in values.items()}
 
 
 def _is_drawn(instance: Any) -> bool:

@@ -1,20 +1,19 @@
-"""The lm-eval models that mergeops scores with: their requests are checked, their answers counted.
+"""The lm-eval models that mergeops scores with: their requests are checked.
 
-Heavy imports at the top: imported only when something has to be scored.
+Their base classes are lm-eval's, which takes seconds to import: so this module alone of the package
+is imported late, by ``asking`` when it first loads a model.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
-from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate.lm import TreeLM
-from mergeops.settings import EvaluateSpec
+from mergeops.recipe import EvaluateSpec
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +49,14 @@ class _Checked(HFLM):  # type: ignore[misc]  # lm-eval has no types
         **options: Any,
     ) -> list[int]:
         """As lm-eval's, each text once for all models with this tokenizer."""
-        if left_truncate_len or options:
-            encoded: list[int] = super().tok_encode(
-                string, add_special_tokens, left_truncate_len, **options
-            )
-            return encoded
         key = (string, add_special_tokens)
-        if (known := self._encodings.get(key)) is not None:
-            return known
-        encoded = super().tok_encode(string, add_special_tokens)
-        if self._room >= len(encoded):
+        is_plain = not left_truncate_len and not options
+        if is_plain and key in self._encodings:
+            return self._encodings[key]
+        encoded: list[int] = super().tok_encode(
+            string, add_special_tokens, left_truncate_len, **options
+        )
+        if is_plain and self._room >= len(encoded):
             self._room -= len(encoded)
             self._encodings[key] = encoded
         return encoded
@@ -103,17 +100,3 @@ class SharingModel(_Checked, TreeLM):
 
 class PlainModel(_Checked):
     """lm-eval's own Hugging Face model, to the last digit."""
-
-
-class Ticker(CacheHook):  # type: ignore[misc]
-    """lm-eval reports each answer to its cache hook as it arrives: a progress bar's tick."""
-
-    def __init__(self, tick: Callable[[int], None]) -> None:
-        super().__init__(None)
-        self._tick = tick
-        self._answered = 0
-
-    def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        """Count one answer; nothing is cached."""
-        self._answered += 1
-        self._tick(self._answered)

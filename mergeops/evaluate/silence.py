@@ -23,26 +23,19 @@ def quiet() -> Iterator[None]:
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled
     from transformers.utils import logging as transformers_logging
 
-    levels = {name: logging.getLogger(name).level for name in CHATTY}
-    had_datasets_bars = datasets.is_progress_bar_enabled()
-    had_transformers_bars = transformers_logging.is_progress_bar_enabled()
-    had_hub_bars = not are_progress_bars_disabled()
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if had_datasets_bars:
-        datasets.disable_progress_bars()
-    if had_transformers_bars or had_hub_bars:
-        transformers_logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        if had_datasets_bars:
-            datasets.enable_progress_bars()
-        if had_transformers_bars or had_hub_bars:
-            transformers_logging.enable_progress_bar()
+    with contextlib.ExitStack() as restore:
+        for name in CHATTY:
+            logger = logging.getLogger(name)
+            restore.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        if transformers_logging.is_progress_bar_enabled() or not are_progress_bars_disabled():
+            restore.callback(transformers_logging.enable_progress_bar)
+            transformers_logging.disable_progress_bar()
+        if datasets.is_progress_bar_enabled():
+            restore.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        restore.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
 
 
 @contextlib.contextmanager
@@ -56,20 +49,17 @@ def offline() -> Iterator[None]:
     import evaluate.config  # type: ignore[import-untyped]
     import huggingface_hub.constants
 
-    switches = [
-        (huggingface_hub.constants, "HF_HUB_OFFLINE"),
-        (datasets.config, "HF_HUB_OFFLINE"),
-        (datasets.config, "HF_DATASETS_OFFLINE"),
-        (evaluate.config, "HF_EVALUATE_OFFLINE"),
-    ]
-    before = [getattr(module, name) for module, name in switches]
-    for module, name in switches:
-        setattr(module, name, True)
-    try:
+    hub = huggingface_hub.constants
+    with contextlib.ExitStack() as restore:
+        for module, name in (
+            (hub, "HF_HUB_OFFLINE"),
+            (datasets.config, "HF_HUB_OFFLINE"),
+            (datasets.config, "HF_DATASETS_OFFLINE"),
+            (evaluate.config, "HF_EVALUATE_OFFLINE"),
+        ):
+            restore.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, True)
         yield
-    finally:
-        for (module, name), value in zip(switches, before, strict=True):
-            setattr(module, name, value)
 
 
 def hub_is_reachable(timeout_s: float = 3.0) -> bool:

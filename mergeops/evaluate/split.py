@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from mergeops.evaluate import PARTS
+from mergeops.scores import PARTS
 
 
 def item_digest(doc: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.errors import EvaluationError
-from mergeops.evaluate import PARTS
 from mergeops.evaluate.catalogue import Catalogue, first_line
-from mergeops.evaluate.preflight import check_built, choose_metric
+from mergeops.evaluate.checks import check_built, choose_metric
 from mergeops.evaluate.silence import quiet
 from mergeops.evaluate.split import item_digest, part_ids, split_units
-from mergeops.settings import EvaluateSpec
+from mergeops.recipe import EvaluateSpec
+from mergeops.schema import did_you_mean
+from mergeops.scores import PARTS
 
 _ENGINE_KEYS = ("dtype", "backend", "batch_size", "lm_eval", "transformers")
 # Where the items are kept, and what they are called, is not what is asked: the items are hashed.
@@ -36,7 +36,7 @@ _PLACE_KEYS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LoadedTask:
     """One lm-eval task, its items and how it is scored."""
 
@@ -90,8 +90,8 @@ class TaskSet:
 
     spec: EvaluateSpec
     tasks: Mapping[str, LoadedTask]
-    requests: dict[tuple[str, str, str], list[Any]] = field(default_factory=dict)
-    """(task, part, tokenizer when prompts depend on it) -> lm-eval instances, built once."""
+    requests: dict[tuple[str, str, str | None], list[Any]] = field(default_factory=dict)
+    """(task, part, tokenizer where prompts depend on it) -> lm-eval instances, built once."""
     encodings: dict[str, dict[tuple[str, bool | None], list[int]]] = field(default_factory=dict)
     """Tokenizer digest -> text -> token ids: models of one family share their tokenizer."""
 
@@ -111,23 +111,21 @@ def load_tasks(spec: EvaluateSpec) -> TaskSet:
     named_by: dict[str, str] = {}
     with quiet():
         catalogue = Catalogue(spec.include_path)
-        for asked in (name for pattern in spec.tasks for name in catalogue.expand(pattern)):
-            for task in catalogue.build(asked):
+        for entry in (name for pattern in spec.tasks for name in catalogue.expand(pattern)):
+            for task in catalogue.build(entry):
                 name = str(task.task_name)
                 if name in loaded:
                     raise EvaluationError(
                         f"evaluate.tasks has task {name!r} twice: by {named_by[name]!r} and by "
-                        f"{asked!r}"
+                        f"{entry!r}"
                     )
-                named_by[name] = asked
+                named_by[name] = entry
                 loaded[name] = _load(name, task, spec)
     for name in spec.metrics:
         if name not in loaded:
-            close = difflib.get_close_matches(name, loaded, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
             raise EvaluationError(
-                f"evaluate.metrics names task {name!r}, which is not scored; {hint}"
-                f"the tasks are: {', '.join(loaded)}"
+                f"evaluate.metrics names task {name!r}, which is not scored; "
+                f"{did_you_mean(name, loaded)}the tasks are: {', '.join(loaded)}"
             )
     return TaskSet(spec, loaded)
 
@@ -148,35 +146,44 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
         ) from error
     num_fewshot = _num_fewshot(task, spec)
     items = [item_digest(doc) for doc in docs]
-    field = spec.clusters.get(name)
+    cluster_field = spec.clusters.get(name)
     examples = _examples(task) if num_fewshot else []
     with _templates_kept():
-        marks = [_marks(task, doc, field) for doc in docs]
-        shows = [set(_marks(task, doc, field)) - {None} for doc, _ in examples]
-    units = split_units(items, *zip(*marks, strict=True)) if marks else []
-    ids, pools, digests, asked = {}, {}, {}, {}
-    settings = _settings(name, task, num_fewshot, spec)
-    way = _digest(settings)
+        marks = [_marks(task, doc, cluster_field) for doc in docs]
+        example_marks = [set(_marks(task, doc, cluster_field)) - {None} for doc, _ in examples]
     split = partial(
         part_ids,
         items,
-        units=units,
+        units=split_units(items, *zip(*marks, strict=True)) if marks else [],
         confirm_fraction=spec.confirm_fraction,
         salt=spec.split_salt,
     )
+    settings = _settings(name, task, num_fewshot, spec)
+    way = _digest(settings)
+    ids, pools, digests, asked = {}, {}, {}, {}
     for part, other in zip(PARTS, reversed(PARTS), strict=True):
         ids[part] = split(part, limit=spec.limit)
         hidden = {mark for i in split(other, limit=None) for mark in marks[i]}
-        shown = [example for example, of in zip(examples, shows, strict=True) if not of & hidden]
-        pools[part] = tuple(doc for doc, _ in shown)
-        _check_pool(name, part, num_fewshot, len(shown), len(examples))
+        pool = [e for e, own in zip(examples, example_marks, strict=True) if not own & hidden]
+        pools[part] = tuple(doc for doc, _ in pool)
+        _check_pool(name, part, num_fewshot, len(pool), len(examples))
         if num_fewshot:
-            settings["fewshot_pool"] = [digest for _, digest in shown]
+            settings["fewshot_pool"] = [digest for _, digest in pool]
         whole = {**settings, "items": [[i, items[i]] for i in ids[part]]}
         digests[part] = _digest(whole)
         asked[part] = _digest({k: v for k, v in whole.items() if k not in _ENGINE_KEYS})
     return LoadedTask(
-        name, task, metric, chosen_filter, num_fewshot, docs, ids, pools, digests, asked, way
+        name=name,
+        task=task,
+        metric=metric,
+        filter=chosen_filter,
+        num_fewshot=num_fewshot,
+        docs=docs,
+        ids=ids,
+        pools=pools,
+        digests=digests,
+        asked=asked,
+        way=way,
     )
 
 
@@ -221,12 +228,13 @@ def _examples(task: Any) -> list[tuple[Any, str]]:
     return [(doc, item_digest(doc)) for doc in docs]
 
 
-def _check_pool(name: str, part: str, shots: int, shown: int, examples: int) -> None:
-    if examples and shots > shown:
-        lost = examples - shown
+def _check_pool(name: str, part: str, num_fewshot: int, left: int, examples: int) -> None:
+    if examples and num_fewshot > left:
+        lost = examples - left
         why = f" for its {part} part, {lost} more being items of the other part" if lost else ""
         raise EvaluationError(
-            f"task {name} has {shown} examples to draw from{why}, fewer than num_fewshot {shots}"
+            f"task {name} has {left} examples to draw from{why}, fewer than num_fewshot "
+            f"{num_fewshot}"
         )
 
 

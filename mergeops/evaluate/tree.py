@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -30,7 +31,7 @@ Ids = npt.NDArray[np.int64]
 
 
 @dataclass
-class Row:
+class TokenRow:
     """Sequences laid out as one row of tokens, behind ``start`` tokens that are not in it."""
 
     start: int = 0
@@ -62,8 +63,8 @@ class Row:
             shared: 0 in an empty row.
         """
         end, fresh = len(self.tokens), len(tokens) - shared
-        known = self.paths[-1][:shared] if shared else np.empty(0, np.int64)
-        self.paths.append(np.concatenate([known, np.arange(end, end + fresh)]))
+        shared_path = self.paths[-1][:shared] if shared else np.empty(0, np.int64)
+        self.paths.append(np.concatenate([shared_path, np.arange(end, end + fresh)]))
         self.tokens.extend(tokens[shared:])
         self.depths.extend(range(self.start + shared, self.start + len(tokens)))
         self.members.append(member)
@@ -83,12 +84,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class PrefixGroup:
     """Rows behind one beginning."""
 
     prefix: Sequence[int]
     """Token ids that every sequence here begins with; may be none."""
-    rows: list[Row]
+    rows: list[TokenRow]
     """Longest first."""
 
 
@@ -97,7 +98,7 @@ def pack(
     reads: Sequence[int],
     break_even: float,
     row_tokens: int = ROW_TOKENS,
-) -> list[Group]:
+) -> list[PrefixGroup]:
     """Lay out sequences at the least cost.
 
     Args:
@@ -110,35 +111,35 @@ def pack(
         row_tokens: most tokens in a row and the prefix before it, unless one sequence has more:
             some models have buffers as long as their longest input.
     """
+    rows_of = partial(_rows, sequences, break_even=break_even, row_tokens=row_tokens)
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
-    alike = _alike(sequences, order)
-    groups: list[Group] = []
-    others: list[int] = []
+    common = _common_lengths(sequences, order)
+    groups: list[PrefixGroup] = []
+    without_prefix: list[int] = []
     begin = 0
     for end in range(1, len(order) + 1):
-        if end < len(order) and alike[end] >= _LEAST_PREFIX:
+        if end < len(order) and common[end] >= _LEAST_PREFIX:
             continue
+        # A run: sequences that all begin alike, in so many tokens that none of them is read.
         run = order[begin:end]
-        length = min([*alike[begin + 1 : end], *(len(sequences[i]) - reads[i] for i in run)])
+        length = min([*common[begin + 1 : end], *(len(sequences[i]) - reads[i] for i in run)])
         if len(run) > 1 and length >= _LEAST_PREFIX:
             # The pass over the prefix comes on top, and is as slow as one over more tokens.
-            spent = (_LEAST_PREFIX + length) * (break_even + length)
-            behind = _rows(sequences, run, break_even, row_tokens, start=length)
-            if spent + _cost(behind, break_even) < _cost(
-                _rows(sequences, run, break_even, row_tokens), break_even
-            ):
-                groups.append(Group(sequences[run[0]][:length], behind))
+            prefix_cost = (_LEAST_PREFIX + length) * (break_even + length)
+            behind = rows_of(run, start=length)
+            if prefix_cost + _cost(behind, break_even) < _cost(rows_of(run), break_even):
+                groups.append(PrefixGroup(sequences[run[0]][:length], behind))
                 run = []
-        others += run
+        without_prefix += run
         begin = end
-    if others:
-        groups.append(Group((), _rows(sequences, others, break_even, row_tokens)))
+    if without_prefix:
+        groups.append(PrefixGroup((), rows_of(without_prefix)))
     return groups
 
 
 def batches(
-    rows: Sequence[Row], reads: Sequence[int], *, size: int, most_reads: int, most_tokens: int
-) -> Iterator[list[Row]]:
+    rows: Sequence[TokenRow], reads: Sequence[int], *, size: int, most_reads: int, most_tokens: int
+) -> Iterator[list[TokenRow]]:
     """Rows in the given order, as many at a time as the limits allow, at least one.
 
     Args:
@@ -148,23 +149,23 @@ def batches(
         most_reads: in a batch.
         most_tokens: in a batch, padding included.
     """
-    batch: list[Row] = []
-    held = read = 0
+    batch: list[TokenRow] = []
+    members = batch_reads = 0
     for row in rows:
-        more = sum(reads[member] for member in row.members)
+        row_reads = sum(reads[member] for member in row.members)
         width = len(batch[0]) if batch else len(row)
         tokens = (len(batch) + 1) * width
         if batch and (
-            held + len(row.members) > size
-            or read + more > most_reads
+            members + len(row.members) > size
+            or batch_reads + row_reads > most_reads
             or tokens > most_tokens
             or tokens * (row.start + width) > _MASK_ELEMENTS
         ):
             yield batch
-            batch, held, read = [], 0, 0
+            batch, members, batch_reads = [], 0, 0
         batch.append(row)
-        held += len(row.members)
-        read += more
+        members += len(row.members)
+        batch_reads += row_reads
     if batch:
         yield batch
 
@@ -172,45 +173,45 @@ def batches(
 def _rows(
     sequences: Sequence[list[int]],
     order: Sequence[int],
+    *,
     break_even: float,
     row_tokens: int,
-    *,
     start: int = 0,
-) -> list[Row]:
-    """Put each sequence, less ``start`` tokens, where it costs least.
-
-    Behind the one it begins alike, or in a new row. With a shared beginning of p tokens, the cost
-    of one sequence is least in rows of p + sqrt(p (r + p)) tokens.
-    """
-    rows: list[Row] = []
-    for i, alike in zip(order, _alike(sequences, order), strict=True):
-        tokens, shared = sequences[i][start:], alike - start
+) -> list[TokenRow]:
+    """Put each sequence, less ``start`` tokens, where it costs least: behind the one it begins
+    alike, or in a new row."""
+    rows: list[TokenRow] = []
+    for i, common in zip(order, _common_lengths(sequences, order), strict=True):
+        tokens, shared = sequences[i][start:], common - start
         if rows and shared > 0:
             fresh, row = len(tokens) - shared, len(rows[-1])
+            # Cost t (r + t) of a row of its own, and by how much the cost of the last row grows.
             alone = len(tokens) * (break_even + len(tokens))
             joined = fresh * (break_even + fresh + 2 * row)
+            # With p shared tokens, a sequence costs least in rows of p + sqrt(p (r + p)) tokens.
             best = min(shared + math.sqrt(shared * (break_even + shared)), row_tokens - start)
             if joined <= alone and row + fresh <= max(best, len(tokens)):
                 rows[-1].add(i, tokens, shared)
                 continue
-        rows.append(Row(start))
+        rows.append(TokenRow(start))
         rows[-1].add(i, tokens, 0)
     rows.sort(key=len, reverse=True)
     return rows
 
 
-def _alike(sequences: Sequence[list[int]], order: Sequence[int]) -> list[int]:
+def _common_lengths(sequences: Sequence[list[int]], order: Sequence[int]) -> list[int]:
     """How many first tokens each has in common with the one before it."""
-    pairs = pairwise(order)
-    return [0, *(_common(sequences[a], sequences[b]) for a, b in pairs)] if order else []
+    lengths = [_common_length(sequences[a], sequences[b]) for a, b in pairwise(order)]
+    return [0, *lengths] if order else []
 
 
-def _cost(rows: Sequence[Row], break_even: float) -> float:
+def _cost(rows: Sequence[TokenRow], break_even: float) -> float:
+    """Sum of t (r + start + t) over rows of t tokens: each attends to all, and to the prefix."""
     return sum(len(row) * (break_even + row.start + len(row)) for row in rows)
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning."""
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning, by bisection."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mergeops.errors import ConfigError, MergeError
-from mergeops.inputs import read_input
-from mergeops.plan import make_plan
-from mergeops.preflight import check_configs, check_tensors, check_tokenizers
+from mergeops.planning import check_configs, check_tensors, check_tokenizers, make_plan, read_input
 from mergeops.recipe import Recipe
 from mergeops.sources import Resolved, Source
 
@@ -19,7 +18,7 @@ class Fit:
 
     refused: str | None
     """Why the recipe cannot be planned; None where it can."""
-    differences: Mapping[str, tuple[str, ...]]
+    differences: Mapping[str, Sequence[str]]
     """Source -> what sets it apart from the first input; a recipe may provide for it."""
     warnings: tuple[str, ...]
 
@@ -37,25 +36,20 @@ def look_at_fit(recipe: Recipe, resolved: Resolved, base: Source | None) -> Fit:
     """
     inputs = [*([base] if base else []), *resolved.sources.values()]
     (first, headers), *others = [read_input(source) for source in inputs]
-    differences: dict[str, tuple[str, ...]] = {}
+    differences: dict[str, list[str]] = {}
     warnings: list[str] = []
-
-    for planned, theirs in others:
-        found: list[str] = []
-
-        def ask(check: Callable[[], list[str] | None], found: list[str] = found) -> None:
-            try:
-                warnings.extend(check() or [])
-            except MergeError as error:
-                found.append(str(error))
-
+    for planned, others_headers in others:
         pair = [first, planned]
-        named = {first.name: headers, planned.name: theirs}
-        ask(lambda pair=pair: check_configs(pair, recipe))  # type: ignore[misc]
-        ask(lambda named=named: check_tensors(named))  # type: ignore[misc]
-        ask(lambda pair=pair: check_tokenizers(pair[0], pair))  # type: ignore[misc]
-        if found:
-            differences[planned.name] = tuple(found)
+        checks: list[Callable[[], list[str] | None]] = [
+            partial(check_configs, pair, recipe),
+            partial(check_tensors, {first.name: headers, planned.name: others_headers}),
+            partial(check_tokenizers, first, pair),
+        ]
+        for check in checks:
+            try:
+                warnings += check() or []
+            except MergeError as error:
+                differences.setdefault(planned.name, []).append(str(error))
     refused = None
     try:
         plan = make_plan(recipe, resolved.base, resolved.sources)

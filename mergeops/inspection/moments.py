@@ -7,16 +7,16 @@ come from one pass. All in float64; counts are exact below 2**53.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from mergeops.deferred import torch
+from mergeops.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Moments:
     """Sums over the entries of n sources and their reference.
 
@@ -56,37 +56,25 @@ class Moments:
         both = moved @ moved.T
         # Same direction counts 1 and opposite -1, so the sum is both - 2 opposed.
         opposed = (both - signs @ signs.T) / 2
+        # Per entry: how many sources changed it, and up against down.
         movers, balance = moved.sum(0), signs.sum(0).abs()
         contested = movers >= 2
         return cls(
-            has_base,
-            reference.numel(),
-            float(reference @ reference),
-            differences @ differences.T,
-            differences @ reference,
-            both,
-            opposed,
-            int(contested.sum()),
-            int((contested & (balance < movers)).sum()),
+            has_base=has_base,
+            entries=reference.numel(),
+            reference_square=float(reference @ reference),
+            gram=differences @ differences.T,
+            to_reference=differences @ reference,
+            both=both,
+            opposed=opposed,
+            contested=int(contested.sum()),
+            in_conflict=int((contested & (balance < movers)).sum()),
         )
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.has_base,
-            self.entries + other.entries,
-            self.reference_square + other.reference_square,
-            self.gram + other.gram,
-            self.to_reference + other.to_reference,
-            self.both + other.both,
-            self.opposed + other.opposed,
-            self.contested + other.contested,
-            self.in_conflict + other.in_conflict,
-        )
-
-    @property
-    def n(self) -> int:
-        """Number of sources."""
-        return int(self.gram.shape[0])
+        sums = [f.name for f in fields(self) if f.name != "has_base"]
+        added = {name: getattr(self, name) + getattr(other, name) for name in sums}
+        return replace(self, **added)
 
     def is_finite(self, i: int) -> bool:
         """Whether the sums say that a source's entries are all finite, or (-1) those of the base.
@@ -111,11 +99,13 @@ class Moments:
 
     def cosine(self, i: int, j: int) -> float | None:
         """Cosine of two task vectors; without a base, of the weights. None where one is zero."""
+        # <a, b> / (|a| |b|)
         size = math.sqrt(max(self._product(i, i), 0.0) * max(self._product(j, j), 0.0))
         return _finite(self._product(i, j) / size) if size else None
 
     def distance(self, i: int, j: int) -> float | None:
         """Euclidean distance of two sources."""
+        # |a - b|^2 = |a|^2 + |b|^2 - 2 <a, b>; the reference cancels.
         square = self.gram[i, i] + self.gram[j, j] - 2 * self.gram[i, j]
         return _finite(math.sqrt(max(float(square), 0.0)))
 
@@ -134,8 +124,10 @@ class Moments:
         return self.in_conflict / self.contested
 
     def _product(self, i: int, j: int) -> float:
+        """Inner product of two task vectors; without a base, of the weights."""
         product = self.gram[i, j]
         if not self.has_base:
+            # <r + a, r + b> = <a, b> + <a, r> + <b, r> + |r|^2, with r the reference.
             product = product + self.to_reference[i] + self.to_reference[j] + self.reference_square
         return float(product)
 

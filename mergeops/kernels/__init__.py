@@ -10,11 +10,20 @@ or uint32 (float32, ``shift`` 0).
 
 A kernel allocates nothing, since nothing of numba is there when it runs: the caller brings scratch
 arrays, whose content says nothing, and an array is copied to a slice by a loop.
+
+Stands on: nothing.
 """
 
-WIDTH = 2048
-"""Entries of a block."""
-STRIPS, COLUMNS = 8, 256
-"""Of a tile in which products are added: ``STRIPS`` rows of ``COLUMNS`` entries."""
-FINE, NOT_FINITE, TOO_MANY = 0, 1, 2
-"""What ``decide`` returns."""
+from mergeops.kernels.blocks import BLOCK, COLUMNS, NOT_FINITE, STRIPS, TOO_MANY, WIDTH
+from mergeops.kernels.loader import are_kept, loaded
+
+__all__ = [
+    "BLOCK",
+    "COLUMNS",
+    "NOT_FINITE",
+    "STRIPS",
+    "TOO_MANY",
+    "WIDTH",
+    "are_kept",
+    "loaded",
+]

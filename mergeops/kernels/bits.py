@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import numba
 import numpy as np
-import numpy.typing as npt
 
-from mergeops.kernels import WIDTH as WIDTH
-
-Array = npt.NDArray[Any]
+from mergeops.kernels.blocks import WIDTH as WIDTH
+from mergeops.kernels.types import Array
 
 SIGN = np.uint32(1 << 31)
 MAGNITUDE = np.uint32((1 << 31) - 1)
@@ -20,22 +18,6 @@ SHIFT, NO_SHIFT = np.uint32(16), np.uint32(0)
 _ONE_EXPONENT = np.uint32(0x00800000)
 _ROUNDED_UP = np.uint32(0x00808000)
 _HALF = np.uint32(0x7FFF)
-
-
-INDEX = numba.int64
-FLAG = numba.boolean
-REAL = numba.float64
-BYTES, BYTE_ROWS = numba.uint8[::1], numba.uint8[:, ::1]
-BITS16, BITS32 = numba.uint16[::1], numba.uint32[::1]
-BIT_ROWS = numba.uint32[:, ::1]
-INTS, INT_ROWS = numba.int64[::1], numba.int64[:, ::1]
-SHORTS, SHORT_ROWS = numba.int32[::1], numba.int32[:, ::1]
-KEY, KEYS = numba.uint64, numba.uint64[::1]
-FLOATS = numba.float32[::1]
-SUMS = numba.float64[:, ::1]
-TERMS = numba.float64[::1]
-CHUNK = (BITS16, BITS32, INDEX, INDEX)
-"""``low, high, row, m``: the inputs' bits, elements between two rows, entries of the chunk."""
 
 
 KERNELS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {}
@@ -54,40 +36,39 @@ kernels, so nothing is made for other callers."""
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """A part of kernels."""
-    found: Callable[..., Any] = numba.njit(function, **OPTIONS)
-    return found
+    part: Callable[..., Any] = numba.njit(function, **OPTIONS)
+    return part
 
 
 def written_out(function: Callable[..., Any]) -> Callable[..., Any]:
     """A part of kernels of which each call gets its own code, made for the constants it gives."""
-    found: Callable[..., Any] = numba.njit(function, **OPTIONS, forceinline=True)
-    return found
+    part: Callable[..., Any] = numba.njit(function, **OPTIONS, forceinline=True)
+    return part
 
 
 def fusing(function: Callable[..., Any]) -> Callable[..., Any]:
     """As ``written_out``; a product and a sum may become one instruction with one rounding, which
     gives the same bits where the product is exact."""
-    found: Callable[..., Any] = numba.njit(
+    part: Callable[..., Any] = numba.njit(
         function, **OPTIONS, forceinline=True, fastmath={"contract"}
     )
-    return found
+    return part
 
 
-def kernel(*types: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A function to be compiled for these arguments; it runs without Python's lock."""
-
-    def registered(function: Callable[..., Any]) -> Callable[..., Any]:
-        KERNELS[function.__name__] = types, function
-        return function
-
-    return registered
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function to be compiled for the ``types`` of its arguments; it runs without Python's
+    lock."""
+    hints = get_type_hints(function, include_extras=True)
+    types = tuple(hint.__metadata__[0] for name, hint in hints.items() if name != "return")
+    KERNELS[function.__name__] = types, function
+    return function
 
 
 @written_out
 def value(stored: Array, j: int, shift: np.uint32) -> np.float32:
     """One stored entry."""
-    found: np.float32 = np.uint32(np.uint32(stored[j]) << shift).view(np.float32)
-    return found
+    entry: np.float32 = np.uint32(np.uint32(stored[j]) << shift).view(np.float32)
+    return entry
 
 
 @inlined
@@ -126,14 +107,14 @@ def load_all(
         end = begin + w
         if has_base and i:
             if low.size:
-                found = _load_delta(low[begin:end], SHIFT, base, values[i, :w])
+                largest = _load_delta(low[begin:end], SHIFT, base, values[i, :w])
             else:
-                found = _load_delta(high[begin:end], NO_SHIFT, base, values[i, :w])
+                largest = _load_delta(high[begin:end], NO_SHIFT, base, values[i, :w])
         elif low.size:
-            found = _load(low[begin:end], SHIFT, values[i, :w])
+            largest = _load(low[begin:end], SHIFT, values[i, :w])
         else:
-            found = _load(high[begin:end], NO_SHIFT, values[i, :w])
-        most = max(most, found)
+            largest = _load(high[begin:end], NO_SHIFT, values[i, :w])
+        most = max(most, largest)
     return np.uint32(most + _ONE_EXPONENT)
 
 
@@ -151,8 +132,8 @@ def store(bits: Array, low: Array, high: Array, start: int) -> Any:
             most = max(most, np.uint32(bits[j] & MAGNITUDE))
         # From the middle between the largest value and the next power of two on, it is rounded up.
         return np.uint32(most + _ROUNDED_UP)
-    kept = high[start:end]
+    stored = high[start:end]
     for j in range(bits.size):
-        kept[j] = bits[j]
+        stored[j] = bits[j]
         most = max(most, np.uint32(bits[j] & MAGNITUDE))
     return np.uint32(most + _ONE_EXPONENT)

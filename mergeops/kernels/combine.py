@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from mergeops.kernels.bits import (
-    BIT_ROWS,
-    BITS16,
-    BITS32,
-    BYTE_ROWS,
-    CHUNK,
-    FLAG,
-    FLOATS,
-    INDEX,
-    INT_ROWS,
-    INTS,
-    KEYS,
-    SHORT_ROWS,
-    SIGN,
-    WIDTH,
-    Array,
-    inlined,
-    kernel,
-    load_all,
-    store,
-)
+from mergeops.kernels.bits import SIGN, WIDTH, inlined, kernel, load_all, store
 from mergeops.kernels.plain import MOST, add_stored
 from mergeops.kernels.sparse import sparsify
+from mergeops.kernels.types import (
+    Array,
+    BitRows,
+    Bits16,
+    Bits32,
+    ByteRows,
+    Flag,
+    Index,
+    IntRows,
+    Ints,
+    Keys,
+    ShortRows,
+    Single,
+    Singles,
+)
 from mergeops.kernels.vote import elect
 
 
@@ -45,36 +39,29 @@ def _add_up(values: Array, first: int, factors: Array, weights: Array, total: Ar
                 total[j] += vector[j] * factor * weight
 
 
-SPARSE = (INDEX, INT_ROWS, INTS, KEYS, SHORT_ROWS, BYTE_ROWS, KEYS)
-"""``offset, windows, limits, keys, chances, stays, random``: what the sources keep."""
-
-
-@kernel(
-    *(*CHUNK, FLAG, *SPARSE, FLOATS, FLOATS, FLAG, FLAG, numba.float32),
-    *(BITS16, BITS32, BIT_ROWS, BIT_ROWS),
-)
+@kernel
 def combine(
-    low: Array,
-    high: Array,
-    row: int,
-    m: int,
-    has_base: bool,
-    offset: int,
-    windows: Array,
-    limits: Array,
-    keys: Array,
-    chances: Array,
-    stays: Array,
-    random: Array,
-    factors: Array,
-    weights: Array,
-    vote: bool,
-    normalize: bool,
-    scale: np.float32,
-    out_low: Array,
-    out_high: Array,
-    rows: Array,
-    spare: Array,
+    low: Bits16,
+    high: Bits32,
+    row: Index,
+    m: Index,
+    has_base: Flag,
+    offset: Index,
+    windows: IntRows,
+    limits: Ints,
+    keys: Keys,
+    chances: ShortRows,
+    stays: ByteRows,
+    random: Keys,
+    factors: Singles,
+    weights: Singles,
+    vote: Flag,
+    normalize: Flag,
+    scale: Single,
+    out_low: Bits16,
+    out_high: Bits32,
+    rows: BitRows,
+    spare: BitRows,
 ) -> bool:
     """Merge a chunk.
 
@@ -104,6 +91,7 @@ def combine(
     values = rows.view(np.float32)
     spare_values = spare.view(np.float32)
     bad = np.uint32(0)
+    # Whether every source counts in full, so that its weight is all there is to do.
     plain = not vote and windows.size == 0 and n <= MOST
     for i in range(n):
         plain = plain and limits[i] < 0 and factors[i] == 1
@@ -126,6 +114,7 @@ def combine(
             else:
                 _add_up(values, first, factors, weights, total)
             if has_base:
+                # From the base along the merged task vector.
                 for j in range(w):
                     total[j] = base[j] + total[j] * scale
         bad |= store(spare[0, :w], out_low, out_high, start)

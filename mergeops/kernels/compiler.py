@@ -12,19 +12,19 @@ import json
 import pkgutil
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 import numba
 
-import mergeops.kernels
 from mergeops.kernels.bits import KERNELS, OPTIONS
-from mergeops.kernels.native import RAISED
+from mergeops.kernels.blocks import RAISED
 
 Kind = tuple[str, int]
 """Of an argument: dtype, dimensions; 0 for a number."""
 
-for _module in pkgutil.iter_modules(mergeops.kernels.__path__, "mergeops.kernels."):
+for _module in pkgutil.iter_modules([str(Path(__file__).parent)], "mergeops.kernels."):
     importlib.import_module(_module.name)
 
 _OPTIONS = OPTIONS | {"nogil": True}
@@ -47,9 +47,9 @@ def compiled() -> bytes:
     module = llvm.parse_assembly("")
     module.triple, module.data_layout = machine.triple, str(machine.target_data)
     for name, (types, function) in KERNELS.items():
-        found = numba.njit(types, **_OPTIONS)(function)
-        part = llvm.parse_assembly(found.inspect_llvm(types))
-        result: Any = found.overloads[types]
+        dispatcher = numba.njit(types, **_OPTIONS)(function)
+        part = llvm.parse_assembly(dispatcher.inspect_llvm(types))
+        result: Any = dispatcher.overloads[types]
         symbol = result.fndesc.llvm_func_name
         of: Any = numba.types.unliteral(result.signature.return_type)  # type: ignore[no-untyped-call]
         parameters = [str(argument.type) for argument in part.get_function(symbol).arguments]

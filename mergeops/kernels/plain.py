@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergeops.kernels.bits import NO_SHIFT, SHIFT, Array, inlined, value, written_out
+from mergeops.kernels.bits import NO_SHIFT, SHIFT, inlined, value, written_out
+from mergeops.kernels.types import Array
 
 MOST = 4
 """Sources of which a sum is made in one go."""
@@ -34,15 +35,16 @@ def _sum(
     by_one, by_two, by_three, by_four = weights[0], weights[1 % n], weights[2 % n], weights[3 % n]
     base = stored[start : start + w]
     for j in range(w):
+        # The weighted sum of the task vectors (without a base, of the sources).
         origin = value(base, j, shift) if has_base else np.float32(0)
-        found = (value(one, j, shift) - origin) * by_one
+        change = (value(one, j, shift) - origin) * by_one
         if n > 1:
-            found += (value(two, j, shift) - origin) * by_two
+            change += (value(two, j, shift) - origin) * by_two
         if n > 2:
-            found += (value(three, j, shift) - origin) * by_three
+            change += (value(three, j, shift) - origin) * by_three
         if n > 3:
-            found += (value(four, j, shift) - origin) * by_four
-        total[j] = origin + found * scale if has_base else found
+            change += (value(four, j, shift) - origin) * by_four
+        total[j] = origin + change * scale if has_base else change
 
 
 @written_out

@@ -10,24 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergeops.kernels import COLUMNS, STRIPS
-from mergeops.kernels.bits import (
-    CHUNK,
-    FLAG,
-    FLOATS,
-    INDEX,
-    NO_SHIFT,
-    SHIFT,
-    SUMS,
-    TERMS,
-    Array,
-    fusing,
-    inlined,
-    kernel,
-    value,
-    written_out,
-)
-from mergeops.methods import BLOCK
+from mergeops.kernels.bits import NO_SHIFT, SHIFT, fusing, inlined, kernel, value, written_out
+from mergeops.kernels.blocks import BLOCK, COLUMNS, STRIPS
+from mergeops.kernels.types import Array, Bits16, Bits32, Flag, Index, RealRows, Reals, Singles
 
 _APART = BLOCK // STRIPS
 _SLOT = STRIPS * COLUMNS
@@ -57,14 +42,14 @@ def _both(s: _Six, t: _Six) -> _Six:
 
 @written_out
 def _four(tile: Array, j: int, apart: int) -> _Six:
-    found: _Six = _both(_two(tile, j, 2 * apart), _two(tile, j + apart, 2 * apart))
-    return found
+    sums: _Six = _both(_two(tile, j, 2 * apart), _two(tile, j + apart, 2 * apart))
+    return sums
 
 
 @written_out
 def _eight(tile: Array, j: int, apart: int) -> _Six:
-    found: _Six = _both(_four(tile, j, 2 * apart), _four(tile, j + apart, 2 * apart))
-    return found
+    sums: _Six = _both(_four(tile, j, 2 * apart), _four(tile, j + apart, 2 * apart))
+    return sums
 
 
 @written_out
@@ -83,17 +68,17 @@ def _add_tile(three: bool, tile: Array, terms: Array, column: int) -> None:
 
 @written_out
 def _load(
-    stored: Array, shift: np.uint32, begin: int, there: int, minus: bool, base: Array, slot: Array
+    stored: Array, shift: np.uint32, begin: int, left: int, minus: bool, base: Array, slot: Array
 ) -> None:
-    """Values ``[STRIPS * COLUMNS]``, ``minus`` the base's; zeros beyond those that are there."""
+    """Values ``[STRIPS * COLUMNS]``, ``minus`` the base's; zeros beyond the ``left`` ones."""
     for strip in range(STRIPS):
         at, to = strip * _APART, strip * COLUMNS
-        bits = stored[begin + at : begin + at + min(max(there - at, 0), COLUMNS)]
-        origin, found = base[to : to + COLUMNS], slot[to : to + COLUMNS]
+        bits = stored[begin + at : begin + at + min(max(left - at, 0), COLUMNS)]
+        origin, values = base[to : to + COLUMNS], slot[to : to + COLUMNS]
         for j in range(bits.size):
-            found[j] = value(bits, j, shift) - (origin[j] if minus else np.float32(0))
+            values[j] = value(bits, j, shift) - (origin[j] if minus else np.float32(0))
         for j in range(bits.size, COLUMNS):
-            found[j] = 0
+            values[j] = 0
 
 
 @written_out
@@ -103,18 +88,18 @@ def _load_tile(
     shift: np.uint32,
     row: int,
     start: int,
-    there: int,
+    left: int,
     vectors: tuple[int, int, int],
     tile: Array,
 ) -> None:
     base = tile[3 * _SLOT :]
     if has_base:
-        _load(stored, shift, start, there, False, base, base)
+        _load(stored, shift, start, left, False, base, base)
     for slot, vector in enumerate(vectors):
         if slot < 2 or vector != vectors[0]:
             begin = start + (vector + 1 if has_base else vector) * row
-            found = tile[slot * _SLOT : (slot + 1) * _SLOT]
-            _load(stored, shift, begin, there, has_base, base, found)
+            target = tile[slot * _SLOT : (slot + 1) * _SLOT]
+            _load(stored, shift, begin, left, has_base, base, target)
 
 
 @inlined
@@ -147,16 +132,16 @@ def _multiply(
     first again where there are two."""
     three = vectors[2] != vectors[0]
     for column in range(0, _APART, COLUMNS):
-        at, there = start + column, m - start - column
+        at, left = start + column, m - start - column
         if low.size:
             if has_base:
-                _load_tile(True, low, SHIFT, row, at, there, vectors, tile)
+                _load_tile(True, low, SHIFT, row, at, left, vectors, tile)
             else:
-                _load_tile(False, low, SHIFT, row, at, there, vectors, tile)
+                _load_tile(False, low, SHIFT, row, at, left, vectors, tile)
         elif has_base:
-            _load_tile(True, high, NO_SHIFT, row, at, there, vectors, tile)
+            _load_tile(True, high, NO_SHIFT, row, at, left, vectors, tile)
         else:
-            _load_tile(False, high, NO_SHIFT, row, at, there, vectors, tile)
+            _load_tile(False, high, NO_SHIFT, row, at, left, vectors, tile)
         if three:
             _add_tile(True, tile, terms, column)
         else:
@@ -165,22 +150,23 @@ def _multiply(
     for y in range(3 if three else 2):
         for x in range(y + 1):
             i, k = vectors[x], vectors[y]
+            # Row of the pair (i, k) in the order of ``reduction.pairs``.
             pair = i * n - i * (i - 1) // 2 + k - i
             sums[pair, start // BLOCK] = tree_sum(terms[at : at + _APART])
             at += _APART
 
 
-@kernel(*CHUNK, INDEX, FLAG, SUMS, FLOATS, TERMS)
+@kernel
 def products(
-    low: Array,
-    high: Array,
-    row: int,
-    m: int,
-    n: int,
-    has_base: bool,
-    sums: Array,
-    tile: Array,
-    terms: Array,
+    low: Bits16,
+    high: Bits32,
+    row: Index,
+    m: Index,
+    n: Index,
+    has_base: Flag,
+    sums: RealRows,
+    tile: Singles,
+    terms: Reals,
 ) -> bool:
     """See ``reduction.gram``.
 

@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergeops.kernels.bits import (
-    BIT_ROWS,
-    BITS32,
-    CHUNK,
-    INDEX,
-    INT_ROWS,
-    INTS,
-    MAGNITUDE,
-    SIGN,
-    SUMS,
-    TERMS,
-    WIDTH,
-    Array,
-    kernel,
-    load_all,
-)
-from mergeops.kernels.combine import SPARSE
+from mergeops.kernels.bits import MAGNITUDE, SIGN, WIDTH, kernel, load_all
 from mergeops.kernels.products import tree_sum
 from mergeops.kernels.sparse import sparsify
+from mergeops.kernels.types import (
+    BitRows,
+    Bits16,
+    Bits32,
+    ByteRows,
+    Index,
+    IntRows,
+    Ints,
+    Keys,
+    RealRows,
+    Reals,
+    ShortRows,
+)
 
 DIGIT = 16
 """Bits of a digit of a magnitude: the high and the low half."""
 
 
-@kernel(*CHUNK, INTS, INTS, BIT_ROWS, BITS32, INT_ROWS)
+@kernel
 def count_digits(
-    low: Array,
-    high: Array,
-    row: int,
-    m: int,
-    targets: Array,
-    prefixes: Array,
-    rows: Array,
-    inside: Array,
-    counts: Array,
+    low: Bits16,
+    high: Bits32,
+    row: Index,
+    m: Index,
+    targets: Ints,
+    prefixes: Ints,
+    rows: BitRows,
+    inside: Bits32,
+    counts: IntRows,
 ) -> bool:
     """Add to the histograms of the task vectors' magnitudes.
 
@@ -59,38 +56,40 @@ def count_digits(
         bad = np.uint32(bad | load_all(low, high, row, start, True, rows, w))
         for k in range(targets.size):
             bits, bins = rows[targets[k] + 1, :w], counts[k]
-            found = 0
+            hits = 0
             if prefixes[k] < 0:
                 for j in range(w):
                     bins[(bits[j] & MAGNITUDE) >> np.uint32(DIGIT)] += 1
             else:
+                # Less the prefix, only magnitudes that have it are below 2**DIGIT; what wraps
+                # round is beyond. So the index of the next hit moves without a branch.
                 least = np.uint32(prefixes[k] << DIGIT)
                 for j in range(w):
                     digit = np.uint32((bits[j] & MAGNITUDE) - least)
-                    inside[found] = digit
-                    found += int(digit < np.uint32(1 << DIGIT))
-                for j in range(found):
+                    inside[hits] = digit
+                    hits += int(digit < np.uint32(1 << DIGIT))
+                for j in range(hits):
                     bins[inside[j]] += 1
     return bool(bad < SIGN)
 
 
-@kernel(*CHUNK, *SPARSE, INDEX, SUMS, BIT_ROWS, TERMS)
+@kernel
 def norms(
-    low: Array,
-    high: Array,
-    row: int,
-    m: int,
-    offset: int,
-    windows: Array,
-    limits: Array,
-    keys: Array,
-    chances: Array,
-    stays: Array,
-    random: Array,
-    length: int,
-    sums: Array,
-    rows: Array,
-    terms: Array,
+    low: Bits16,
+    high: Bits32,
+    row: Index,
+    m: Index,
+    offset: Index,
+    windows: IntRows,
+    limits: Ints,
+    keys: Keys,
+    chances: ShortRows,
+    stays: ByteRows,
+    random: Keys,
+    length: Index,
+    sums: RealRows,
+    rows: BitRows,
+    terms: Reals,
 ) -> bool:
     """Sums ``[2n, pieces]`` of the magnitudes in pieces of ``length`` of n task vectors, as they
     are and as ``combine`` makes them sparse; other arguments as there.
@@ -106,6 +105,7 @@ def norms(
         bad = np.uint32(bad | load_all(low, high, row, start, True, rows, w))
         for i in range(n):
             vector = values[i + 1]
+            # The L1 norm before.
             for j in range(length):
                 terms[j] = abs(np.float64(vector[j]))
             sums[i, piece] = tree_sum(terms)
@@ -116,6 +116,7 @@ def norms(
                 sparsify(
                     bits, part, i, begin, offset, windows, limits, keys, chances, stays, random
                 )
+            # The L1 norm after.
             for j in range(length):
                 terms[j] = abs(np.float64(vector[j]))
             sums[n + i, piece] = tree_sum(terms)

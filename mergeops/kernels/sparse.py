@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergeops.kernels.bits import MAGNITUDE, Array, inlined
+from mergeops.kernels.bits import MAGNITUDE, inlined
+from mergeops.kernels.types import Array
 
 ALL = 1 << 31
 """Above every magnitude's bits."""
@@ -27,7 +28,7 @@ def _clear_outside(bits: Array, low: int, high: int) -> None:
 
 @inlined
 def _keep_between(bits: Array, index: int, window: Array) -> None:
-    """As ``trimming.keep_between``, for one source; ``index`` is that of the first entry."""
+    """As ``breadcrumbs.keep_between``, for one source; ``index`` is that of the first entry."""
     w = bits.size
     outer = min(max(window[1] + 1 - index, 0), w)
     inner = min(max(window[3] + 1 - index, 0), w)

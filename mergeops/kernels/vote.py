@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergeops.kernels.bits import SIGN, Array, inlined, written_out
+from mergeops.kernels.bits import SIGN, inlined, written_out
 from mergeops.kernels.plain import MOST
+from mergeops.kernels.types import Array
 
 
 @written_out
@@ -36,13 +37,15 @@ def _elect_few(
     for j in range(w):
         a, b = np.float32(one[j] * of_1 * by_1), np.float32(two[j] * of_2 * by_2)
         c, d = np.float32(three[j] * of_3 * by_3), np.float32(four[j] * of_4 * by_4)
-        found = a + b
+        # The vote: the sign of the sum of the weighted vectors.
+        votes = a + b
         if n > 2:
-            found += c
+            votes += c
         if n > 3:
-            found += d
-        sign = np.uint32(np.float32(found).view(np.uint32) & SIGN)
+            votes += d
+        sign = np.uint32(np.float32(votes).view(np.uint32) & SIGN)
         a, b, c, d = _agreeing(a, sign), _agreeing(b, sign), _agreeing(c, sign), _agreeing(d, sign)
+        # The disjoint mean: sum of those that agree, over their weight.
         merged = a + b
         voters = (abs(by_1) if a > zero else zero) + (abs(by_2) if b > zero else zero)
         if n > 2:
@@ -71,6 +74,7 @@ def elect(
     """As ``consensus.elect_and_average``, of ``factors`` times the vectors, which begin with row
     ``first``; the result is in ``total``."""
     w, n = total.size, weights.size
+    # The least weight that a voter has; by it zero is divided where nobody votes.
     least = np.float32(np.inf)
     for i in range(n):
         weight = abs(weights[i])
@@ -87,6 +91,7 @@ def elect(
     if n == MOST:
         _elect_few(MOST, values, first, factors, weights, normalize, least, total)
         return
+    # The vote: the sign of the sum of the weighted vectors, in ``total``.
     for i in range(weights.size):
         vector, factor, weight = values[first + i, :w], factors[i], weights[i]
         if i == 0:
@@ -97,6 +102,7 @@ def elect(
             for j in range(total.size):
                 vector[j] = vector[j] * factor * weight
                 total[j] += vector[j]
+    # The disjoint mean: sum of those that agree, and their weight.
     zero = np.float32(0)
     merged[:] = zero
     voters[:] = zero
@@ -104,6 +110,7 @@ def elect(
     for i in range(weights.size):
         bits, weight = rows[first + i, :w], abs(weights[i])
         vector = values[first + i, :w]
+        # Positive where the vector agrees with the vote.
         for j in range(w):
             bits[j] ^= signs[j] & SIGN
         for j in range(w):
@@ -113,6 +120,7 @@ def elect(
     if normalize:
         for j in range(w):
             merged[j] /= voters[j] if voters[j] > least else least
+    # The mean gets the elected sign.
     averages = merged.view(np.uint32)
     for j in range(w):
         signs[j] = averages[j] ^ (signs[j] & SIGN)

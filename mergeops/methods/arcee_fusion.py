@@ -8,16 +8,13 @@ important is what lies 1.5 interquartile ranges or more above the median.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from mergeops.deferred import torch
-from mergeops.methods import Place, Scan, method
-from mergeops.methods.reduction import row_sums
-from mergeops.methods.selection import find_keys, magnitude, magnitude_keys
-from mergeops.methods.sparsify import always
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeops.lazy_torch import Tensor, torch
+from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.reduction import row_sums
+from mergeops.methods.steps.selection import find_keys, magnitude, magnitude_keys
+from mergeops.methods.steps.sparsify import always
 
 RANGES = 1.5
 """Interquartile ranges above the median where importance begins."""
@@ -38,7 +35,7 @@ class Importance(NamedTuple):
     """``[rows]`` float32."""
 
 
-def statistics(scan: Scan, p: ArceeFusion, at: Place) -> Importance:
+def statistics(scan: Scan, p: ArceeFusion, at: MethodView) -> Importance:
     """The rows' divergences (scratch O(rows)) and the threshold of importance."""
 
     def divergences(base: Tensor, sources: Tensor, offset: int) -> Tensor:
@@ -53,13 +50,14 @@ def statistics(scan: Scan, p: ArceeFusion, at: Place) -> Importance:
 
     # A quartile is an entry: the one at that share of the way through all, rounded down.
     places = [at.numel - quarter * (at.numel - 1) // 4 for quarter in (1, 2, 3)]
-    found = find_keys(scan, keys, places)
-    low, median, high = (magnitude(key, torch.float32) for key in found)
+    quartiles = find_keys(scan, keys, places)
+    low, median, high = (magnitude(key, torch.float32) for key in quartiles)
+    # Median + 1.5 interquartile ranges.
     return Importance(median + RANGES * (high - low), of_rows)
 
 
 @method("arcee_fusion", needs_base=True, max_sources=1, statistics=statistics, whole_rows=always)
-def merge(base: Tensor, sources: Tensor, p: ArceeFusion, at: Place) -> Tensor:
+def merge(base: Tensor, sources: Tensor, p: ArceeFusion, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:
@@ -71,10 +69,10 @@ def merge(base: Tensor, sources: Tensor, p: ArceeFusion, at: Place) -> Tensor:
     Returns:
         ``[m]``, the source where its change is important, ``base`` elsewhere.
     """
-    found: Importance = at.statistics
+    of_tensor: Importance = at.statistics
     source = sources[0]
-    importance = _importance(base, source, found.divergences, at.offset, at.row_length)
-    return torch.where(importance.double() >= found.threshold, source, base)
+    importance = _importance(base, source, of_tensor.divergences, at.offset, at.row_length)
+    return torch.where(importance.double() >= of_tensor.threshold, source, base)
 
 
 def _importance(
@@ -96,11 +94,13 @@ def _divergence(source: Tensor, base: Tensor) -> Tensor:
     difference reaches float32 in a few rows of a hundred, and may move an entry that lies at the
     threshold.
     """
+    # Sum of p log(p / q), p being the source's and q the base's softmax.
     ours, theirs = _softmax(source), _softmax(base)
     return row_sums(ours * (ours.log() - theirs.log())).clamp_(min=0.0).float()
 
 
 def _softmax(rows: Tensor) -> Tensor:
+    """The rows' softmax in float64, softened; the largest entry is taken off, so none overflows."""
     exact = rows.double()
     powers = (exact - exact.amax(dim=1, keepdim=True)).exp_()
     return powers.div_(row_sums(powers)[:, None]).add_(SOFTENING)

@@ -1,22 +1,20 @@
-"""DELLA: drop small changes more likely than large ones, elect a sign, average what agrees.
+"""DELLA: drop small changes more likely than large ones, rescale the rest, then vote or add up.
 
-Deep et al. 2024, https://arxiv.org/abs/2406.11617, section 3 (MagPrune, Elect, Fuse).
+Deep et al. 2024, https://arxiv.org/abs/2406.11617, section 3.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.methods import Place, Scan, method
-from mergeops.methods.consensus import elect_and_average
-from mergeops.methods.fused import Drops, Formula, Matched
-from mergeops.methods.ranks import drop_by_rank
-from mergeops.methods.sparsify import always, check_match_norm, multiply, norm_factors
+from mergeops.lazy_torch import Tensor
+from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.consensus import elect_and_average
+from mergeops.methods.steps.fused import Drops, Formula, Matched
+from mergeops.methods.steps.ranks import drop_by_rank
+from mergeops.methods.steps.sparsify import always, check_match_norm, norm_factors
+from mergeops.methods.steps.weighting import check_normalize, factors, multiply, weighted_sum
 from mergeops.schema import check_range
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,19 @@ class Della:
         check_match_norm(self.rescale, self.match_norm)
 
 
-def statistics(scan: Scan, p: Della, at: Place) -> Matched | None:
+@dataclass(frozen=True)
+class DellaLinear(Della):
+    """Parameters of ``della_linear``: those of ``della``, of which three mean other things."""
+
+    weight: float = 0.4
+    """Weight of a source that sets none."""
+    normalize: bool = False
+    """Divide by the sum of the weights."""
+    scale: float = 1.0
+    """Factor on the sum of the weighted task vectors."""
+
+
+def statistics(scan: Scan, p: Della, at: MethodView) -> Matched | None:
     """Each task vector's factor, where norms are matched, and what is dropped."""
     if not p.match_norm:
         return None
@@ -58,17 +68,24 @@ def statistics(scan: Scan, p: Della, at: Place) -> Matched | None:
     return Matched(norm_factors(scan, drop, sparse, row_length=at.row_length), drops)
 
 
-def formula(p: Della, at: Place, n: int) -> Formula:
-    """What ``merge`` does."""
-    matched: Matched | None = at.statistics
+def ties_formula(p: Della, at: MethodView, n: int) -> Formula:
+    """What ``della`` does."""
+    matched = _matched(p, at)
     return Formula(
         at.per_source["weight"],
         scale=p.scale,
-        factors=matched.factors if matched else None,
-        drops=matched.drops if matched else Drops.of(p, at),
+        factors=matched.factors,
+        drops=matched.drops,
         vote=True,
         normalize=p.normalize,
     )
+
+
+def linear_formula(p: DellaLinear, at: MethodView, n: int) -> Formula:
+    """What ``della_linear`` does."""
+    matched = _matched(p, at)
+    weights = factors(at.per_source["weight"], p.scale, normalize=p.normalize)
+    return Formula(weights, factors=matched.factors, drops=matched.drops)
 
 
 @method(
@@ -77,11 +94,13 @@ def formula(p: Della, at: Place, n: int) -> Formula:
     needs_base=True,
     is_random=True,
     statistics=statistics,
-    formula=formula,
+    formula=ties_formula,
     whole_rows=always,
 )
-def merge(base: Tensor, sources: Tensor, p: Della, at: Place) -> Tensor:
-    """Merge one chunk.
+def della(base: Tensor, sources: Tensor, p: Della, at: MethodView) -> Tensor:
+    """DELLA: drop small changes more likely than large ones, elect a sign, average what agrees.
+
+    Deep et al. 2024, https://arxiv.org/abs/2406.11617, section 3 (MagPrune, Elect, Fuse).
 
     Args:
         base: ``[m]``, the common ancestor.
@@ -92,14 +111,46 @@ def merge(base: Tensor, sources: Tensor, p: Della, at: Place) -> Tensor:
     Returns:
         ``[m]``; entries that every source dropped stay at ``base``.
     """
-    sparse = _drop(sources - base, p, at, at.offset)
-    if at.statistics is not None:
-        sparse = multiply(sparse, at.statistics.factors)
+    sparse = _sparse(base, sources, p, at)
     change = elect_and_average(sparse, at.per_source["weight"], normalize=p.normalize)
     return base + change * p.scale
 
 
-def _drop(deltas: Tensor, p: Della, at: Place, offset: int) -> Tensor:
+@method(
+    "della_linear",
+    source_parameters=("weight", "density", "epsilon"),
+    needs_base=True,
+    is_random=True,
+    statistics=statistics,
+    formula=linear_formula,
+    check=check_normalize("della_linear"),
+    whole_rows=always,
+)
+def della_linear(base: Tensor, sources: Tensor, p: DellaLinear, at: MethodView) -> Tensor:
+    """DELLA, linear: drop small changes more likely than large ones, rescale and add up the rest.
+
+    Deep et al. 2024, https://arxiv.org/abs/2406.11617, section 3 (MagPrune), with task arithmetic.
+
+    Takes and returns what ``della`` does; with ``rescale``, the expectation of the result over
+    seeds is task arithmetic's result.
+    """
+    weights = factors(at.per_source["weight"], p.scale, normalize=p.normalize)
+    return base + weighted_sum(_sparse(base, sources, p, at), weights)
+
+
+def _matched(p: Della, at: MethodView) -> Matched:
+    """What ``statistics`` found, or what it would have without matching norms."""
+    matched: Matched | None = at.statistics
+    return matched or Matched(None, Drops.of(p, at))
+
+
+def _sparse(base: Tensor, sources: Tensor, p: Della, at: MethodView) -> Tensor:
+    """The task vectors ``[n, m]`` of a chunk, dropped and rescaled."""
+    sparse = _drop(sources - base, p, at, at.offset)
+    return sparse if at.statistics is None else multiply(sparse, at.statistics.factors)
+
+
+def _drop(deltas: Tensor, p: Della, at: MethodView, offset: int) -> Tensor:
     return drop_by_rank(
         deltas,
         at.per_source["density"],

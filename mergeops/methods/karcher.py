@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.methods import Place, Scan, method
-from mergeops.methods.reduction import gram
-from mergeops.methods.weighting import weighted_sum
+from mergeops.lazy_torch import Tensor
+from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.reduction import gram, length_of_sum
+from mergeops.methods.steps.weighting import weighted_sum
 from mergeops.schema import check_range
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TINY_NORM = 1e-30
 """A tensor shorter than this has no direction; it still counts in the mean length."""
@@ -39,7 +36,7 @@ class Karcher:
         check_range("method.tol", self.tol, 0.0, None)
 
 
-def factors(scan: Scan, p: Karcher, at: Place) -> list[float]:
+def factors(scan: Scan, p: Karcher, at: MethodView) -> list[float]:
     """The factor of each source in the result.
 
     The mean and all steps lie in the sources' span, so they are combinations of the sources, and
@@ -48,24 +45,29 @@ def factors(scan: Scan, p: Karcher, at: Place) -> list[float]:
     products = gram(scan)
     n = len(products)
     lengths = [math.sqrt(products[i][i]) for i in range(n)]
+    # Dot products of the unit vectors of the sources that have a direction.
     used = [i for i in range(n) if lengths[i] > TINY_NORM]
     cosines = [[products[i][j] / lengths[i] / lengths[j] for j in used] for i in used]
+    # First guess: the direction of the sum of the unit vectors, by its factor on each.
     mean = _normalized([1.0] * len(used), cosines, p.tol * len(used))
     if mean is None:
         return [1.0 / n] * n
     for _ in range(p.max_iter):
+        # Algorithm A1: the mean of the logarithms at the guess, a vector of the tangent space ...
         step = _step(mean, cosines, p.tol)
-        length = _length(step, cosines)
+        length = length_of_sum(step, cosines)
         if length < p.tol or length == 0.0:
             break
+        # ... and its exponential, the point that lies so far along the arc in this direction.
         along = math.sin(length) / length
         moved = [math.cos(length) * m + along * s for m, s in zip(mean, step, strict=True)]
         mean = _normalized(moved, cosines, 0.0) or mean
-    scale = math.fsum(lengths) / n
-    found = [0.0] * n
+    # The mean direction at the sources' mean length, by the factor on each source itself.
+    mean_length = math.fsum(lengths) / n
+    of_sources = [0.0] * n
     for i, factor in zip(used, mean, strict=True):
-        found[i] = scale * factor / lengths[i]
-    return found
+        of_sources[i] = mean_length * factor / lengths[i]
+    return of_sources
 
 
 def _step(mean: Sequence[float], cosines: Sequence[Sequence[float]], tol: float) -> list[float]:
@@ -73,12 +75,14 @@ def _step(mean: Sequence[float], cosines: Sequence[Sequence[float]], tol: float)
     n = len(mean)
     step = [0.0] * n
     for i in range(n):
+        # Length of the arc to unit vector i.
         dot = math.fsum(m * c for m, c in zip(mean, cosines[i], strict=True))
         dot = max(-1.0, min(1.0, dot))
         angle = math.acos(dot)
         sine = math.sin(angle)
         if angle < tol or sine == 0.0 or (dot < 0 and sine < OPPOSITE_SINE):
             continue
+        # Logarithm of unit vector u at the mean m: angle / sin(angle) * (u - cos(angle) m).
         pull = angle / sine / n
         step[i] += pull
         for j in range(n):
@@ -86,22 +90,16 @@ def _step(mean: Sequence[float], cosines: Sequence[Sequence[float]], tol: float)
     return step
 
 
-def _length(vector: Sequence[float], cosines: Sequence[Sequence[float]]) -> float:
-    n = len(vector)
-    squares = (vector[i] * vector[j] * cosines[i][j] for i in range(n) for j in range(n))
-    return math.sqrt(max(math.fsum(squares), 0.0))
-
-
 def _normalized(
     vector: Sequence[float], cosines: Sequence[Sequence[float]], least: float
 ) -> list[float] | None:
     """The vector at length 1, or None where it is not longer than ``least``."""
-    length = _length(vector, cosines)
+    length = length_of_sum(vector, cosines)
     return [v / length for v in vector] if length > least else None
 
 
 @method("karcher", statistics=factors)
-def merge(base: Tensor | None, sources: Tensor, p: Karcher, at: Place) -> Tensor:
+def merge(base: Tensor | None, sources: Tensor, p: Karcher, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:

@@ -5,17 +5,12 @@ Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 2 (uniform soup)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.errors import ConfigError
-from mergeops.methods import Place, method
-from mergeops.methods.fused import Formula
-from mergeops.methods.weighting import factors, weighted_sum
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeops.lazy_torch import Tensor
+from mergeops.methods.registry import MethodView, method
+from mergeops.methods.steps.fused import Formula
+from mergeops.methods.steps.weighting import check_normalize, factors, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -28,23 +23,18 @@ class Linear:
     """Divide by the sum of the weights, so that the result is a mean."""
 
 
-def check(per_source: Mapping[str, Sequence[float]], p: Linear) -> None:
-    """Refuse a mean whose weights cancel."""
-    weights = per_source["weight"]
-    if p.normalize and abs(sum(weights)) < 1e-6 * max(1.0, sum(map(abs, weights))):
-        raise ConfigError(
-            f"the weights {', '.join(f'{w:g}' for w in weights)} add up to {sum(weights):g}, which "
-            "linear cannot normalize; change them or set method.normalize=false"
-        )
-
-
-def formula(p: Linear, at: Place, n: int) -> Formula:
+def formula(p: Linear, at: MethodView, n: int) -> Formula:
     """What ``merge`` does."""
     return Formula(factors(at.per_source["weight"], 1.0, normalize=p.normalize))
 
 
-@method("linear", source_parameters=("weight",), check=check, formula=formula)
-def merge(base: Tensor | None, sources: Tensor, p: Linear, at: Place) -> Tensor:
+@method(
+    "linear",
+    source_parameters=("weight",),
+    check=check_normalize("linear", takes_zeros=False),
+    formula=formula,
+)
+def merge(base: Tensor | None, sources: Tensor, p: Linear, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:

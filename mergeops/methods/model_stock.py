@@ -6,18 +6,13 @@ Jang et al. 2024, https://arxiv.org/abs/2403.19522, section 4.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.deferred import torch
-from mergeops.methods import Place, Scan, method
-from mergeops.methods.fused import Formula
-from mergeops.methods.reduction import gram, pairs, row_sums
-from mergeops.methods.weighting import weighted_sum
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeops.lazy_torch import Tensor, torch
+from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.fused import Formula
+from mergeops.methods.steps.reduction import gram, pairs, row_sums
+from mergeops.methods.steps.weighting import weighted_sum
 
 LEAST_RATIO = -1.0
 """The formula has a pole where the task vectors cancel (cosine -1 / (n - 1)): no further back."""
@@ -36,12 +31,13 @@ def whole_rows(p: ModelStock) -> bool:
     return p.filter_wise
 
 
-def ratio(scan: Scan, p: ModelStock, at: Place) -> float | None:
+def ratio(scan: Scan, p: ModelStock, at: MethodView) -> float | None:
     """The paper's interpolation ratio t of the whole tensor."""
     if p.filter_wise:
         return None
     products = gram(scan)
     n = len(products)
+    # Cosine of the angle theta between two task vectors, as the mean over all pairs.
     norms = [math.sqrt(products[i][i]) for i in range(n)]
     cosines = []
     for i, j in pairs(n):
@@ -50,11 +46,12 @@ def ratio(scan: Scan, p: ModelStock, at: Place) -> float | None:
             length = norms[i] * norms[j]
             cosines.append(products[i][j] / length if length > 0 else 0.0)
     cosine = max(-1.0, min(1.0, math.fsum(cosines) / len(cosines)))
+    # t = n cos(theta) / (1 + (n - 1) cos(theta)).
     below = 1.0 + (n - 1) * cosine
     return max(n * cosine / below, LEAST_RATIO) if below > 0 else LEAST_RATIO
 
 
-def formula(p: ModelStock, at: Place, n: int) -> Formula | None:
+def formula(p: ModelStock, at: MethodView, n: int) -> Formula | None:
     """The mean of the task vectors, scaled by the ratio of the tensor."""
     return None if p.filter_wise else Formula([1.0 / n] * n, scale=float(at.statistics))
 
@@ -67,7 +64,7 @@ def formula(p: ModelStock, at: Place, n: int) -> Formula | None:
     whole_rows=whole_rows,
     formula=formula,
 )
-def merge(base: Tensor, sources: Tensor, p: ModelStock, at: Place) -> Tensor:
+def merge(base: Tensor, sources: Tensor, p: ModelStock, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:
@@ -93,6 +90,7 @@ def _row_ratios(rows: Tensor) -> Tensor:
     """The ratio t of each row: ``[n, r, m]`` -> ``[r]`` float64."""
     n = len(rows)
     exact = rows.double()
+    # Cosine of the angle theta between two task vectors, as the mean over all pairs.
     norms = [row_sums(row * row).sqrt_() for row in exact]
     cosines = []
     for i, j in pairs(n):
@@ -100,14 +98,9 @@ def _row_ratios(rows: Tensor) -> Tensor:
             length = norms[i] * norms[j]
             cosine = row_sums(exact[i] * exact[j]) / length.where(length > 0, 1.0)
             cosines.append(cosine)
-    cosine = _sum(cosines).mul_(1.0 / len(cosines)).clamp_(-1.0, 1.0)
+    total = sum(cosines, torch.zeros_like(cosines[0]))
+    cosine = total.mul_(1.0 / len(cosines)).clamp_(-1.0, 1.0)
+    # t = n cos(theta) / (1 + (n - 1) cos(theta)).
     below = 1.0 + cosine * (n - 1)
-    found = cosine * n / below.where(below > 0, 1.0)
-    return found.where(below > 0, LEAST_RATIO).clamp_(min=LEAST_RATIO)
-
-
-def _sum(terms: Sequence[Tensor]) -> Tensor:
-    total = torch.zeros_like(terms[0])
-    for term in terms:
-        total += term
-    return total
+    ratios = cosine * n / below.where(below > 0, 1.0)
+    return ratios.where(below > 0, LEAST_RATIO).clamp_(min=LEAST_RATIO)

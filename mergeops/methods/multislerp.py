@@ -9,17 +9,13 @@ nothing. With a base, the task vectors are averaged so.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.methods import Place, Scan, method
-from mergeops.methods.reduction import gram, vectors
-from mergeops.methods.weighting import check_mean, shares, weighted_sum
+from mergeops.lazy_torch import Tensor
+from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.reduction import gram, length_of_sum, vectors
+from mergeops.methods.steps.weighting import check_normalize, shares, weighted_sum
 from mergeops.schema import check_range
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -37,28 +33,24 @@ class MultiSlerp:
         check_range("method.eps", self.eps, 0.0, None)
 
 
-def check(per_source: Mapping[str, Sequence[float]], p: MultiSlerp) -> None:
-    """Refuse weights that cancel."""
-    if p.normalize_weights:
-        check_mean("multislerp", per_source["weight"], "normalize_weights")
-
-
-def factors(scan: Scan, p: MultiSlerp, at: Place) -> list[float]:
+def factors(scan: Scan, p: MultiSlerp, at: MethodView) -> list[float]:
     """The factor of each source (or task vector) in the result."""
     weights = at.per_source["weight"]
     if p.normalize_weights:
         weights = shares(weights)
     products = gram(scan)
     n = len(products)
+    # Each vector's factor in the weighted sum of the unit vectors.
     lengths = [math.sqrt(products[i][i]) for i in range(n)]
     units = [
         weight / (length + p.eps) if length > 0 else 0.0
         for weight, length in zip(weights, lengths, strict=True)
     ]
-    squares = (units[i] * units[j] * products[i][j] for i in range(n) for j in range(n))
-    mean = math.sqrt(max(math.fsum(squares), 0.0))
+    # Length of that sum, whose direction is the mean direction.
+    mean = length_of_sum(units, products)
     if mean <= p.eps:
         return list(weights)
+    # Weighted mean of the lengths: how far to go in the mean direction.
     length = math.fsum(w * of_one for w, of_one in zip(weights, lengths, strict=True))
     return [unit / mean * length for unit in units]
 
@@ -68,9 +60,9 @@ def factors(scan: Scan, p: MultiSlerp, at: Place) -> list[float]:
     source_parameters=("weight",),
     optional_base=True,
     statistics=factors,
-    check=check,
+    check=check_normalize("multislerp", "normalize_weights"),
 )
-def merge(base: Tensor | None, sources: Tensor, p: MultiSlerp, at: Place) -> Tensor:
+def merge(base: Tensor | None, sources: Tensor, p: MultiSlerp, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:

@@ -7,13 +7,10 @@ near, the result is the source; where they differ much, it is nearly the base.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.methods import Place, method
+from mergeops.lazy_torch import Tensor
+from mergeops.methods.registry import MethodView, method
 from mergeops.schema import check_range
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class NearSwap:
 
 
 @method("nearswap", needs_base=True, max_sources=1)
-def merge(base: Tensor, sources: Tensor, p: NearSwap, at: Place) -> Tensor:
+def merge(base: Tensor, sources: Tensor, p: NearSwap, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:

@@ -7,19 +7,14 @@ the two task vectors. Norms and dot products are float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.deferred import torch
-from mergeops.methods import Place, Scan, method
-from mergeops.methods.columns import column_products, spread
-from mergeops.methods.fused import Formula
-from mergeops.methods.reduction import gram, row_sums, vectors
-from mergeops.methods.weighting import check_mean
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeops.lazy_torch import Tensor, torch
+from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.columns import column_products, spread
+from mergeops.methods.steps.fused import Formula
+from mergeops.methods.steps.reduction import gram, row_sums, vectors
+from mergeops.methods.steps.weighting import check_normalize
 
 LEAST_SINE = 1e-8
 """Below this the two directions are one, and the arc is the straight line."""
@@ -41,17 +36,12 @@ class NuSlerp:
     rows (along the last)."""
 
 
-def check(per_source: Mapping[str, Sequence[float]], p: NuSlerp) -> None:
-    """Refuse weights that have no shares."""
-    check_mean("nuslerp", per_source["weight"])
-
-
 def whole_rows(p: NuSlerp) -> bool:
     """Arcs between rows need whole rows."""
     return not p.nuslerp_flatten and not p.nuslerp_row_wise
 
 
-def factors(scan: Scan, p: NuSlerp, at: Place) -> tuple[float, float] | Tensor | None:
+def factors(scan: Scan, p: NuSlerp, at: MethodView) -> tuple[float, float] | Tensor | None:
     """The factors of the two sources: two numbers, or ``[2, c]`` for c columns, of which 16 bytes
     each stay in memory while the tensor is merged."""
     if whole_rows(p):
@@ -64,7 +54,7 @@ def factors(scan: Scan, p: NuSlerp, at: Place) -> tuple[float, float] | Tensor |
     return torch.cat([_arc_factors(part, _place_on_arc(at)) for part in columns], dim=1)
 
 
-def formula(p: NuSlerp, at: Place, n: int) -> Formula | None:
+def formula(p: NuSlerp, at: MethodView, n: int) -> Formula | None:
     """The two factors as weights, where each tensor is one vector."""
     return Formula(at.statistics) if p.nuslerp_flatten else None
 
@@ -76,11 +66,11 @@ def formula(p: NuSlerp, at: Place, n: int) -> Formula | None:
     min_sources=2,
     max_sources=2,
     statistics=factors,
-    check=check,
+    check=check_normalize("nuslerp", switch=None),
     whole_rows=whole_rows,
     formula=formula,
 )
-def merge(base: Tensor | None, sources: Tensor, p: NuSlerp, at: Place) -> Tensor:
+def merge(base: Tensor | None, sources: Tensor, p: NuSlerp, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:
@@ -96,6 +86,7 @@ def merge(base: Tensor | None, sources: Tensor, p: NuSlerp, at: Place) -> Tensor
     a, b = rows
     if whole_rows(p):
         a, b = rows.view(2, -1, at.row_length)
+        # Dot products aa, ab and bb of each row.
         exact_a, exact_b = a.double(), b.double()
         products = [row_sums(x * y) for x, y in ((exact_a, exact_a), (exact_a, exact_b))]
         products.append(row_sums(exact_b * exact_b))
@@ -109,7 +100,8 @@ def merge(base: Tensor | None, sources: Tensor, p: NuSlerp, at: Place) -> Tensor
     return change if base is None else base + change
 
 
-def _place_on_arc(at: Place) -> float:
+def _place_on_arc(at: MethodView) -> float:
+    """Shoemake's t: the second source's share of the weights."""
     first, second = at.per_source["weight"]
     return second / (first + second) if first or second else 0.5
 
@@ -118,11 +110,13 @@ def _arc(aa: float, ab: float, bb: float, t: float) -> tuple[float, float]:
     """Shoemake's factors of two vectors, from their dot products."""
     if aa == 0.0 or bb == 0.0:
         return 1.0 - t, t
+    # Cosine of the angle theta between the two vectors.
     cosine = max(-1.0, min(1.0, ab / (math.sqrt(aa) * math.sqrt(bb))))
     angle = math.acos(cosine)
     sine = math.sin(angle)
     if sine < (LEAST_SINE if cosine > 0 else OPPOSITE_SINE):
         return 1.0 - t, t
+    # sin((1 - t) theta) / sin(theta) and sin(t theta) / sin(theta).
     return math.sin((1.0 - t) * angle) / sine, math.sin(t * angle) / sine
 
 
@@ -134,6 +128,7 @@ def _arc_factors(products: Tensor, t: float) -> Tensor:
     cosine = (ab / length).clamp_(-1.0, 1.0)
     angle = cosine.acos()
     sine = angle.sin()
+    # Where the arc is the straight line, by the factors 1 - t and t.
     straight = has_no_angle | (sine < torch.where(cosine > 0, LEAST_SINE, OPPOSITE_SINE))
     sine.masked_fill_(straight, 1.0)
     first = torch.where(straight, 1.0 - t, ((1.0 - t) * angle).sin() / sine)

@@ -6,12 +6,9 @@ Kim et al. 2023, https://arxiv.org/abs/2312.15166, section 2 (depth up-scaling),
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.methods import Place, method
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeops.lazy_torch import Tensor
+from mergeops.methods.registry import MethodView, method
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Passthrough:
 
 
 @method("passthrough", source_parameters=("scale",), max_sources=1)
-def merge(base: Tensor | None, sources: Tensor, p: Passthrough, at: Place) -> Tensor:
+def merge(base: Tensor | None, sources: Tensor, p: Passthrough, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:

@@ -5,15 +5,12 @@ Yuan et al. 2026, https://arxiv.org/abs/2601.13572, section 4 (Reinforced Agent 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.methods import Place, method
-from mergeops.methods.overlap import add_changes
+from mergeops.lazy_torch import Tensor, torch
+from mergeops.methods.registry import MethodView, Scan, method
 from mergeops.schema import check_range
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,40 @@ class Ram:
         check_range("method.epsilon", self.epsilon, 0.0, None)
 
 
+@dataclass(frozen=True)
+class RamPlusTensorLevel:
+    """Parameters of ``ramplus_tl``."""
+
+    r: float = 0.1
+    """How much a source's own changes grow with its overlap ratio (shared / unique changes)."""
+    alpha: float = 0.2
+    """Highest overlap ratio that counts."""
+    epsilon: float = 1e-5
+    """A weight has changed where it differs from the base by more than this."""
+
+    def __post_init__(self) -> None:
+        check_range("method.r", self.r, 0.0, None)
+        check_range("method.alpha", self.alpha, 0.0, None)
+        check_range("method.epsilon", self.epsilon, 0.0, None)
+
+
+def factors(scan: Scan, p: RamPlusTensorLevel, at: MethodView) -> list[float]:
+    """The factor on each source's unique changes, ``1 + r * min(shared / unique, alpha)``."""
+
+    def look(base: Tensor, sources: Tensor, offset: int) -> Tensor:
+        changed, count = _changed(sources - base, p.epsilon)
+        shared = [torch.count_nonzero(mine & (count > 1)) for mine in changed]
+        unique = [torch.count_nonzero(mine & (count == 1)) for mine in changed]
+        return torch.stack([torch.stack(shared), torch.stack(unique)])
+
+    # How many entries each source changed together with others, and how many alone.
+    shared, unique = sum(scan(look)).tolist()
+    # A source without unique changes has nothing that the factor could be applied to.
+    return [1.0 + p.r * min(s / max(u, 1), p.alpha) for s, u in zip(shared, unique, strict=True)]
+
+
 @method("ram", needs_base=True)
-def merge(base: Tensor, sources: Tensor, p: Ram, at: Place) -> Tensor:
+def ram(base: Tensor, sources: Tensor, p: Ram, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:
@@ -40,4 +69,43 @@ def merge(base: Tensor, sources: Tensor, p: Ram, at: Place) -> Tensor:
     Returns:
         ``[m]``. Entries that no source changed stay at ``base``.
     """
-    return base + add_changes(sources - base, p.epsilon, [1.0] * len(sources))
+    return base + _add_changes(sources - base, p.epsilon, [1.0] * len(sources))
+
+
+@method("ramplus_tl", needs_base=True, statistics=factors)
+def ramplus_tl(base: Tensor, sources: Tensor, p: RamPlusTensorLevel, at: MethodView) -> Tensor:
+    """RAM+ per tensor: RAM, where a source's own changes grow with how much it shares with others.
+
+    Yuan et al. 2026, https://arxiv.org/abs/2601.13572, section 4 (Reinforced Agent Merging), with
+    the overlap counted in each tensor.
+
+    Takes and returns what ``ram`` does; ``at`` gives the factors of unique changes.
+    """
+    return base + _add_changes(sources - base, p.epsilon, at.statistics)
+
+
+def _add_changes(deltas: Tensor, epsilon: float, factors: Sequence[float]) -> Tensor:
+    """Average shared changes, add unique ones.
+
+    Args:
+        deltas: ``[n, m]``, task vectors.
+        epsilon: an entry counts as changed above this magnitude.
+        factors: n factors on the sources' unique changes.
+
+    Returns:
+        ``[m]``, zero where nobody changed anything.
+    """
+    changed, count = _changed(deltas, epsilon)
+    unique = count == 1
+    change = torch.zeros_like(deltas[0])
+    for delta, mine, factor in zip(deltas, changed, factors, strict=True):
+        part = delta.masked_fill(~mine, 0.0)
+        change += part if factor == 1.0 else torch.where(unique, part * factor, part)
+    # The mean over the sources that changed an entry; where none did, 0 is divided by 1.
+    return change / count.clamp(min=1).to(change.dtype)
+
+
+def _changed(deltas: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Which entries each source changed ``[n, m]``, and how many sources changed each ``[m]``."""
+    changed = deltas.abs() > epsilon
+    return changed, changed.sum(dim=0)

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from mergeops.deferred import torch
-from mergeops.methods import Place, Scan, method
-from mergeops.methods.consensus import elect_and_average
-from mergeops.methods.reduction import block_sums, total
-from mergeops.methods.selection import KEEP_ALL, Cut, find_largest, keep_by_key, magnitude_keys
+from mergeops.lazy_torch import Tensor, torch
+from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.consensus import elect_and_average
+from mergeops.methods.steps.reduction import block_sums, total
+from mergeops.methods.steps.selection import (
+    KEEP_ALL,
+    Cut,
+    find_largest,
+    keep_by_key,
+    magnitude_keys,
+)
 from mergeops.schema import check_range
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Selection(NamedTuple):
     """Each source's share of the squared changes that stay."""
 
 
-def statistics(scan: Scan, p: Sce, at: Place) -> Selection:
+def statistics(scan: Scan, p: Sce, at: MethodView) -> Selection:
     """Where to cut, and the sources' weights."""
     cut = KEEP_ALL
     if p.select_topk < 1.0:
@@ -52,6 +55,7 @@ def statistics(scan: Scan, p: Sce, at: Place) -> Selection:
     def squares(base: Tensor, sources: Tensor, offset: int) -> Tensor:
         return torch.stack([block_sums(d * d) for d in _selected(base, sources, cut, offset)])
 
+    # Each source's share of the squares of the selected entries.
     energies = total(scan(squares))
     whole = sum(energies)
     n = len(energies)
@@ -59,7 +63,7 @@ def statistics(scan: Scan, p: Sce, at: Place) -> Selection:
 
 
 @method("sce", needs_base=True, statistics=statistics)
-def merge(base: Tensor, sources: Tensor, p: Sce, at: Place) -> Tensor:
+def merge(base: Tensor, sources: Tensor, p: Sce, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:
@@ -72,10 +76,10 @@ def merge(base: Tensor, sources: Tensor, p: Sce, at: Place) -> Tensor:
         ``[m]``. Each entry's sign is that of the task vectors' plain sum; entries of the other
         sign are left out of the weighted mean.
     """
-    found: Selection = at.statistics
+    selection: Selection = at.statistics
     # float64, since a source's weight may be smaller than float32 can hold.
-    deltas = _selected(base, sources, found.cut, at.offset)
-    change = elect_and_average(deltas, found.weights, normalize=True, vote_by_weight=False)
+    deltas = _selected(base, sources, selection.cut, at.offset)
+    change = elect_and_average(deltas, selection.weights, normalize=True, vote_by_weight=False)
     return base + change.to(base.dtype)
 
 
@@ -88,6 +92,8 @@ def _selected(base: Tensor, sources: Tensor, cut: Cut, offset: int) -> Tensor:
 
 
 def _count_differing(scan: Scan) -> int:
+    """How many entries the sources do not agree on."""
+
     def look(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
         return torch.count_nonzero(_variance_keys(base, sources, 0, offset))
 
@@ -101,11 +107,12 @@ def _variance_keys(base: Tensor | None, sources: Tensor, row: int, offset: int) 
     """
     apart = (sources - sources[0]).double()
     mean = torch.zeros_like(apart[0])
-    for one in apart:
-        mean += one
+    for difference in apart:
+        mean += difference
     mean *= 1.0 / len(apart)
+    # Sum of the squared distances from the mean; over n, it is the variance.
     squares = torch.zeros_like(mean)
-    for one in apart:
-        one -= mean
-        squares += one * one
+    for difference in apart:
+        difference -= mean
+        squares += difference * difference
     return magnitude_keys(squares.mul_(1.0 / len(apart)).float())

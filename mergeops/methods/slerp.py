@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.methods import Place, Scan, method
-from mergeops.methods.fused import Formula
-from mergeops.methods.reduction import gram
-from mergeops.methods.weighting import weighted_sum
+from mergeops.lazy_torch import Tensor
+from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.fused import Formula
+from mergeops.methods.steps.reduction import gram
+from mergeops.methods.steps.weighting import weighted_sum
 from mergeops.schema import check_range
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PARALLEL = 0.9995
 """Above this |cosine| the arc is so flat or so undefined that a straight line is taken."""
@@ -36,9 +33,10 @@ class Slerp:
         check_range("method.t", self.t, 0.0, 1.0)
 
 
-def coefficients(scan: Scan, p: Slerp, at: Place) -> tuple[float, float]:
+def coefficients(scan: Scan, p: Slerp, at: MethodView) -> tuple[float, float]:
     """The factors of the two sources, from their angle over the whole tensor."""
     (aa, ab), (_, bb) = gram(scan)
+    # Norms of the two sources, and the angle omega between them.
     norm_a, norm_b = math.sqrt(aa), math.sqrt(bb)
     if norm_a < TINY_NORM or norm_b < TINY_NORM:
         return 1.0 - p.t, p.t
@@ -46,13 +44,14 @@ def coefficients(scan: Scan, p: Slerp, at: Place) -> tuple[float, float]:
     if abs(cosine) > PARALLEL:
         return 1.0 - p.t, p.t
     angle = math.acos(cosine)
+    # sin((1 - t) omega) / sin(omega) and sin(t omega) / sin(omega).
     return (
         math.sin((1.0 - p.t) * angle) / math.sin(angle),
         math.sin(p.t * angle) / math.sin(angle),
     )
 
 
-def formula(p: Slerp, at: Place, n: int) -> Formula:
+def formula(p: Slerp, at: MethodView, n: int) -> Formula:
     """The two factors as weights."""
     return Formula(at.statistics)
 
@@ -65,7 +64,7 @@ def formula(p: Slerp, at: Place, n: int) -> Formula:
     statistics=coefficients,
     formula=formula,
 )
-def merge(base: Tensor | None, sources: Tensor, p: Slerp, at: Place) -> Tensor:
+def merge(base: Tensor | None, sources: Tensor, p: Slerp, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:

@@ -5,16 +5,12 @@ Ilharco et al. 2023, https://arxiv.org/abs/2212.04089, section 2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergeops.methods import Place, method
-from mergeops.methods.fused import Formula
-from mergeops.methods.weighting import check_mean, factors, weighted_sum
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergeops.lazy_torch import Tensor
+from mergeops.methods.registry import MethodView, method
+from mergeops.methods.steps.fused import Formula
+from mergeops.methods.steps.weighting import check_normalize, factors, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -30,13 +26,7 @@ class TaskArithmetic:
     """Factor on the sum of the weighted task vectors."""
 
 
-def check(per_source: Mapping[str, Sequence[float]], p: TaskArithmetic) -> None:
-    """Refuse a mean whose weights cancel."""
-    if p.normalize:
-        check_mean("task_arithmetic", per_source["weight"], "normalize")
-
-
-def formula(p: TaskArithmetic, at: Place, n: int) -> Formula:
+def formula(p: TaskArithmetic, at: MethodView, n: int) -> Formula:
     """What ``merge`` does."""
     return Formula(factors(at.per_source["weight"], p.scale, normalize=p.normalize))
 
@@ -45,10 +35,10 @@ def formula(p: TaskArithmetic, at: Place, n: int) -> Formula:
     "task_arithmetic",
     source_parameters=("weight",),
     needs_base=True,
-    check=check,
+    check=check_normalize("task_arithmetic"),
     formula=formula,
 )
-def merge(base: Tensor, sources: Tensor, p: TaskArithmetic, at: Place) -> Tensor:
+def merge(base: Tensor, sources: Tensor, p: TaskArithmetic, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from mergeops.methods import Place, Scan, method
-from mergeops.methods.consensus import elect_and_average
-from mergeops.methods.fused import Formula
-from mergeops.methods.selection import KEEP_NONE, Cut
-from mergeops.methods.sparsify import find_cuts, keep_largest, multiply, norm_factors
+from mergeops.lazy_torch import Tensor
+from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.consensus import elect_and_average
+from mergeops.methods.steps.fused import Formula
+from mergeops.methods.steps.selection import KEEP_NONE, Cut
+from mergeops.methods.steps.sparsify import find_cuts, keep_largest, norm_factors
+from mergeops.methods.steps.weighting import multiply
 from mergeops.schema import check_range
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,27 +38,27 @@ class Ties:
         check_range("method.density", self.density, 0.0, 1.0)
 
 
-class Trim(NamedTuple):
+class TiesTrim(NamedTuple):
     """How the task vectors of one tensor are trimmed."""
 
     cuts: tuple[Cut, ...]
     factors: tuple[float, ...]
 
 
-def statistics(scan: Scan, p: Ties, at: Place) -> Trim:
+def statistics(scan: Scan, p: Ties, at: MethodView) -> TiesTrim:
     """Where each source's task vector is trimmed, and its factor."""
     cuts = find_cuts(scan, at.per_source["density"], at.numel)
     if not p.rescale:
-        return Trim(cuts, (1.0,) * len(cuts))
+        return TiesTrim(cuts, (1.0,) * len(cuts))
 
     def keep(deltas: Tensor, offset: int) -> Tensor:
         return keep_largest(deltas, cuts, offset)
 
     kept = Formula([1.0] * len(cuts), windows=_windows(cuts))
-    return Trim(cuts, norm_factors(scan, keep, kept))
+    return TiesTrim(cuts, norm_factors(scan, keep, kept))
 
 
-def formula(p: Ties, at: Place, n: int) -> Formula:
+def formula(p: Ties, at: MethodView, n: int) -> Formula:
     """What ``merge`` does."""
     return Formula(
         at.per_source["weight"],
@@ -78,7 +77,7 @@ def formula(p: Ties, at: Place, n: int) -> Formula:
     statistics=statistics,
     formula=formula,
 )
-def merge(base: Tensor, sources: Tensor, p: Ties, at: Place) -> Tensor:
+def merge(base: Tensor, sources: Tensor, p: Ties, at: MethodView) -> Tensor:
     """Merge one chunk.
 
     Args:
@@ -91,11 +90,13 @@ def merge(base: Tensor, sources: Tensor, p: Ties, at: Place) -> Tensor:
         ``[m]``. Exactly ``int(density * numel)`` entries of each task vector take part; entries
         that every source trimmed stay at ``base``.
     """
-    found: Trim = at.statistics
-    trimmed = multiply(keep_largest(sources - base, found.cuts, at.offset), found.factors)
+    trim: TiesTrim = at.statistics
+    # Section 4.1: trim; 4.2 and 4.3: elect a sign and take the disjoint mean.
+    trimmed = multiply(keep_largest(sources - base, trim.cuts, at.offset), trim.factors)
     change = elect_and_average(trimmed, at.per_source["weight"], normalize=p.normalize)
     return base + change * p.scale
 
 
 def _windows(cuts: Sequence[Cut]) -> list[tuple[Cut, Cut]]:
+    """The cuts as kernels take them: without an inner one."""
     return [(cut, KEEP_NONE) for cut in cuts]

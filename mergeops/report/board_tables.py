@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from mergeops.report.leaderboard import Leaderboard, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from mergeops.report.leaderboard import Leaderboard, Row
 
 _SUMMARY = ("#", "model", "kind", "all tasks", "difference")
 _TEXTS = ("model", "kind")
@@ -21,7 +22,7 @@ _GAP = 2
 _STYLES = {"merge": "bold cyan", "source": "", "base": "dim"}
 
 
-def terminal(board: Leaderboard, width: int | None = None) -> RenderableType:
+def board_table(board: Leaderboard, width: int | None = None) -> RenderableType:
     """Merges stand out, differences beyond chance are coloured.
 
     Args:
@@ -46,11 +47,12 @@ def terminal(board: Leaderboard, width: int | None = None) -> RenderableType:
     return Group(*parts, Text(_caption(board), style="dim"))
 
 
-def markdown(board: Leaderboard) -> str:
+def board_markdown(board: Leaderboard) -> str:
     """A Markdown table with all columns and a line about how to read it."""
     headings = [*_SUMMARY, *board.tasks]
     rule = ["---" if heading in _TEXTS else "---:" for heading in headings]
-    cells = [[_escaped(_text(board, row, h)) for h in headings] for row in board.rows]
+    texts = [_texts(board, row) for row in board.rows]
+    cells = [[_escaped(text[heading]) for heading in headings] for text in texts]
     lines = [[_escaped(heading) for heading in headings], rule, *cells]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{table}\n\n{_caption(board)}\n"
@@ -63,41 +65,40 @@ def _drawn(board: Leaderboard, headings: Sequence[str]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in headings:
-        justify: Literal["left", "right"] = "left" if heading in _TEXTS else "right"
-        # Only names may be broken over lines.
         table.add_column(
             heading,
-            justify=justify,
+            justify="left" if heading in _TEXTS else "right",
             overflow="fold",
+            # Only names may be broken over lines.
             no_wrap=heading != "model",
             min_width=_ROOM.get(heading),
         )
     for row in board.rows:
-        cells = []
-        for heading in headings:
-            d = row.difference if heading == "difference" else None
-            style = "green" if d and d.low > 0 else "red" if d and d.high < 0 else ""
-            cells.append(Text(_text(board, row, heading), style=style))
+        texts = _texts(board, row)
+        styles = {"difference": _difference_style(row)}
+        cells = [Text(texts[heading], styles.get(heading, "")) for heading in headings]
         table.add_row(*cells, style=_STYLES[row.kind])
     return table
 
 
-def _text(board: Leaderboard, row: Row, heading: str) -> str:
-    """One cell."""
+def _difference_style(row: Row) -> str:
     d = row.difference
-    if heading == "#":
-        return str(row.rank)
-    if heading == "model":
-        return row.name
-    if heading == "kind":
-        return row.kind
-    if heading == "all tasks":
-        return str(row.estimate)
-    if heading == "difference":
-        if d is None:
-            return "reference" if row.name == board.reference else ""
-        return f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-    return str(row.tasks[heading])
+    if d is not None and d.low > 0:
+        return "green"
+    return "red" if d is not None and d.high < 0 else ""
+
+
+def _texts(board: Leaderboard, row: Row) -> dict[str, str]:
+    """The cells of a row by their headings."""
+    difference = "reference" if row.name == board.reference else ""
+    return {
+        **{task: str(score) for task, score in row.tasks.items()},
+        "#": str(row.rank),
+        "model": row.name,
+        "kind": row.kind,
+        "all tasks": str(row.estimate),
+        "difference": str(row.difference) if row.difference else difference,
+    }
 
 
 def _caption(board: Leaderboard) -> str:

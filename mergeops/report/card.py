@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from mergeops.evaluate.intervals import Estimate
-
-_HUB = re.compile(r"hf://([\w.\-]+/[\w.\-]+)")
+from mergeops.scores import Estimate
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,8 @@ class CardParent:
     """Digest of its weights."""
     run_id: str | None = None
     """The MLflow run that trained it."""
+    short_name: str | None = None
+    """What the card calls it; empty for the recipe's name, None for the end of its URI."""
 
 
 def model_card(
@@ -65,25 +64,20 @@ def model_card(
         f"## Merged models\n\n{_parents_table(parents)}",
     ]
     if scores:
-        blocks.append(f"## Scores\n\n{_scores_table(scores)}\n\n{_SCORE_NOTES[part == 'dev']}")
+        note = "dev part, which the recipe was chosen on"
+        if part != "dev":
+            note = "confirm part, which no choice has seen"
+        table = _scores_table(scores)
+        blocks.append(f"## Scores\n\n{table}\n\nScores with 95 % intervals on the {note}.")
     blocks.append(f"## Recipe\n\n```yaml\n{_yaml(recipe)}```")
     return "\n\n".join(blocks) + "\n"
 
 
 def base_model(parent: CardParent) -> str:
     """How the card names an input: its hub id, else the last part of its path, else its name."""
-    hub = _HUB.match(parent.uri)
-    if hub:
-        return hub.group(1)
-    if parent.uri.startswith(("runs:", "models:")):
-        return parent.name
+    if parent.short_name is not None:
+        return parent.short_name or parent.name
     return parent.uri.rstrip("/").rpartition("/")[2] or parent.name
-
-
-_SCORE_NOTES = {
-    True: "Scores with 95 % intervals on the dev part, which the recipe was chosen on.",
-    False: "Scores with 95 % intervals on the confirm part, which no choice has seen.",
-}
 
 
 def _parents_table(parents: Sequence[CardParent]) -> str:

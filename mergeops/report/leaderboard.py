@@ -10,15 +10,18 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeops.errors import EvaluationError
-from mergeops.evaluate import Scores, merit
-from mergeops.evaluate.intervals import Estimate, mean_interval, task_estimate
-from mergeops.evaluate.paired import Comparison, compare
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from mergeops.scores import (
+    Comparison,
+    Estimate,
+    Scores,
+    compare,
+    mean_interval,
+    merit,
+    task_estimate,
+)
 
 KINDS = ("base", "source", "merge")
 CONFIDENCE = 0.95
@@ -47,7 +50,7 @@ class Entry:
     origin: Origin | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A ranked model."""
 
@@ -76,6 +79,22 @@ class Row:
         known = math.isfinite(self.low) and math.isfinite(self.high)
         return Estimate(self.pooled, (self.low, self.high) if known else None, self.stderr)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types; what is not there, or not finite, is None."""
+        tasks = {}
+        for task, score in self.tasks.items():
+            low, high = score.interval or (None, None)
+            tasks[task] = {"value": score.value, "stderr": score.stderr, "low": low, "high": high}
+        keys = ("rank", "name", "kind", "n", "pooled", "stderr")
+        return {
+            **{key: getattr(self, key) for key in keys},
+            "low": _finite(self.low),
+            "high": _finite(self.high),
+            "tasks": tasks,
+            "difference": _plain(self.difference),
+            **({"origin": dataclasses.asdict(self.origin)} if self.origin else {}),
+        }
+
 
 @dataclass(frozen=True)
 class Leaderboard:
@@ -92,9 +111,9 @@ class Leaderboard:
     """Tasks that not every model was scored on."""
 
     @property
-    def best(self) -> Row:
-        """The first row."""
-        return self.rows[0]
+    def reference_row(self) -> Row | None:
+        """The row that differences are against."""
+        return next((row for row in self.rows if row.name == self.reference), None)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types; what is not there, or not finite, is None."""
@@ -104,46 +123,37 @@ class Leaderboard:
             "metrics": dict(self.metrics),
             "reference": self.reference,
             "left_out": list(self.left_out),
-            "rows": [
-                {
-                    "rank": row.rank,
-                    "name": row.name,
-                    "kind": row.kind,
-                    "n": row.n,
-                    "pooled": row.pooled,
-                    "stderr": row.stderr,
-                    "low": _finite(row.low),
-                    "high": _finite(row.high),
-                    "tasks": {
-                        task: {
-                            "value": found.value,
-                            "stderr": found.stderr,
-                            "low": found.interval[0] if found.interval else None,
-                            "high": found.interval[1] if found.interval else None,
-                        }
-                        for task, found in row.tasks.items()
-                    },
-                    "difference": _plain(row.difference),
-                    **({"origin": dataclasses.asdict(row.origin)} if row.origin else {}),
-                }
-                for row in self.rows
-            ],
+            "rows": [row.to_dict() for row in self.rows],
         }
 
-    def table(self, width: int | None = None) -> RenderableType:
-        """For the terminal, ``width`` columns wide; None asks the terminal."""
-        from mergeops.report.board_tables import terminal
 
-        return terminal(self, width)
+@dataclass(frozen=True)
+class LeftOut:
+    """A scored model that cannot stand on the leaderboard."""
 
-    def markdown(self) -> str:
-        """As a Markdown table with a line about how to read it."""
-        from mergeops.report.board_tables import markdown
-
-        return markdown(self)
+    name: str
+    experiment: str
+    reason: str
 
 
-def leaderboard(entries: Sequence[Entry], reference: str | None = None) -> Leaderboard:
+@dataclass(frozen=True)
+class Compared:
+    """Models of one or more experiments that answered the same questions."""
+
+    experiments: tuple[str, ...]
+    board: Leaderboard
+    left_out: tuple[LeftOut, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, for ``--json``."""
+        return {
+            **self.board.to_dict(),
+            "experiments": list(self.experiments),
+            "models_left_out": [dataclasses.asdict(model) for model in self.left_out],
+        }
+
+
+def make_leaderboard(entries: Sequence[Entry], reference: str | None = None) -> Leaderboard:
     """Rank models by their pooled score and compare each with one of them.
 
     Args:
@@ -223,8 +233,10 @@ def _reference(ranked: Sequence[Entry], wanted: str | None) -> Entry | None:
 
 def _row(rank: int, entry: Entry, reference: Entry | None, tasks: tuple[str, ...]) -> Row:
     pooled, stderr, n = _values(entry.scores, tasks)
-    found = mean_interval(entry.scores, tasks, confidence=CONFIDENCE)
-    is_reference = reference is None or entry.name == reference.name
+    mean = mean_interval(entry.scores, tasks, confidence=CONFIDENCE)
+    difference = None
+    if reference is not None and entry.name != reference.name:
+        difference = compare(entry.scores, reference.scores, tasks, confidence=CONFIDENCE)
     return Row(
         rank=rank,
         name=entry.name,
@@ -232,12 +244,10 @@ def _row(rank: int, entry: Entry, reference: Entry | None, tasks: tuple[str, ...
         n=n,
         pooled=pooled,
         stderr=stderr,
-        low=found.low,
-        high=found.high,
+        low=mean.low,
+        high=mean.high,
         tasks={t: task_estimate(entry.scores, t, confidence=CONFIDENCE) for t in tasks},
-        difference=None
-        if is_reference or reference is None
-        else compare(entry.scores, reference.scores, tasks, confidence=CONFIDENCE),
+        difference=difference,
         origin=entry.origin,
     )
 
@@ -251,29 +261,35 @@ def _values(scores: Scores, tasks: Iterable[str]) -> tuple[float, float | None, 
         total += math.fsum(values)
         n += len(values)
         if len(values) > 1:
+            # Variance of the task's sum: items times their sample variance.
             spread = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
             variance += len(values) * spread
         else:
             variance = math.inf
-    return total / n, math.sqrt(variance) / n if math.isfinite(variance) else None, n
+    stderr = math.sqrt(variance) / n if math.isfinite(variance) else None
+    return total / n, stderr, n
 
 
 def _plain(difference: Comparison | None) -> dict[str, Any] | None:
     if difference is None:
         return None
+    keys = ("confidence", "p_value", "test", "wins", "losses", "n", "units")
     return {
         "value": difference.difference,
         "low": _finite(difference.low),
         "high": _finite(difference.high),
-        "confidence": difference.confidence,
-        "p_value": difference.p_value,
-        "test": difference.test,
-        "wins": difference.wins,
-        "losses": difference.losses,
-        "n": difference.n,
-        "units": difference.units,
+        **{key: getattr(difference, key) for key in keys},
     }
 
 
 def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
+
+
+def leaderboard_of(merges: Mapping[str, Scores], parents: Mapping[str, Scores]) -> Leaderboard:
+    """Merges among their parents, each compared with the best parent."""
+    entries = [
+        Entry(parent, "base" if parent == "base" else "source", scores)
+        for parent, scores in parents.items()
+    ]
+    return make_leaderboard([*entries, *(Entry(name, "merge", s) for name, s in merges.items())])

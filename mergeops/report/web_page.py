@@ -9,20 +9,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mergeops import __version__
+from mergeops.checkpoint import replace_with
 from mergeops.errors import ConfigError
-from mergeops.evaluate.intervals import Estimate
-from mergeops.report.leaderboard import KINDS, Leaderboard, Row
-
-if TYPE_CHECKING:
-    from mergeops.compare import Compared, LeftOut
+from mergeops.report.leaderboard import KINDS, Compared, Leaderboard, LeftOut, Row
+from mergeops.version import __version__
 
 MARK = "<!doctype html>\n<!-- mergeops compare -->\n"
 """How every such page begins: only a file of this kind is overwritten."""
@@ -30,7 +25,7 @@ WIDTH, HEIGHT = 170, 12
 """Of an interval, in pixels."""
 
 
-def check_target(path: Path) -> None:
+def check_page_target(path: Path) -> None:
     """Refuse, before any work, a file that must not be written.
 
     Raises:
@@ -55,10 +50,10 @@ def write_page(compared: Compared, path: Path) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    text = page(compared)
     try:
-        partial.write_text(page(compared), encoding="utf-8")
-        partial.replace(path)
+        with replace_with(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--html is {path}, which cannot be written: {error.strerror}") from error
 
@@ -137,15 +132,15 @@ def _filters(compared: Compared) -> str:
 def _headings(compared: Compared) -> list[str]:
     several = len(compared.experiments) > 1
     down, up = "descending", "ascending"
-    wanted = [("#", up, False), ("model", up, True)]
-    wanted += [("experiment", up, True)] if several else []
-    wanted += [("kind", up, True), ("all tasks", down, False)]
+    titles = [("#", up, False), ("model", up, True)]
+    titles += [("experiment", up, True)] if several else []
+    titles += [("kind", up, True), ("all tasks", down, False)]
     if compared.board.reference is not None:
-        wanted += [("difference", down, False), ("p", up, False), ("wins : losses", down, False)]
-    wanted += [(task, down, False) for task in compared.board.tasks]
+        titles += [("difference", down, False), ("p", up, False), ("wins : losses", down, False)]
+    titles += [(task, down, False) for task in compared.board.tasks]
     cells = []
-    for i, (text, first, is_text) in enumerate(wanted):
-        sort = " aria-sort='ascending'" if i == 0 else ""
+    for text, first, is_text in titles:
+        sort = " aria-sort='ascending'" if text == "#" else ""
         style = " class='text'" if is_text else ""
         cells.append(
             f"<th scope='col' data-first='{first}'{sort}{style}>"
@@ -157,8 +152,9 @@ def _headings(compared: Compared) -> list[str]:
 def _rows(compared: Compared) -> list[str]:
     board = compared.board
     scores = _scale([(row.low, row.pooled, row.high) for row in board.rows])
-    found = [row.difference for row in board.rows if row.difference]
-    differences = _scale([(0.0, 0.0, 0.0), *((d.low, d.difference, d.high) for d in found)])
+    compared_rows = [row.difference for row in board.rows if row.difference]
+    ends = [(d.low, d.difference, d.high) for d in compared_rows]
+    differences = _scale([(0.0, 0.0, 0.0), *ends])
     return [_row(compared, row, scores, differences) for row in board.rows]
 
 
@@ -168,7 +164,7 @@ def _row(
     scores: tuple[float, float],
     differences: tuple[float, float],
 ) -> str:
-    origin, difference = row.origin, row.difference
+    origin, d = row.origin, row.difference
     experiment = escape(origin.experiment) if origin else ""
     name = escape(row.name)
     shown = f"<a href='{escape(origin.url)}'>{name}</a>" if origin and origin.url else name
@@ -181,27 +177,27 @@ def _row(
         cells.append(f"<td class='text' data-value='{experiment}'>{experiment}</td>")
     cells.append(f"<td class='text kind' data-value='{row.kind}'>{row.kind}</td>")
     drawn = _interval(row.pooled, row.low, row.high, scores, None)
-    cells.append(_cell(row.pooled, _with_interval(row.estimate) + drawn))
-    beyond = "no"
-    if difference is not None:
-        better, worse = difference.low > 0, difference.high < 0
-        beyond = "yes" if better or worse else "no"
-        d = difference
-        text = f"{d.difference:+.3f} <span class='error'>[{d.low:+.3f}, {d.high:+.3f}]</span>"
-        text = f"<span class='{'good' if better else 'bad' if worse else ''}'>{text}</span>"
+    cells.append(_cell(row.pooled, _with_interval(str(row.estimate)) + drawn))
+    judgement = ""
+    if d is not None:
+        if d.low > 0:
+            judgement = "good"
+        elif d.high < 0:
+            judgement = "bad"
+        shown = _with_interval(str(d))
         drawn = _interval(d.difference, d.low, d.high, differences, 0.0)
         cells += [
-            _cell(d.difference, text + drawn),
+            _cell(d.difference, f"<span class='{judgement}'>{shown}</span>{drawn}"),
             _cell(d.p_value, f"{d.p_value:.3g}"),
             _cell(d.wins - d.losses, f"{d.wins} : {d.losses}"),
         ]
     elif compared.board.reference is not None:
         # The reference differs from itself by nothing, and is sorted so.
         cells += [_cell(0.0, "reference"), _cell(math.nan, ""), _cell(0.0, "")]
-    cells += [
-        _cell(row.tasks[task].value, _with_interval(row.tasks[task]), "task")
-        for task in compared.board.tasks
-    ]
+    for task in compared.board.tasks:
+        score = row.tasks[task]
+        cells.append(_cell(score.value, _with_interval(str(score)), "task"))
+    beyond = "yes" if judgement else "no"
     return (
         f"<tr class='{row.kind}' data-kind='{row.kind}' data-name='{name}' data-beyond='{beyond}' "
         f"data-experiment='{experiment}'>{''.join(cells)}</tr>"
@@ -212,8 +208,8 @@ def _left_out(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
         return ""
     lines = "".join(
-        f"<li>{escape(one.name)} ({escape(one.experiment)}): {escape(one.reason)}</li>"
-        for one in left_out
+        f"<li>{escape(model.name)} ({escape(model.experiment)}): {escape(model.reason)}</li>"
+        for model in left_out
     )
     return f"<h2>Left out</h2><ul>{lines}</ul>"
 
@@ -224,10 +220,10 @@ def _cell(value: float, content: str, style: str = "") -> str:
     )
 
 
-def _with_interval(score: Estimate) -> str:
-    if not score.interval_text:
-        return score.value_text
-    return f"{score.value_text} <span class='error'>{score.interval_text}</span>"
+def _with_interval(score: str) -> str:
+    """A value, and its interval in another colour."""
+    value, space, interval = score.partition(" ")
+    return f"{value} <span class='error'>{interval}</span>" if space else value
 
 
 def _interval(
@@ -239,11 +235,9 @@ def _interval(
         return f"{(min(max(at, start), end) - start) / (end - start) * WIDTH:.1f}"
 
     middle = HEIGHT / 2
-    line = (
-        f"<line class='axis' x1='{x(axis)}' x2='{x(axis)}' y1='-2' y2='{HEIGHT + 2}'/>"
-        if axis is not None
-        else ""
-    )
+    line = ""
+    if axis is not None:
+        line = f"<line class='axis' x1='{x(axis)}' x2='{x(axis)}' y1='-2' y2='{HEIGHT + 2}'/>"
     if value < start or value > end:
         # Off the scale, which one diverged run must not stretch for all: an arrow at the edge.
         at, tip = (0, -7) if value < start else (WIDTH, 7)

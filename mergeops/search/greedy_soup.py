@@ -9,15 +9,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from mergeops.errors import ConfigError
 from mergeops.methods import get
 from mergeops.pipeline import Trial, run
 from mergeops.recipe import MethodSpec, Recipe
-from mergeops.search import Found, dev_columns, strategy
+from mergeops.search.strategies import SearchResult, dev_columns, strategy
 from mergeops.tools import Tools
-from mergeops.tracking.search_run import SearchRun
+from mergeops.tracking import SearchRun
+
+
+@dataclass(frozen=True)
+class GreedySoupParameters:
+    """Parameters of ``greedy_soup``: none."""
+
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Not used; conf/search/greedy_soup.yaml and recipes in MLflow have it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,9 @@ def choose(
 
 
 @strategy("greedy_soup")
-def search(recipe: Recipe, tools: Tools, log: SearchRun) -> Found:
+def search(
+    recipe: Recipe, parameters: GreedySoupParameters, tools: Tools, log: SearchRun
+) -> SearchResult:
     """Run the greedy soup over the recipe's sources; each soup tried is a nested trial.
 
     Raises:
@@ -89,7 +100,7 @@ def search(recipe: Recipe, tools: Tools, log: SearchRun) -> Found:
         for s in steps
     ]
     best_source = soup[0] if len(soup) == 1 else None
-    return Found(trials.get(soup), best_source, list(trials.values()), rows)
+    return SearchResult(trials.get(soup), best_source, list(trials.values()), rows)
 
 
 def soup_recipe(recipe: Recipe, names: tuple[str, ...]) -> Recipe:

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.errors import ConfigError, EvaluationError
 from mergeops.pipeline import best_of, run
 from mergeops.recipe import Recipe
-from mergeops.search import Found, dev_columns, strategy
+from mergeops.search.strategies import SearchResult, dev_columns, strategy, with_values
 from mergeops.tools import Tools
-from mergeops.tracking.search_run import SearchRun
+from mergeops.tracking import SearchRun
+
+
+@dataclass(frozen=True)
+class GridParameters:
+    """Parameters of ``grid``."""
+
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Override key -> values, e.g. {method.density: [0.2, 0.5]}."""
 
 
 @strategy("grid")
-def search(recipe: Recipe, tools: Tools, log: SearchRun) -> Found:
-    """Run every combination of ``recipe.search.grid``; each one is a nested trial.
+def search(
+    recipe: Recipe, parameters: GridParameters, tools: Tools, log: SearchRun
+) -> SearchResult:
+    """Run every combination of the grid; each one is a nested trial.
 
     Raises:
         ConfigError: the grid is empty, or a key in it is unknown.
         EvaluationError: no merge has a finite score.
     """
-    points = combinations(recipe.search.grid)
+    points = combinations(parameters.grid)
     # All recipes are checked before the first one runs.
     recipes = [with_values(recipe, point) for point in points]
     trials = [run(point, tools, search=log) for point in recipes]
@@ -35,7 +46,7 @@ def search(recipe: Recipe, tools: Tools, log: SearchRun) -> Found:
     rows = [
         {**point, **dev_columns(trial.scores)} for point, trial in zip(points, trials, strict=True)
     ]
-    return Found(best, None, trials, rows)
+    return SearchResult(best, None, trials, rows)
 
 
 def combinations(grid: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
@@ -50,23 +61,3 @@ def combinations(grid: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
             "search.grid='{method.density: [0.2, 0.5]}'"
         )
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def with_values(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
-    """The recipe with dotted keys replaced.
-
-    Raises:
-        ConfigError: a key or a value that the schema refuses.
-    """
-    raw = recipe.to_dict()
-    for key, value in point.items():
-        *parents, last = key.split(".")
-        node = raw
-        for part in parents:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"search.grid has {key}, but {part} holds no keys of its own")
-        node[last] = value
-    changes = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in point.items())
-    raw["name"] = f"{recipe.name or raw['method']['name']} {changes}"
-    return Recipe.from_dict(raw)

@@ -16,12 +16,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError
-from mergeops.sources import contents
-from mergeops.sources.contents import CHECKPOINT_NAME, Contents, Kind
+from mergeops.sources.contents import (
+    CHECKPOINT_NAME,
+    Contents,
+    Kind,
+    check_whole,
+    checkpoints_in,
+    epochs_in,
+    examine,
+    find_checkpoint,
+)
 from mergeops.sources.logged_config import output_directories
-from mergeops.sources.place import LocalPlace, Place, read_json
-from mergeops.sources.run_note import BEST_TAG, CHECKPOINTS_TAG, HOST_TAG, writer_of
-from mergeops.sources.store import Store
+from mergeops.sources.remote.directory import Directory, LocalDirectory, read_json
+from mergeops.sources.run_note import RunTags, writer_of
+from mergeops.sources.training_runs import TrainingRuns
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -32,12 +40,12 @@ TRAINER_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CheckpointCandidate:
     """One directory that may be a checkpoint of the run."""
 
     name: str
     """``checkpoint-12``, a LoggedModel's name, an artifact's path, or empty for a final save."""
-    place: Place
+    directory: Directory
     found_by: str
     """Where the run says so, in words."""
     model_id: str | None = None
@@ -48,20 +56,24 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class CheckpointChoice:
     """A candidate that is a whole checkpoint."""
 
-    candidate: Candidate
+    candidate: CheckpointCandidate
     contents: Contents
-    kind: Kind
     state: dict[str, Any]
     """The trainer's state, where it was saved; else empty."""
-    why: str
+    why: str = ""
     """Why this one, in words."""
     skipped: tuple[str, ...] = ()
     """What is wrong with the candidates that were passed over."""
     others: tuple[str, ...] = ()
     """Names of all candidates of the stage that it is from, newest first."""
+
+    @property
+    def kind(self) -> Kind | None:
+        """Full or LoRA; it is one of them."""
+        return self.contents.kind
 
     @property
     def step(self) -> int | None:
@@ -74,7 +86,7 @@ class Choice:
 class Search:
     """One run's candidates, looked for stage by stage."""
 
-    store: Store
+    store: TrainingRuns
     run: Run
     models: Sequence[LoggedModel]
     """LoggedModels that the run made."""
@@ -84,14 +96,16 @@ class Search:
     problems: list[str] = field(default_factory=list)
     """What is wrong with the candidates seen so far."""
 
-    def stages(self) -> Iterator[list[Candidate]]:
+    def stages(self) -> Iterator[list[CheckpointCandidate]]:
         """The candidates of each stage, newest first."""
-        for stage in (self._tagged, self._trainer_models, self._other_models, self._artifacts):
-            yield self._guarded(stage)
+        yield self._guarded(self._tagged)
+        yield self._guarded(self._trainer_models)
+        yield self._guarded(self._other_models)
+        yield self._guarded(self._artifacts)
         yield self._guarded(self._output_directories)
         yield self._guarded(self._pointers)
 
-    def best(self) -> Choice | None:
+    def best(self) -> CheckpointChoice | None:
         """The best whole checkpoint of the first stage that has one: what trainer_state.json calls
         the best, else that with its lowest eval_loss, else what the run's tag says, else the
         newest."""
@@ -111,7 +125,9 @@ class Search:
             return self._chosen(newest, "newest whole one", names)
         return None
 
-    def _best_names(self, newest: Choice, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    def _best_names(
+        self, newest: CheckpointChoice, names: Sequence[str]
+    ) -> Iterator[tuple[str, str]]:
         """Which one is the best, and who says so; the first that is whole is taken."""
         said = str(newest.state.get("best_model_checkpoint") or "").rstrip("/")
         if said:
@@ -121,11 +137,11 @@ class Search:
         for _, name in sorted(scored, key=lambda pair: pair[0]):
             yield name, f"lowest eval_loss in {TRAINER_STATE}"
         # Last: of a run that was killed it may be older than the newest checkpoint.
-        tagged = self.run.data.tags.get(BEST_TAG)
+        tagged = self.run.data.tags.get(RunTags.BEST)
         if tagged:
-            yield tagged, f"best by tag {BEST_TAG}"
+            yield tagged, f"best by tag {RunTags.BEST}"
 
-    def named(self, name: str) -> Choice | None:
+    def named(self, name: str) -> CheckpointChoice | None:
         """The whole checkpoint of this name."""
         for candidates in self.stages():
             whole = self._first_whole([c for c in candidates if c.name == name])
@@ -138,63 +154,65 @@ class Search:
         names = [c.name for stage in self.stages() for c in stage if c.name]
         return list(dict.fromkeys(names))
 
-    def _chosen(self, choice: Choice, why: str, others: Sequence[str] = ()) -> Choice:
+    def _chosen(
+        self, choice: CheckpointChoice, why: str, others: Sequence[str] = ()
+    ) -> CheckpointChoice:
         skipped = tuple(self.problems)
         return dataclasses.replace(choice, why=why, skipped=skipped, others=tuple(others))
 
-    def _first_whole(self, candidates: Sequence[Candidate]) -> Choice | None:
+    def _first_whole(self, candidates: Sequence[CheckpointCandidate]) -> CheckpointChoice | None:
         for candidate in candidates:
             try:
-                found = contents.examine(candidate.place)
-                if found.kind is None:
-                    self.problems.append(str(found.problem))
+                contents = examine(candidate.directory)
+                if contents.kind is None:
+                    self.problems.append(str(contents.problem))
                     continue
-                contents.check_whole(candidate.place, found.kind)
-                state = read_json(candidate.place, TRAINER_STATE) or {}
+                check_whole(candidate.directory, contents.kind)
+                state = read_json(candidate.directory, TRAINER_STATE) or {}
             except SourceError as error:
                 self.problems.append(str(error))
                 continue
             if candidate.in_output_dir and (problem := self._whose(candidate, state)):
                 self.problems.append(problem)
                 continue
-            return Choice(candidate, found, found.kind, state, "")
+            return CheckpointChoice(candidate, contents, state)
         return None
 
-    def _whose(self, candidate: Candidate, state: dict[str, Any]) -> str | None:
+    def _whose(self, candidate: CheckpointCandidate, state: dict[str, Any]) -> str | None:
         """Why a checkpoint in the trainer's directory is not this run's; None where it is."""
-        writer = writer_of(candidate.place)
+        writer = writer_of(candidate.directory)
         if writer is not None:
             ours = writer == self.run.info.run_id
-            return None if ours else f"{candidate.place.shown} was written by run {writer}"
+            return None if ours else f"{candidate.directory.shown} was written by run {writer}"
         if self.is_ours is None or self.is_ours(state):
             return None
         return (
-            f"{candidate.place.shown} was written by another run: its {TRAINER_STATE} "
+            f"{candidate.directory.shown} was written by another run: its {TRAINER_STATE} "
             "holds losses that this run did not log"
         )
 
-    def _guarded(self, stage: Callable[[], list[Candidate]]) -> list[Candidate]:
-        # A store that is gone for one stage does not hide what another finds.
+    def _guarded(
+        self, stage: Callable[[], Iterator[CheckpointCandidate]]
+    ) -> list[CheckpointCandidate]:
+        """All of one stage; a store that is gone for it does not hide what another finds."""
         try:
-            return _newest_first(stage())
+            return sorted(stage(), key=lambda c: -1 if c.step is None else c.step, reverse=True)
         except SourceError as error:
             self.problems.append(str(error))
             return []
 
-    def _tagged(self) -> list[Candidate]:
+    def _tagged(self) -> Iterator[CheckpointCandidate]:
         uri = self.run.data.tags.get(CHECKPOINT_URI)
         if not uri:
-            return []
-        place = self.store.open(uri)
+            return
+        directory = self.store.open(uri)
         found_by = f"tag {CHECKPOINT_URI}"
-        inside = contents.checkpoints_in(place.entries())
-        if inside:
-            return [Candidate(n, place.inside(n), found_by, step=s) for s, n in inside]
-        name = uri.rstrip("/").rsplit("/", 1)[-1]
-        return [Candidate(name, place, found_by, step=step_of(name))]
+        inside = checkpoints_in(directory.entries())
+        yield from _each(inside, directory, found_by)
+        if not inside:
+            yield _pointed_at(uri, directory, found_by)
 
-    def _trainer_models(self) -> list[Candidate]:
-        found = []
+    def _trainer_models(self) -> Iterator[CheckpointCandidate]:
         for model in self.models:
             if not CHECKPOINT_NAME.match(model.name) or _is_external(model):
                 continue
@@ -205,90 +223,87 @@ class Search:
                 )
                 continue
             # The trainer packs checkpoint-N as an artifact named model_path into a pyfunc model.
-            place = self.store.open(model.artifact_location).inside(f"artifacts/{model.name}")
-            found.append(
-                Candidate(
-                    model.name,
-                    place,
-                    f"LoggedModel {model.model_id}",
-                    model.model_id,
-                    step_of(model.name),
-                )
-            )
-        return found
+            packed = self.store.open(model.artifact_location).inside(f"artifacts/{model.name}")
+            yield _named(model.name, packed, f"LoggedModel {model.model_id}", model.model_id)
 
-    def _other_models(self) -> list[Candidate]:
-        found = []
+    def _other_models(self) -> Iterator[CheckpointCandidate]:
         for model in self.models:
             if CHECKPOINT_NAME.match(model.name) or str(model.status) != "READY":
                 continue
             if _is_external(model):
                 continue
-            place = contents.find_checkpoint(self.store.open(model.artifact_location))
-            if place is not None:
+            checkpoint = find_checkpoint(self.store.open(model.artifact_location))
+            if checkpoint is not None:
                 found_by = f"LoggedModel {model.model_id}"
-                found.append(Candidate(model.name, place, found_by, model.model_id))
-        return found
+                yield _named(model.name, checkpoint.directory, found_by, model.model_id)
 
-    def _pointers(self) -> list[Candidate]:
+    def _pointers(self) -> Iterator[CheckpointCandidate]:
         # Last, since what adopt once pointed at may have newer checkpoints beside it by now.
-        found = []
         for model in self.models:
             uri = model.tags.get(CHECKPOINT_URI)
             if uri and _is_external(model):
-                name = uri.rstrip("/").rsplit("/", 1)[-1]
                 found_by = f"tag {CHECKPOINT_URI} of LoggedModel {model.model_id}"
-                place = self.store.open(uri)
-                found.append(Candidate(name, place, found_by, model.model_id, step_of(name)))
-        return found
+                yield _pointed_at(uri, self.store.open(uri), found_by, model.model_id)
 
-    def _artifacts(self) -> list[Candidate]:
-        root = self.store.open(self.run.info.artifact_uri)
-        found = []
+    def _artifacts(self) -> Iterator[CheckpointCandidate]:
+        root, found_by = self.store.open(self.run.info.artifact_uri), "run artifacts"
         for entry in root.entries():
             if not entry.is_dir:
                 continue
-            place = root.inside(entry.name)
+            directory = root.inside(entry.name)
             if CHECKPOINT_NAME.match(entry.name):
-                packed = place.inside(f"artifacts/{entry.name}")
-                place = packed if packed.entries() else place
-                found.append(
-                    Candidate(entry.name, place, "run artifacts", step=step_of(entry.name))
-                )
+                packed = directory.inside(f"artifacts/{entry.name}")
+                directory = packed if packed.entries() else directory
+                yield _named(entry.name, directory, found_by)
                 continue
-            inside = place.entries()
-            for step, name in contents.checkpoints_in(inside):
-                found.append(Candidate(name, place.inside(name), "run artifacts", step=step))
-            direct = contents.find_checkpoint(place)
-            if direct is not None:
-                found.append(Candidate(entry.name, direct, "run artifacts"))
-        return found
+            yield from _each(checkpoints_in(directory.entries()), directory, found_by)
+            checkpoint = find_checkpoint(directory)
+            if checkpoint is not None:
+                yield CheckpointCandidate(entry.name, checkpoint.directory, found_by)
 
-    def _output_directories(self) -> list[Candidate]:
-        found = []
-        for directory in output_directories(self.store, self.run):
-            reachable = False
-            for path in self.store.nearby(directory.path):
-                place = LocalPlace(path)
-                entries = place.entries()
-                reachable = reachable or bool(entries)
-                steps = [*contents.checkpoints_in(entries), *contents.epochs_in(entries)]
-                found += [
-                    Candidate(n, place.inside(n), directory.found_by, step=s, in_output_dir=True)
-                    for s, n in steps
-                ]
-                if contents.examine(place, entries).kind:
-                    found.append(Candidate("", place, directory.found_by, in_output_dir=True))
-            if not reachable:
+    def _output_directories(self) -> Iterator[CheckpointCandidate]:
+        for said in output_directories(self.store, self.run):
+            is_reachable = False
+            for path in self.store.nearby(said.path):
+                directory = LocalDirectory(path)
+                entries = directory.entries()
+                is_reachable = is_reachable or bool(entries)
+                numbered = [*checkpoints_in(entries), *epochs_in(entries)]
+                saves = [*_each(numbered, directory, said.found_by)]
+                if examine(directory, entries).kind:
+                    saves.append(CheckpointCandidate("", directory, said.found_by))
+                yield from (dataclasses.replace(save, in_output_dir=True) for save in saves)
+            if not is_reachable:
                 tags = self.run.data.tags
-                host = f" on {tags[HOST_TAG]}" if HOST_TAG in tags else ""
-                there = tags.get(CHECKPOINTS_TAG, "").split()
-                held = f"; it was given {', '.join(there[-3:])}" if there else ""
+                host = f" on {tags[RunTags.HOST]}" if RunTags.HOST in tags else ""
+                written = tags.get(RunTags.CHECKPOINTS, "").split()
+                held = f"; it was given {', '.join(written[-3:])}" if written else ""
                 self.problems.append(
-                    f"{directory.found_by} is {directory.path}{host}, which is empty or not "
+                    f"{said.found_by} is {said.path}{host}, which is empty or not "
                     f"reachable from here{held}; if it moved, map it with path_map"
                 )
-        return found
+
+
+def _each(
+    numbered: Sequence[tuple[int, str]], parent: Directory, found_by: str
+) -> Iterator[CheckpointCandidate]:
+    """The numbered checkpoints of a directory."""
+    for step, name in numbered:
+        yield CheckpointCandidate(name, parent.inside(name), found_by, step=step)
+
+
+def _named(
+    name: str, directory: Directory, found_by: str, model_id: str | None = None
+) -> CheckpointCandidate:
+    """A checkpoint whose name says its step, where it is ``checkpoint-N``."""
+    return CheckpointCandidate(name, directory, found_by, model_id, step_of(name))
+
+
+def _pointed_at(
+    uri: str, directory: Directory, found_by: str, model_id: str | None = None
+) -> CheckpointCandidate:
+    """The checkpoint that a tag leads to; it is called by the end of the tag's URI."""
+    return _named(uri.rstrip("/").rsplit("/", 1)[-1], directory, found_by, model_id)
 
 
 def step_of(name: str) -> int | None:
@@ -316,7 +331,3 @@ def is_finite(value: Any) -> bool:
 
 def _is_external(model: LoggedModel) -> bool:
     return bool(model.tags.get(EXTERNAL) == "true")
-
-
-def _newest_first(candidates: list[Candidate]) -> list[Candidate]:
-    return sorted(candidates, key=lambda c: -1 if c.step is None else c.step, reverse=True)

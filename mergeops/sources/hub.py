@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from mergeops.checkpoint import PICKLED_ADAPTER
 from mergeops.errors import SourceError
-from mergeops.sources.download import NAMES, SUFFIXES
+from mergeops.sources.contents import Location, examine
+from mergeops.sources.find_context import FindContext
+from mergeops.sources.remote.directory import LocalDirectory
+from mergeops.sources.remote.download import NAMES, SUFFIXES
+from mergeops.sources.schemes import Scheme
 
-SCHEME = "hf://"
 ALLOW = [*(f"*{suffix}" for suffix in SUFFIXES), *NAMES]
-PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]
+PICKLED = ["pytorch_model*.bin", PICKLED_ADAPTER]
 # Other formats of the same weights: original/, onnx/, and Mistral's consolidated file.
 IGNORE = ["*/*", "consolidated*"]
 
 _URI = re.compile(r"^hf://([\w.-]+(?:/[\w.-]+)?)(?:@([^@\s]+))?$")
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A repository at one commit, on this machine."""
-
-    path: Path
-    revision: str
-    """The commit."""
+def public_name(uri: str) -> str:
+    """ORG/NAME, as cards and configs write it, without scheme and revision."""
+    return uri.removeprefix("hf://").split("@")[0]
 
 
-def find(uri: str, *, code: bool = False, pickled: bool = False) -> Snapshot:
+@Scheme(("hf://",), hints=("hf://ORG/NAME",), order=30, short_name=public_name)
+def find(uri: str, context: FindContext) -> Location:
+    """The repository's snapshot on this machine, with its pickled weights where it has no others.
+
+    Raises:
+        SourceError: as ``download``.
+    """
+    path = download(uri, code=context.code)
+    if examine(LocalDirectory(path)).kind is None and context.pickled:
+        path = download(uri, code=context.code, pickled=True)
+    return Location.at(LocalDirectory(path), revision=path.name)
+
+
+def download(uri: str, *, code: bool = False, pickled: bool = False) -> Path:
     """Download a repository's safetensors and small files, or find them in the hub's cache.
 
     Args:
@@ -35,11 +47,17 @@ def find(uri: str, *, code: bool = False, pickled: bool = False) -> Snapshot:
         code: whether Python files are wanted, too.
         pickled: whether pickled weights are wanted, too.
 
+    Returns:
+        Where they are; the directory is named by the commit.
+
     Raises:
         SourceError: the URI is malformed, the repository or revision does not exist or is gated, or
             the hub cannot be reached and the cache does not have it.
     """
-    repository, revision = parse(uri)
+    match = _URI.match(uri)
+    if not match:
+        raise SourceError(f"{uri} is no hub URI; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
+    repository, revision = match.groups()
     from huggingface_hub import errors, snapshot_download
 
     allow = [*ALLOW, *(PICKLED if pickled else []), *(["*.py"] if code else [])]
@@ -62,25 +80,12 @@ def find(uri: str, *, code: bool = False, pickled: bool = False) -> Snapshot:
         raise SourceError(_unreachable(uri, repository, revision)) from error
     except errors.HFValidationError as error:
         raise SourceError(f"{uri} is no hub repository: {_line(error)}") from error
-    except (OSError, RuntimeError) as error:
-        raise SourceError(f"{uri} cannot be downloaded: {_line(error)}") from error
     except Exception as error:
-        if not type(error).__module__.startswith("httpx"):
+        is_network = type(error).__module__.startswith("httpx")
+        if not is_network and not isinstance(error, OSError | RuntimeError):
             raise
         raise SourceError(f"{uri} cannot be downloaded: {_line(error)}") from error
-    return Snapshot(Path(folder), Path(folder).name)
-
-
-def parse(uri: str) -> tuple[str, str | None]:
-    """The repository and the revision of a hub URI.
-
-    Raises:
-        SourceError: it is malformed.
-    """
-    match = _URI.match(uri)
-    if not match:
-        raise SourceError(f"{uri} is no hub URI; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
-    return match.group(1), match.group(2)
+    return Path(folder)
 
 
 def _unreachable(uri: str, repository: str, revision: str | None) -> str:

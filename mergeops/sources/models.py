@@ -9,72 +9,76 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
-from mergeops.errors import SourceError, TrackingError
-from mergeops.sources import contents, hub, runs
+from mergeops.errors import SourceError
 from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL
-from mergeops.sources.location import Location
-from mergeops.sources.place import LocalPlace, Place, parts_of
-from mergeops.sources.store import Store
+from mergeops.sources.contents import Location, examine, find_checkpoint
+from mergeops.sources.find_context import FindContext
+from mergeops.sources.remote.directory import Directory, parts_of
+from mergeops.sources.schemes import Scheme, scheme_of
+from mergeops.sources.training_runs import TrainingRuns
+from mergeops.store import or_none, quoted
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-SCHEME = "models:/"
 # A version may be a copy of a copy (promotion between registries); a loop ends here.
 MAX_COPIES = 8
 
 _LOGGED = re.compile(r"^m-[0-9a-f]{32}$")
 
 
-def find(uri: str, store: Store, copies: int = 0) -> Location:
+@Scheme(
+    ("models:/",),
+    hints=("models:/NAME/VERSION", "models:/NAME@ALIAS"),
+    order=20,
+    short_name=lambda uri: "",
+    takes_path=True,
+)
+def find(uri: str, context: FindContext) -> Location:
     """The checkpoint that a model's URI names.
 
     Raises:
         SourceError: no such model, version or alias, or it holds no checkpoint.
         TrackingError: the server refuses.
     """
-    name, _, rest = uri.removeprefix(SCHEME).lstrip("/").partition("/")
+    runs = context.training_runs()
+    name, _, rest = uri.removeprefix("models:/").lstrip("/").partition("/")
     if not name:
         raise _malformed(uri)
     if _LOGGED.match(name):
-        return _logged(uri, name, rest, store)
+        return _logged(uri, name, rest, runs)
     if "@" in name:
         name, alias = name.split("@", 1)
-        version = _by_alias(uri, name, alias, store)
+        version = _by_alias(uri, name, alias, runs)
     else:
         number, _, rest = rest.partition("/")
         if not number:
             raise _malformed(uri)
-        version = _by_number(uri, name, number, store)
-    location = _follow(uri, version, rest, store, copies)
+        version = _by_number(uri, name, number, runs)
+    location = _follow(uri, version, rest, context)
     return dataclasses.replace(location, registered=f"{version.name}/{version.version}")
 
 
-def _follow(uri: str, version: ModelVersion, rest: str, store: Store, copies: int) -> Location:
+def _follow(uri: str, version: ModelVersion, rest: str, context: FindContext) -> Location:
+    """The checkpoint that a version was made from, whatever kind of source that is."""
     source = str(version.source)
-    if copies > MAX_COPIES:
+    if context.copies > MAX_COPIES:
         raise SourceError(f"{uri}: its versions are copies of each other; none holds a checkpoint")
-    if source.startswith(SCHEME):
-        return find("/".join([source, *parts_of(rest)]), store, copies + 1)
-    if source.startswith(runs.SCHEME):
-        return runs.find("/".join([source, *parts_of(rest)]), store)
-    if source.startswith(hub.SCHEME):
-        snapshot = hub.find(source)
-        location = _inside(uri, LocalPlace(snapshot.path), rest)
-        return dataclasses.replace(location, revision=snapshot.revision)
-    location = _inside(uri, store.open(source), rest)
-    return dataclasses.replace(location, run_id=str(version.run_id) if version.run_id else None)
+    origin = scheme_of(source)
+    if origin.is_place:
+        location = _inside(uri, context.training_runs().open(source), rest)
+        return dataclasses.replace(location, run_id=str(version.run_id) if version.run_id else None)
+    if origin.takes_path:
+        return origin.find("/".join([source, *parts_of(rest)]), context.through_version())
+    whole = origin.find(source, context.through_version())
+    part = _inside(uri, whole.directory, rest)
+    return dataclasses.replace(whole, directory=part.directory, contents=part.contents)
 
 
-def _logged(uri: str, model_id: str, rest: str, store: Store) -> Location:
-    from mergeops.tracking.client import is_missing
-
-    try:
-        model = store.client.get_logged_model(model_id)
-    except TrackingError as error:
-        if not is_missing(error):
-            raise
-        raise SourceError(f"{uri}: there is no LoggedModel {model_id} at {store.shown}") from error
+def _logged(uri: str, model_id: str, rest: str, runs: TrainingRuns) -> Location:
+    model = or_none(lambda: runs.client.get_logged_model(model_id))
+    if model is None:
+        raise SourceError(f"{uri}: there is no LoggedModel {model_id} at {runs.shown}")
     if str(model.status) != "READY":
         raise SourceError(
             f"{uri} is {model.status}, not READY: its upload did not finish; use another checkpoint"
@@ -85,65 +89,46 @@ def _logged(uri: str, model_id: str, rest: str, store: Store) -> Location:
             f"{uri} is an external model and MLflow does not hold its weights; set its tag "
             f"{CHECKPOINT_URI} to where they are"
         )
-    location = _inside(uri, store.open(elsewhere or model.artifact_location), rest)
+    location = _inside(uri, runs.open(elsewhere or model.artifact_location), rest)
     return dataclasses.replace(location, run_id=model.source_run_id, model_id=model_id)
 
 
-def _inside(uri: str, place: Place, rest: str) -> Location:
-    place = place.inside(rest)
-    found = contents.find_checkpoint(place)
-    if found is None:
-        raise SourceError(f"{uri}: {contents.examine(place).problem}")
-    kind = contents.examine(found).kind
-    assert kind is not None
-    return Location(found, kind)
+def _inside(uri: str, directory: Directory, rest: str) -> Location:
+    directory = directory.inside(rest)
+    location = find_checkpoint(directory)
+    if location is None:
+        raise SourceError(f"{uri}: {examine(directory).problem}")
+    return location
 
 
-def _by_alias(uri: str, name: str, alias: str, store: Store) -> ModelVersion:
-    from mergeops.tracking.client import is_missing
-
-    try:
-        return store.client.get_model_version_by_alias(name, alias)
-    except TrackingError as error:
-        if not is_missing(error):
-            raise
-        aliases = ", ".join(sorted(_registered_aliases(uri, name, store))) or "none"
-        raise SourceError(
-            f"{uri}: {name} has no alias {alias!r}; its aliases: {aliases}"
-        ) from error
+def _by_alias(uri: str, name: str, alias: str, runs: TrainingRuns) -> ModelVersion:
+    version = or_none(lambda: runs.client.get_model_version_by_alias(name, alias))
+    if version is None:
+        aliases = ", ".join(sorted(_registered_aliases(uri, name, runs))) or "none"
+        raise SourceError(f"{uri}: {name} has no alias {alias!r}; its aliases: {aliases}")
+    return version
 
 
-def _by_number(uri: str, name: str, number: str, store: Store) -> ModelVersion:
-    from mergeops.tracking.client import is_missing
-    from mergeops.tracking.keys import quoted
-
-    if number != "latest" and not number.isdigit():
-        raise _malformed(uri)
-    try:
-        if number != "latest":
-            return store.client.get_model_version(name, number)
-    except TrackingError as error:
-        if not is_missing(error):
-            raise
-    _registered_aliases(uri, name, store)
-    versions = list(store.client.search_model_versions(f"name = {quoted(name)}"))
+def _by_number(uri: str, name: str, number: str, runs: TrainingRuns) -> ModelVersion:
+    if number != "latest":
+        if not number.isdigit():
+            raise _malformed(uri)
+        version = or_none(lambda: runs.client.get_model_version(name, number))
+        if version is not None:
+            return version
+    _registered_aliases(uri, name, runs)
+    versions = list(runs.client.search_model_versions(f"name = {quoted(name)}"))
     if number == "latest" and versions:
         return max(versions, key=lambda version: int(version.version))
-    there = ", ".join(str(n) for n in sorted(int(v.version) for v in versions)[-10:]) or "none"
-    raise SourceError(f"{uri}: {name} has no version {number}; its versions: {there}")
+    newest = ", ".join(str(n) for n in sorted(int(v.version) for v in versions)[-10:]) or "none"
+    raise SourceError(f"{uri}: {name} has no version {number}; its versions: {newest}")
 
 
-def _registered_aliases(uri: str, name: str, store: Store) -> list[str]:
-    from mergeops.tracking.client import is_missing
-
-    try:
-        return list(store.client.get_registered_model(name).aliases)
-    except TrackingError as error:
-        if not is_missing(error):
-            raise
-        raise SourceError(
-            f"{uri}: there is no registered model {name!r} at {store.shown}"
-        ) from error
+def _registered_aliases(uri: str, name: str, runs: TrainingRuns) -> list[str]:
+    model = or_none(lambda: runs.client.get_registered_model(name))
+    if model is None:
+        raise SourceError(f"{uri}: there is no registered model {name!r} at {runs.shown}")
+    return list(model.aliases)
 
 
 def _malformed(uri: str) -> SourceError:

@@ -7,25 +7,9 @@ import json
 import re
 from pathlib import Path
 
+from mergeops.checkpoint import combined_sha256, weight_files, weights_sha256
 from mergeops.errors import SourceError
-from mergeops.sources.place import Place, read_json
-
-BASE_TAG = "mergeops.base"
-"""The model that was trained: an absolute path or a hub id."""
-BASE_SHA256_TAG = "mergeops.base_sha256"
-"""Digest of its weights, as ``weights_sha256``; only where it was cheap to get."""
-KIND_TAG = "mergeops.kind"
-"""full or lora."""
-OUTPUT_DIR_TAG = "mergeops.output_dir"
-"""Absolute path of the trainer's output directory ..."""
-HOST_TAG = "mergeops.host"
-"""... on this machine."""
-CHECKPOINTS_TAG = "mergeops.checkpoints"
-"""Names of the checkpoints that are there, oldest first, with blanks between them."""
-BEST_TAG = "mergeops.best_checkpoint"
-"""Name of the one with the best metric."""
-BEST_METRIC_TAG = "mergeops.best_metric"
-"""That metric, as name=value."""
+from mergeops.sources.remote.directory import Directory, read_json
 
 NOTE = "mergeops_run.json"
 HASHED_BYTES = 2_000_000_000
@@ -34,15 +18,36 @@ HASHED_BYTES = 2_000_000_000
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
+class RunTags:
+    """Names of the tags."""
+
+    BASE = "mergeops.base"
+    """The model that was trained: an absolute path or a hub id."""
+    BASE_SHA256 = "mergeops.base_sha256"
+    """Digest of its weights, as ``weights_sha256``; only where it was cheap to get."""
+    KIND = "mergeops.kind"
+    """full or lora."""
+    OUTPUT_DIR = "mergeops.output_dir"
+    """Absolute path of the trainer's output directory ..."""
+    HOST = "mergeops.host"
+    """... on this machine."""
+    CHECKPOINTS = "mergeops.checkpoints"
+    """Names of the checkpoints that are there, oldest first, with blanks between them."""
+    BEST = "mergeops.best_checkpoint"
+    """Name of the one with the best metric."""
+    BEST_METRIC = "mergeops.best_metric"
+    """That metric, as name=value."""
+
+
 def write_note(checkpoint: Path, run_id: str, step: int) -> None:
     """Say in a checkpoint which run wrote it."""
     (checkpoint / NOTE).write_text(json.dumps({"run_id": run_id, "step": step}), encoding="utf-8")
 
 
-def writer_of(place: Place) -> str | None:
+def writer_of(directory: Directory) -> str | None:
     """The id of the run that says that it wrote a checkpoint; None where none does."""
     try:
-        run_id = (read_json(place, NOTE) or {}).get("run_id")
+        run_id = (read_json(directory, NOTE) or {}).get("run_id")
     except SourceError:
         return None
     return run_id if isinstance(run_id, str) else None
@@ -51,9 +56,6 @@ def writer_of(place: Place) -> str | None:
 def cheap_sha256(model: Path) -> str | None:
     """Digest of a full model's weights where it costs little: the hub's cache names its files by
     their sha256, and a small model is hashed. None elsewhere."""
-    from mergeops.checkpoint.digest import combined_sha256, weights_sha256
-    from mergeops.checkpoint.layout import weight_files
-
     try:
         files = weight_files(model)
     except SourceError:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from mergeops.errors import SourceError
-from mergeops.sources import contents
-from mergeops.sources.checkpoints import CHECKPOINT_URI, Choice, Search
-from mergeops.sources.location import Location
-from mergeops.sources.place import Place, parts_of
-from mergeops.sources.store import Store
+from mergeops.errors import SourceError, TrackingError
+from mergeops.sources.checkpoints import CHECKPOINT_URI, CheckpointChoice, Search
+from mergeops.sources.contents import Location, check_whole, examine, find_checkpoint
+from mergeops.sources.find_context import FindContext
+from mergeops.sources.remote.directory import Directory, parts_of
+from mergeops.sources.schemes import Scheme
+from mergeops.sources.training_runs import TrainingRuns
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
-SCHEME = "runs:/"
 # The trainer's own numbers, and how often it logs them.
 COMPARED = ("loss", "eval_loss")
 
 
-def find(uri: str, store: Store) -> Location:
+@Scheme(("runs:/",), hints=("runs:/ID",), order=10, short_name=lambda uri: "", takes_path=True)
+def find(uri: str, context: FindContext) -> Location:
     """The checkpoint that a run's URI names; the best one where it names none.
 
     Raises:
         SourceError: no such run, or no whole checkpoint; says what was looked at.
         TrackingError: the server refuses.
     """
-    run_id, _, path = uri.removeprefix(SCHEME).lstrip("/").partition("/")
+    store = context.training_runs()
+    run_id, _, path = uri.removeprefix("runs:/").lstrip("/").partition("/")
     if not run_id:
         raise SourceError(f"{uri} names no run; write runs:/RUN_ID or runs:/RUN_ID/checkpoint-N")
     path = "/".join(parts_of(path))
@@ -43,8 +46,8 @@ def find(uri: str, store: Store) -> Location:
         if choice is None:
             return _artifact(uri, path, store, run, search)
     return Location(
-        choice.candidate.place,
-        choice.kind,
+        choice.candidate.directory,
+        choice.contents,
         run_id=run_id,
         model_id=choice.candidate.model_id or adopted_model(choice, models),
     )
@@ -65,14 +68,12 @@ def no_checkpoint(search: Search) -> str:
     )
 
 
-def written_by(store: Store, run: Run, state: dict[str, Any]) -> bool:
+def written_by(store: TrainingRuns, run: Run, state: dict[str, Any]) -> bool:
     """Whether a checkpoint's trainer state may be this run's.
 
     Where both have a loss at the same step, the losses are equal, and the state does not go on
     after the run's last step, as that of a later run does which resumed from this one.
     """
-    from mergeops.errors import TrackingError
-
     entries = [e for e in state.get("log_history") or [] if isinstance(e, dict)]
     for key in COMPARED:
         saved = {e["step"]: e[key] for e in entries if key in e and "step" in e}
@@ -93,9 +94,9 @@ def written_by(store: Store, run: Run, state: dict[str, Any]) -> bool:
     return True
 
 
-def adopted_model(choice: Choice, models: list[LoggedModel]) -> str | None:
+def adopted_model(choice: CheckpointChoice, models: list[LoggedModel]) -> str | None:
     """The external LoggedModel that adopt made of this checkpoint."""
-    shown = choice.candidate.place.shown
+    shown = choice.candidate.directory.shown
     for model in models:
         if model.tags.get(CHECKPOINT_URI) == shown:
             return str(model.model_id)
@@ -109,27 +110,25 @@ def _equal(ours: float, theirs: float) -> bool:
     return math.isclose(ours, theirs, rel_tol=1e-9)
 
 
-def _artifact(uri: str, path: str, store: Store, run: Run, search: Search) -> Location:
+def _artifact(uri: str, path: str, store: TrainingRuns, run: Run, search: Search) -> Location:
     broken = [p for p in search.problems if path in p]
     first, _, rest = path.partition("/")
     by_name = [m for m in search.models if m.name == first]
-    roots: list[tuple[Place, str | None]] = [
+    roots: list[tuple[Directory, str | None]] = [
         (store.open(m.artifact_location).inside(rest), m.model_id) for m in by_name
     ]
     roots.append((store.open(run.info.artifact_uri).inside(path), None))
-    for place, model_id in roots:
-        found = contents.find_checkpoint(place)
-        if found is not None:
-            kind = contents.examine(found).kind
-            assert kind is not None
-            contents.check_whole(found, kind)
-            return Location(found, kind, run_id=run.info.run_id, model_id=model_id)
+    for directory, model_id in roots:
+        location = find_checkpoint(directory)
+        if location is not None:
+            assert location.contents.kind is not None
+            check_whole(location.directory, location.contents.kind)
+            return dataclasses.replace(location, run_id=run.info.run_id, model_id=model_id)
     if broken:
         raise SourceError(f"{uri}: {broken[0]}")
-    there = [(place, place.entries()) for place, _ in roots]
-    for place, entries in there:
+    for directory, entries in [(root, root.entries()) for root, _ in roots]:
         if entries:
-            raise SourceError(f"{uri}: {contents.examine(place, entries).problem}")
+            raise SourceError(f"{uri}: {examine(directory, entries).problem}")
     names = search.names()
     listed = f"it has {', '.join(names)}" if names else no_checkpoint(search)
     raise SourceError(f"{uri}: the run has no checkpoint or artifact {path!r}; {listed}")

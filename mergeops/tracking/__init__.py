@@ -1,23 +1,55 @@
-"""Everything that is logged to MLflow.
+"""What a trial, a search and a parent leave in MLflow, and how it is read back.
 
-    connection    the server and the experiment: ``connect`` is the way in
-    trial         one run a trial: found by its plan, or started
-    trial_run     its steps, each of which may be repeated, or kept for later
-    ownership     one run and one model a plan, whoever else is at work on it
-    pending       a trial on disk, while the server is away
-    trial_inputs  its tags, parameters, recipe and lock
-    trial_page    its description, leaderboard, plot, lineage and card
-    parents       base and sources as models and runs of the same experiment
-    scores        scores onto runs and models, and back
-    packaging     the merge as an MLflow model without a second copy of its weights
-    transfer      files to the artifact store, and back to be hashed
-    registry      versions of the registered model
-    search_run    a search with its trials nested
-    ancestors     a model's family tree, read back through family_records
-    references    who needs a merge: versions, aliases, running trials
-    client, keys  errors in one line; what MLflow refuses or cuts
-    links         where to look in the MLflow UI
-    lock          one process at a time
+    logged_run      a run, and what is written onto it
+    trials          one run a trial: found by its plan, or started
+    tracked_trial   its steps, each of which may be repeated, or is kept for later
+    trial_inputs    its tags, parameters, recipe and lock
+    trial_page      its registration, description, leaderboard, plot, lineage and card
+    ownership       one run and one model a plan, whichever process is at work on it
+    pending, sync   a trial on disk while the server is away, and how it is logged later
+    parents         base and sources as models and runs of the same experiment
+    score_log       scores onto runs and models, and back
+    score_records   scores that other machines made
+    versions        versions of the registered model
+    searches        a search with its trials nested; search_page is what its page shows
+    compare         the leaderboard of experiments
 
-Nothing here reads weights or scores models; nothing else writes to MLflow, but ``sources.adopt``.
+Nothing here reads weights or scores models.
+
+Stands on: checkpoint, errors, progress, recipe, redact, report, scores, sources, store, version.
 """
+
+from mergeops.tracking.compare import compare_experiments
+from mergeops.tracking.parents import log_parent
+from mergeops.tracking.pending import FOLDER, pending_trials
+from mergeops.tracking.score_log import pooled_estimate, read_scores
+from mergeops.tracking.score_records import ScoreRecords
+from mergeops.tracking.search_page import TrialLine, log_search
+from mergeops.tracking.searches import SearchRun, search_run
+from mergeops.tracking.sync import raise_if_failed, sync_trials
+from mergeops.tracking.trial_page import log_leaderboard, register_trial
+from mergeops.tracking.trials import open_trial, read_recipe, reopen
+from mergeops.tracking.versions import find_registered_model, find_version
+
+__all__ = [
+    "FOLDER",
+    "ScoreRecords",
+    "SearchRun",
+    "TrialLine",
+    "compare_experiments",
+    "find_registered_model",
+    "find_version",
+    "log_leaderboard",
+    "log_parent",
+    "log_search",
+    "open_trial",
+    "pending_trials",
+    "pooled_estimate",
+    "raise_if_failed",
+    "read_recipe",
+    "read_scores",
+    "register_trial",
+    "reopen",
+    "search_run",
+    "sync_trials",
+]

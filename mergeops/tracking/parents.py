@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mergeops.tracking.client import log_params, or_none, unless_raced
-from mergeops.tracking.keys import model_name, param_value, run_name
-from mergeops.tracking.lock import only_one
-from mergeops.tracking.ownership import delete_model
-from mergeops.tracking.scores import log_scores, search_runs, with_tags
+from mergeops.scores import Scores
+from mergeops.sources import Source
+from mergeops.store import (
+    Tracking,
+    elect,
+    finish_external_model,
+    flatten,
+    log_inputs,
+    log_params,
+    model_name,
+    only_one,
+    or_none,
+    with_tags,
+)
+from mergeops.tracking.logged_run import create_run
+from mergeops.tracking.ownership import delete_model, run_age
+from mergeops.tracking.score_log import log_scores
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
-
-    from mergeops.evaluate import Scores
-    from mergeops.sources import Source
-    from mergeops.tracking.connection import Tracking
+    from mlflow.entities import LoggedModel, Run
 
 
 def role_of(source: Source) -> str:
@@ -44,22 +51,19 @@ def ensure_parent_model(tracking: Tracking, source: Source) -> str:
         created = client.create_logged_model(
             tracking.experiment_id,
             name=model_name(source.name),
-            source_run_id=source.run_id if _knows_run(tracking, source.run_id) else None,
+            source_run_id=_known_run(tracking, source.run_id),
             tags={
                 "mergeops.role": role_of(source),
                 "mergeops.weights_sha256": source.sha256,
                 "mlflow.model.isExternal": "true",
                 **({"mergeops.adopted_model_id": source.model_id} if source.model_id else {}),
             },
-            params={"role": role_of(source), **_facts(source)},
+            params=flatten({"role": role_of(source), **_facts(source)}),
             model_type=role_of(source),
         )
         # Not simply the one that was made: another process may have been faster.
         model = _elected_model(tracking, wanted) or created
-    if str(model.status) != "READY":
-        _write_pointer(tracking, model)
-        client.finalize_logged_model(model.model_id, "READY")
-    return str(model.model_id)
+    return str(finish_external_model(client, model).model_id)
 
 
 def log_parent(tracking: Tracking, source: Source, scores: Scores | None = None) -> str:
@@ -81,7 +85,7 @@ def _log_parent(tracking: Tracking, source: Source, scores: Scores | None) -> st
     trial_run_id = _trial_of(tracking, model_id)
     run_id = trial_run_id or _parent_run(tracking, source, model_id)
     if trial_run_id is None and client.get_run(run_id).info.status != "FINISHED":
-        unless_raced(lambda: client.log_inputs(run_id, models=[LoggedModelInput(model_id)]))
+        log_inputs(client, run_id, models=[LoggedModelInput(model_id)])
         log_params(client, run_id, _facts(source))
     if scores is not None:
         log_scores(tracking, run_id, model_id, scores)
@@ -91,46 +95,25 @@ def _log_parent(tracking: Tracking, source: Source, scores: Scores | None) -> st
 
 
 def _parent_run(tracking: Tracking, source: Source, model_id: str) -> str:
-    role, client = role_of(source), tracking.client
-    wanted = with_tags(weights_sha256=source.sha256, role=role)
-    found = search_runs(tracking, wanted)
-    if not found:
+    def elected() -> Run | None:
+        runs = tracking.search_runs(with_tags(weights_sha256=source.sha256, role=role_of(source)))
+        return elect(runs, remove, run_age)
+
+    def remove(run: Run) -> None:
+        if not run.data.metrics:
+            tracking.client.delete_run(run.info.run_id)
+
+    run = elected()
+    if run is None:
         tags = {
-            **run_tags(source.name),
-            "mergeops.role": role,
+            "mergeops.role": role_of(source),
             "mergeops.weights_sha256": source.sha256,
             "mergeops.model_id": model_id,
             **({"mergeops.source_run_id": source.run_id} if source.run_id else {}),
         }
-        created = client.create_run(
-            tracking.experiment_id, tags=tags, run_name=run_name(source.name)
-        )
-        found = search_runs(tracking, wanted) or [created]
-    # All who look take the same one; what else was made by accident goes.
-    chosen = min(found, key=lambda run: (run.info.start_time, run.info.run_id))
-    for run in found:
-        if run is not chosen and not run.data.metrics:
-            client.delete_run(run.info.run_id)
-    return str(chosen.info.run_id)
-
-
-def run_tags(name: str) -> dict[str, str]:
-    """The tags that every run of ours has."""
-    import getpass
-
-    from mergeops import __version__
-
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = "unknown"
-    return {
-        "mlflow.runName": run_name(name),
-        "mlflow.user": user,
-        "mlflow.source.name": "mergeops",
-        "mlflow.source.type": "LOCAL",
-        "mergeops.version": __version__,
-    }
+        created = create_run(tracking, source.name, tags)
+        run = elected() or created
+    return str(run.info.run_id)
 
 
 def _facts(source: Source) -> dict[str, str]:
@@ -143,7 +126,7 @@ def _facts(source: Source) -> dict[str, str]:
         "revision": source.revision,
         "adapter_base": str(source.adapter_base) if source.adapter_base else None,
     }
-    return {name: param_value(value) for name, value in facts.items() if value}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _model_of_this_experiment(tracking: Tracking, source: Source) -> str | None:
@@ -153,10 +136,7 @@ def _model_of_this_experiment(tracking: Tracking, source: Source) -> str | None:
     if model is None or str(model.experiment_id) != tracking.experiment_id:
         return None
     if not _is_merge(model) and "mergeops.weights_sha256" not in model.tags:
-        tags = {
-            "mergeops.role": role_of(source),
-            "mergeops.weights_sha256": source.sha256,
-        }
+        tags = {"mergeops.role": role_of(source), "mergeops.weights_sha256": source.sha256}
         tracking.client.set_logged_model_tags(model.model_id, tags)
     return str(model.model_id)
 
@@ -170,25 +150,16 @@ def _is_merge(model: LoggedModel) -> bool:
     return bool(model.tags.get("mergeops.role") == "merge")
 
 
-def _knows_run(tracking: Tracking, run_id: str | None) -> bool:
-    if not run_id:
-        return False
-    return or_none(partial(tracking.client.get_run, run_id)) is not None
+def _known_run(tracking: Tracking, run_id: str | None) -> str | None:
+    """The run, where this server has it."""
+    is_known = run_id and or_none(partial(tracking.client.get_run, run_id))
+    return run_id if is_known else None
 
 
 def _elected_model(tracking: Tracking, filter_string: str) -> LoggedModel | None:
-    found = tracking.client.search_logged_models([tracking.experiment_id], filter_string)
-    models = sorted(found, key=lambda model: (model.creation_timestamp, model.model_id))
-    for model in models[1:]:
+    def remove(model: LoggedModel) -> None:
         if str(model.status) != "READY":
             delete_model(tracking, model)
-    return models[0] if models else None
 
-
-def _write_pointer(tracking: Tracking, model: LoggedModel) -> None:
-    # MLflow registers and shows a model only with an MLmodel file; this one says "elsewhere".
-    from mlflow.models.utils import get_external_mlflow_model_spec
-
-    with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
-        get_external_mlflow_model_spec(model).save(f"{folder}/MLmodel")
-        tracking.client.log_model_artifacts(model.model_id, folder)
+    models = tracking.client.search_logged_models([tracking.experiment_id], filter_string)
+    return elect(models, remove)

@@ -10,27 +10,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeops.checkpoint import replace_with
 from mergeops.errors import ConfigError, TrackingError
-from mergeops.evaluate import ItemResult, Scores, TaskScore
 from mergeops.recipe import Recipe
+from mergeops.scores import Scores
 from mergeops.sources import Source
+from mergeops.tracking.logged_run import FIGURE
 
 FORMAT = 1
 FOLDER = "pending"
 ARTIFACTS = "artifacts"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Pending:
-    """One trial, as far as it has come."""
+    """One trial, as far as it has come.
+
+    Each step of ``TrackedTrial`` has its facts taken down by a method here (``note_...``), or keeps
+    its file by one (``write_...``).
+    """
 
     folder: Path
     name: str
@@ -48,7 +53,7 @@ class Pending:
     scores: Scores | None = None
     parents: dict[str, Scores] = field(default_factory=dict)
     registration: dict[str, str] | None = None
-    """Name, role, status and description of the version; set once all the work is done."""
+    """The registered model's name, and more; set once all the work is done."""
     reason: str = ""
     """Why it could not be logged."""
 
@@ -62,6 +67,43 @@ class Pending:
         """Files to log with the run, at their paths there."""
         return self.folder / ARTIFACTS
 
+    @property
+    def inputs(self) -> dict[str, Source]:
+        """Base, where there is one, and sources."""
+        return {**({"base": self.base} if self.base else {}), **self.sources}
+
+    def note_model(
+        self,
+        checkpoint: Path,
+        weights_sha256: str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """There is a merge."""
+        self.checkpoint, self.weights_sha256 = checkpoint.absolute(), weights_sha256
+
+    def note_parent(self, source: Source, scores: Scores) -> None:
+        """A parent is scored."""
+        self.parents[source.name] = scores
+
+    def note_scores(self, scores: Scores) -> None:
+        """The merge is scored."""
+        self.scores = scores
+
+    def note_registration(self, name: str) -> None:
+        """All the work is done."""
+        # What else is written is read by older versions of mergeops only.
+        version = {"role": "merge", "status": "candidate", "description": self.name}
+        self.registration = {"name": name, **version}
+
+    def write_text(self, text: str, artifact: str) -> None:
+        """Keep a text for the run, once there is a merge."""
+        self._write_artifact(artifact, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def write_figure(self, figure: Any, artifact: str) -> None:
+        """Keep a matplotlib figure for the run, once there is a merge."""
+        kind = artifact.rpartition(".")[2]
+        self._write_artifact(artifact, lambda path: figure.savefig(path, format=kind, **FIGURE))
+
     def write(self) -> None:
         """Bring it to the disk, whole or not at all; nothing is written before there is a merge.
 
@@ -71,38 +113,24 @@ class Pending:
         if self.checkpoint is None:
             return
         text = json.dumps({"format": FORMAT, **_to_plain(self)}, indent=1) + "\n"
-        with self._on_disk(f".trial.json.{os.getpid()}") as partial:
+        with self._on_disk("trial.json") as partial:
             # The recipe may name credentials in URIs, so nobody else may read it.
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.folder / "trial.json")
+            partial.touch(0o600)
+            partial.write_text(text, encoding="utf-8")
 
-    def write_artifact(self, name: str, write: Callable[[Path], object]) -> None:
-        """Keep a file for the run, once there is a merge.
-
-        Args:
-            name: of the artifact, e.g. ``plots/scores.png``.
-            write: called with the path to write to.
-
-        Raises:
-            TrackingError: the disk does not take it.
-        """
+    def _write_artifact(self, name: str, write: Callable[[Path], object]) -> None:
         if self.checkpoint is not None:
-            with self._on_disk(f"{ARTIFACTS}/{name}") as path:
-                write(path)
+            with self._on_disk(f"{ARTIFACTS}/{name}", sync=False) as partial:
+                write(partial)
 
     @contextmanager
-    def _on_disk(self, name: str) -> Iterator[Path]:
+    def _on_disk(self, name: str, *, sync: bool = True) -> Iterator[Path]:
         path = self.folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield path
+            with replace_with(path, sync=sync) as partial:
+                yield partial
         except OSError as error:
-            # Half a file is nothing to log later.
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
             raise TrackingError(
                 f"the trial {self.name!r} cannot be kept in {self.folder} "
                 f"({error.strerror or error}), and cannot be logged now ({self.reason}); its merge "
@@ -147,11 +175,11 @@ def read_pending(path: Path) -> Pending:
         facts = {
             **raw,
             "recipe": Recipe.from_dict(raw["recipe"]),
-            "sources": {name: _source(found) for name, found in raw["sources"].items()},
+            "sources": {name: _source(source) for name, source in raw["sources"].items()},
             "base": _source(raw["base"]) if raw["base"] else None,
             "checkpoint": Path(raw["checkpoint"]),
-            "scores": _scores(raw["scores"]) if raw["scores"] else None,
-            "parents": {name: _scores(found) for name, found in raw["parents"].items()},
+            "scores": Scores.from_dict(raw["scores"]) if raw["scores"] else None,
+            "parents": {name: Scores.from_dict(scores) for name, scores in raw["parents"].items()},
         }
         return Pending(folder=path.parent.absolute(), **facts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -168,8 +196,8 @@ def _to_plain(kept: Pending) -> dict[str, Any]:
         "sources": {name: _source_plain(source) for name, source in kept.sources.items()},
         "base": _source_plain(kept.base) if kept.base else None,
         "checkpoint": str(kept.checkpoint),
-        "scores": dataclasses.asdict(kept.scores) if kept.scores else None,
-        "parents": {name: dataclasses.asdict(found) for name, found in kept.parents.items()},
+        "scores": kept.scores.to_dict() if kept.scores else None,
+        "parents": {name: scores.to_dict() for name, scores in kept.parents.items()},
     }
     return raw
 
@@ -186,11 +214,3 @@ def _source(raw: Mapping[str, Any]) -> Source:
     return Source(
         **{**raw, "path": Path(raw["path"]), "adapter_base": Path(base) if base else None}
     )
-
-
-def _scores(raw: Mapping[str, Any]) -> Scores:
-    tasks = {
-        name: TaskScore(**{**task, "items": tuple(ItemResult(**item) for item in task["items"])})
-        for name, task in raw["tasks"].items()
-    }
-    return Scores(**{**raw, "tasks": tasks})

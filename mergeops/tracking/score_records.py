@@ -11,12 +11,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergeops.tracking.scores import with_tags
+from mergeops.store import Tracking, with_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-    from mergeops.tracking.connection import Tracking
 
 EXPERIMENT = "mergeops scores"
 _FOLDER = "records"
@@ -34,11 +32,11 @@ class ScoreRecords:
         Raises:
             TrackingError: the store cannot be read.
         """
-        found: dict[str, str] = {}
+        texts: dict[str, str] = {}
         for run in self._kept(weights_sha256):
-            here = [key for key in keys if key not in found and _tag(key) in run.data.tags]
-            found |= self._texts(run, here)
-        return found
+            new = [key for key in keys if key not in texts and _tag(key) in run.data.tags]
+            texts |= self._texts(run, new)
+        return texts
 
     def alike(
         self, weights_sha256: str, ways: Collection[str], known: Collection[str]
@@ -51,12 +49,12 @@ class ScoreRecords:
         Raises:
             TrackingError: the store cannot be read.
         """
-        found: dict[str, str] = {}
+        texts: dict[str, str] = {}
         for run in self._kept(weights_sha256):
-            said = [value.partition(" ") for value in run.data.tags.values()]
-            here = [key for way, _, key in said if key and way in ways]
-            found |= self._texts(run, [key for key in here if key not in {*known, *found}])
-        return found
+            tags = [value.partition(" ") for value in run.data.tags.values()]
+            alike = [key for way, _, key in tags if key and way in ways]
+            texts |= self._texts(run, [key for key in alike if key not in {*known, *texts}])
+        return texts
 
     def keep(
         self, weights_sha256: str, records: Mapping[str, str], ways: Mapping[str, str]
@@ -85,18 +83,17 @@ class ScoreRecords:
             for key, text in records.items():
                 (Path(folder) / f"{key}.json").write_text(text, encoding="utf-8")
             client.log_artifacts(run_id, folder, _FOLDER)
-        said = [RunTag(_tag(key), f"{ways[key]} {key}") for key in records]
-        client.log_batch(run_id, tags=said)
+        tags_of_records = [RunTag(_tag(key), f"{ways[key]} {key}") for key in records]
+        client.log_batch(run_id, tags=tags_of_records)
 
     def _texts(self, run: Run, keys: Collection[str]) -> dict[str, str]:
-        found = {}
+        texts = {}
         with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
             for key in keys:
-                path = self._tracking.client.download_artifacts(
-                    run.info.run_id, f"{_FOLDER}/{key}.json", folder
-                )
-                found[key] = Path(path).read_text(encoding="utf-8")
-        return found
+                name = f"{_FOLDER}/{key}.json"
+                path = self._tracking.client.download_artifacts(run.info.run_id, name, folder)
+                texts[key] = Path(path).read_text(encoding="utf-8")
+        return texts
 
     def _kept(self, weights_sha256: str) -> list[Run]:
         """The runs that hold the model's records; none before the first was kept."""

@@ -2,103 +2,121 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mergeops.report.card import CardParent, model_card
-from mergeops.report.lineage import Node, lineage_svg
-from mergeops.secrets import redact
-from mergeops.tracking.client import or_none
+from mergeops.errors import TrackingError
+from mergeops.redact import redact
+from mergeops.report import (
+    CardParent,
+    Leaderboard,
+    Node,
+    board_markdown,
+    lineage_svg,
+    model_card,
+    scores_figure,
+)
+from mergeops.sources import Source, short_name
+from mergeops.store import or_none
+from mergeops.tracking.pending import Pending
+from mergeops.tracking.tracked_trial import TrackedTrial, step
+from mergeops.tracking.versions import register
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from mergeops.recipe import Recipe
-    from mergeops.report.leaderboard import Leaderboard
-    from mergeops.sources import Source
-    from mergeops.tracking.trial_run import Trial
 
-
-def log_leaderboard(trial: Trial, board: Leaderboard) -> None:
+def log_leaderboard(trial: TrackedTrial, board: Leaderboard) -> None:
     """Log the merge among its parents: leaderboard.md, leaderboard.json and plots/scores.png."""
-    from mergeops.report.plots import scores_figure
-
-    trial.log_text(board.markdown(), "leaderboard.md")
+    trial.board = board
+    trial.log_text(board_markdown(board), "leaderboard.md")
     trial.log_json(board.to_dict(), "leaderboard.json")
     trial.log_figure(scores_figure(board), "plots/scores.png")
 
 
-def log_page(trial: Trial, recipe: Recipe, parents: dict[str, Source], version: int) -> None:
+def register_trial(trial: TrackedTrial, name: str | None = None) -> int | None:
+    """Register the merge, or find its version; then write the run's lineage, card and text.
+
+    Args:
+        trial: its model is logged.
+        name: the registered model; None takes ``tracking.registered_model``.
+
+    Returns:
+        The version; None where the server is away.
+    """
+    return _register(trial, name or trial.tracking.spec.registered_model)
+
+
+@step(note=Pending.note_registration)
+def _register(trial: TrackedTrial, name: str) -> int:
+    if trial.model_id is None:
+        raise TrackingError(f"trial {trial.name!r} has no model yet; log it before registering")
+    version = register(trial.tracking, name, trial.run_id, trial.model_id, trial.name)
+    if trial.pending is not None:
+        _log_page(trial, trial.pending, version)
+    return version
+
+
+def _log_page(trial: TrackedTrial, kept: Pending, version: int) -> None:
     """Log lineage.svg and model_card.md, and write the text at the head of the page."""
-    runs = {
-        source.run_id: _run(trial, source.run_id) for source in parents.values() if source.run_id
-    }
-    board = trial.board
-    trial.log_text(_lineage(trial, recipe, parents, runs, version), "lineage.svg")
-    scores = {row.name: row.tasks for row in board.rows} if board else None
+    run_ids = [source.run_id for source in kept.inputs.values() if source.run_id]
+    client, board = trial.tracking.client, trial.board
+    runs = {run_id: or_none(partial(client.get_run, run_id)) for run_id in run_ids}
+    trial.log_text(_lineage(trial, kept, runs, version), "lineage.svg")
     card = model_card(
         trial.name,
-        [
-            CardParent(name, str(redact(source.uri)), source.sha256, source.run_id)
-            for name, source in parents.items()
-        ],
-        redact(recipe.weights_dict()),
+        [_card_parent(name, source) for name, source in kept.inputs.items()],
+        redact(kept.recipe.weights_dict()),
         plan_digest=trial.plan_digest,
-        scores=scores,
+        scores={row.name: row.tasks for row in board.rows} if board else None,
         part=board.part if board else "dev",
     )
     trial.log_text(card, "model_card.md")
-    trial.describe(_description(trial, recipe, parents, runs, version))
+    trial.describe(_description(trial, kept, runs, version))
+
+
+def _card_parent(name: str, source: Source) -> CardParent:
+    uri = str(redact(source.uri))
+    return CardParent(name, uri, source.sha256, source.run_id, short_name(uri))
 
 
 def _description(
-    trial: Trial,
-    recipe: Recipe,
-    parents: dict[str, Source],
-    runs: dict[str, Run | None],
-    version: int,
+    trial: TrackedTrial, kept: Pending, runs: Mapping[str, Run | None], version: int
 ) -> str:
-    registered = f"{trial.tracking.spec.registered_model}/{version}"
+    model = trial.tracking.spec.registered_model
     lines = [
-        f"A **{recipe.method.name}** merge of {_several(recipe.sources)}, registered as "
-        f"`models:/{registered}`.{_result(trial)}",
+        f"A **{kept.recipe.method.name}** merge of {_several(kept.recipe.sources)}, registered as "
+        f"`models:/{model}/{version}`.{_result(trial)}",
         "",
         "| parent | from | training run |",
         "| --- | --- | --- |",
     ]
-    for name, source in parents.items():
+    for name, source in kept.inputs.items():
         lines.append(f"| {name} | `{redact(source.uri)}` | {_link(source.run_id, runs)} |")
     if trial.board is not None:
-        lines[2:2] = [trial.board.markdown(), ""]
+        lines[2:2] = [board_markdown(trial.board), ""]
     lines += [
         "",
-        f"Next: `mergeops promote {registered.split('/')[0]} --version {version}` asks the gate on "
+        f"Next: `mergeops promote {model} --version {version}` asks the gate on "
         "the confirm part. Artifacts: recipe, lock, samples, plots/scores.png, lineage.svg, card.",
     ]
     return "\n".join(lines)
 
 
-def _result(trial: Trial) -> str:
+def _result(trial: TrackedTrial) -> str:
     board = trial.board
     own = next((row for row in board.rows if row.name == trial.name), None) if board else None
     if board is None or own is None:
         return ""
     text = f" Score on {board.part}: **{own.estimate}**"
-    found = own.difference
-    if found is None:
+    if own.difference is None:
         return f"{text}."
-    return (
-        f"{text}, {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] against "
-        f"{board.reference}."
-    )
+    return f"{text}, {own.difference} against {board.reference}."
 
 
 def _lineage(
-    trial: Trial,
-    recipe: Recipe,
-    parents: dict[str, Source],
-    runs: dict[str, Run | None],
-    version: int,
+    trial: TrackedTrial, kept: Pending, runs: Mapping[str, Run | None], version: int
 ) -> str:
     rows = trial.board.rows if trial.board else ()
     pooled = {row.name: row.estimate for row in rows}
@@ -107,9 +125,9 @@ def _lineage(
         run = runs.get(source.run_id or "")
         origin = f"run {source.run_id[:8]}" if source.run_id else _shortened(source.uri)
         weight = None
-        if name in recipe.sources:
-            default = getattr(recipe.method.parameters, "weight", None)
-            weight = recipe.sources[name].parameters.get("weight", default)
+        if name in kept.recipe.sources:
+            default = getattr(kept.recipe.method.parameters, "weight", None)
+            weight = kept.recipe.sources[name].parameters.get("weight", default)
         return Node(
             "base" if name == "base" else "source",
             name,
@@ -119,23 +137,14 @@ def _lineage(
             f"weight {weight:g}" if isinstance(weight, float) else "",
         )
 
-    nodes = {name: node(name, source) for name, source in parents.items()}
-    merge = Node(
-        "merge",
-        trial.name,
-        f"run {trial.run_id[:8]}",
-        pooled.get(trial.name),
-    )
+    nodes = {name: node(name, source) for name, source in kept.inputs.items()}
+    merge = Node("merge", trial.name, f"run {trial.run_id[:8]}", pooled.get(trial.name))
     model = trial.tracking.spec.registered_model
     registered = Node("version", f"{model} version {version}", f"models:/{model}/{version}")
     return lineage_svg(nodes.pop("base", None), list(nodes.values()), merge, registered)
 
 
-def _run(trial: Trial, run_id: str) -> Run | None:
-    return or_none(lambda: trial.tracking.client.get_run(run_id))
-
-
-def _link(run_id: str | None, runs: dict[str, Run | None]) -> str:
+def _link(run_id: str | None, runs: Mapping[str, Run | None]) -> str:
     run = runs.get(run_id) if run_id else None
     if run is None:
         return f"`{run_id}`" if run_id else ""
@@ -149,6 +158,7 @@ def _several(names: Any) -> str:
 
 
 def _shortened(uri: str) -> str:
-    # The end of a path tells more than its beginning.
-    text = re.sub(r"^hf://[^/]+/", "", str(redact(uri)))
+    shown = str(redact(uri))
+    # The end of a path tells more than its beginning, the name of a model more than its owner.
+    text = (short_name(shown) or "").partition("/")[2] or shown
     return text if len(text) <= 29 else "…" + text[-28:]

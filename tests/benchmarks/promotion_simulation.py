@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from mergeops.candidates import Candidate, rank
-from mergeops.evaluate import ItemResult, Scores, TaskScore
-from mergeops.evaluate.paired import mcnemar_p
-from mergeops.gate import judge
-from mergeops.references import best_parent
-from mergeops.settings import PromoteSpec
-from mergeops.spending import level_of
+from mergeops.promotion.candidates import RegisteredMerge, rank
+from mergeops.promotion.gate import judge
+from mergeops.promotion.references import best_parent
+from mergeops.promotion.uses import level_of
+from mergeops.recipe.settings import PromoteSpec
+from mergeops.scores.paired import mcnemar_p
+from mergeops.scores.scores import ItemResult, Scores, TaskScore
 
 PARENTS = 3
 ACCURACY = 0.6
@@ -91,7 +91,7 @@ class World:
         merges = self._answers(together + alone, accuracy)
         means = merges[:, :n].mean(axis=1)
         found = rank(
-            Candidate(i + 1, "", None, "", f"merge {i}", "candidate", float(mean))
+            RegisteredMerge(i + 1, "", None, "", f"merge {i}", "candidate", float(mean))
             for i, mean in enumerate(means)
         )
         chosen = found[0].version - 1

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from mergeops.checkpoint.header import read_header
 from mergeops.checkpoint.manifest import MANIFEST
-from mergeops.checkpoint.verify import verify
+from mergeops.checkpoint.verification import verify_checkpoint
+from mergeops.engine.execute import merge
 from mergeops.errors import SourceError
-from mergeops.execute import merge
 
 Make = Callable[..., Any]
 
@@ -54,7 +54,7 @@ def test_the_tensors_that_differ_are_named(copy: Path) -> None:
     first, _, third, *rest = read_header(file).values()
     spoil(file, first.start)
     spoil(file, third.stop - 1)
-    assert verify(copy) == [
+    assert verify_checkpoint(copy) == [
         f"{file.name} has other content than when it was merged: {first.name}, {third.name}, "
         f"2 of {3 + len(rest)} tensors"
     ]
@@ -66,7 +66,7 @@ def test_of_many_tensors_five_are_named(copy: Path) -> None:
     assert len(stored) > 5
     for tensor in stored:
         spoil(file, tensor.start)
-    (problem,) = verify(copy)
+    (problem,) = verify_checkpoint(copy)
     names = ", ".join(tensor.name for tensor in stored[:5])
     assert problem.endswith(
         f": {names} and {len(stored) - 5} more, {len(stored)} of {len(stored)} tensors"
@@ -78,10 +78,10 @@ def test_a_header_that_differs_is_told_from_tensors(copy: Path) -> None:
     text = file.read_bytes()
     at = text.index(b'"format":"pt"') + len(b'"format":"')
     spoil(file, at)
-    (problem,) = verify(copy)
+    (problem,) = verify_checkpoint(copy)
     assert problem.endswith("when it was merged: its header differs, its tensors do not")
     file.write_bytes(text[:8] + b"x" + text[9:])
-    (problem,) = verify(copy)
+    (problem,) = verify_checkpoint(copy)
     assert "when it was merged: " in problem
     assert "its header is not JSON" in problem
     assert "\n" not in problem
@@ -107,7 +107,7 @@ def test_what_is_missing_and_what_is_extra_is_named(copy: Path) -> None:
     (copy / "old.safetensors").write_bytes(b"x")
     (copy / ".gitattributes").write_text("x")
     (copy / "mergeops-download.json").write_text("{}")
-    assert verify(copy) == [
+    assert verify_checkpoint(copy) == [
         "config.json is missing",
         "notes.txt is no part of the merge",
         "old.safetensors is no part of the merge, but would be loaded with it",
@@ -119,9 +119,11 @@ def test_a_merge_of_before_tensors_had_checksums_is_verified_by_file(copy: Path)
     for entry in manifest["files"].values():
         entry.pop("tensors", None)
     (copy / "mergeops.json").write_text(json.dumps(manifest))
-    assert verify(copy) == []
+    assert verify_checkpoint(copy) == []
     spoil(shards(copy)[0], -1)
-    assert verify(copy) == [f"{shards(copy)[0].name} has other content than when it was merged"]
+    assert verify_checkpoint(copy) == [
+        f"{shards(copy)[0].name} has other content than when it was merged"
+    ]
 
 
 def test_a_file_that_cannot_be_read_is_a_problem_beside_the_others(
@@ -139,7 +141,7 @@ def test_a_file_that_cannot_be_read_is_a_problem_beside_the_others(
 
     monkeypatch.setattr(digest, "file_sha256", failing)
     (copy / "config.json").write_bytes((copy / "config.json").read_bytes()[:-1] + b" ")
-    assert verify(copy) == [
+    assert verify_checkpoint(copy) == [
         "config.json has other content than when it was merged",
         f"{shards(copy)[0]} cannot be read: Input/output error",
     ]
@@ -147,7 +149,7 @@ def test_a_file_that_cannot_be_read_is_a_problem_beside_the_others(
 
 def test_progress_counts_every_byte_once(merged: Path) -> None:
     seen: list[tuple[int, int]] = []
-    assert verify(merged, lambda *state: seen.append(state)) == []
+    assert verify_checkpoint(merged, lambda *state: seen.append(state)) == []
     manifest = json.loads((merged / "mergeops.json").read_text())
     total = sum(entry["size"] for entry in manifest["files"].values())
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -167,10 +169,10 @@ def test_progress_counts_every_byte_once(merged: Path) -> None:
 )
 def test_a_damaged_manifest_says_what_is_wrong(text: str, why: str, copy: Path) -> None:
     (copy / MANIFEST).write_text(text)
-    (problem,) = verify(copy)
+    (problem,) = verify_checkpoint(copy)
     assert f"{MANIFEST} is damaged: {why}" in problem
 
 
 def test_a_directory_that_is_not_there_is_no_damaged_merge(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="gone is not a directory; name that of a merge"):
-        verify(tmp_path / "gone")
+        verify_checkpoint(tmp_path / "gone")

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from mergeops.checkpoint.tokenizer_files import has_tokenizer
 from mergeops.errors import EvaluationError
-from mergeops.evaluate.identity import has_tokenizer, model_digest, tokenizer_digest
+from mergeops.evaluate.identity import model_digest, tokenizer_digest
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from mergeops.errors import EvaluationError
-from mergeops.evaluate import ItemResult, Scores, TaskScore
-from mergeops.evaluate.intervals import mean_interval
 from mergeops.evaluate.items import (
     asked_digest,
     check_clusters,
@@ -21,7 +19,9 @@ from mergeops.evaluate.items import (
     with_clusters,
 )
 from mergeops.evaluate.tasks import TaskSet, load_tasks
-from mergeops.settings import EvaluateSpec
+from mergeops.recipe.settings import EvaluateSpec
+from mergeops.scores.intervals import mean_interval
+from mergeops.scores.scores import ItemResult, Scores, TaskScore
 
 Write = Callable[..., Path]
 

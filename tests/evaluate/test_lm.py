@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import EXPERTS, SIZES
+from support.tiny_models import EXPERTS, SIZES
 
 LONG = {**SIZES, "max_position_embeddings": 512}
 GEMMA = {**LONG, "head_dim": 8, "tie_word_embeddings": True, "sliding_window": 20}
@@ -330,7 +330,7 @@ def test_lm_eval_finds_the_model_by_name_and_its_own_too(tmp_path: Path) -> None
 
 
 def test_torch_alone_is_left_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mergeops.evaluate.registration import register
+    from mergeops.lm_eval_plugin import register
 
     monkeypatch.delitem(sys.modules, "lm_eval", raising=False)
     register()
@@ -341,7 +341,7 @@ def test_torch_alone_is_left_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_lm_eval_that_is_otherwise_does_not_break_torch(
     module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergeops.evaluate.registration import register
+    from mergeops.lm_eval_plugin import register
 
     monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
     if module == "lm_eval":

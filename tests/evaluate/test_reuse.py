@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.scoring import score
 
-from mergeops.evaluate import Scores, answers, asking
-from mergeops.evaluate.harness import score
+from mergeops.evaluate import answers, asking
+from mergeops.evaluate.kept import AnswerJournal
 from mergeops.evaluate.reuse import joined
-from mergeops.evaluate.store import Journal
-from mergeops.settings import EvaluateSpec
-from mergeops.tracking.connection import Tracking, connect
+from mergeops.recipe.settings import EvaluateSpec
+from mergeops.scores.scores import Scores
+from mergeops.store.connection import Tracking, connect
+from mergeops.tracking import ScoreRecords
 
 Write = Callable[..., Path]
 SHA = "ab" * 32
@@ -84,15 +86,13 @@ def test_twice_the_limit_asks_the_new_items_only_and_gives_what_asking_all_gives
 def test_a_smaller_limit_asks_nothing_and_loads_no_model(
     ask: Callable[..., Scores], write_task: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergeops.evaluate import model
-
     spec = spec_for(write_task(), limit=8)
     large = ask(spec)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(model, "load_model", refuse)
+    monkeypatch.setattr(asking, "load_model", refuse)
     small = ask(replace(spec, limit=4))
     assert set(small.tasks["sums"].items) < set(large.tasks["sums"].items)
     assert small.settings == {**large.settings, "limit": "4"}
@@ -199,9 +199,9 @@ def test_what_another_machine_asked_of_other_items_is_not_asked_again(
     ask: Callable[..., Scores], write_task: Write, asked: list[int], tracking: Tracking
 ) -> None:
     spec = spec_for(write_task(), limit=4)
-    ask(spec, "here", shared=tracking.score_records())
+    ask(spec, "here", shared=ScoreRecords(tracking))
     del asked[:]
-    there = connect(tracking.spec).score_records()
+    there = ScoreRecords(connect(tracking.spec))
     grown = ask(replace(spec, limit=8), "there", shared=there)
     assert len(set(asked)) == 4
     assert grown == ask(replace(spec, limit=8), "fresh")
@@ -234,7 +234,7 @@ def test_a_crash_among_the_new_items_loses_only_the_piece_in_flight(
 
 
 def test_a_journal_of_other_items_counts_as_none(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "a.journal")
+    journal = AnswerJournal(tmp_path / "a.journal")
     journal.write([[[[-1.0, True]]]], "these")
     assert journal.read("these") == [[[[-1.0, True]]]]
     assert journal.read() == journal.read("others") == []

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from support.scoring import score
 
 from mergeops.errors import ConfigError, EvaluationError
-from mergeops.evaluate import Scores, answers, harness
-from mergeops.evaluate.harness import score
+from mergeops.evaluate import answers, asking
 from mergeops.evaluate.tasks import load_tasks
-from mergeops.settings import EvaluateSpec
+from mergeops.recipe.settings import EvaluateSpec
+from mergeops.scores.scores import Scores
 
 Write = Callable[..., Path]
 SHA = "ab" * 32
@@ -41,12 +42,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def never_loads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    from mergeops.evaluate import model
-
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    return lambda: monkeypatch.setattr(model, "load_model", refuse)
+    return lambda: monkeypatch.setattr(asking, "load_model", refuse)
 
 
 def spec_for(folder: Path, *tasks: str, **settings: Any) -> EvaluateSpec:
@@ -678,17 +677,15 @@ def test_the_model_is_given_back(
 ) -> None:
     import weakref
 
-    from mergeops.evaluate import model
-
     alive = []
-    original = model.load_model
+    original = asking.load_model
 
     def watched(*args: Any, **options: Any) -> Any:
         loaded = original(*args, **options)
         alive.append(weakref.ref(loaded))
         return loaded
 
-    monkeypatch.setattr(model, "load_model", watched)
+    monkeypatch.setattr(asking, "load_model", watched)
     spec = spec_for(write_task().parent, "sums")
     tasks = load_tasks(spec)
     score(llama, SHA, spec, "dev", work_dir=work, tasks=tasks)
@@ -730,4 +727,3 @@ def test_harness_is_importable_without_the_harness() -> None:
     code = "import sys, mergeops.evaluate.harness; print('lm_eval' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
-    assert harness.score is score

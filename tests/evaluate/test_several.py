@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.scoring import score
 
 from mergeops.errors import EvaluationError, TrackingError
-from mergeops.evaluate import answers, asking, store
-from mergeops.evaluate.asking import Candidate
-from mergeops.evaluate.devices import pick_devices, seed_device, share_out
-from mergeops.evaluate.harness import score, score_all
-from mergeops.settings import EvaluateSpec
+from mergeops.evaluate import answers, asking, harness, workers
+from mergeops.evaluate import kept as store
+from mergeops.evaluate.asking import Model
+from mergeops.evaluate.harness import score_all
+from mergeops.evaluate.workers import pick_devices, seed_device, share_out
+from mergeops.recipe.settings import EvaluateSpec
 
 Write = Callable[..., Path]
 
@@ -33,26 +35,24 @@ def spec_for(folder: Path, *tasks: str, **settings: Any) -> EvaluateSpec:
 
 
 @pytest.fixture(scope="module")
-def family(tiny_llama: Callable[..., Path]) -> list[Candidate]:
+def family(tiny_llama: Callable[..., Path]) -> list[Model]:
     """A base and two fine-tunes."""
     base = tiny_llama()
     paths = [base, tiny_llama(like=base, seed=1, noise=0.1), tiny_llama(like=base, seed=2)]
-    return [Candidate(path, f"{i}" * 64) for i, path in enumerate(paths)]
+    return [Model(path, f"{i}" * 64) for i, path in enumerate(paths)]
 
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The directories that were loaded as models."""
-    from mergeops.evaluate import model
-
     seen: list[Path] = []
-    original = model.load_model
+    original = asking.load_model
 
     def watched(path: Path, *rest: Any, **options: Any) -> Any:
         seen.append(path)
         return original(path, *rest, **options)
 
-    monkeypatch.setattr(model, "load_model", watched)
+    monkeypatch.setattr(asking, "load_model", watched)
     return seen
 
 
@@ -60,7 +60,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_models_of_one_configuration_are_loaded_once_and_score_as_if_alone(
-    family: list[Candidate], write_task: Write, tmp_path: Path, loads: list[Path]
+    family: list[Model], write_task: Write, tmp_path: Path, loads: list[Path]
 ) -> None:
     spec = spec_for(write_task().parent, "sums")
     together = score_all(family, spec, "dev", work_dir=tmp_path / "together")
@@ -79,13 +79,13 @@ def records(work: Path) -> list[dict[str, Any]]:
 
 
 def test_another_configuration_is_loaded(
-    family: list[Candidate],
+    family: list[Model],
     tiny_llama: Callable[..., Path],
     write_task: Write,
     tmp_path: Path,
     loads: list[Path],
 ) -> None:
-    other = Candidate(tiny_llama(layers=3), "9" * 64)
+    other = Model(tiny_llama(layers=3), "9" * 64)
     models = [family[0], other, family[1]]
     scores = score_all(models, spec_for(write_task().parent, "sums"), "dev", work_dir=tmp_path)
     assert [s.weights_sha256[0] for s in scores] == ["0", "9", "1"]
@@ -134,7 +134,7 @@ def test_tied_weights_are_replaced_once_for_both(tiny_llama: Callable[..., Path]
 
 
 def test_a_candidate_with_nan_stops_the_rest_but_loses_no_finished_score(
-    family: list[Candidate], write_task: Write, tmp_path: Path
+    family: list[Model], write_task: Write, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -143,7 +143,7 @@ def test_a_candidate_with_nan_stops_the_rest_but_loses_no_finished_score(
     tensors = load_file(broken / "model.safetensors")
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    models = [family[0], Candidate(broken, "8" * 64), family[2]]
+    models = [family[0], Model(broken, "8" * 64), family[2]]
     spec = spec_for(write_task().parent, "sums")
     with pytest.raises(EvaluationError, match="broken holds NaN or Inf in model.norm.weight"):
         score_all(models, spec, "dev", work_dir=tmp_path / "work")
@@ -152,7 +152,7 @@ def test_a_candidate_with_nan_stops_the_rest_but_loses_no_finished_score(
 
 
 def test_equal_candidates_are_asked_once(
-    family: list[Candidate], write_task: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: list[Model], write_task: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
     original = answers.ask
@@ -233,15 +233,13 @@ def test_auto_and_cuda_are_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_devices_score_as_one_does(
-    family: list[Candidate], write_task: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: list[Model], write_task: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
-    from mergeops.evaluate import devices
-
     spec = spec_for(write_task().parent, "sums", num_fewshot=1)
     alone = score_all(family, spec, "dev", work_dir=tmp_path / "1")
-    monkeypatch.setattr(devices, "pick_devices", lambda _: [torch.device("cpu")] * 2)
+    monkeypatch.setattr(workers, "pick_devices", lambda _: [torch.device("cpu")] * 2)
     ticks: list[tuple[str, int, int]] = []
     both = score_all(
         family, spec, "dev", work_dir=tmp_path / "2", progress=lambda *t: ticks.append(t)
@@ -254,7 +252,7 @@ def test_two_devices_score_as_one_does(
 
 
 def test_a_backend_that_is_not_installed_is_said_before_a_model_is_loaded(
-    family: list[Candidate], write_task: Write, tmp_path: Path, loads: list[Path]
+    family: list[Model], write_task: Write, tmp_path: Path, loads: list[Path]
 ) -> None:
     spec = spec_for(write_task().parent, "sums", backend="vllm")
     message = r"evaluate.backend is vllm, but vLLM is not installed here; pip install"
@@ -264,10 +262,8 @@ def test_a_backend_that_is_not_installed_is_said_before_a_model_is_loaded(
 
 
 def test_vllm_gets_the_recipes_settings(
-    family: list[Candidate], write_task: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: list[Model], write_task: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergeops.evaluate import vllm
-
     made: list[dict[str, Any]] = []
 
     class StoppedError(RuntimeError):
@@ -277,9 +273,9 @@ def test_vllm_gets_the_recipes_settings(
         made.append(options)
         raise StoppedError("no GPU\nhere")
 
-    monkeypatch.setattr(vllm, "check_installed", lambda: None)
-    harness = types.SimpleNamespace(VLLM=made_with)  # the real one imports vLLM
-    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", harness)
+    monkeypatch.setattr(harness, "check_vllm", lambda: None)
+    stand_in = types.SimpleNamespace(VLLM=made_with)  # the real one imports vLLM
+    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", stand_in)
     spec = spec_for(write_task().parent, "sums", backend="vllm", dtype="bfloat16", max_length=64)
     with pytest.raises(EvaluationError, match="vLLM cannot load .*: no GPU here"):
         score_all(family, spec, "dev", work_dir=tmp_path)
@@ -303,7 +299,7 @@ def many(n: int) -> list[dict[str, Any]]:
 
 
 def test_killed_in_the_middle_of_a_task_it_goes_on_there(
-    family: list[Candidate], write_task: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: list[Model], write_task: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_task(items=many(30)).parent
     work = tmp_path / "work"
@@ -311,8 +307,8 @@ def test_killed_in_the_middle_of_a_task_it_goes_on_there(
         "import os, signal\n"
         "from pathlib import Path\n"
         "from mergeops.evaluate import asking\n"
-        "from mergeops.evaluate.harness import score\n"
-        "from mergeops.settings import EvaluateSpec\n"
+        "from support.scoring import score\n"
+        "from mergeops.recipe.settings import EvaluateSpec\n"
         "asking.PIECE = 10\n"
         f"spec = EvaluateSpec(tasks=('sums',), include_path={str(folder)!r}, batch_size=8, "
         "device='cpu', confirm_fraction=0.0)\n"
@@ -354,7 +350,7 @@ def test_killed_in_the_middle_of_a_task_it_goes_on_there(
 
 
 def test_a_damaged_journal_counts_as_none(tmp_path: Path) -> None:
-    journal = store.Journal(tmp_path / "a.journal")
+    journal = store.AnswerJournal(tmp_path / "a.journal")
     assert journal.read() == []
     journal.write([[[[-1.0, True]]], [[["text"]]]])
     assert journal.read() == [[[[-1.0, True]]], [[["text"]]]]
@@ -394,7 +390,7 @@ class Elsewhere:
 
 
 def test_what_another_machine_has_asked_is_not_asked_again(
-    family: list[Candidate], write_task: Write, tmp_path: Path, loads: list[Path]
+    family: list[Model], write_task: Write, tmp_path: Path, loads: list[Path]
 ) -> None:
     folder = write_task("old").parent
     write_task("new")
@@ -418,7 +414,7 @@ def test_what_another_machine_has_asked_is_not_asked_again(
 
 @pytest.mark.parametrize("damage", ["cut", "foreign"])
 def test_a_foreign_or_damaged_record_from_elsewhere_is_not_believed(
-    family: list[Candidate], write_task: Write, tmp_path: Path, loads: list[Path], damage: str
+    family: list[Model], write_task: Write, tmp_path: Path, loads: list[Path], damage: str
 ) -> None:
     spec = spec_for(write_task().parent, "sums")
     shared = Elsewhere()
@@ -435,7 +431,7 @@ def test_a_foreign_or_damaged_record_from_elsewhere_is_not_believed(
 
 
 def test_a_store_that_is_away_costs_nothing_but_a_word(
-    family: list[Candidate],
+    family: list[Model],
     write_task: Write,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -495,11 +491,9 @@ def test_every_small_model_has_one_thread_and_every_large_one_has_all(
 ) -> None:
     import torch
 
-    from mergeops.evaluate import devices
-
     paths = [tiny_llama(), tiny_llama(hidden=64), tiny_llama(layers=1)]
-    models = [Candidate(path, f"{i}" * 64) for i, path in enumerate(paths)]
-    monkeypatch.setattr(devices, "_SMALL", 50_000)  # 26,000, 90,000 and 17,000 parameters
+    models = [Model(path, f"{i}" * 64) for i, path in enumerate(paths)]
+    monkeypatch.setattr(workers, "_SMALL", 50_000)  # 26,000, 90,000 and 17,000 parameters
     threads: list[tuple[bool, int]] = []
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -529,7 +523,7 @@ def test_models_that_load_at_once_leave_transformers_as_it_was(
     from transformers import PreTrainedModel
 
     from mergeops.evaluate.model import load_model
-    from mergeops.settings import EvaluateSpec
+    from mergeops.recipe.settings import EvaluateSpec
 
     path, before = tiny_llama(tied=True), PreTrainedModel.tie_weights
 

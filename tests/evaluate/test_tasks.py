@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ import yaml
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import catalogue, silence
 from mergeops.evaluate.tasks import load_tasks
-from mergeops.settings import EvaluateSpec
+from mergeops.recipe.settings import EvaluateSpec
 
 Write = Callable[..., Path]
 
@@ -29,7 +28,7 @@ def spec_for(folder: Path, *tasks: str, **settings: Any) -> EvaluateSpec:
 @pytest.fixture
 def without_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """lm-eval's own 14,000 task files take 10 s to parse."""
-    monkeypatch.setattr(catalogue.Catalogue, "_with_shipped", lambda self: self._own)
+    monkeypatch.setattr(catalogue.Catalogue, "_with_shipped", property(lambda self: self._own))
 
 
 def test_a_name_from_the_include_path_is_loaded(write_task: Write) -> None:
@@ -522,26 +521,6 @@ def test_the_split_keeps_clusters_whole_and_no_prompt_shows_one_of_the_other_par
         assert {doc["page"] for doc in task.pools[part]} == pages[part]
 
 
-def test_a_promotion_cannot_name_clusters_that_the_merge_was_not_chosen_with() -> None:
-    from mergeops.compose import compose
-    from mergeops.confirm import recipe_of
-
-    recipe = compose(["sources.a.uri=/a", "method=linear", "evaluate.tasks=[squad]"])
-    later = compose(
-        ["sources.a.uri=/a", "method=linear", "evaluate.tasks=[squad]", "evaluate.clusters.squad=p"]
-    )
-    candidate: Any = SimpleNamespace(version=3, run_id="r")
-
-    def tools(logged: Any) -> Any:
-        return SimpleNamespace(tracking=SimpleNamespace(recipe=lambda run_id: logged.to_dict()))
-
-    message = r"evaluate\.clusters\.squad is 'p', but version 3 was chosen with no clusters"
-    with pytest.raises(EvaluationError, match=message):
-        recipe_of(tools(recipe), later, candidate)
-    assert recipe_of(tools(later), later, candidate).evaluate.clusters == {"squad": "p"}
-    assert recipe_of(tools(later), recipe, candidate).evaluate.clusters == {"squad": "p"}
-
-
 def test_one_question_under_two_names_is_in_one_part_and_in_no_prompt_of_the_other(
     write_task: Write,
 ) -> None:
@@ -599,8 +578,8 @@ GROUPS = ("default", "quick", "reasoning", "knowledge", "retention", "custom")
 def test_every_group_composes_and_names_tasks_and_metrics_that_lm_eval_has(group: str) -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    from mergeops.compose import compose
     from mergeops.evaluate.catalogue import _shipped_file
+    from mergeops.recipe.composition import compose
 
     recipe = compose([f"evaluate={group}", "sources.a.uri=/a", "method=linear"])
     spec = recipe.evaluate
@@ -620,7 +599,7 @@ def test_every_group_composes_and_names_tasks_and_metrics_that_lm_eval_has(group
 
 @pytest.mark.parametrize("group", ["reasoning", "retention"])
 def test_a_group_that_needs_the_hub_says_so_without_it(group: str) -> None:
-    from mergeops.compose import compose
+    from mergeops.recipe.composition import compose
 
     recipe = compose([f"evaluate={group}", "sources.a.uri=/a", "method=linear"])
     message = r"task \w+ needs dataset \S+ from the Hugging Face hub, which is not in the local"

@@ -6,16 +6,16 @@ import random
 
 import pytest
 
-from mergeops.evaluate.tree import Group, Row, batches, pack
+from mergeops.evaluate.tree import PrefixGroup, TokenRow, batches, pack
 
 BREAK_EVEN = 1000.0
 
 
-def rows_of(groups: list[Group]) -> list[Row]:
+def rows_of(groups: list[PrefixGroup]) -> list[TokenRow]:
     return [row for group in groups for row in group.rows]
 
 
-def seen_by(group: Group, row: Row, member: int) -> list[list[int]]:
+def seen_by(group: PrefixGroup, row: TokenRow, member: int) -> list[list[int]]:
     """The tokens that each token of a member attends to, in order of their depth."""
     tokens, depths = [*group.prefix, *row.tokens], [*range(row.start), *row.depths]
     path = row.paths[row.members.index(member)]

@@ -13,9 +13,9 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from mergeops.cli import cli
+from mergeops.cli.main import cli
 from mergeops.errors import MergeError
-from mergeops.inspection import stream
+from mergeops.inspection import walk as stream
 
 FILE = "model.safetensors"
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from mergeops.inspection.effective_rank import RankMeter, effective_rank
 from mergeops.inspection.moments import Moments
-from mergeops.inspection.ranks import RankMeter, effective_rank
 
 BASE = torch.tensor([3.0, 0.0, 4.0, 0.0], dtype=torch.float64)
 CHANGES = torch.tensor(
@@ -129,7 +129,7 @@ def test_noise_of_a_low_rank_change_does_not_count() -> None:
 
 
 def test_a_sketch_of_a_large_matrix_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mergeops.inspection import ranks
+    from mergeops.inspection import effective_rank as ranks
 
     monkeypatch.setattr(ranks, "EXACT_SIDE", 100)
     u = torch.linalg.qr(torch.randn(700, 4, dtype=torch.float64))[0]

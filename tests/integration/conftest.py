@@ -6,15 +6,15 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import postgres_server
 import pytest
-from mlflow_server import PASSWORD, Server
-from postgres_server import Postgres
-from s3_server import S3
-from tracking_case import Case, make_case
+from support import postgres_server
+from support.mlflow_server import PASSWORD, Server
+from support.postgres_server import Postgres
+from support.s3_server import S3
+from support.tracking_case import Case, make_case
 
-from mergeops.settings import TrackingSpec
-from mergeops.tracking.connection import connect
+from mergeops.recipe.settings import TrackingSpec
+from mergeops.store.connection import connect
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from user_place import command, environment, mergeops
+from support.user_place import command, environment, mergeops
 
 pytestmark = pytest.mark.integration
 

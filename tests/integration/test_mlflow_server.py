@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_server import Server
-from tracking_case import Case, make_scores
+from support.mlflow_server import Server
+from support.tracking_case import Case, make_scores
 
-from mergeops.candidates import candidates
 from mergeops.errors import TrackingError
-from mergeops.promote import promote, rollback
+from mergeops.promotion.candidates import candidates
+from mergeops.promotion.champion import make_champion, rollback
+from mergeops.tracking.score_log import scored_runs
 
 pytestmark = pytest.mark.integration
 
@@ -32,12 +33,12 @@ def test_a_whole_trial_from_run_to_champion_and_back(
     assert [output.model_id for output in run.outputs.model_outputs] == [
         run.data.tags["mergeops.model_id"]
     ]
-    assert [scored.scores for scored in case.tracking.scored() if scored.role == "merge"] == [
+    assert [scored.scores for scored in scored_runs(case.tracking) if scored.kind == "merge"] == [
         make_scores()
     ]
     assert [candidate.dev_score for candidate in candidates(case.tracking, "skills")] == [0.625]
 
-    promote(case.tracking, "skills", version, {"decision": "promote"}, passed=True, user="me")
+    make_champion(case.tracking, "skills", version, {"decision": "promote"}, passed=True, user="me")
     pipeline = mlflow.transformers.load_model("models:/skills@champion")
     answer = pipeline("12 + 3 =", max_new_tokens=4)
     assert answer[0]["generated_text"].startswith("12 + 3 =")
@@ -49,7 +50,7 @@ def test_a_whole_trial_from_run_to_champion_and_back(
 
     second, newer = case.whole(plan_digest="f" * 64, name="other")
     assert (second, newer) != (run_id, version)
-    promote(case.tracking, "skills", newer, {}, passed=True, user="me")
+    make_champion(case.tracking, "skills", newer, {}, passed=True, user="me")
     assert rollback(case.tracking, "skills", user="me").to == version
     assert client.get_model_version_by_alias("skills", "champion").version == str(version)
     out, _ = capfd.readouterr()

@@ -14,17 +14,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from faulty_proxy import FaultyProxy
-from mlflow_server import Server
-from tracking_case import Case, make_case, make_source, sha256
-from user_place import command, environment, mergeops
+from support.faulty_proxy import FaultyProxy
+from support.mlflow_server import Server
+from support.tracking_case import Case, make_case, make_source, sha256
+from support.user_place import command, environment, mergeops
 
 from mergeops.checkpoint import weights_sha256
 from mergeops.errors import AwayError, TrackingError
 from mergeops.progress import Progress
-from mergeops.settings import OutputSpec, TrackingSpec
-from mergeops.sync import sync
-from mergeops.tracking.connection import connect
+from mergeops.recipe.settings import OutputSpec, TrackingSpec
+from mergeops.store.connection import connect
+from mergeops.tracking.sync import sync_trials
 
 pytestmark = pytest.mark.integration
 
@@ -120,7 +120,7 @@ def requests_of_a_trial(case: Case, proxy: FaultyProxy) -> int:
     return counted[0]
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("answer_lost", [False, True], ids=["refused", "answer lost"])
 def test_a_server_that_goes_away_at_any_request_gets_the_whole_trial_from_sync(
     shared: Case, proxy: FaultyProxy, answer_lost: bool
@@ -131,15 +131,15 @@ def test_a_server_that_goes_away_at_any_request_gets_the_whole_trial_from_sync(
         with proxy.breaking(at, answer_lost=answer_lost), pytest.raises(AwayError) as caught:
             case.whole()
         assert "mergeops sync" in str(caught.value)
-        (waiting,) = sync(work, Progress(quiet=True), dry_run=True)
+        (waiting,) = sync_trials(work, Progress(quiet=True), dry_run=True)
         assert waiting.outcome == "waiting"
-        (logged,) = sync(work, Progress(quiet=True))
+        (logged,) = sync_trials(work, Progress(quiet=True))
         assert logged.outcome == "logged", (at, logged)
-        assert sync(work, Progress(quiet=True)) == []
+        assert sync_trials(work, Progress(quiet=True)) == []
         check_once(case)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_an_answer_that_is_lost_once_doubles_nothing_though_mlflow_asks_again(
     shared: Case, proxy: FaultyProxy
 ) -> None:
@@ -159,10 +159,10 @@ def test_sync_goes_on_where_it_was_itself_interrupted(shared: Case, proxy: Fault
     with proxy.breaking(40), pytest.raises(AwayError):
         case.whole()
     with proxy.breaking(60):
-        (failed,) = sync(work, Progress(quiet=True))
+        (failed,) = sync_trials(work, Progress(quiet=True))
     assert failed.outcome == "failed"
     assert "cannot reach the MLflow server" in failed.problem
-    (logged,) = sync(work, Progress(quiet=True))
+    (logged,) = sync_trials(work, Progress(quiet=True))
     assert logged.outcome == "logged"
     check_once(case)
 
@@ -174,7 +174,7 @@ def test_the_same_command_again_completes_a_kept_trial_and_forgets_it(
     with proxy.breaking(50), pytest.raises(AwayError):
         case.whole()
     case.whole()
-    assert sync(work, Progress(quiet=True)) == []
+    assert sync_trials(work, Progress(quiet=True)) == []
     check_once(case)
 
 
@@ -182,13 +182,13 @@ def test_two_that_log_one_plan_at_once_end_with_one_trial(
     shared: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As on two machines: neither sees the other's lock.
-    from mergeops.tracking import parents, trial
+    from mergeops.tracking import parents, trials
 
     @contextmanager
     def unlocked(*identity: str, wait: bool = False) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(trial, "only_one", unlocked)
+    monkeypatch.setattr(trials, "only_one", unlocked)
     monkeypatch.setattr(parents, "only_one", unlocked)
     for turn in range(3):
         case = of_its_own(shared, f"race {turn}")

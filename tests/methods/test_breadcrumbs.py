@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fine_tunes import exact, fine_tunes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fine_tunes import exact, fine_tunes
 from torch import Tensor
 
 from mergeops.errors import ConfigError
-from mergeops.methods.whole import merge_tensors
+from mergeops.methods.steps.whole import merge_tensors
 
 BOTH = ["breadcrumbs", "breadcrumbs_ties"]
 

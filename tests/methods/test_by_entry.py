@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fine_tunes import fine_tunes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fine_tunes import fine_tunes
 
 from mergeops.errors import ConfigError, MergeError
-from mergeops.methods.whole import merge_tensors
+from mergeops.methods.steps.whole import merge_tensors
 
 
 def test_passthrough_scales_its_only_source() -> None:

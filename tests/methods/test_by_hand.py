@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mergeops.errors import ConfigError, MergeError
-from mergeops.methods.whole import merge_tensors
+from mergeops.methods.steps.whole import merge_tensors
 
 
 def tensor(*values: float) -> torch.Tensor:

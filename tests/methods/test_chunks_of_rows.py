@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from fine_tunes import fine_tunes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fine_tunes import fine_tunes
 
 from mergeops import methods
-from mergeops.methods import BLOCK
-from mergeops.methods.whole import merge_tensors
+from mergeops.kernels.blocks import BLOCK
+from mergeops.methods.steps.whole import merge_tensors
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("nuslerp", {}),
@@ -74,9 +74,9 @@ def test_only_methods_that_can_use_a_base_get_it() -> None:
 
 
 def test_a_tensor_without_dimensions_is_one_row() -> None:
-    place = methods.Place(numel=1, per_source={})
+    place = methods.MethodView(numel=1, per_source={})
     assert place.row_length == 1
-    assert methods.Place(numel=6, per_source={}, shape=(2, 3)).row_length == 3
+    assert methods.MethodView(numel=6, per_source={}, shape=(2, 3)).row_length == 3
 
 
 @settings(max_examples=40, deadline=None)

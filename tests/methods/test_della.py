@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from fine_tunes import fine_tunes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fine_tunes import fine_tunes
 
 from mergeops.errors import ConfigError
-from mergeops.methods.randomness import draws
-from mergeops.methods.ranks import drop_by_rank, twice_ranks
-from mergeops.methods.whole import merge_tensors
+from mergeops.methods.steps.randomness import draws
+from mergeops.methods.steps.ranks import drop_by_rank, twice_ranks
+from mergeops.methods.steps.whole import merge_tensors
 
 BOTH = ["della", "della_linear"]
 

@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 import torch
-from fine_tunes import fine_tunes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fine_tunes import fine_tunes
 from torch import Tensor
 
 from mergeops.errors import MergeError
-from mergeops.methods.whole import merge_tensors
+from mergeops.methods.steps.whole import merge_tensors
 
 
 def stock(base: Tensor, sources: list[Tensor]) -> Tensor:

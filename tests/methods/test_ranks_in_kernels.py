@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergeops.methods import fused
-from mergeops.methods.fused import Bits, Drops, Formula, bits_of
-from mergeops.methods.ranks import drop_by_rank
+from mergeops.methods.steps import fused
+from mergeops.methods.steps.fused import Bits, Drops, Formula, bits_of
+from mergeops.methods.steps.ranks import drop_by_rank
 
 KINDS = ("normal", "few values", "mostly zero", "all zero", "equal", "far below", "subnormal")
 KEY = 0x9E3779B97F4A7C15

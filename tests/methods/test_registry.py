@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mergeops.methods import Place, method
+from mergeops.methods import MethodView, method
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class First:
 
 
 @method("first_of_test")
-def merge(base: Tensor, sources: Tensor, p: First, at: Place) -> Tensor:
+def merge(base: Tensor, sources: Tensor, p: First, at: MethodView) -> Tensor:
     """Merge one chunk."""
     return sources[0] * p.strength
 '''
@@ -61,7 +61,7 @@ def test_unknown_method_gets_a_hint_and_the_list() -> None:
 def test_a_new_file_is_a_new_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "first_of_test.py").write_text(NEW_METHOD)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
-    methods._discover.cache_clear()
+    methods.registry._discover.cache_clear()
     try:
         found = methods.get("first_of_test")
         assert found.documentation == "A method of a test: the first source."
@@ -69,9 +69,9 @@ def test_a_new_file_is_a_new_method(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert found.describe() == [("strength", "float", 1.0, "How much of it, over two lines.")]
         assert found.tensor_parameters == ("strength",)
     finally:
-        methods._REGISTRY.pop("first_of_test", None)
+        methods.registry._REGISTRY.pop("first_of_test", None)
         sys.modules.pop("mergeops.methods.first_of_test", None)
-        methods._discover.cache_clear()
+        methods.registry._discover.cache_clear()
 
 
 def test_two_methods_of_one_name_are_a_programming_error() -> None:

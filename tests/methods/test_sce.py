@@ -6,13 +6,13 @@ from decimal import Decimal
 
 import pytest
 import torch
-from fine_tunes import fine_tunes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fine_tunes import fine_tunes
 from torch import Tensor
 
 from mergeops.errors import ConfigError
-from mergeops.methods.whole import merge_tensors
+from mergeops.methods.steps.whole import merge_tensors
 
 
 def sce(base: Tensor, sources: list[Tensor], topk: float) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergeops.methods import BLOCK
-from mergeops.methods.randomness import keep_mask, random_key, splitmix64
-from mergeops.methods.sparsify import find_cuts, keep_largest
+from mergeops.kernels.blocks import BLOCK
+from mergeops.methods.steps.randomness import keep_mask, random_key, splitmix64
+from mergeops.methods.steps.sparsify import find_cuts, keep_largest
 
 CPU = torch.device("cpu")
 
@@ -95,7 +95,7 @@ def test_a_tensor_of_many_parts_is_remembered_in_longer_ones(
     generator = torch.Generator().manual_seed(1)
     source = torch.randint(-9, 10, (7 * BLOCK + 5,), generator=generator).float()
     passes: list[tuple[int, int | None]] = []
-    monkeypatch.setattr("mergeops.methods.selection.MOST_COUNTS", most)
+    monkeypatch.setattr("mergeops.methods.steps.selection.MOST_COUNTS", most)
     assert trim(source, density, BLOCK, passes).equal(trim_by_sorting(source, density))
     _, _, (start, stop) = passes
     assert stop is not None and ((stop - start) > BLOCK) == (most == 1)

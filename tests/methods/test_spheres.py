@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
-from fine_tunes import fine_tunes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fine_tunes import fine_tunes
 from torch import Tensor
 
 from mergeops.errors import ConfigError, MergeError
-from mergeops.methods import Scan, columns
-from mergeops.methods.whole import merge_tensors
+from mergeops.methods.registry import Scan
+from mergeops.methods.steps import columns
+from mergeops.methods.steps.whole import merge_tensors
 
 SPHERES = ["nuslerp", "multislerp", "karcher"]
 

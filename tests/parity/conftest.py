@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mergekit_oracle import (
+from support.mergekit_oracle import (
     PYTHON,
     Case,
     Pair,
@@ -17,7 +17,7 @@ from mergekit_oracle import (
     tensors_of,
     token_ids,
 )
-from tiny_models import save_family
+from support.tiny_models import save_family
 
 REASON = f"mergekit is not installed in {PYTHON.parent.parent.name}; `make parity` installs it"
 ROWS_OF_TOKENS = {"model.embed_tokens.weight", "lm_head.weight"}
@@ -37,7 +37,7 @@ def family(
     made: dict[tuple[str, str, str], dict[str, Path]] = {}
 
     def get(architecture: str, dtype: str, variation: str) -> dict[str, Path]:
-        from parity_variations import VARIATIONS
+        from support.parity_variations import VARIATIONS
 
         key = (architecture, dtype, variation)
         if key not in made:

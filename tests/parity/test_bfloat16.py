@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mergekit_oracle import Case, Pair, merge_ours, tensors_of
+from support.mergekit_oracle import Case, Pair, merge_ours, tensors_of
 
 pytestmark = pytest.mark.parity
 
@@ -67,13 +67,14 @@ def test_the_error_is_never_larger_than_mergekits(
 
 def _exact(pair: Pair, folder: Path) -> Path:
     """The same merge in float64, saved in float32."""
-    from mergeops import compose, pipeline
+    from mergeops import workshop
     from mergeops.progress import Progress
+    from mergeops.recipe import composition as compose
 
     config = folder / "exact.yml"
     config.write_text(pair.config.read_text().replace("bfloat16", "float32"))
     work = f"output.dir={folder / 'work'}"
     recipe = compose.compose([work, "dtype.compute=float64"], recipe_file=config)
     assert replace(recipe.dtype, save="float32") == recipe.dtype
-    pipeline.merge_only(recipe, folder / "exact", Progress(quiet=True))
+    workshop.merge_only(recipe, folder / "exact", Progress(quiet=True))
     return folder / "exact"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mergekit_oracle import Case, far_apart
+from support.mergekit_oracle import Case, far_apart
 
 pytestmark = pytest.mark.parity
 

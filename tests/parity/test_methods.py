@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from mergekit_oracle import Case, Pair, far_apart, filled, loaded, merge_ours, tensors_of
-from tiny_models import ARCHITECTURES
+from support.mergekit_oracle import Case, Pair, far_apart, filled, loaded, merge_ours, tensors_of
+from support.tiny_models import ARCHITECTURES
 
 pytestmark = pytest.mark.parity
 

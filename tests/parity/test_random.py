@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mergekit_oracle import Case, tensors_of
+from support.mergekit_oracle import Case, tensors_of
 
 pytestmark = pytest.mark.parity
 

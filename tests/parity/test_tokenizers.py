@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from mergekit_oracle import Case, Pair, far_apart, merge_ours, tensors_of, token_ids
-from parity_variations import HEADS
+from support.mergekit_oracle import Case, Pair, far_apart, merge_ours, tensors_of, token_ids
+from support.parity_variations import HEADS
 
 pytestmark = pytest.mark.parity
 

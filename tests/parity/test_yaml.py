@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from mergekit_oracle import Case, Pair, far_apart, filled, merge_ours, tensors_of
+from support.mergekit_oracle import Case, Pair, far_apart, filled, merge_ours, tensors_of
 
 pytestmark = pytest.mark.parity
 

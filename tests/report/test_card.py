@@ -7,13 +7,19 @@ from typing import Any
 import pytest
 import yaml
 
-from mergeops.evaluate.intervals import Estimate
 from mergeops.report.card import CardParent, base_model, model_card
+from mergeops.scores.intervals import Estimate
+from mergeops.sources import short_name
+
+
+def parent(name: str, uri: str, sha256: str, run_id: str | None = None) -> CardParent:
+    return CardParent(name, uri, sha256, run_id, short_name(uri))
+
 
 PARENTS = [
-    CardParent("base", "hf://HuggingFaceTB/SmolLM2-135M@12fd25f", "a" * 64),
-    CardParent("math", "runs:/4f2c", "b" * 64, run_id="4f2c"),
-    CardParent("dates", "/checkpoints/dates-lora/", "c" * 64),
+    parent("base", "hf://HuggingFaceTB/SmolLM2-135M@12fd25f", "a" * 64),
+    parent("math", "runs:/4f2c", "b" * 64, run_id="4f2c"),
+    parent("dates", "/checkpoints/dates-lora/", "c" * 64),
 ]
 RECIPE: dict[str, Any] = {
     "base": "hf://HuggingFaceTB/SmolLM2-135M@12fd25f",
@@ -52,7 +58,7 @@ def test_the_front_matter_has_what_the_hubs_model_tree_needs() -> None:
     ],
 )
 def test_an_input_is_called_by_its_hub_id_or_the_end_of_its_path(uri: str, shown: str) -> None:
-    assert base_model(CardParent("own", uri, "0")) == shown
+    assert base_model(parent("own", uri, "0")) == shown
 
 
 def test_the_recipe_in_the_card_is_the_recipe() -> None:

@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 
 from mergeops.errors import EvaluationError
-from mergeops.evaluate import ItemResult, Scores, TaskScore
-from mergeops.evaluate.paired import tango_interval
-from mergeops.report.leaderboard import Entry, Leaderboard, leaderboard
+from mergeops.report import board_tables
+from mergeops.report.leaderboard import Entry, Leaderboard, make_leaderboard
 from mergeops.report.plots import scores_figure
+from mergeops.scores.paired import tango_interval
+from mergeops.scores.scores import ItemResult, Scores, TaskScore
 
 
 def scores(part: str = "dev", higher: bool = True, **tasks: list[float]) -> Scores:
@@ -41,7 +42,7 @@ ALL = [BASE, MATH, CODE, SOUP, TIES]
 
 def shown(board: Leaderboard, width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(board.table(width))
+    console.print(board_tables.board_table(board, width))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
@@ -55,13 +56,13 @@ def test_a_score_that_is_no_number_is_ranked_last_wherever_it_stood(
     values = {"one": 1.0, "two": 2.0}
     entries = [Entry(n, "source", scores(higher=higher, a=[v, v])) for n, v in values.items()]
     entries.insert(place, Entry("broken", "source", scores(higher=higher, a=[math.nan, 1.0])))
-    best, second, last = leaderboard(entries).rows
+    best, second, last = make_leaderboard(entries).rows
     assert [best.name, second.name] == (["two", "one"] if higher else ["one", "two"])
     assert last.name == "broken"
 
 
 def test_models_are_ranked_by_their_score_over_all_items() -> None:
-    board = leaderboard(ALL)
+    board = make_leaderboard(ALL)
     assert [(row.rank, row.name, row.kind, row.pooled) for row in board.rows] == [
         (1, "soup", "merge", 0.7),
         (2, "math", "source", 0.55),
@@ -69,16 +70,16 @@ def test_models_are_ranked_by_their_score_over_all_items() -> None:
         (4, "base", "base", 0.25),
         (5, "ties", "merge", 0.2),
     ]
-    assert board.best.name == "soup"
-    assert board.best.pooled == SOUP.scores.pooled
-    assert {t: (found.value, found.stderr) for t, found in board.best.tasks.items()} == {
+    assert board.rows[0].name == "soup"
+    assert board.rows[0].pooled == SOUP.scores.pooled
+    assert {t: (found.value, found.stderr) for t, found in board.rows[0].tasks.items()} == {
         "a": (0.7, 0.1),
         "b": (0.7, 0.1),
     }
 
 
 def test_the_best_source_is_the_reference() -> None:
-    board = leaderboard(ALL)
+    board = make_leaderboard(ALL)
     assert board.reference == "math"
     assert board.rows[1].difference is None
     found = board.rows[0].difference
@@ -90,37 +91,37 @@ def test_the_best_source_is_the_reference() -> None:
 
 
 def test_without_sources_the_base_is_the_reference_and_without_both_nothing_is() -> None:
-    assert leaderboard([BASE, SOUP]).reference == "base"
-    alone = leaderboard([SOUP, TIES])
+    assert make_leaderboard([BASE, SOUP]).reference == "base"
+    alone = make_leaderboard([SOUP, TIES])
     assert alone.reference is None
     assert all(row.difference is None for row in alone.rows)
-    assert "Differences" not in alone.markdown()
+    assert "Differences" not in board_tables.board_markdown(alone)
 
 
 def test_the_reference_can_be_named() -> None:
-    assert leaderboard(ALL, reference="code").reference == "code"
+    assert make_leaderboard(ALL, reference="code").reference == "code"
     with pytest.raises(EvaluationError, match="no model is called 'x'; there are: soup, math,"):
-        leaderboard(ALL, reference="x")
+        make_leaderboard(ALL, reference="x")
 
 
 def test_the_standard_error_over_all_items_takes_the_tasks_as_given() -> None:
     # Shares p and q of 10 items each: variance of the sum of 20 is 10 p(1-p) 10/9 + the same of q.
     expected = math.sqrt(10 * (0.8 * 0.2 + 0.3 * 0.7) * 10 / 9) / 20
-    assert leaderboard([MATH]).rows[0].stderr == pytest.approx(expected)
+    assert make_leaderboard([MATH]).rows[0].stderr == pytest.approx(expected)
 
 
 def test_the_interval_of_a_share_is_wilsons() -> None:
-    row = leaderboard([SOUP]).rows[0]
+    row = make_leaderboard([SOUP]).rows[0]
     z = 1.959963984540054
     # Wilson's bounds solve (p - q)^2 = z^2 q (1 - q) / n.
     for bound in (row.low, row.high):
         assert (0.7 - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / 20)
-    everything = leaderboard([entry("x", "merge", 10, 10)]).rows[0]
+    everything = make_leaderboard([entry("x", "merge", 10, 10)]).rows[0]
     assert (everything.low < 1.0, everything.high) == (True, 1.0)
 
 
 def test_each_task_has_its_own_interval() -> None:
-    found = leaderboard([MATH]).rows[0].tasks
+    found = make_leaderboard([MATH]).rows[0].tasks
     z = 1.959963984540054
     for share, task in ((0.8, "a"), (0.3, "b")):
         for bound in found[task].interval or ():
@@ -134,7 +135,7 @@ def test_a_metric_that_is_no_mean_has_the_interval_of_its_standard_error_or_none
         "a": dataclasses.replace(made.tasks["a"], value=10.0, stderr=0.5),
         "b": dataclasses.replace(made.tasks["b"], value=10.0, stderr=None),
     }
-    row = leaderboard([Entry("x", "merge", dataclasses.replace(made, tasks=odd))]).rows[0]
+    row = make_leaderboard([Entry("x", "merge", dataclasses.replace(made, tasks=odd))]).rows[0]
     assert str(row.tasks["a"]) == "10.000 [9.020, 10.980]"
     assert str(row.tasks["b"]) == "10.000"
 
@@ -146,39 +147,39 @@ def test_items_of_one_cluster_widen_the_interval() -> None:
         for i, item in enumerate(free.tasks["a"].items)
     )
     tied = {"a": dataclasses.replace(free.tasks["a"], items=items)}
-    alone = leaderboard([Entry("x", "merge", free)]).rows[0]
-    row = leaderboard([Entry("x", "merge", dataclasses.replace(free, tasks=tied))]).rows[0]
+    alone = make_leaderboard([Entry("x", "merge", free)]).rows[0]
+    row = make_leaderboard([Entry("x", "merge", dataclasses.replace(free, tasks=tied))]).rows[0]
     assert row.high - row.low > alone.high - alone.low
     assert row.tasks["a"].interval == (row.low, row.high)
 
 
 def test_other_numbers_have_students_interval_and_one_item_has_none() -> None:
-    row = leaderboard([Entry("x", "merge", scores(a=[0.5, 0.7, 0.9]))]).rows[0]
+    row = make_leaderboard([Entry("x", "merge", scores(a=[0.5, 0.7, 0.9]))]).rows[0]
     assert row.stderr == pytest.approx(0.2 / math.sqrt(3))
     # Student's quantile for two degrees of freedom, from a table.
     assert row.high - row.pooled == pytest.approx(4.302653 * 0.2 / math.sqrt(3), rel=1e-6)
-    single = leaderboard([Entry("x", "merge", scores(a=[0.5]))])
+    single = make_leaderboard([Entry("x", "merge", scores(a=[0.5]))])
     assert single.rows[0].stderr is None
     assert single.to_dict()["rows"][0]["low"] is None
     assert single.to_dict()["rows"][0]["tasks"]["a"]["low"] is None
-    assert "0.500 [" not in single.markdown()
+    assert "0.500 [" not in board_tables.board_markdown(single)
 
 
 def test_where_lower_is_better_the_lowest_comes_first() -> None:
     good = Entry("good", "merge", scores(higher=False, a=[0.5, 0.6]))
     bad = Entry("bad", "source", scores(higher=False, a=[1.5, 1.6]))
-    board = leaderboard([bad, good])
-    assert board.best.name == "good"
+    board = make_leaderboard([bad, good])
+    assert board.rows[0].name == "good"
     assert board.rows[0].difference is not None
     assert board.rows[0].difference.difference == pytest.approx(1.0)
 
 
 def test_only_tasks_that_all_were_scored_on_count_and_the_others_are_named() -> None:
-    board = leaderboard([entry("x", "source", 5, 5, 5), SOUP])
+    board = make_leaderboard([entry("x", "source", 5, 5, 5), SOUP])
     assert board.tasks == ("a", "b")
     assert board.left_out == ("c",)
     assert board.rows[0].n == 20
-    assert "Not every model was scored on: c." in board.markdown()
+    assert "Not every model was scored on: c." in board_tables.board_markdown(board)
 
 
 @pytest.mark.parametrize(
@@ -202,17 +203,17 @@ def test_only_tasks_that_all_were_scored_on_count_and_the_others_are_named() -> 
 )
 def test_what_cannot_be_ranked_is_refused(entries: list[Entry], message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
-        leaderboard(entries)
+        make_leaderboard(entries)
 
 
 def test_tasks_of_opposite_direction_are_refused() -> None:
     mixed = Scores("0", "dev", {**scores(a=[1.0]).tasks, **scores(higher=False, b=[1.0]).tasks}, {})
     with pytest.raises(EvaluationError, match="do not point the same way"):
-        leaderboard([Entry("x", "merge", mixed)])
+        make_leaderboard([Entry("x", "merge", mixed)])
 
 
 def test_the_table_tells_merges_from_parents() -> None:
-    lines = shown(leaderboard(ALL)).splitlines()
+    lines = shown(make_leaderboard(ALL)).splitlines()
     low, high = tango_interval(4, 1, 20, 0.95)
     assert lines[3].split()[:3] == ["1", "soup", "merge"]
     assert "0.700 [0.481, 0.855]" in lines[3]
@@ -224,7 +225,7 @@ def test_the_table_tells_merges_from_parents() -> None:
 
 def test_on_a_narrow_terminal_the_tasks_follow_and_no_number_is_cut() -> None:
     tasks = [entry(f"model-{i}", "merge", i, i, i, i, i, i) for i in range(3)]
-    text = shown(leaderboard([entry("math", "source", 9, 1, 1, 1, 1, 1), *tasks]), width=80)
+    text = shown(make_leaderboard([entry("math", "source", 9, 1, 1, 1, 1, 1), *tasks]), width=80)
     assert max(map(len, text.splitlines())) <= 80
     # On the summary, and once for every two of the six tasks.
     assert text.count("model-2") == 4
@@ -233,13 +234,13 @@ def test_on_a_narrow_terminal_the_tasks_follow_and_no_number_is_cut() -> None:
 
 def test_names_are_text_and_not_markup() -> None:
     odd = entry("ties [bold]|x[/]", "merge", 5, 5)
-    board = leaderboard([odd])
+    board = make_leaderboard([odd])
     assert "ties [bold]|x[/]" in shown(board)
-    assert "ties [bold]\\|x[/]" in board.markdown()
+    assert "ties [bold]\\|x[/]" in board_tables.board_markdown(board)
 
 
 def test_markdown_has_a_row_a_model_and_says_how_to_read_it() -> None:
-    lines = leaderboard(ALL).markdown().splitlines()
+    lines = board_tables.board_markdown(make_leaderboard(ALL)).splitlines()
     assert lines[0] == "| # | model | kind | all tasks | difference | a | b |"
     assert lines[1] == "| ---: | --- | --- | ---: | ---: | ---: | ---: |"
     assert lines[3] == (
@@ -251,7 +252,7 @@ def test_markdown_has_a_row_a_model_and_says_how_to_read_it() -> None:
 
 
 def test_the_dict_is_json_with_all_numbers() -> None:
-    plain = json.loads(json.dumps(leaderboard(ALL).to_dict(), allow_nan=False))
+    plain = json.loads(json.dumps(make_leaderboard(ALL).to_dict(), allow_nan=False))
     assert (plain["part"], plain["reference"], plain["tasks"]) == ("dev", "math", ["a", "b"])
     first = plain["rows"][0]
     assert (first["name"], first["kind"], first["n"], first["pooled"]) == ("soup", "merge", 20, 0.7)
@@ -270,7 +271,7 @@ def test_the_dict_is_json_with_all_numbers() -> None:
 
 
 def test_the_figure_shows_each_model_with_its_interval(tmp_path: Path) -> None:
-    board = leaderboard(ALL)
+    board = make_leaderboard(ALL)
     figure = scores_figure(board)
     left, right = figure.axes
     assert [t.get_text() for t in left.get_yticklabels()] == [row.name for row in board.rows]
@@ -283,8 +284,8 @@ def test_the_figure_shows_each_model_with_its_interval(tmp_path: Path) -> None:
 
 
 def test_without_a_reference_there_is_one_panel() -> None:
-    assert len(scores_figure(leaderboard([SOUP, TIES])).axes) == 1
-    assert len(scores_figure(leaderboard([MATH])).axes) == 1
+    assert len(scores_figure(make_leaderboard([SOUP, TIES])).axes) == 1
+    assert len(scores_figure(make_leaderboard([MATH])).axes) == 1
 
 
 def test_odd_names_and_single_items_can_be_drawn(tmp_path: Path) -> None:
@@ -292,6 +293,6 @@ def test_odd_names_and_single_items_can_be_drawn(tmp_path: Path) -> None:
         Entry("cost $x_1$ " + "y" * 60, "merge", scores(a=[0.5])),
         Entry("math", "source", scores(a=[0.7])),
     ]
-    figure = scores_figure(leaderboard(odd))
+    figure = scores_figure(make_leaderboard(odd))
     figure.savefig(tmp_path / "scores.png")
     assert figure.axes[0].get_yticklabels()[1].get_text().endswith("…")

@@ -10,12 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tracking_case import make_scores
+from support.tracking_case import make_scores
 
-from mergeops.compare import Compared, LeftOut
 from mergeops.errors import ConfigError
-from mergeops.report.leaderboard import Entry, Origin, leaderboard
-from mergeops.report.web_page import MARK, WIDTH, check_target, page, write_page
+from mergeops.report.leaderboard import Compared, Entry, LeftOut, Origin, make_leaderboard
+from mergeops.report.web_page import MARK, WIDTH, check_page_target, page, write_page
 
 EVIL = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>"
 
@@ -51,7 +50,9 @@ def entry(name: str, kind: str, right: int, experiment: str = "merges") -> Entry
 
 
 def compared(*entries: Entry, experiments: tuple[str, ...] = ("merges",)) -> Compared:
-    return Compared(experiments, leaderboard(entries), (LeftOut("old", "merges", "other <b>"),))
+    return Compared(
+        experiments, make_leaderboard(entries), (LeftOut("old", "merges", "other <b>"),)
+    )
 
 
 def usual() -> Compared:
@@ -128,7 +129,7 @@ def test_models_that_are_left_out_are_named_with_the_reason() -> None:
 def test_a_page_is_overwritten_by_a_page_and_nothing_else_is(tmp_path: Path) -> None:
     path = tmp_path / "compare.html"
     write_page(usual(), path)
-    check_target(path)
+    check_page_target(path)
     write_page(usual(), path)
     assert path.read_text().startswith(MARK)
     assert [p.name for p in tmp_path.iterdir()] == ["compare.html"]
@@ -140,5 +141,5 @@ def test_a_page_is_overwritten_by_a_page_and_nothing_else_is(tmp_path: Path) -> 
         (tmp_path / "none" / "x.html", "there is no directory"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_target(target)
+            check_page_target(target)
     assert other.read_text() == "<!doctype html>\n<p>mine"

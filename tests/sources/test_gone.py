@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.training_runs import Fabricator, discover
 
-from mergeops.cli import cli
+from mergeops.adoption.adoption import adopt
+from mergeops.cli.main import cli
 from mergeops.errors import SourceError
-from mergeops.settings import TrackingSpec
-from mergeops.sources import resolve_uri
-from mergeops.sources.adopt import adopt
-from mergeops.sources.discover import discover
-
-from .conftest import Fabricator
+from mergeops.recipe.settings import TrackingSpec
+from mergeops.sources.resolution import resolve_uri
 
 
 def problem(fabricate: Fabricator, uri: str, **how: Any) -> str:

@@ -12,7 +12,8 @@ import pytest
 from huggingface_hub import errors
 
 from mergeops.errors import SourceError
-from mergeops.sources import hub, resolve_uri
+from mergeops.sources import hub
+from mergeops.sources.resolution import resolve_uri
 
 COMMIT = "a" * 40
 
@@ -58,8 +59,8 @@ def test_offline_and_not_cached_fails_at_once_with_what_to_do(cache: Path, tmp_p
 def test_an_adapter_finds_its_base_by_hub_id_in_the_recipe(
     cache: Path, full_and_adapter: tuple[Path, Path], fabricate_adapter: Any, tmp_path: Path
 ) -> None:
-    from mergeops.recipe import Recipe
-    from mergeops.sources import resolve
+    from mergeops.recipe.recipe import Recipe
+    from mergeops.sources.resolution import resolve
 
     snapshot = put(cache, full_and_adapter[0])
     recipe = Recipe.from_dict(
@@ -87,7 +88,7 @@ def test_only_safetensors_and_small_files_are_asked_for(
         return str(full_and_adapter[0])
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    hub.find("hf://org/tiny@v2")
+    hub.download("hf://org/tiny@v2")
     assert (asked["repository"], asked["revision"]) == ("org/tiny", "v2")
     there = [
         *("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"),
@@ -132,10 +133,10 @@ def test_every_refusal_of_the_hub_is_one_clear_line(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(SourceError, match=message):
-        hub.find("hf://org/tiny@v9")
+        hub.download("hf://org/tiny@v9")
 
 
 @pytest.mark.parametrize("uri", ["hf://", "hf://a/b/c", "hf://org/x@", "hf:// org/x", "hf://../x"])
 def test_a_malformed_uri_says_how_to_write_one(uri: str) -> None:
     with pytest.raises(SourceError, match=r"hub (URI; write hf://ORG/NAME|repository)"):
-        hub.find(uri)
+        hub.download(uri)

@@ -13,7 +13,8 @@ import pytest
 
 from mergeops.checkpoint import adapter_sha256, weights_sha256
 from mergeops.errors import SourceError
-from mergeops.sources import Source, resolve_uri
+from mergeops.sources.resolution import resolve_uri
+from mergeops.sources.source import Source
 
 
 def find(uri: str | Path, cache: Path, base: str | None = None) -> Source:
@@ -302,7 +303,9 @@ def test_importing_sources_loads_neither_mlflow_nor_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, mergeops.sources, mergeops.sources.adopt, mergeops.sources.recipe_file;"
+    code = (
+        "import sys, mergeops.sources, mergeops.adoption.adoption, mergeops.adoption.recipe_file;"
+    )
     code += (
         "print(sorted({'mlflow', 'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
     )

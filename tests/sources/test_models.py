@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.training_runs import Fabricator
 
 from mergeops.errors import SourceError
-from mergeops.settings import TrackingSpec
-from mergeops.sources import Source, resolve_uri
-
-from .conftest import Fabricator
+from mergeops.recipe.settings import TrackingSpec
+from mergeops.sources.resolution import resolve_uri
+from mergeops.sources.source import Source
 
 
 def find(uri: str, fabricate: Fabricator) -> Source:

@@ -23,12 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.training_runs import Fabricator, discover
 
-from mergeops.sources.adopt import adopt
-from mergeops.sources.discover import discover
-from mergeops.sources.found import Found
-
-from .conftest import Fabricator
+from mergeops.adoption.adoption import adopt
+from mergeops.adoption.found import FoundRun
 
 # What MLflowCallback makes of config.to_dict() and TrainingArguments.to_dict(): str() of each.
 HF_PARAMS = {
@@ -50,7 +48,7 @@ STATE = {
 }
 
 
-def only(fabricate: Fabricator, **how: Any) -> Found:
+def only(fabricate: Fabricator, **how: Any) -> FoundRun:
     (found,) = discover("old", tracking_uri=fabricate.uri, **how)
     return found
 

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.training_runs import Fabricator, cut_short
 
 from mergeops.errors import SourceError, TrackingError
-from mergeops.settings import TrackingSpec
-from mergeops.sources import Source, resolve_uri
-
-from .conftest import Fabricator, cut_short
+from mergeops.recipe.settings import TrackingSpec
+from mergeops.sources.resolution import resolve_uri
+from mergeops.sources.source import Source
 
 
 def find(uri: str, fabricate: Fabricator, path_map: dict[str, str] | None = None) -> Source:

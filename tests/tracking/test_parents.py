@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from tracking_case import Case, make_scores, make_source
+from support.tracking_case import Case, make_scores, make_source
 
 from mergeops.errors import TrackingError
+from mergeops.tracking import log_parent
 from mergeops.tracking.parents import ensure_parent_model
 
 
@@ -44,9 +45,9 @@ def test_a_training_run_that_this_server_does_not_know_is_a_param_only(case: Cas
 
 
 def test_a_parent_has_one_run_with_its_scores_on_run_and_model(case: Case) -> None:
-    run_id = case.tracking.log_parent(case.base, make_scores("base"))
-    assert case.tracking.log_parent(case.base, make_scores("base")) == run_id
-    case.tracking.log_parent(case.base, make_scores("base", part="confirm"))
+    run_id = log_parent(case.tracking, case.base, make_scores("base"))
+    assert log_parent(case.tracking, case.base, make_scores("base")) == run_id
+    log_parent(case.tracking, case.base, make_scores("base", part="confirm"))
     client = case.tracking.client
     (run,) = client.search_runs([case.tracking.experiment_id])
     assert run.info.run_name == "base"
@@ -69,7 +70,7 @@ def test_a_merge_that_is_a_source_of_the_next_one_is_its_own_model_and_run(case:
     )
     assert ensure_parent_model(case.tracking, merged) == model_id
     before = len(client.search_runs([case.tracking.experiment_id]))
-    assert case.tracking.log_parent(merged, make_scores("merge")) == run_id
+    assert log_parent(case.tracking, merged, make_scores("merge")) == run_id
     assert len(client.search_runs([case.tracking.experiment_id])) == before
     assert len(client.get_metric_history(run_id, "pooled")) == 1
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from tracking_case import Case, make_scores
+from support.tracking_case import Case, make_scores
 
 from mergeops.errors import TrackingError
-from mergeops.tracking.registry import find_registered_model, find_version, register
+from mergeops.tracking import register_trial
+from mergeops.tracking.versions import find_registered_model, find_version, register
 
 
 def test_a_version_says_where_it_came_from(case: Case) -> None:
@@ -42,23 +43,15 @@ def test_another_plan_is_another_version_and_another_name_another_model(case: Ca
     assert case.whole()[1] == 1
     assert case.whole(plan_digest="e" * 64)[1] == 2
     with case.trial() as log:
-        log.log_model(case.checkpoint)
-        assert log.register("elsewhere") == 1
+        log.log_model(case.checkpoint, case.weights)
+        assert register_trial(log, "elsewhere") == 1
 
 
 def test_a_model_that_is_not_ready_is_not_registered(case: Case) -> None:
     with case.trial() as log:
         model = case.tracking.client.create_logged_model(case.tracking.experiment_id, name="half")
         with pytest.raises(TrackingError, match=r"is PENDING, not READY; only a complete upload"):
-            register(
-                case.tracking,
-                "skills",
-                log.run_id,
-                model.model_id,
-                role="merge",
-                status="candidate",
-                description="",
-            )
+            register(case.tracking, "skills", log.run_id, model.model_id, description="")
 
 
 def test_of_two_versions_that_raced_the_lower_number_counts(case: Case) -> None:

@@ -14,8 +14,8 @@ import pytest
 from mergeops.checkpoint import weights_sha256
 from mergeops.errors import AwayError, TrackingError
 from mergeops.progress import Progress
-from mergeops.settings import OutputSpec
-from mergeops.sync import sync
+from mergeops.recipe.settings import OutputSpec
+from mergeops.tracking import sync_trials
 
 ALL_FAULTS = "MERGEOPS_ALL_FAULTS"
 """Set it to have the server go away at every write; else at each third one."""
@@ -119,7 +119,7 @@ def check_whole_and_single(case: Any, version: int) -> None:
     assert [int(found.version) for found in versions] == [version] == [1]
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_trial_killed_after_any_write_is_completed_by_the_same_command(
     fresh_case: Callable[[], Any],
 ) -> None:
@@ -135,7 +135,7 @@ def test_a_trial_killed_after_any_write_is_completed_by_the_same_command(
         check_whole_and_single(case, version)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_trial_whose_server_goes_away_at_any_write_is_logged_by_sync(
     fresh_case: Callable[[], Any], tmp_path: Path
 ) -> None:
@@ -154,7 +154,7 @@ def test_a_trial_whose_server_goes_away_at_any_write_is_logged_by_sync(
         away = Away(case.tracking.client, step, done=step % 2 == 0)
         with pytest.raises(AwayError, match="mergeops sync"):
             case.whole(tracking=dataclasses.replace(case.tracking, client=away))
-        (result,) = sync(Path(output.dir), Progress(quiet=True))
+        (result,) = sync_trials(Path(output.dir), Progress(quiet=True))
         assert result.outcome == "logged", result
         check_whole_and_single(case, int(result.registered.split("/")[1]))
 

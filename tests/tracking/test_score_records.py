@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from mergeops.tracking.connection import Tracking, connect
+from mergeops.store.connection import Tracking, connect
+from mergeops.tracking import ScoreRecords
 from mergeops.tracking.score_records import EXPERIMENT
 
 WEIGHTS, KEY, OTHER, WAY = "ab" * 32, "cd" * 32, "ef" * 32, "12" * 32
 
 
 def test_a_record_is_found_by_another_connection(tracking: Tracking) -> None:
-    tracking.score_records().keep(WEIGHTS, {KEY: '{"value": 0.5}'}, {KEY: WAY})
-    again = connect(tracking.spec).score_records()
+    ScoreRecords(tracking).keep(WEIGHTS, {KEY: '{"value": 0.5}'}, {KEY: WAY})
+    again = ScoreRecords(connect(tracking.spec))
     assert again.find(WEIGHTS, [KEY, OTHER]) == {KEY: '{"value": 0.5}'}
     assert again.find(OTHER, [KEY]) == {}
 
 
 def test_looking_makes_nothing(tracking: Tracking) -> None:
-    assert tracking.score_records().find(WEIGHTS, [KEY]) == {}
+    assert ScoreRecords(tracking).find(WEIGHTS, [KEY]) == {}
     assert tracking.client.get_experiment_by_name(EXPERIMENT) is None
 
 
 def test_one_model_has_one_finished_run(tracking: Tracking) -> None:
-    records = tracking.score_records()
+    records = ScoreRecords(tracking)
     records.keep(WEIGHTS, {KEY: "a"}, {KEY: WAY})
     records.keep(WEIGHTS, {OTHER: "b"}, {OTHER: WAY})
     experiment = tracking.client.get_experiment_by_name(EXPERIMENT)
@@ -33,7 +34,7 @@ def test_one_model_has_one_finished_run(tracking: Tracking) -> None:
 
 def test_what_was_not_finished_is_not_found(tracking: Tracking) -> None:
     """The artifact is there, its tag is not: the process died in between."""
-    records = tracking.score_records()
+    records = ScoreRecords(tracking)
     records.keep(WEIGHTS, {KEY: "a"}, {KEY: WAY})
     experiment = tracking.client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
@@ -44,7 +45,7 @@ def test_what_was_not_finished_is_not_found(tracking: Tracking) -> None:
 
 
 def test_records_are_found_by_the_way_they_were_asked(tracking: Tracking) -> None:
-    records = tracking.score_records()
+    records = ScoreRecords(tracking)
     assert records.alike(WEIGHTS, [WAY], []) == {}
     records.keep(WEIGHTS, {KEY: "a", OTHER: "b"}, {KEY: WAY, OTHER: "34" * 32})
     assert records.alike(WEIGHTS, [WAY, "56" * 32], []) == {KEY: "a"}

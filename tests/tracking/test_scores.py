@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tracking_case import Case, make_scores
+from support.tracking_case import Case, make_scores
 
 from mergeops.errors import TrackingError
-from mergeops.evaluate.intervals import Estimate
-from mergeops.tracking.scores import entries, pooled_estimate, read_scores
+from mergeops.scores.intervals import Estimate
+from mergeops.tracking import log_parent
+from mergeops.tracking.score_log import (
+    dataset_digest,
+    entries,
+    pooled_estimate,
+    read_scores,
+    scored_runs,
+)
 
 
 @pytest.fixture
@@ -143,12 +151,17 @@ def test_a_damaged_artifact_says_so(trial: Any) -> None:
 
 def test_everything_scored_is_found_with_its_role(case: Case) -> None:
     case.whole()
-    case.tracking.log_parent(case.base, make_scores("base", part="confirm"))
-    dev = case.tracking.scored()
-    assert sorted((s.name, s.role) for s in dev) == [
+    log_parent(case.tracking, case.base, make_scores("base", part="confirm"))
+    dev = scored_runs(case.tracking)
+    assert sorted((s.name, s.kind) for s in dev) == [
         ("base", "base"),
         ("dates", "source"),
         ("math", "source"),
         ("task_arithmetic density=0.5", "merge"),
     ]
-    assert [s.name for s in case.tracking.scored("confirm")] == ["base"]
+    assert [s.name for s in scored_runs(case.tracking, "confirm")] == ["base"]
+
+
+def test_a_dataset_digest_is_short_enough_to_read() -> None:
+    assert dataset_digest("a" * 64) == "a" * 12
+    assert re.fullmatch("[0-9a-f]{12}", dataset_digest("a" * 64, "b" * 64))

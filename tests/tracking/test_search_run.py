@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tracking_case import Case, make_scores
+from support.tracking_case import Case, make_scores
+
+from mergeops.tracking import search_run
 
 DIGEST = "5" * 64
 SETTINGS: dict[str, object] = {"strategy": "grid", "grid": {"method.density": [0.2, 0.5]}}
@@ -14,7 +16,7 @@ SETTINGS: dict[str, object] = {"strategy": "grid", "grid": {"method.density": [0
 def test_the_same_search_is_the_same_run(case: Case, tmp_path: Path) -> None:
     ids = []
     for _ in range(2):
-        with case.tracking.search("grid", DIGEST, SETTINGS) as search:
+        with search_run(case.tracking, "grid", DIGEST, SETTINGS) as search:
             search.log_json([{"step": 1}], "steps.json")
             search.log_text("# steps", "steps.md")
             search.describe("a **grid**")
@@ -49,13 +51,13 @@ def test_the_curves_grow_with_each_trial_and_a_search_that_goes_on_doubles_nothi
 
     with (
         pytest.raises(KeyboardInterrupt),
-        case.tracking.search("grid", DIGEST, SETTINGS) as search,
+        search_run(case.tracking, "grid", DIGEST, SETTINGS) as search,
     ):
         search.log_trial(0.5)
         assert curves(search.run_id) == [[(1, 0.5)], [(1, 0.5)]]
         search.log_trial(0.25)
         raise KeyboardInterrupt
-    with case.tracking.search("grid", DIGEST, SETTINGS) as again:
+    with search_run(case.tracking, "grid", DIGEST, SETTINGS) as again:
         for score in (0.5, 0.25, 0.75):
             again.log_trial(score)
     assert again.run_id == search.run_id
@@ -69,7 +71,7 @@ def test_figures_of_a_search_are_images(case: Case, tmp_path: Path) -> None:
 
     figure = Figure()
     figure.subplots().plot([0, 1])
-    with case.tracking.search("grid", DIGEST, SETTINGS) as search:
+    with search_run(case.tracking, "grid", DIGEST, SETTINGS) as search:
         search.log_figure(figure, "plots/steps.png")
     path = case.tracking.client.download_artifacts(search.run_id, "plots", str(tmp_path))
     assert (Path(path) / "steps.png").read_bytes().startswith(b"\x89PNG")
@@ -79,10 +81,10 @@ def test_figures_of_a_search_are_images(case: Case, tmp_path: Path) -> None:
     ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
 )
 def test_a_search_that_stops_says_how(case: Case, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), case.tracking.search("grid", DIGEST, SETTINGS) as search:
+    with pytest.raises(error), search_run(case.tracking, "grid", DIGEST, SETTINGS) as search:
         raise error
     client = case.tracking.client
     assert client.get_run(search.run_id).info.status == status
-    with case.tracking.search("grid", DIGEST, SETTINGS) as again:
+    with search_run(case.tracking, "grid", DIGEST, SETTINGS) as again:
         assert client.get_run(again.run_id).info.status == "RUNNING"
     assert again.run_id == search.run_id

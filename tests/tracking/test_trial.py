@@ -9,12 +9,20 @@ from typing import Any
 
 import pytest
 import yaml
-from tracking_case import Case, make_recipe, make_scores, make_source
+from support.tracking_case import Case, make_recipe, make_scores, make_source
 
 from mergeops.errors import TrackingError
-from mergeops.recipe import Recipe
-from mergeops.report.leaderboard import Entry, leaderboard
-from mergeops.settings import PromoteSpec
+from mergeops.recipe.recipe import Recipe
+from mergeops.recipe.settings import PromoteSpec
+from mergeops.report.leaderboard import Entry, make_leaderboard
+from mergeops.tracking import (
+    log_leaderboard,
+    log_parent,
+    read_recipe,
+    register_trial,
+    reopen,
+    search_run,
+)
 
 
 def artifact(case: Case, run_id: str, name: str, folder: Path) -> str:
@@ -94,8 +102,8 @@ def test_credentials_reach_neither_tags_nor_params_nor_files(case: Case, tmp_pat
     )
     with case.trial(plan={"sources": [secret]}) as log:
         log.log_model(case.checkpoint, weights_sha256="0" * 64)
-        log.register()
-        case.tracking.log_parent(case.sources["math"], make_scores("math"))
+        register_trial(log)
+        log_parent(case.tracking, case.sources["math"], make_scores("math"))
     client = case.tracking.client
     for run in client.search_runs([case.tracking.experiment_id]):
         assert "hunter2" not in json.dumps(run.data.to_dictionary())
@@ -116,7 +124,7 @@ def test_hooks_are_not_logged_and_stay_with_who_promotes(case: Case, tmp_path: P
     assert "hunter2" not in json.dumps(client.get_run(log.run_id).data.to_dictionary())
     for path in Path(client.download_artifacts(log.run_id, "", str(tmp_path))).rglob("*"):
         assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
-    logged = Recipe.from_dict(case.tracking.recipe(log.run_id))
+    logged = Recipe.from_dict(read_recipe(case.tracking, log.run_id))
     assert logged.promote == PromoteSpec(margin=0.1)
 
 
@@ -135,7 +143,7 @@ def test_a_resumed_trial_keeps_its_first_parameters_and_takes_other_uris(case: C
 
 
 def test_a_trial_of_a_search_is_nested_below_its_run(case: Case) -> None:
-    with case.tracking.search("soup", "d" * 64, {"strategy": "greedy_soup"}) as search:
+    with search_run(case.tracking, "soup", "d" * 64, {"strategy": "greedy_soup"}) as search:
         run_id, _ = case.whole(parent_run_id=search.run_id)
     tags = case.tracking.client.get_run(run_id).data.tags
     assert tags["mlflow.parentRunId"] == search.run_id
@@ -147,7 +155,7 @@ def test_a_trial_that_was_run_by_itself_first_is_nested_by_the_search_that_finds
     run_id, _ = case.whole()
     parents = []
     for digest in "de":
-        with case.tracking.search("soup", digest * 64, {}) as search:
+        with search_run(case.tracking, "soup", digest * 64, {}) as search:
             assert case.whole(parent_run_id=search.run_id)[0] == run_id
         parents.append(search.run_id)
     tags = case.tracking.client.get_run(run_id).data.tags
@@ -158,7 +166,7 @@ def test_other_questions_later_are_added_to_the_finished_trial(case: Case) -> No
     run_id, _ = case.whole()
     with case.trial() as log:
         assert log.complete
-        log.log_model(case.checkpoint)
+        log.log_model(case.checkpoint, case.weights)
         log.log_scores(make_scores(right={"units": 2}))
     metrics = case.tracking.client.get_run(run_id).data.metrics
     assert metrics["units/acc"] == 0.25
@@ -167,7 +175,7 @@ def test_other_questions_later_are_added_to_the_finished_trial(case: Case) -> No
 
 def test_confirm_scores_are_added_to_a_trial_by_its_run(case: Case) -> None:
     run_id, _ = case.whole()
-    case.tracking.reopen(run_id).log_scores(make_scores(part="confirm", right={"dates": 2}))
+    reopen(case.tracking, run_id).log_scores(make_scores(part="confirm", right={"dates": 2}))
     run = case.tracking.client.get_run(run_id)
     assert run.data.metrics["confirm/dates/acc"] == 0.25
     assert run.data.metrics["dates/acc"] == 0.5
@@ -177,7 +185,7 @@ def test_confirm_scores_are_added_to_a_trial_by_its_run(case: Case) -> None:
 def test_only_a_trial_can_be_reopened(case: Case) -> None:
     training = case.sources["math"].run_id
     with pytest.raises(TrackingError, match=f"run {training} is no mergeops trial"):
-        case.tracking.reopen(training)
+        reopen(case.tracking, training)
 
 
 def test_scores_and_versions_need_the_model_first(case: Case) -> None:
@@ -185,7 +193,7 @@ def test_scores_and_versions_need_the_model_first(case: Case) -> None:
         with pytest.raises(TrackingError, match="has no model yet; log it before its scores"):
             log.log_scores(make_scores())
         with pytest.raises(TrackingError, match="has no model yet; log it before registering"):
-            log.register()
+            register_trial(log)
 
 
 def test_a_model_that_was_deleted_is_named(case: Case) -> None:
@@ -205,7 +213,7 @@ def test_a_deleted_run_is_logged_anew_with_a_version_of_its_own(case: Case) -> N
 
 
 def test_the_page_shows_result_lineage_card_and_next_step(case: Case, tmp_path: Path) -> None:
-    board = leaderboard(
+    board = make_leaderboard(
         [
             Entry("base", "base", make_scores("base", right={"arithmetic": 2, "dates": 2})),
             Entry("math", "source", make_scores("math", right={"arithmetic": 6, "dates": 2})),
@@ -215,8 +223,8 @@ def test_the_page_shows_result_lineage_card_and_next_step(case: Case, tmp_path: 
     with case.trial() as log:
         log.log_model(case.checkpoint, weights_sha256="0" * 64)
         log.log_scores(make_scores())
-        log.log_report(board)
-        log.register()
+        log_leaderboard(log, board)
+        register_trial(log)
     client = case.tracking.client
     note = client.get_run(log.run_id).data.tags["mlflow.note.content"]
     assert note.startswith(
@@ -243,8 +251,8 @@ def test_a_training_run_that_is_gone_does_not_stop_the_page(case: Case) -> None:
     run_id, _ = case.whole()
     client = case.tracking.client
     with case.trial() as log:
-        log.log_model(case.checkpoint)
-        log.register()
+        log.log_model(case.checkpoint, case.weights)
+        register_trial(log)
     assert f"`{'0' * 32}`" in client.get_run(run_id).data.tags["mlflow.note.content"]
 
 

@@ -1,0 +1,13 @@
+"""Training runs become ingredients: found in MLflow after the fact, or marked while they train.
+
+Stands on: checkpoint, errors, recipe, redact, sources, store.
+"""
+
+from mergeops.adoption.adoption import Adoption, adopt
+from mergeops.adoption.recipe_file import write_recipe
+
+__all__ = [
+    "Adoption",
+    "adopt",
+    "write_recipe",
+]

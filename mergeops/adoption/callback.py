@@ -1,0 +1,262 @@
+"""Two lines in a training script, and ``mergeops adopt`` has nothing to guess.
+
+from mergeops import MergeReadyCallback
+trainer = Trainer(..., callbacks=[MergeReadyCallback()])
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from mergeops.adoption.courier import Courier
+from mergeops.adoption.facts import SHAPE_PARAMS
+from mergeops.checkpoint import CONFIG
+from mergeops.redact import redacted_line
+from mergeops.sources import RunTags, cheap_sha256, write_note
+from mergeops.store import new_client
+
+PATIENCE_S = 15
+"""How long the end of training may wait for the last facts to arrive."""
+START_S = 5
+"""How long the first step may wait for a new run, which a crash right after it must not miss."""
+LOGGED_ARGUMENTS = (
+    "output_dir",
+    "run_name",
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "warmup_steps",
+    "seed",
+)
+
+
+def _never_breaks_training(hook: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(hook)
+    def call(self: MergeReadyCallback, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        try:
+            hook(self, args, state, **rest)
+        except Exception as error:
+            self._warn(error)
+
+    return call
+
+
+class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
+    """Notes in MLflow what a merge of this run needs to know: the base and its weights' digest,
+    where checkpoints lie, which is the best, adapter or full.
+
+    With ``report_to="mlflow"`` it adds tags to the Trainer's run. Without, it joins the active run,
+    or makes one, and logs the losses and the main settings too. Each checkpoint gets a small file
+    that names its run, so that runs which share an output directory are told apart. A training
+    that ends with an exception leaves a FAILED run, one that is interrupted a KILLED one. Nothing
+    here can stop training: a server that is away is warned of once. Only two waits are possible: up
+    to 5 s before the first step, for a run that the callback has to make, and up to 15 s at the
+    end, for the last facts.
+
+    Args:
+        experiment: for a run that the callback makes; default MLFLOW_EXPERIMENT_NAME, else
+            MLflow's own default.
+    """
+
+    def __init__(self, experiment: str | None = None) -> None:
+        self._experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
+        self._courier: Courier | None = None
+        self._is_started = False
+        self._owns_run = False
+        self._logs_metrics = False
+        self._has_warned = False
+        self._saved: list[Path] = []
+        self._metrics: dict[int, float] = {}
+
+    @_never_breaks_training
+    def on_train_begin(self, args: Any, state: Any, **rest: Any) -> None:
+        """A new training, maybe with the same callback."""
+        self._is_started = False
+        self._courier = None
+        self._saved = []
+        self._metrics = {}
+
+    @_never_breaks_training
+    def on_step_begin(self, args: Any, state: Any, model: Any = None, **rest: Any) -> None:
+        """Before the first step: by then every other callback has made its run."""
+        if self._is_started:
+            return
+        self._is_started = True
+        import mlflow
+
+        active = mlflow.active_run()
+        run_id = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID")
+        self._owns_run = run_id is None
+        self._logs_metrics = "mlflow" not in args.report_to
+        base = _base_of(model)
+        name, experiment = str(args.run_name or ""), self._experiment
+        uri = mlflow.get_tracking_uri()
+        self._courier = Courier(
+            lambda: new_client(uri),
+            lambda client: _new_run(client, experiment, name),
+            run_id=run_id,
+            collect=functools.partial(_base_digest, base),
+        )
+        output = Path(args.output_dir).absolute()
+        tags = {
+            RunTags.OUTPUT_DIR: str(output),
+            RunTags.HOST: socket.gethostname(),
+            RunTags.KIND: "lora" if getattr(model, "peft_config", None) else "full",
+        }
+        if base:
+            tags[RunTags.BASE] = base
+        self._courier.send(tags, _params(args, model) if self._logs_metrics else None)
+        atexit.register(self._at_exit)
+        if run_id is None:
+            self._courier.wait(START_S)
+
+    @_never_breaks_training
+    def on_log(self, args: Any, state: Any, logs: Mapping[str, Any], **rest: Any) -> None:
+        """Losses, where nobody else logs them."""
+        if self._courier is None or not self._logs_metrics:
+            return
+        now = int(time.time() * 1000)
+        self._courier.send(
+            metrics=[
+                (re.sub(r"[^\w\-. :/]", "_", name), float(value), int(state.global_step), now)
+                for name, value in logs.items()
+                if isinstance(value, int | float)
+            ]
+        )
+
+    @_never_breaks_training
+    def on_evaluate(self, args: Any, state: Any, metrics: Mapping[str, Any], **rest: Any) -> None:
+        """Remember the metric that tells the best checkpoint."""
+        value = metrics.get(_metric_name(args))
+        if isinstance(value, int | float):
+            self._metrics[int(state.global_step)] = float(value)
+
+    @_never_breaks_training
+    def on_save(self, args: Any, state: Any, **rest: Any) -> None:
+        """A checkpoint is whole: note whose it is, and which is the best by now."""
+        if self._courier is None:
+            return
+        checkpoint = Path(args.output_dir).absolute() / f"checkpoint-{state.global_step}"
+        if not checkpoint.is_dir():
+            return
+        if self._courier.run_id:
+            write_note(checkpoint, self._courier.run_id, int(state.global_step))
+        self._saved = [path for path in self._saved if path.is_dir() and path != checkpoint]
+        self._saved.append(checkpoint)
+        tags = {RunTags.CHECKPOINTS: " ".join(path.name for path in self._saved[-100:])}
+        self._courier.send(tags | self._best(args))
+
+    @_never_breaks_training
+    def on_train_end(self, args: Any, state: Any, **rest: Any) -> None:
+        """Let the last facts arrive."""
+        if self._courier is None:
+            return
+        atexit.unregister(self._at_exit)
+        self._courier.send(status="FINISHED" if self._owns_run else None)
+        self._courier.wait(PATIENCE_S)
+
+    def _best(self, args: Any) -> dict[str, str]:
+        name = _metric_name(args)
+        greater = args.greater_is_better
+        if greater is None:
+            greater = not name.endswith("loss")
+        known = {p.name: self._metrics.get(int(p.name.split("-")[1])) for p in self._saved}
+        scored = {path: value for path, value in known.items() if value is not None}
+        if not scored:
+            return {}
+        best = (max if greater else min)(scored, key=lambda path: scored[path])
+        return {RunTags.BEST: best, RunTags.BEST_METRIC: f"{name}={scored[best]!r}"}
+
+    def _at_exit(self) -> None:
+        # The Trainer and MLflow end the run of a crashed training as FINISHED.
+        import mlflow
+
+        courier = self._courier
+        if courier is None:
+            return
+        raised = getattr(sys, "last_value", None)
+        if raised is None and not self._owns_run:
+            # The script caught the exception: whoever made the run says how it ended.
+            return
+        status = "KILLED" if isinstance(raised, KeyboardInterrupt) else "FAILED"
+        courier.send(status=status)
+        arrived = courier.wait(PATIENCE_S)
+        active = mlflow.active_run()
+        if arrived and active is not None and active.info.run_id == courier.run_id:
+            mlflow.end_run(status)
+
+    def _warn(self, error: Exception) -> None:
+        if self._courier is not None:
+            self._courier.warn(error)
+        elif not self._has_warned:
+            self._has_warned = True
+            logging.getLogger("mergeops").warning(
+                "mergeops: this run is not noted for merging (%s); training goes on",
+                redacted_line(error),
+            )
+
+
+def _base_of(model: Any) -> str | None:
+    """The model that is trained: an absolute path where it is a directory here, else as named."""
+    adapters = getattr(model, "peft_config", None) or {}
+    named = [getattr(config, "base_model_name_or_path", None) for config in adapters.values()]
+    named.append(getattr(getattr(model, "config", None), "_name_or_path", None))
+    said = next((name for name in named if name), None)
+    if said is None:
+        return None
+    return str(Path(said).resolve()) if Path(said).is_dir() else str(said)
+
+
+def _base_digest(base: str | None) -> dict[str, str]:
+    """The tag of the base's digest, where that is cheap to get."""
+    if base is None:
+        return {}
+    path = Path(base)
+    if not path.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(base, CONFIG)
+        if not isinstance(cached, str):
+            return {}
+        path = Path(cached).parent
+    digest = cheap_sha256(path)
+    return {RunTags.BASE_SHA256: digest} if digest else {}
+
+
+def _new_run(client: Any, experiment: str, name: str) -> str:
+    known = client.get_experiment_by_name(experiment)
+    experiment_id = known.experiment_id if known else client.create_experiment(experiment)
+    return str(client.create_run(experiment_id, run_name=name or None).info.run_id)
+
+
+def _params(args: Any, model: Any) -> dict[str, str]:
+    """What adopt and a reader want to know of a run that the Trainer does not log itself."""
+    config = model.config.to_dict() if hasattr(model, "config") else {}
+    config["_name_or_path"] = getattr(getattr(model, "config", None), "_name_or_path", None)
+    wanted = ("_name_or_path", "architectures", "model_type", *SHAPE_PARAMS)
+    params = {key: config[key] for key in wanted if config.get(key) is not None}
+    params |= {key: getattr(args, key) for key in LOGGED_ARGUMENTS if hasattr(args, key)}
+    return {key: str(getattr(value, "value", value))[:6000] for key, value in params.items()}
+
+
+def _metric_name(args: Any) -> str:
+    name = str(args.metric_for_best_model or "loss")
+    return name if name.startswith("eval_") else f"eval_{name}"

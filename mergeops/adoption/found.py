@@ -1,0 +1,122 @@
+"""What one training run left that can be merged, whatever became of the run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mergeops.adoption import facts
+from mergeops.errors import SourceError
+from mergeops.sources import (
+    CheckpointChoice,
+    Kind,
+    RunTags,
+    Search,
+    TrainingRuns,
+    no_checkpoint,
+    written_by,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel, Run
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """One run of the experiment and what it left."""
+
+    run_id: str
+    run_name: str
+    status: str
+    """FINISHED, FAILED, KILLED or RUNNING."""
+    problem: str | None = None
+    """Why it cannot be merged, and the way out; None where it can."""
+    uri: str | None = None
+    """What a recipe writes: runs:/ID/checkpoint-N."""
+    checkpoint: str | None = None
+    """Where the checkpoint is: a path, or a URI without credentials."""
+    kind: Kind | None = None
+    step: int | None = None
+    """Optimiser step of the checkpoint."""
+    checkpoints: tuple[str, ...] = ()
+    """Names of all that lie beside it, newest first."""
+    size_bytes: int = 0
+    """Of its safetensors files; 0 where the store does not say."""
+    base: str | None = None
+    """The model that was fine-tuned: a directory, or a hub id."""
+    base_sha256: str | None = None
+    """Digest of the base's weights, where the run says it."""
+    architectures: tuple[str, ...] = ()
+    shape: Mapping[str, int] = field(default_factory=dict)
+    """vocab_size, hidden_size, num_hidden_layers, ..."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """eval_loss (at this checkpoint), eval_loss_best and eval_loss_last of the run, train loss."""
+    model_id: str | None = None
+    """The run's own LoggedModel of the checkpoint, where the trainer logged one."""
+    found_by: Mapping[str, str] = field(default_factory=dict)
+    """Fact -> where it was read."""
+    skipped: tuple[str, ...] = ()
+    """What is wrong with checkpoints that were passed over."""
+
+    def row(self) -> dict[str, Any]:
+        """As JSON types, for a table or ``--json``."""
+        row = dataclasses.asdict(self)
+        for key in ("architectures", "skipped", "checkpoints"):
+            row[key] = list(row[key])
+        return row
+
+
+def look_at(
+    store: TrainingRuns, run: Run, models: Sequence[LoggedModel], is_shared: bool = False
+) -> tuple[FoundRun, CheckpointChoice | None]:
+    """Find a run's best checkpoint and what is known of it.
+
+    Args:
+        models: LoggedModels that the run made.
+        is_shared: another run was given the same output directory: ask whose checkpoints lie there.
+    """
+    known = FoundRun(
+        run_id=run.info.run_id,
+        run_name=str(run.info.run_name or run.info.run_id[:8]),
+        status=str(run.info.status),
+        metrics=facts.metrics(run, {}, None),
+        base_sha256=run.data.tags.get(RunTags.BASE_SHA256),
+    )
+    check = (lambda state: written_by(store, run, state)) if is_shared else None
+    search = Search(store, run, models, check)
+    try:
+        choice = search.best()
+        if choice is None:
+            said = facts.logged(run)
+            return dataclasses.replace(known, problem=no_checkpoint(search), **said), None
+        return _describe(store, run, known, choice), choice
+    except SourceError as error:
+        return dataclasses.replace(known, problem=str(error)), None
+
+
+def _describe(store: TrainingRuns, run: Run, known: FoundRun, choice: CheckpointChoice) -> FoundRun:
+    candidate = choice.candidate
+    base = facts.base(store, run, choice)
+    architecture = facts.architecture(run, choice, base)
+    provenance = {"checkpoint": f"{candidate.found_by}; {choice.why}", "kind": "files"}
+    if base is not None:
+        provenance["base"] = base.found_by
+    provenance["architectures"] = architecture.found_by
+    return dataclasses.replace(
+        known,
+        uri="/".join([f"runs:/{known.run_id}", *([candidate.name] if candidate.name else [])]),
+        checkpoint=candidate.directory.shown,
+        kind=choice.kind,
+        step=choice.step,
+        checkpoints=choice.others,
+        size_bytes=choice.contents.size_bytes,
+        base=base.path if base else None,
+        architectures=architecture.architectures,
+        shape=architecture.shape,
+        metrics=facts.metrics(run, choice.state, choice.step),
+        model_id=candidate.model_id,
+        found_by=provenance,
+        skipped=choice.skipped,
+    )

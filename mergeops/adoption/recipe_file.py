@@ -1,0 +1,129 @@
+"""A ready-to-use Hydra recipe of adopted runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mergeops.adoption.found import FoundRun
+from mergeops.adoption.groups import group
+from mergeops.checkpoint import replace_with
+from mergeops.errors import ConfigError, SourceError
+from mergeops.recipe import PACKAGE
+
+HEADER = "# Written by `mergeops adopt`"
+"""A file that begins so (after the package line) is replaced without asking."""
+MAX_NAME = 40
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+def write_recipe(
+    runs: Sequence[FoundRun],
+    path: Path,
+    *,
+    path_map: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> list[FoundRun]:
+    """Write the largest group that can be merged as a recipe; the file appears whole or not at all.
+
+    Args:
+        runs: what ``adopt`` found; those with a problem are left out.
+        path: the YAML file; its directories are made.
+        path_map: what the runs were found with; the recipe needs it too.
+        force: replace a file that adopt did not write.
+
+    Returns:
+        The runs that are its sources.
+
+    Raises:
+        ConfigError: the file is there and somebody else's.
+        SourceError: nothing can be merged.
+    """
+    groups = group(runs)
+    if not groups:
+        raise SourceError("no run left a usable checkpoint, so there is nothing to write")
+    if path.exists() and not force and not _is_ours(path):
+        raise ConfigError(
+            f"{path} is there and was not written by mergeops adopt; add --force to replace it, or "
+            "choose another file"
+        )
+    chosen, *others = groups
+    members = sorted(chosen.members, key=lambda run: (run.run_name, run.run_id))
+    lines = [PACKAGE, f"{HEADER}: {len(members)} run(s) that can be merged with each other."]
+    for other in others:
+        names = ", ".join(sorted(run.run_name for run in other.members))
+        lines += [f"# Left out, since it {other.reason}: {_one_line(names)}"]
+    lines += [f"base: {_quote(_base_uri(chosen.base))}", "sources:"]
+    for name, run in zip(source_names(members), members, strict=True):
+        lines += [f"  # {_comment(run)}", f"  {name}: {{uri: {_quote(run.uri)}}}"]
+    if path_map:
+        lines += ["path_map:"]
+        lines += [f"  {_quote(old)}: {_quote(new)}" for old, new in path_map.items()]
+    _write(path, "\n".join(lines) + "\n")
+    return members
+
+
+def source_names(runs: Sequence[FoundRun]) -> list[str]:
+    """A short, unique and valid source name for each, made from its run's name."""
+    names: list[str] = []
+    for run in runs:
+        plain = re.sub(r"[^0-9A-Za-z]+", "_", run.run_name).strip("_")[:MAX_NAME].strip("_").lower()
+        if not plain or plain == "base" or plain[0].isdigit():
+            plain = f"run_{plain}".strip("_")
+        name, n = plain, 2
+        while name in names:
+            name, n = f"{plain}_{n}", n + 1
+        names.append(name)
+    return names
+
+
+def _base_uri(base: str | None) -> str | None:
+    if base is None or Path(base).is_dir() or not _HUB_ID.match(base):
+        return base
+    return f"hf://{base}"
+
+
+def _comment(run: FoundRun) -> str:
+    facts = [run.run_name, run.status]
+    if run.step is not None:
+        facts.append(f"step {run.step}")
+    loss = run.metrics.get("eval_loss", run.metrics.get("eval_loss_last"))
+    if loss is not None:
+        facts.append(f"eval loss {loss:.4g}")
+    if run.kind == "lora":
+        facts.append("LoRA")
+    return _one_line(", ".join(facts))
+
+
+def _one_line(text: str) -> str:
+    # A line break in a run's name would end the comment.
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _quote(value: str | None) -> str:
+    # A JSON string is a YAML string; "$" would begin an interpolation in Hydra.
+    if value is None:
+        return "null"
+    return json.dumps(value, ensure_ascii=False).replace("${", "\\\\${")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            first, second = file.readline(), file.readline()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return first.rstrip() == PACKAGE and second.startswith(HEADER)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_with(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.chmod(0o644)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error

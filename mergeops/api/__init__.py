@@ -1,0 +1,41 @@
+"""mergeops in Python: the words of the command line, as functions that return typed objects.
+
+A recipe is a file, the name of one in the config directory, a mapping of the same keys, or a
+``Recipe``. ``overrides`` are those of the command line; ``config_dir`` is the directory whose files
+win over the packaged ones. Every result has ``to_dict``, which is what the command prints with
+``--json``. Errors are ``mergeops.errors.MergeopsError``, whose classes say at which step.
+
+    >>> import mergeops
+    >>> recipe = {
+    ...     "base": "models/base",
+    ...     "sources": {"math": "models/math", "code": "models/code"},
+    ...     "method": {"name": "ties", "density": 0.5},
+    ... }
+    >>> merged = mergeops.merge(recipe, "out")
+    >>> merged.checkpoint.name, merged.was_there
+    ('out', False)
+    >>> mergeops.merge(recipe, "out").was_there
+    True
+    >>> mergeops.verify("out").problems
+    ()
+
+Stands on: adoption, checkpoint, errors, inspection, lineage, pipeline, progress, promotion,
+recipe, report, search, sources, store, tracking, workshop.
+"""
+
+from mergeops.api.merging import Verification, inspect, merge, run, search, verify
+from mergeops.api.registered import adopt, compare, lineage, promote, rollback
+
+__all__ = [
+    "Verification",
+    "adopt",
+    "compare",
+    "inspect",
+    "lineage",
+    "merge",
+    "promote",
+    "rollback",
+    "run",
+    "search",
+    "verify",
+]

@@ -1,0 +1,175 @@
+"""The words about recipes and what is made of them: merge, run, search, inspect, verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeops import inspection, pipeline, workshop
+from mergeops.api.recipes import ConfigDir, RecipeLike, as_recipe
+from mergeops.checkpoint import verify_checkpoint
+from mergeops.progress import Progress
+from mergeops.search import SearchResult, run_search, with_strategy
+from mergeops.sources import locate
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``verify`` found."""
+
+    checkpoint: Path
+    problems: tuple[str, ...]
+    """One line a file that differs from the manifest; empty where all is well."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {"checkpoint": str(self.checkpoint), "problems": list(self.problems)}
+
+
+def merge(
+    recipe: RecipeLike,
+    out: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    config_dir: ConfigDir = None,
+    progress: bool = False,
+) -> workshop.Merged:
+    """Merge into a directory; nothing is scored or tracked.
+
+    Args:
+        recipe: what to merge.
+        out: a directory in Hugging Face layout is made there; it is new, or holds this very merge.
+        overrides: e.g. ``["method=ties", "output.device=cpu"]``.
+        config_dir: your own config directory.
+        progress: show bars on stderr.
+
+    Raises:
+        ConfigError: the recipe is wrong.
+        SourceError: an input is not there, not whole or no checkpoint.
+        MergeError: the inputs do not fit each other, or the result cannot be written.
+
+    >>> import mergeops
+    >>> mergeops.merge(
+    ...     {"sources": {"math": "models/math", "code": "models/code"}, "method": "linear"}, "mean"
+    ... ).to_dict()["was_there"]
+    False
+    """
+    composed = as_recipe(recipe, overrides, config_dir)
+    return workshop.merge_only(composed, Path(out), Progress(quiet=not progress))
+
+
+def run(
+    recipe: RecipeLike,
+    *,
+    overrides: Sequence[str] = (),
+    config_dir: ConfigDir = None,
+    progress: bool = False,
+) -> pipeline.Trial:
+    """Run one tracked trial: merge, score merge and parents, log, register.
+
+    The same call again does nothing twice, and goes on where a killed one was.
+
+    Args:
+        recipe: what to merge, and with ``evaluate.tasks`` what to score it on.
+        overrides: e.g. ``["tracking.uri=http://mlflow:5000", "evaluate.tasks=[arc_easy]"]``.
+        config_dir: your own config directory.
+        progress: show bars on stderr.
+
+    Raises:
+        MergeopsError: the class says at which step; finished steps are kept.
+
+    >>> import mergeops
+    >>> recipe = {"sources": {"math": "models/math", "code": "models/code"}}
+    >>> trial = mergeops.run(recipe, overrides=["tracking.heat_maps=false"])
+    >>> trial.registered, trial.scores
+    ('merged/1', None)
+    """
+    composed = as_recipe(recipe, overrides, config_dir)
+    [trial] = pipeline.run_all([composed], Progress(quiet=not progress), name=composed.name or "")
+    return trial
+
+
+def search(
+    recipe: RecipeLike,
+    *,
+    overrides: Sequence[str] = (),
+    config_dir: ConfigDir = None,
+    progress: bool = False,
+) -> SearchResult:
+    """Run many trials, and choose the best on the dev part.
+
+    Args:
+        recipe: its ``search.strategy`` proposes the trials, its ``evaluate.tasks`` score them.
+        overrides: e.g. ``["strategy=grid", "search.grid={method.density: [0.2, 0.5]}"]``.
+        config_dir: your own config directory.
+        progress: show bars on stderr.
+
+    Raises:
+        ConfigError: an unknown strategy, or no tasks to choose by.
+        MergeopsError: as ``run``.
+
+    >>> import mergeops
+    >>> mergeops.search({"sources": {"math": "models/math", "code": "models/code"}})
+    Traceback (most recent call last):
+    mergeops.errors.ConfigError: a search chooses by scores, but evaluate.tasks is empty; ...
+    """
+    composed = as_recipe(recipe, with_strategy(overrides), config_dir)
+    return run_search(composed, Progress(quiet=not progress))
+
+
+def inspect(
+    recipe: RecipeLike,
+    *,
+    with_ranks: bool = True,
+    overrides: Sequence[str] = (),
+    config_dir: ConfigDir = None,
+    progress: bool = False,
+) -> inspection.Inspection:
+    """Look at a recipe's sources: will they merge, and how do their task vectors interfere?
+
+    Args:
+        recipe: nothing of it is merged or logged.
+        with_ranks: compute effective ranks too, which take most of the time.
+        overrides: those of the command line.
+        config_dir: your own config directory.
+        progress: show bars on stderr.
+
+    Raises:
+        ConfigError: the recipe is wrong, has no sources, or makes merges first.
+        SourceError: an input is not there, not whole or no checkpoint.
+
+    >>> import mergeops
+    >>> recipe = {"base": "models/base", "sources": {"math": "models/math", "code": "models/code"}}
+    >>> mergeops.inspect(recipe, with_ranks=False).fit.refused is None
+    True
+    """
+    bars = Progress(quiet=not progress)
+    composed = as_recipe(recipe, overrides, config_dir)
+    inspection.check_recipe(composed)
+    resolved = workshop.Workshop(composed, bars).resolve(composed)
+    with bars.bar("comparing weights") as tick:
+        return inspection.inspect(composed, resolved, with_ranks=with_ranks, progress=tick)
+
+
+def verify(where: str | os.PathLike[str], *, progress: bool = False) -> Verification:
+    """Rehash a merged checkpoint and name every file that differs from its manifest.
+
+    Args:
+        where: a directory, or a URI as a recipe may name.
+        progress: show bars on stderr.
+
+    Raises:
+        SourceError: there is no merge.
+
+    >>> import mergeops
+    >>> mergeops.verify("out").to_dict()["problems"]
+    []
+    """
+    bars = Progress(quiet=not progress)
+    with bars.bar(f"fetching {where}", is_bytes=True) as tick:
+        path = locate(os.fspath(where), progress=lambda _what, done, total: tick(done, total))
+    with bars.bar(f"hashing {path.name}", is_bytes=True) as tick:
+        return Verification(path, tuple(verify_checkpoint(path, tick)))

@@ -1,0 +1,94 @@
+"""Files that are whole or not there, and locks that end with the process that holds them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def locked(
+    path: Path, *, shared: bool = False, wait: bool = True, is_directory: bool = False
+) -> Iterator[int]:
+    """Hold the lock of a file or directory for the block.
+
+    Args:
+        path: a file is made where there is none, in a directory that exists, and stays.
+        shared: let others share the lock.
+        wait: for another holder, instead of refusing.
+        is_directory: the path is a directory, which is never made.
+
+    Yields:
+        The open descriptor.
+
+    Raises:
+        BlockingIOError: another process holds it, without ``wait``.
+        OSError: it cannot be opened or locked.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY if is_directory else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replace_with(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Give the block a temporary sibling to write, which takes the file's place at its end.
+
+    Where the block raises, the temporary file is removed and the file is left as it was.
+
+    Args:
+        path: the file that is made or replaced.
+        sync: bring the bytes to the disk before the name, so that a crash leaves no empty file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        yield temporary
+        if sync:
+            sync_file(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_or_remove(file: int, path: Path) -> None:
+    """Bring an open file to the disk, or remove it.
+
+    The system reports only once that bytes which it still shows never got to the disk; the next
+    try would believe them.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
+        os.fsync(file)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def sync_file(path: Path) -> None:
+    """``sync_or_remove`` of a closed file."""
+    with open(path, "rb") as file:
+        sync_or_remove(file.fileno(), path)
+
+
+def sync_directory(path: Path) -> None:
+    """Bring a directory's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,133 @@
+"""The command line: parse, call, print. Results go to stdout, progress and errors to stderr.
+
+Each command is in a module of its own, which is imported when the command runs: so the list of
+commands is there at once, and a command pays only for what it needs.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc as garbage_collector
+import importlib
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from mergeops.errors import MergeError, MergeopsError
+from mergeops.version import __version__
+
+COMMANDS = {
+    "adopt": "Find the mergeable checkpoints of an experiment, whatever became of the runs.",
+    "approve": "Make NAME@challenger, which another user proposed, the champion.",
+    "compare": "Leaderboard of the parents and merges of experiments, with paired differences.",
+    "controls": "What each source of a merge contributes: the merge without it, and with noise "
+    "for it.",
+    "convert": "Write the recipe of a mergekit YAML to OUT, or print it.",
+    "doctor": "Check versions, devices, the tracking server and disk space, and say what to fix.",
+    "gc": "Delete merges and interrupted work in output.dir that nothing in MLflow needs any more.",
+    "history": "Every promotion, refusal, proposal, rollback and use of the confirm part of NAME.",
+    "inspect": "Will these merge, and how do their task vectors interfere? Nothing is merged or "
+    "logged.",
+    "lineage": "The family tree of a model, back to its training runs and bases.",
+    "merge": "Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked.",
+    "methods": "List the merge methods, or explain one with its parameters and paper.",
+    "promote": "Move NAME@champion to a merge, if it is better on the confirm part.",
+    "reject": "Close the proposal of NAME@challenger; the champion stays.",
+    "rollback": "Move NAME@champion back to NAME@previous.",
+    "run": "One tracked trial: find the sources, merge, score merge and parents, log, register.",
+    "search": "Many trials, the best chosen on the dev part: strategy=greedy_soup or "
+    "strategy=grid.",
+    "sync": "Log trials that were kept while the server was away; nothing is merged or "
+    "scored again.",
+    "verify": "Rehash a merged checkpoint and name every file that differs from its manifest.",
+}
+"""Command -> the first sentence of its help."""
+MODULES = {"convert": "merge", "search": "run"} | dict.fromkeys(
+    ("approve", "controls", "history", "reject", "rollback"), "promote"
+)
+"""Command -> its module here, where that is not called like it."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"mergeops.cli.{MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        limit = formatter.width - 6 - max(map(len, COMMANDS))
+        rows = [
+            (name, click.Command(name, help=sentence).get_short_help_str(limit))
+            for name, sentence in COMMANDS.items()
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mergeops")
+def cli() -> None:
+    """Merge the fine-tuning runs you already paid for into a better model.
+
+    Recipes are Hydra configs: FILE.yaml, recipe=NAME, method=ties, KEY=VALUE, +KEY=VALUE, ~KEY.
+    """
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM, by which schedulers and containers end a process: as Ctrl-C to all that clean up."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # A second one does not wait.
+    signal.signal(number, signal.SIG_DFL)
+    raise _Stopped
+
+
+def main() -> None:
+    """Entry point: every expected error is one line on stderr and the exit code of its class."""
+    # Libraries make half a million objects that stay. Python would look through them for garbage
+    # many times while they load, and once more before it ends: half a second of a small merge.
+    garbage_collector.set_threshold(50_000, 20, 20)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except MergeopsError as error:
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click raises Abort from the other.
+        is_stopped = isinstance(error.__cause__ or error, _Stopped)
+        verb, number = ("stopped", signal.SIGTERM) if is_stopped else ("interrupted", signal.SIGINT)
+        _fail(f"{verb}; run the same command again to go on", 128 + number)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except OSError as error:
+        # Errors of files have a name, and are caught where they arise.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename:
+            raise
+        why = f"what is printed cannot be written: {error.strerror}; the work before it is done"
+        _fail(why, MergeError.exit_code)
+    finally:
+        # What is left is the interpreter's own end.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        garbage_collector.freeze()
+
+
+def _fail(message: str, code: int) -> None:
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"mergeops: error: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,98 @@
+"""The commands that take a recipe file: merge it, or convert mergekit's YAML to one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mergeops import workshop
+from mergeops.cli.mergekit_flags import translated
+from mergeops.cli.options import (
+    AS_JSON,
+    CONFIG_DIR,
+    OVERRIDES,
+    PATH,
+    QUIET,
+    SHOW,
+    Call,
+    options,
+    show_recipe,
+)
+from mergeops.errors import ConfigError
+from mergeops.recipe import Recipe, converted_text, read_mergekit
+
+COMPAT = click.option(
+    "--compat",
+    type=click.Choice(["mergekit"]),
+    help="mergekit's numbers where ours differ by choice: see docs/mergekit.md.",
+)
+
+
+class WithMergekitFlags(click.Command):
+    """A command that takes the options of mergekit-yaml, too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See click; says which options have no effect."""
+        words, notes = translated(args)
+        for note in notes:
+            click.echo(f"mergeops: note: {note}", err=True)
+        return super().parse_args(ctx, words)
+
+
+@click.command(cls=WithMergekitFlags)
+@click.argument("recipe_file", type=PATH)
+@click.argument("out", type=PATH)
+@OVERRIDES
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--seed", type=int, help="Seed of random methods, in place of the recipe's.")
+@options(COMPAT, CONFIG_DIR, SHOW, AS_JSON, QUIET)
+def merge(
+    call: Call, recipe_file: Path, out: Path, device: str, seed: int | None, compat: str | None
+) -> None:
+    """Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked.
+
+    RECIPE_FILE is a recipe of mergeops or an unchanged mergekit YAML, with the options of
+    mergekit-yaml where you are used to them.
+    """
+    more = [f"output.device={device}"]
+    if seed is not None:
+        more.append(f"seed={seed}")
+    if compat:
+        more.append(f"compat={compat}")
+    recipe = call.recipe(*more, recipe_file=recipe_file)
+    if call.cfg:
+        return show_recipe(recipe)
+    merged = workshop.merge_only(recipe, out, call.progress)
+    plan = merged.plan.digest[:12]
+    text = f"merged into {out} (plan {plan})"
+    if merged.was_there:
+        text = (
+            f"{out} holds this merge already (plan {plan}), with all files in their sizes; "
+            f"`mergeops verify {out}` reads every byte"
+        )
+    call.show(merged, text)
+
+
+@click.command()
+@click.argument("config_file", type=PATH)
+@click.argument("out", type=PATH, required=False)
+@click.option("--force", is_flag=True, help="Overwrite OUT.")
+@options(COMPAT, AS_JSON)
+def convert(
+    call: Call, config_file: Path, out: Path | None, force: bool, compat: str | None
+) -> None:
+    """Write the recipe of a mergekit YAML to OUT, or print it."""
+    if not config_file.is_file():
+        raise ConfigError(f"{config_file} does not exist")
+    converted = read_mergekit(config_file, compat=compat is not None)
+    Recipe.from_dict(converted.recipe)
+    for note in converted.notes:
+        click.echo(f"mergeops: warning: {note}", err=True)
+    text = converted_text(converted, config_file.name)
+    if out is not None:
+        if out.exists() and not force:
+            raise ConfigError(f"{out} exists; choose another name, or add --force")
+        out.write_text(text, encoding="utf-8")
+        text = f"wrote {out}"
+    call.show(dict(converted.recipe), text.rstrip("\n"))

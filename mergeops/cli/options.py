@@ -1,0 +1,107 @@
+"""What several commands share: options, and how results are printed."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from mergeops.errors import ConfigError
+from mergeops.progress import Progress
+from mergeops.recipe import Recipe, compose
+
+PATH = click.Path(path_type=Path)
+OVERRIDES = click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[OVERRIDES]...")
+CONFIG_DIR = click.option(
+    "--config-dir",
+    type=PATH,
+    help="Your own config directory; its files win over the packaged ones.",
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+SHOW = click.option("--cfg", type=click.Choice(["job"]), help="Print the recipe and do nothing.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+# main() looks for it, so that it works wherever the error arises.
+DEBUG = click.option(
+    "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What the user said by the shared options and arguments of a command."""
+
+    overrides: tuple[str, ...] = ()
+    config_dir: Path | None = None
+    cfg: str | None = None
+    as_json: bool = False
+    quiet: bool = False
+
+    @property
+    def progress(self) -> Progress:
+        """On stderr, unless the command is quiet."""
+        return Progress(quiet=self.quiet)
+
+    def recipe(self, *more: str, recipe_file: Path | None = None) -> Recipe:
+        """The recipe that the overrides, and then ``more`` of them, make."""
+        return compose(
+            [*self.overrides, *more], config_dir=self.config_dir, recipe_file=recipe_file
+        )
+
+    def show(self, result: Any, text: str | Callable[[Any], None]) -> None:
+        """Print a result on stdout: as JSON, or as text, or by what prints it as text."""
+        if self.as_json:
+            print_json(result)
+        elif isinstance(text, str):
+            click.echo(text)
+        else:
+            text(result)
+
+
+def options(*wanted: Callable[[Any], Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Several option decorators as one, shown in the order given; the command gets a ``Call``
+    first, and then its own options by name."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def called(**values: Any) -> None:
+            shared = {f.name: values.pop(f.name) for f in fields(Call) if f.name in values}
+            command(Call(**shared), **values)
+
+        decorated: Callable[..., None] = called
+        for option in (DEBUG, *reversed(wanted)):
+            decorated = option(decorated)
+        return decorated
+
+    return add
+
+
+def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
+    """``OLD=NEW`` words as a dict.
+
+    Raises:
+        ConfigError: a word without an equals sign.
+    """
+    for value in values:
+        if "=" not in value:
+            raise ConfigError(f"{option} is {value!r}; write OLD=NEW")
+    return dict(value.split("=", 1) for value in values)
+
+
+def show_recipe(recipe: Recipe) -> None:
+    """Print a recipe as YAML."""
+    click.echo(yaml.safe_dump(recipe.to_dict(), sort_keys=False), nl=False)
+
+
+def print_json(result: Any) -> None:
+    """Print JSON types, or results that are or hold a ``to_dict`` or plain fields, on stdout."""
+    click.echo(json.dumps(result, indent=2, default=_plain))
+
+
+def _plain(result: Any) -> Any:
+    return result.to_dict() if hasattr(result, "to_dict") else asdict(result)

@@ -1,0 +1,31 @@
+"""``mergeops sync``: log what was kept on disk while the MLflow server was away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, QUIET, Call, options
+from mergeops.tracking import raise_if_failed, sync_trials
+
+
+@click.command()
+@OVERRIDES
+@click.option("--tracking-uri", help="In place of the server that each trial was meant for.")
+@click.option("--dry-run", is_flag=True, help="Only list the trials that are kept.")
+@options(CONFIG_DIR, AS_JSON, QUIET)
+def sync(call: Call, tracking_uri: str | None, dry_run: bool) -> None:
+    """Log trials that were kept while the server was away; nothing is merged or scored again.
+
+    They are looked for in output.dir.
+    """
+    output_dir = Path(call.recipe().output.dir)
+    results = sync_trials(output_dir, call.progress, tracking_uri=tracking_uri, dry_run=dry_run)
+    lines = []
+    for result in results:
+        where = f" as models:/{result.registered}, run {result.run_id}"
+        detail = where if result.outcome == "logged" else f": {result.problem}"
+        lines.append(f"{result.name} ({result.plan_digest[:12]}): {result.outcome}{detail}")
+    call.show(results, "\n".join(lines) or f"nothing is kept in {output_dir}")
+    raise_if_failed(results)

@@ -1,0 +1,253 @@
+"""The engine: from a plan to a checkpoint, in one stream, with bounded memory.
+
+    lanes: read -> convert -> merge -> round     (parallel spans, see stream.py and lanes.py)
+    this thread: write                           (in order, see writer.py)
+    one thread more: hash -> journal             (in order)
+
+Work happens in a hidden sibling directory of the output; the manifest is written last and the
+directory renamed when everything is on the disk. So a crash leaves something that the same command
+resumes, never something that looks finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergeops import methods
+from mergeops.checkpoint import (
+    MANIFEST,
+    WrittenFile,
+    hold,
+    sync_directory,
+    sync_file,
+    write_manifest,
+)
+from mergeops.engine.destination import check_space, is_done, remove_empty
+from mergeops.engine.devices import choose_devices, is_cuda, is_device_failure, lane_count
+from mergeops.engine.records import default_card, manifest_content
+from mergeops.engine.stream import ResultBytes, TensorStream
+from mergeops.engine.working_directory import LOCK, discard, owned
+from mergeops.engine.writer import JOURNAL, Journal, OrderedThread, ShardWriter, write_error
+from mergeops.errors import MergeError, MergeopsError
+from mergeops.planning import Plan, TensorTask, write_small_files
+from mergeops.progress import Tick
+
+UNHASHED = 8
+"""Finished spans that may wait to be hashed."""
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the work is cut; never what comes out."""
+
+    chunk: int | None = None
+    """Elements at a time, a multiple of ``BLOCK``; None takes what suits the device."""
+    lanes: int | None = None
+    """Parallel chunks; None takes one for each processor, or ``CUDA_LANES`` for each device."""
+    fused: bool | None = None
+    """Whether to use compiled kernels, which give the same bits; None takes them when loaded."""
+
+
+def merge(
+    plan: Plan,
+    out: Path,
+    *,
+    device: str = "auto",
+    progress: Tick | None = None,
+    card: str | None = None,
+    tuning: Tuning = Tuning(),
+) -> Path:
+    """Execute a plan into a directory, or find it done there.
+
+    Args:
+        plan: from ``make_plan``.
+        out: the directory to make; may exist if it is empty or holds this very merge. A link is
+            followed.
+        device: auto, cpu, cuda (all of them) or cuda:N.
+        progress: told how far the writing is.
+        card: text of README.md; a short one by default.
+        tuning: for measurements and tests.
+
+    Returns:
+        ``out``, complete; it is held, so gc leaves it alone while this process lives.
+
+    Raises:
+        ConfigError: no such device.
+        SourceError: an input changed, cannot be read, or holds NaN or infinity.
+        MergeError: ``out`` holds something else, the disk is full, a device fails, the result
+            overflows, or the plan is of another version.
+    """
+    out = Path(out).absolute()
+    chosen = choose_devices(device)
+    version = methods.get(plan.method).version
+    if plan.method_version != version:
+        raise MergeError(
+            f"the plan was made with version {plan.method_version} of {plan.method}, but this is "
+            f"version {version}; plan again"
+        )
+    # A directory cannot be renamed to the name of a link.
+    place = Path(os.path.realpath(out))
+    if _is_found(plan, place) and hold(place):
+        return out
+    remove_empty(place)
+    partial = place.with_name(f".{place.name}.partial")
+    with owned(partial):
+        if _is_found(plan, place) and hold(place):
+            discard(partial)
+            return out
+        present = sum(f.stat().st_blocks * 512 for f in partial.iterdir())
+        check_space(plan, place, present)
+        try:
+            if not _is_complete(plan, partial):
+                _write_all(plan, partial, chosen, progress, card, tuning)
+            (partial / JOURNAL).unlink(missing_ok=True)
+            # The lock goes with the directory where that is renamed to.
+            hold(partial)
+            sync_directory(partial)
+            # With the lock inside: a process that waits for it must not begin in what is renamed.
+            os.rename(partial, place)
+            sync_directory(place.parent)
+            (place / LOCK).unlink(missing_ok=True)
+            sync_directory(place)
+        except OSError as error:
+            raise write_error(out, error) from error
+        except RuntimeError as error:
+            if not (is_cuda(chosen[0]) and is_device_failure(error)):
+                raise
+            raise _device_error(out, chosen, error) from error
+    return out
+
+
+def _device_error(out: Path, devices: Sequence[str], error: RuntimeError) -> MergeError:
+    # The first two sentences say what; torch goes on with advice for training.
+    sentences = ". ".join(str(error).splitlines()[0].split(". ")[:2])
+    return MergeError(
+        f"{out} cannot be made on {', '.join(devices)}: {sentences}; what is done so far is "
+        "kept, and the same command goes on from there, also on another device (output.device=cpu)"
+    )
+
+
+def _is_found(plan: Plan, out: Path) -> bool:
+    """Whether the merge is there; a try that was killed after the rename left its lock."""
+    if not is_done(plan, out):
+        return False
+    with contextlib.suppress(OSError):
+        (out / LOCK).unlink()
+    return True
+
+
+def _is_complete(plan: Plan, partial: Path) -> bool:
+    """Whether an earlier try got as far as the manifest, and only had to rename."""
+    try:
+        if not (partial / MANIFEST).is_file() or not is_done(plan, partial):
+            return False
+    except MergeopsError:
+        return False
+    # It may have been killed before this.
+    sync_file(partial / MANIFEST)
+    return True
+
+
+def _write_all(
+    plan: Plan,
+    partial: Path,
+    devices: Sequence[str],
+    progress: Tick | None,
+    card: str | None,
+    tuning: Tuning,
+) -> None:
+    keep = {shard.name for shard in plan.shards} | {LOCK, JOURNAL}
+    for path in partial.iterdir():
+        if path.name not in keep:
+            path.unlink()
+    journal = Journal(partial, plan.digest)
+    try:
+        files = _write_shards(plan, partial, journal, devices, progress, tuning)
+        small_files = write_small_files(plan, partial)
+    except MergeopsError as error:
+        if not isinstance(error.__cause__, OSError):
+            # Going on would fail in the same way: nothing of it is worth keeping.
+            journal.close()
+            discard(partial)
+        raise
+    finally:
+        journal.close()
+    (partial / CARD).write_text(card or default_card(plan), encoding="utf-8")
+    write_manifest(partial, manifest_content(plan), [*files, *small_files, CARD], files)
+
+
+def _write_shards(
+    plan: Plan,
+    partial: Path,
+    journal: Journal,
+    devices: Sequence[str],
+    progress: Tick | None,
+    tuning: Tuning,
+) -> dict[str, WrittenFile]:
+    lanes = tuning.lanes or lane_count(devices)
+    written: dict[str, WrittenFile] = {}
+    before = 0
+
+    def tell(position: int) -> None:
+        if progress is not None:
+            progress(before + position, plan.bytes_to_write)
+
+    with (
+        TensorStream(plan, devices, tuning.chunk, lanes, UNHASHED, fused=tuning.fused) as stream,
+        OrderedThread(UNHASHED) as thread,
+    ):
+        for shard in plan.shards:
+            shard_writer = ShardWriter(
+                partial / shard.name,
+                shard.header,
+                [(tensor.name, tensor.nbytes) for tensor in shard.tensors],
+                journal,
+                tell,
+            )
+            try:
+                _write_tensors(shard.tensors, stream, thread, shard_writer, tell)
+                thread.drain()
+                written[shard.name] = shard_writer.finish()
+            finally:
+                thread.settle()
+                shard_writer.close()
+            before += shard.nbytes
+            tell(0)
+    return written
+
+
+def _write_tensors(
+    tasks: Sequence[TensorTask],
+    stream: TensorStream,
+    thread: OrderedThread,
+    file: ShardWriter,
+    tell: Callable[[int], None],
+) -> None:
+    """Write all tensors into the file, or keep what an earlier try put there."""
+
+    def take(piece: ResultBytes) -> None:
+        try:
+            file.take(piece.data)
+        finally:
+            stream.release(piece.buffer)
+        if piece.is_last:
+            file.finish_tensor(piece.task.name)
+        tell(file.position)
+
+    unfinished = [task for task in tasks if task.name not in file.done]
+    left = deque(tasks)
+    for piece in stream.results(unfinished):
+        while left[0] is not piece.task:
+            thread.submit(file.keep, left.popleft().name)
+        if piece.is_last:
+            left.popleft()
+        file.write(piece.task.name, piece.offset, piece.data)
+        thread.submit(take, piece)
+    for task in left:
+        thread.submit(file.keep, task.name)

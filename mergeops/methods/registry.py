@@ -1,0 +1,311 @@
+"""What a merge method is, what it sees, and the registry that fills itself.
+
+It knows the methods of the files here, and those that installed packages offer (``plugins``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy.typing as npt
+
+from mergeops.errors import ConfigError, MergeError
+from mergeops.lazy_torch import Tensor
+from mergeops.methods.plugins import distribution, import_module, offers
+from mergeops.schema import attribute_docstrings, with_defaults
+
+
+@dataclass(frozen=True)
+class MethodView:
+    """What a method may know about the chunk in hand."""
+
+    numel: int
+    """Elements of the whole tensor."""
+    per_source: Mapping[str, tuple[float, ...]]
+    """Each source parameter's values, in recipe order."""
+    keys: tuple[int, ...] = ()
+    """One 64-bit random key for each source: depends on seed, source digest and tensor name."""
+    offset: int = 0
+    """Index of the chunk's first element in the flattened tensor; a multiple of ``BLOCK``, or of
+    ``row_length`` for methods that take whole rows."""
+    statistics: Any = None
+    """What the method's ``statistics`` returned for this tensor."""
+    shape: tuple[int, ...] = ()
+    """Shape of the whole tensor."""
+
+    @property
+    def row_length(self) -> int:
+        """Size of the last dimension; a tensor without dimensions is one row of one entry."""
+        return self.shape[-1] if self.shape else self.numel
+
+
+Look = Callable[[Any, Tensor, int], Tensor]
+"""``look(base [m] | None, sources [n, m], offset) -> a tensor of any shape``."""
+
+
+FusedLook = Callable[[Any], npt.NDArray[Any] | None]
+"""The same from a ``fused.Bits`` as an array, or None where it cannot."""
+
+
+class Scan(Protocol):
+    """One pass over a tensor."""
+
+    def __call__(
+        self,
+        look: Look,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        fused: FusedLook | None = None,
+    ) -> Iterator[Any]:
+        """Yield what ``look`` gives for each chunk, in order, on the CPU; or ``fused``, an array.
+
+        Args:
+            look: may run in several threads and on any device.
+            fused: may be called instead, for the same values.
+            start: first element; a multiple of ``BLOCK`` where its sums are wanted, of the row
+                length with whole rows.
+            stop: one past the last element, or None for the end of the tensor.
+        """
+        ...
+
+
+MergeFunction = Callable[[Any, Tensor, Any, MethodView], Tensor]
+StatisticsFunction = Callable[[Scan, Any, MethodView], Any]
+CheckFunction = Callable[[Mapping[str, Sequence[float]], Any], None]
+WholeRowsFunction = Callable[[Any], bool]
+FormulaFunction = Callable[[Any, MethodView, int], Any]
+
+
+class ParameterDescription(NamedTuple):
+    """One line of ``mergeops methods NAME``."""
+
+    name: str
+    type: str
+    default: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered merge method."""
+
+    name: str
+    merge: MergeFunction
+    """``merge(base [m] | None, sources [n, m], p, at) -> [m]``, in the dtype of its inputs."""
+    parameters: type[Any]
+    """Frozen dataclass of the global parameters; a source parameter's field is its default."""
+    version: int = 1
+    """Raised when the same inputs give other bytes than before: it is part of the plan digest."""
+    source_parameters: tuple[str, ...] = ()
+    """Parameters that each source may set for itself."""
+    needs_base: bool = False
+    """Whether the method works on task vectors (source - base)."""
+    optional_base: bool = False
+    """Whether the method works on task vectors where there is a base, and on weights elsewhere."""
+    min_sources: int = 1
+    max_sources: int | None = None
+    order_matters: bool = False
+    """Whether swapping sources changes the result beyond rounding."""
+    is_random: bool = False
+    """Whether the result depends on the recipe's seed."""
+    statistics: StatisticsFunction | None = None
+    """``statistics(scan, p, at)`` for methods that look at the whole tensor first."""
+    check: CheckFunction | None = None
+    """Refuses combinations of per-source values before any weight is read (ConfigError)."""
+    whole_rows: WholeRowsFunction | None = None
+    """``whole_rows(p)``: whether chunks must hold whole rows with these parameters."""
+    formula: FormulaFunction | None = None
+    """``formula(p, at, n)``: what ``merge`` does with n sources; a ``fused.Formula`` or None."""
+
+    def uses_base(self, present: bool) -> bool:
+        """Whether ``merge`` gets the base's chunks, for a recipe with or without a base."""
+        return self.needs_base or (self.optional_base and present)
+
+    def chunk_length(self, p: Any, row_length: int, wanted: int) -> int:
+        """How many elements to take at a time: about ``wanted``, a multiple of ``BLOCK``.
+
+        With whole rows it is a multiple of ``row_length`` instead, and at least one row.
+        """
+        if self.whole_rows is None or not self.whole_rows(p):
+            return wanted
+        return max(wanted // row_length, 1) * row_length
+
+    @property
+    def tensor_parameters(self) -> tuple[str, ...]:
+        """Parameters that a rule may set for single tensors: all that are real numbers."""
+        hints = typing.get_type_hints(self.parameters)
+        return tuple(f.name for f in dataclasses.fields(self.parameters) if hints[f.name] is float)
+
+    @property
+    def documentation(self) -> str:
+        """The first paragraph of the method's text, in one line."""
+        return " ".join(self._docstring().strip().split("\n\n")[0].split())
+
+    @property
+    def paper(self) -> str:
+        """The first URL in the method's text, or an empty text."""
+        url = _URL.search(self._docstring())
+        return url.group().rstrip(".") if url else ""
+
+    def describe(self) -> list[ParameterDescription]:
+        """The parameters with type, default and documentation, in order."""
+        texts = attribute_docstrings(self.parameters)
+        hints = typing.get_type_hints(self.parameters)
+        return [
+            ParameterDescription(
+                f.name,
+                getattr(hints[f.name], "__name__", str(hints[f.name])),
+                f.default,
+                texts.get(f.name, ""),
+            )
+            for f in dataclasses.fields(self.parameters)
+        ]
+
+    def _docstring(self) -> str:
+        """The docstring of ``merge`` where it names a paper, else that of its file."""
+        own = self.merge.__doc__ or ""
+        return own if _URL.search(own) else sys.modules[self.merge.__module__].__doc__ or ""
+
+
+_URL = re.compile(r"https?://[^\s,)]+")
+_REGISTRY: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    version: int = 1,
+    source_parameters: tuple[str, ...] = (),
+    needs_base: bool = False,
+    optional_base: bool = False,
+    min_sources: int = 1,
+    max_sources: int | None = None,
+    order_matters: bool = False,
+    is_random: bool = False,
+    statistics: StatisticsFunction | None = None,
+    check: CheckFunction | None = None,
+    whole_rows: WholeRowsFunction | None = None,
+    formula: FormulaFunction | None = None,
+) -> Callable[[MergeFunction], MergeFunction]:
+    """Register a merge function; the annotation of its third argument names its parameters."""
+
+    def register(merge: MergeFunction) -> MergeFunction:
+        if not _is_own(merge):
+            # The methods of mergeops come first, so that none of their names is taken.
+            _discover()
+        if name in _REGISTRY:
+            other = _REGISTRY[name].merge.__module__
+            raise TypeError(f"method {name!r} is defined in {other} and in {merge.__module__}")
+        parameters = list(typing.get_type_hints(merge, localns={"Tensor": Any}).values())[2]
+        missing = {*source_parameters} - with_defaults(parameters)
+        missing |= {f.name for f in dataclasses.fields(parameters)} - with_defaults(parameters)
+        if missing:
+            raise TypeError(f"{parameters.__name__} has no default for {sorted(missing)}")
+        _REGISTRY[name] = Method(
+            name=name,
+            merge=merge,
+            parameters=parameters,
+            version=version,
+            source_parameters=source_parameters,
+            needs_base=needs_base,
+            optional_base=optional_base,
+            min_sources=min_sources,
+            max_sources=max_sources,
+            order_matters=order_matters,
+            is_random=is_random,
+            statistics=statistics,
+            check=check,
+            whole_rows=whole_rows,
+            formula=formula,
+        )
+        return merge
+
+    return register
+
+
+def names() -> list[str]:
+    """All method names, sorted; those of plug-ins too, which are not imported for it."""
+    _discover()
+    return sorted({*_REGISTRY, *offers()})
+
+
+def get(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        ConfigError: there is none, and what there is; or a plug-in offers it that cannot be
+            imported, or two packages do.
+    """
+    _discover()
+    problem = _load_plugin(name)
+    if problem:
+        raise ConfigError(problem)
+    if name not in _REGISTRY:
+        close = difflib.get_close_matches(name, _REGISTRY, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"unknown method {name!r}; {hint}allowed: {', '.join(names())}")
+    return _REGISTRY[name]
+
+
+@cache
+def _discover() -> None:
+    for module in pkgutil.iter_modules(sys.modules[__package__].__path__):
+        importlib.import_module(f"mergeops.methods.{module.name}")
+
+
+@cache
+def _load_plugin(name: str) -> str:
+    """Import what offers a method, if a plug-in does; says what is wrong with it, or nothing."""
+    entry_points = offers().get(name, ())
+    if not entry_points:
+        return ""
+    packages = [distribution(entry_point) for entry_point in entry_points]
+    if name in _REGISTRY and _is_own(_REGISTRY[name].merge):
+        packages.insert(0, "mergeops itself")
+    if len(packages) > 1:
+        return f"method {name!r} is offered by {' and by '.join(packages)}; uninstall all but one"
+    before = dict(_REGISTRY)
+    error = import_module(entry_points[0])
+    if error:
+        # A module that fails half-way leaves no method behind.
+        _REGISTRY.clear()
+        _REGISTRY.update(before)
+        return f"method {name!r} of {packages[0]} cannot be loaded: {error}"
+    if name not in _REGISTRY:
+        return (
+            f"{packages[0]} offers a method {name!r}, but its module {entry_points[0].module} "
+            "registers none of that name"
+        )
+    return ""
+
+
+def _is_own(merge: MergeFunction) -> bool:
+    return merge.__module__.startswith("mergeops.methods.")
+
+
+def check_source_count(method: Method, n: int) -> None:
+    """Refuse too few or too many sources.
+
+    Raises:
+        MergeError: says how many the method takes.
+    """
+    low, high = method.min_sources, method.max_sources
+    if low <= n and (high is None or n <= high):
+        return
+    if high is None:
+        allowed = f"at least {low}"
+    else:
+        allowed = f"exactly {low}" if low == high else f"{low} to {high}"
+    plural = "" if (high or low) == 1 else "s"
+    raise MergeError(f"{method.name} takes {allowed} source{plural}, not {n}")

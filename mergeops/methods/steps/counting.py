@@ -1,0 +1,74 @@
+"""What kernels count of a task vector's magnitudes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from mergeops.kernels import WIDTH, loaded
+from mergeops.methods.steps.fused import Array, Bits, scratch_rows
+
+
+class DigitCounter:
+    """Histograms of the task vectors' magnitudes, to which each thread adds on its own.
+
+    Args:
+        prefixes: k pairs (source, high digit): only magnitudes with this high digit count, by their
+            low digit; -1 counts all, by their high digits.
+        bins: values of a digit.
+        each_chunk: give the histogram of each chunk instead of one of all.
+    """
+
+    def __init__(
+        self, prefixes: Sequence[tuple[int, int]], bins: int, *, each_chunk: bool = False
+    ) -> None:
+        self._rows, self._digits = np.array(prefixes, dtype=np.int64).T.copy()
+        self._shape = (len(prefixes), bins)
+        self._each_chunk = each_chunk
+        self._local = threading.local()
+        self._counts: list[Array] = []
+
+    def __call__(self, bits: Bits) -> Array | None:
+        """Count a chunk; ``not_empty`` of it, or nothing, or None for an input not finite."""
+        counts: Array | None = getattr(self._local, "counts", None)
+        if counts is None:
+            counts = self._local.counts = np.zeros(self._shape, np.int64)
+            if not self._each_chunk:
+                self._counts.append(counts)
+        if self._each_chunk:
+            counts[:] = 0
+        scratch = scratch_rows(int(self._rows.max()) + 2), np.empty(WIDTH, np.uint32)
+        if not loaded("count_digits")(*bits.arguments, self._rows, self._digits, *scratch, counts):
+            return None
+        return not_empty(counts, bits.m) if self._each_chunk else np.empty(0, np.int64)
+
+    def total(self) -> Array:
+        """``[k, bins]``, of all threads; zeros with ``each_chunk``."""
+        return sum(self._counts, np.zeros(self._shape, np.int64))
+
+
+def not_empty(histograms: Array, m: int) -> Array:
+    """Which counts are not zero.
+
+    Args:
+        histograms: ``[k, bins]`` int64.
+        m: entries of the chunk.
+
+    Returns:
+        ``[2, 1 + found]`` int64: indices in the flattened histograms, ascending, and counts; first
+        -1 and m.
+    """
+    flat = histograms.reshape(-1)
+    indices = np.flatnonzero(flat)
+    return np.array([[-1, *indices], [m, *flat[indices]]], np.int64)
+
+
+def equal_to(bits: Bits, source: int, key: int) -> Array | None:
+    """Indices in the tensor of the entries of a task vector with these magnitude bits, ascending;
+    None for an input not finite."""
+    found = np.empty(bits.m, np.uint32)
+    if not loaded("magnitudes")(*bits.arguments, source, scratch_rows(2), found):
+        return None
+    return np.flatnonzero(found == key) + bits.offset

@@ -1,0 +1,30 @@
+"""From a recipe and headers to a plan, or a refusal; no tensor is read.
+
+Stands on: checkpoint, errors, methods, recipe, schema, sources.
+"""
+
+from mergeops.planning.architecture import is_before_layers, layer_of
+from mergeops.planning.inputs import PlannedInput, read_input
+from mergeops.planning.merges_first import Digests, merge_dir, resolve_with_merges
+from mergeops.planning.plan import Plan, TensorTask, write_small_files
+from mergeops.planning.planner import make_plan
+from mergeops.planning.preflight import check_configs, check_tensors, check_tokenizers
+from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
+
+__all__ = [
+    "Digests",
+    "Plan",
+    "PlannedInput",
+    "TensorTask",
+    "VocabularyLayout",
+    "check_configs",
+    "check_tensors",
+    "check_tokenizers",
+    "is_before_layers",
+    "layer_of",
+    "make_plan",
+    "merge_dir",
+    "read_input",
+    "resolve_with_merges",
+    "write_small_files",
+]

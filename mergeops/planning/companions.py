@@ -1,0 +1,218 @@
+"""The small files beside the weights: config, generation config, tokenizer, chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mergeops.checkpoint import (
+    CONFIG,
+    GENERATION_CONFIG,
+    PROCESSOR_TEMPLATE,
+    TokenizerFile,
+    file_sha256,
+    read_json,
+    tokenizer_directory,
+)
+from mergeops.errors import SourceError
+from mergeops.planning.architecture import changed
+from mergeops.planning.inputs import PlannedInput
+from mergeops.planning.tokens.merged import NewToken
+from mergeops.planning.tokens.template import choose_template
+from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
+from mergeops.planning.tokens.written_files import WITH_TOKENS, with_tokens, with_vocabulary
+
+
+@dataclass(frozen=True)
+class Companion:
+    """One small file that the result gets."""
+
+    name: str
+    """File name in the result."""
+    path: str
+    """Where it comes from; empty for a text of the recipe's."""
+    sha256: str
+    """Digest of the file there, or of ``text``."""
+    text: str | None = None
+    """What it says, where that is not what the file there says."""
+    added: tuple[NewToken, ...] = ()
+    """Tokens that it names besides."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """What decides its bytes in the result."""
+        tokens = [[token.content, token.id, dict(token.flags)] for token in self.added]
+        return [self.name, self.sha256, *([tokens] if tokens else [])]
+
+
+def find_companions(
+    inputs: Sequence[PlannedInput],
+    tokenizer: PlannedInput,
+    chat_template: str,
+    vocabulary: VocabularyLayout | None,
+    *,
+    trust_code: bool = False,
+) -> tuple[tuple[Companion, ...], tuple[str, ...]]:
+    """Choose the small files: configs from the first input, the rest from the tokenizer's.
+
+    What one input lacks is taken from the first that has it; but a tokenizer is never put together
+    from two.
+
+    Args:
+        inputs: base, where there is one, then sources.
+        tokenizer: the input whose tokenizer the recipe asks for.
+        chat_template: auto, an input's name, or the template itself.
+        vocabulary: the merge's, where it is not simply that of every input.
+        trust_code: whether the code that the configs name is copied.
+
+    Returns:
+        The files by name, and warnings.
+
+    Raises:
+        SourceError: no input has a config.json.
+        MergeError: the input whose chat template is wanted has none.
+    """
+    directories = [d for planned in inputs for d in planned.directories]
+    files: dict[str, Companion] = {}
+    for name in (CONFIG, GENERATION_CONFIG):
+        place = next((d for d in directories if (d / name).is_file()), None)
+        if place is None:
+            continue
+        files[name] = _copy(place / name)
+        if vocabulary is not None:
+            theirs = next((d for d in tokenizer.directories if (d / name).is_file()), place)
+            ids_from = None if theirs == place else read_json(theirs / name)
+            config = with_vocabulary(read_json(place / name), vocabulary, ids_from)
+            files[name] = _written(name, place / name, _dump(config))
+    if CONFIG not in files:
+        raise SourceError(f"{directories[0]} has no config.json, and no other input has one")
+    chosen = tokenizer_directory([*tokenizer.directories, *directories])
+    if chosen is not None:
+        files |= _copies(chosen / name for name in (*TokenizerFile, PROCESSOR_TEMPLATE))
+    template = choose_template(chat_template, chosen, {p.name: p.directories for p in inputs})
+    settings = files.get(TokenizerFile.CONFIG)
+    if template.text is not None:
+        files.pop(PROCESSOR_TEMPLATE, None)
+        name = TokenizerFile.CHAT_TEMPLATE
+        files[name] = _written(name, None, template.text)
+        if settings is not None:
+            content = read_json(Path(settings.path))
+            if content.pop("chat_template", None) is not None:
+                files[settings.name] = _written(settings.name, Path(settings.path), _dump(content))
+    if vocabulary is not None and vocabulary.added:
+        for name in files.keys() & set(WITH_TOKENS):
+            files[name] = replace(files[name], added=vocabulary.added)
+    configs = [files[CONFIG], *([settings] if settings else [])]
+    code, warnings = _code_files((Path(file.path) for file in configs), trusted=trust_code)
+    files |= _copies(code)
+    return tuple(files[name] for name in sorted(files)), (*template.warnings, *warnings)
+
+
+def write_companions(
+    companions: Sequence[Companion],
+    out: Path,
+    save_dtype: str,
+    changes: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Write the files and return their names.
+
+    config.json gets the dtype that the weights are saved in, and ``changes``: mappings inside it
+    are changed, not replaced.
+    """
+    for companion in companions:
+        content = _content(companion)
+        if companion.name == CONFIG:
+            config = changed(json.loads(content), changes or {})
+            # Old readers know torch_dtype, new ones dtype.
+            if "torch_dtype" in config:
+                config["torch_dtype"] = save_dtype
+            config["dtype"] = save_dtype
+            content = _dump(config).encode()
+        elif companion.added:
+            extended = with_tokens(companion.name, json.loads(content), companion.added)
+            # The order of a vocabulary is the order of its ids: keys are not sorted.
+            content = (json.dumps(extended, indent=2, ensure_ascii=False) + "\n").encode()
+        (out / companion.name).write_bytes(content)
+    return [companion.name for companion in companions]
+
+
+def _content(companion: Companion) -> bytes:
+    if companion.text is not None:
+        return companion.text.encode()
+    source = Path(companion.path)
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{source} cannot be read: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != companion.sha256:
+        raise SourceError(
+            f"{source} changed after the merge was planned; run the command again when nobody "
+            "writes it"
+        )
+    return content
+
+
+def _copy(file: Path) -> Companion:
+    return Companion(file.name, str(file), file_sha256(file))
+
+
+def _copies(files: Iterable[Path]) -> dict[str, Companion]:
+    """Those of the files that are there, by name."""
+    return {file.name: _copy(file) for file in files if file.is_file()}
+
+
+def _written(name: str, file: Path | None, text: str) -> Companion:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Companion(name, str(file) if file else "", digest, text)
+
+
+def _dump(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _code_files(configs: Iterable[Path], *, trusted: bool) -> tuple[list[Path], list[str]]:
+    """The code files that the merge gets, and warnings about those that it does not.
+
+    They are what the ``auto_map`` of config.json and tokenizer_config.json has transformers run; a
+    merge gets them only where the recipe trusts them, and they are never run here.
+    """
+    files: dict[str, Path] = {}
+    warnings = []
+    for config in configs:
+        named = _named(config)
+        if not named:
+            continue
+        # The named ones import others.
+        beside = {file.name: file for file in sorted(config.parent.glob("*.py")) if file.is_file()}
+        missing = sorted(name for name in named if name not in beside)
+        if missing:
+            warnings.append(
+                f"{config} has transformers run {', '.join(missing)}, which it does not have; copy "
+                "it beside the merge, or the merge does not load"
+            )
+        elif trusted:
+            files = {**beside, **files}
+        else:
+            warnings.append(
+                f"{config} has transformers run {', '.join(sorted(named))}, code of its own, which "
+                "is not copied: to have it in the merge, set trust_remote_code=true"
+            )
+    return list(files.values()), warnings
+
+
+def _named(config: Path) -> set[str]:
+    """Files that auto_map names; those of another repository (REPOSITORY--FILE.CLASS) are there."""
+    files = set()
+    auto_map = read_json(config).get("auto_map")
+    waiting = list(auto_map.values()) if isinstance(auto_map, dict) else []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, str) and "--" not in value and "." in value:
+            files.add(value.rpartition(".")[0] + ".py")
+    return files

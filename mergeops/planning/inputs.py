@@ -1,0 +1,105 @@
+"""A plan's inputs: what the headers and configs of a source say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergeops.checkpoint import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    FileStamp,
+    StoredTensor,
+    open_adapter,
+    open_checkpoint,
+    read_json,
+    stamp,
+)
+from mergeops.errors import SourceError
+from mergeops.sources import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedInput:
+    """One input of a plan: where it is, what it is, and what its files looked like."""
+
+    name: str
+    """The recipe's short name, or ``base``."""
+    uri: str
+    path: str
+    sha256: str
+    adapter_base: str | None = None
+    """For a LoRA adapter: the directory of the model it applies to."""
+    run_id: str | None = None
+    model_id: str | None = None
+    registered: str | None = None
+    revision: str | None = None
+    stamps: Mapping[str, FileStamp] = field(default_factory=dict)
+    """Weight files in ``path``."""
+    base_stamps: Mapping[str, FileStamp] = field(default_factory=dict)
+    """Weight files in ``adapter_base``."""
+    config_stamp: FileStamp | None = None
+    """The adapter's config, which says how much of it is added."""
+
+    @property
+    def directories(self) -> list[Path]:
+        """Where its small files may be: its own directory, then the adapter's base."""
+        return [Path(self.path), *([Path(self.adapter_base)] if self.adapter_base else [])]
+
+
+def has_config(planned: PlannedInput) -> bool:
+    """Whether the input has a config.json, be it its adapter's base's."""
+    return any((directory / CONFIG).is_file() for directory in planned.directories)
+
+
+def config_of(planned: PlannedInput) -> dict[str, Any]:
+    """The input's config.json; empty where it has none.
+
+    Raises:
+        SourceError: it is no JSON object.
+    """
+    configs = (directory / CONFIG for directory in planned.directories)
+    return next((read_json(config) for config in configs if config.is_file()), {})
+
+
+def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
+    """Read a source's headers.
+
+    Returns:
+        What the plan keeps of it, and its tensors in the order of the data.
+
+    Raises:
+        SourceError: a file is missing, corrupt, of an unsupported kind, or changed since it was
+            hashed.
+    """
+    config_stamp = None
+    if source.adapter_base is None:
+        checkpoint = open_checkpoint(source.path)
+        tensors, stamps, base_stamps = checkpoint.tensors, checkpoint.stamps, {}
+    else:
+        adapter = open_adapter(source.path, source.adapter_base)
+        tensors, stamps = adapter.tensors, adapter.adapter.stamps
+        base_stamps = adapter.base.stamps
+        config_stamp = stamp(source.path / ADAPTER_CONFIG)
+    for file, hashed in source.stamps.items():
+        if stamp(file) != hashed:
+            raise SourceError(
+                f"{file} changed after it was hashed; run the command again when nobody writes it"
+            )
+    planned = PlannedInput(
+        name=source.name,
+        uri=source.uri,
+        path=str(source.path.absolute()),
+        sha256=source.sha256,
+        adapter_base=str(source.adapter_base.absolute()) if source.adapter_base else None,
+        run_id=source.run_id,
+        model_id=source.model_id,
+        registered=source.registered,
+        revision=source.revision,
+        stamps=stamps,
+        base_stamps=base_stamps,
+        config_stamp=config_stamp,
+    )
+    return planned, tensors

@@ -1,0 +1,161 @@
+"""From a recipe and resolved sources to a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from mergeops import methods
+from mergeops.checkpoint import BY_WORD, FLOATS, StoredTensor
+from mergeops.errors import about, key_of, locating
+from mergeops.planning.architecture import changed
+from mergeops.planning.assembly import assemble
+from mergeops.planning.companions import find_companions
+from mergeops.planning.inputs import PlannedInput, config_of, read_input
+from mergeops.planning.parameters import TensorParameters, resolve_parameters
+from mergeops.planning.pieces import Ingredient, Piece
+from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
+from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
+from mergeops.planning.tokens.vocabulary_layout import lay_out_vocabulary, resized
+from mergeops.planning.views import see
+from mergeops.recipe import BASE, Recipe, parse_size
+from mergeops.sources import Source
+
+
+def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]) -> Plan:
+    """Decide everything about a merge, and refuse what cannot work.
+
+    Args:
+        recipe: what the user wrote.
+        base: the resolved base, where the recipe names one.
+        sources: the resolved sources by the recipe's names.
+
+    Raises:
+        ConfigError: a parameter, a rule or the shard size is wrong.
+        SourceError: an input's files are missing, corrupt or of an unsupported kind.
+        MergeError: the inputs do not fit each other or the method.
+    """
+    with locating("", recipe.origins):
+        return _make_plan(recipe, base, sources)
+
+
+def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]) -> Plan:
+    method = methods.get(recipe.method.name)
+    shard_bytes = parse_size("output.shard_size", recipe.output.shard_size)
+    planned_base, planned_sources, headers = _read_inputs(recipe, base, sources)
+    sliced = bool(recipe.slices or recipe.modules)
+    with about("method"):
+        check_sources(method, planned_base, planned_sources, sliced=sliced)
+    inputs = [*([planned_base] if planned_base else []), *planned_sources]
+    warnings = [*recipe.notes, *check_configs(inputs, recipe)]
+    chosen = _tokenizer_input(recipe, inputs)
+    vocabulary = None
+    if recipe.tokenizer.source != "same":
+        with about("tokenizer"):
+            vocabulary, told = lay_out_vocabulary(
+                recipe.tokenizer, inputs, headers, has_base=planned_base is not None
+            )
+        warnings += told
+        headers = resized(headers, vocabulary) if vocabulary else headers
+    configs = {planned.name: config_of(planned) for planned in inputs}
+    views = see(headers, recipe.tied_head, configs[inputs[0].name])
+    assembly = assemble(recipe, method, views.inputs, configs)
+    warnings += views.warnings
+    if recipe.tokenizer.source == "same":
+        warnings += check_tokenizers(chosen, inputs)
+    with about("tokenizer"):
+        template = recipe.tokenizer.chat_template
+        companions, notes = find_companions(
+            inputs, chosen, template, vocabulary, trust_code=recipe.trust_remote_code
+        )
+    warnings += notes
+    compute = recipe.dtype.compute
+    if compute != "float64" and (wide := _stored_in_64_bits(assembly.pieces)):
+        compute = "float64"
+        warnings.append(f"{wide} is stored as float64, so the arithmetic is done in float64")
+    tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
+    return Plan(
+        method=method.name,
+        method_version=method.version,
+        parameters=dataclasses.asdict(recipe.method.parameters),
+        base=planned_base,
+        sources=tuple(planned_sources),
+        shards=cut_into_shards(tasks, shard_bytes),
+        companions=companions,
+        config=changed(views.config, assembly.config),
+        vocabulary=vocabulary,
+        compute=compute,
+        seed=recipe.seed,
+        recipe=recipe.weights_dict(),
+        warnings=tuple(warnings),
+    )
+
+
+def _read_inputs(
+    recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
+) -> tuple[PlannedInput | None, list[PlannedInput], dict[str, dict[str, StoredTensor]]]:
+    headers: dict[str, dict[str, StoredTensor]] = {}
+    planned = []
+    for source in [base, *(sources[name] for name in recipe.sources)]:
+        if source is None:
+            continue
+        with about(key_of(source.name)):
+            described, headers[source.name] = read_input(source)
+        planned.append(described)
+    if base is None:
+        return None, planned, headers
+    return planned[0], planned[1:], headers
+
+
+def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedInput:
+    """The input that the recipe takes the tokenizer from; ``base`` without a base is the first."""
+    for planned in inputs:
+        if planned.name == recipe.tokenizer.source:
+            return planned
+    return inputs[0]
+
+
+def _stored_in_64_bits(pieces: Sequence[Piece]) -> str:
+    """A tensor, as ``TENSOR of INPUT``, that float32 would take digits from; empty without one."""
+    for piece in pieces:
+        for ingredient in piece.ingredients:
+            if ingredient.stored.dtype == "F64":
+                return f"{ingredient.stored.name} of {ingredient.source}"
+    return ""
+
+
+def _tasks(
+    recipe: Recipe, method: methods.Method, pieces: Sequence[Piece], inputs: Sequence[str]
+) -> list[TensorTask]:
+    parameters = resolve_parameters(recipe, method, pieces)
+
+    def part(ingredient: Ingredient) -> TensorPart:
+        return TensorPart(inputs.index(ingredient.source), ingredient.stored.name)
+
+    tasks = []
+    for piece in pieces:
+        dtype, kind = piece.like.dtype, "copy"
+        if dtype in FLOATS:
+            kind = "take" if piece.is_taken else "merge"
+            dtype = BY_WORD.get(recipe.dtype.save, dtype)
+        own = parameters[piece.name] if kind == "merge" else TensorParameters({}, {})
+        expected = [
+            TensorPart(number, piece.name)
+            for number, name in enumerate(inputs)
+            if name != BASE or piece.base
+        ]
+        # Parts are written only where they are not simply the tensors of this name.
+        is_plain = expected == [part(ingredient) for ingredient in piece.ingredients]
+        tasks.append(
+            TensorTask(
+                name=piece.name,
+                shape=piece.like.shape,
+                dtype=dtype,
+                kind=kind,
+                shared=own.shared,
+                per_source=own.per_source,
+                base=part(piece.base) if piece.base and not is_plain else None,
+                sources=() if is_plain else tuple(part(source) for source in piece.sources),
+            )
+        )
+    return tasks

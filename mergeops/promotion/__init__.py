@@ -1,0 +1,35 @@
+"""Candidate, confirm part, gate, champion, and the audit of all of it.
+
+Stands on: checkpoint, errors, evaluate, planning, progress, recipe, redact, schema, scores,
+sources, store, tools, tracking, version.
+"""
+
+from mergeops.promotion.approval import approve, reject
+from mergeops.promotion.audit import Change
+from mergeops.promotion.champion import rollback
+from mergeops.promotion.confirm import Outcome, promote
+from mergeops.promotion.controls import Controls, run_controls
+from mergeops.promotion.gate import INCONCLUSIVE
+from mergeops.promotion.gate_checks import BETTER, FLOOR, RISE, GateCheck
+from mergeops.promotion.history import History, read_history
+from mergeops.promotion.hooks import configured, registry
+
+__all__ = [
+    "BETTER",
+    "FLOOR",
+    "INCONCLUSIVE",
+    "RISE",
+    "Change",
+    "Controls",
+    "GateCheck",
+    "History",
+    "Outcome",
+    "approve",
+    "configured",
+    "promote",
+    "read_history",
+    "registry",
+    "reject",
+    "rollback",
+    "run_controls",
+]

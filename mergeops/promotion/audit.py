@@ -1,0 +1,92 @@
+"""What happened to @champion: one entry a change, added and never rewritten.
+
+Every entry is a tag of the registered model, named by its time and digest, so that two writers
+cannot overwrite each other's entries. A user who may edit the model in MLflow can delete tags, too:
+the audit is a record among colleagues, no seal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergeops.schema import build
+from mergeops.store import Tracking
+from mergeops.tracking import find_registered_model
+
+AUDIT = "mergeops.promotion."
+PROMOTE, ROLLBACK = "promote", "rollback"
+REFUSED, PROPOSED, REJECTED = "refused", "proposed", "rejected"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of the audit: what became @champion, why, and by whom."""
+
+    name: str
+    kind: str
+    """promote, rollback, refused (by the gate), proposed (for approval) or rejected (by a user)."""
+    to: int
+    """The version that is @champion now; for ``refused``, ``proposed`` and ``rejected`` the one
+    that is not."""
+    came_from: int | None
+    """The version that was @champion before."""
+    at: str
+    """UTC, ISO 8601."""
+    by: str
+    evidence_sha256: str | None = None
+    """Digest of the gate's verdict, which is ``gate.json`` of the trial's run."""
+    forced: bool = False
+    reason: str | None = None
+    proposed_by: str | None = None
+    """Of a promotion that another user approved."""
+    hooks: tuple[str, ...] = ()
+    """The hooks that are to run: command, webhook."""
+
+    @property
+    def id(self) -> str:
+        """Time and digest: names the entry, and sorts by time."""
+        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        return f"{self.at.replace('-', '').replace(':', '')}.{digest[:8]}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types; ``came_from`` is spelled ``from``."""
+        raw = dataclasses.asdict(self) | {"hooks": list(self.hooks)}
+        raw["from"] = raw.pop("came_from")
+        return raw
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Change:
+        """What ``to_dict`` gave, by this or an older version of mergeops."""
+        values = {**raw, "came_from": raw["from"]}
+        del values["from"]
+        change: Change = build(cls, values, "change.")
+        return change
+
+
+def audit(tracking: Tracking, name: str) -> list[Change]:
+    """Every promotion, rollback, refusal, proposal and rejection of a model, oldest first.
+
+    Raises:
+        TrackingError: there is no such registered model.
+    """
+    tags = find_registered_model(tracking, name).tags
+    entries = [Change.from_dict(json.loads(v)) for k, v in tags.items() if k.startswith(AUDIT)]
+    return sorted(entries, key=lambda change: change.id)
+
+
+def add_entry(tracking: Tracking, change: Change) -> None:
+    """Add an entry; the same one twice is one."""
+    tracking.client.set_registered_model_tag(
+        change.name, f"{AUDIT}{change.id}", json.dumps(change.to_dict())
+    )
+
+
+def now() -> str:
+    """UTC to the microsecond."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,343 @@
+"""The final comparison: open the confirm part for one candidate, judge it, and move @champion.
+
+The candidate is chosen by its dev score alone. What the confirm part can show is said first, and
+the use is counted, which sets the level of the test. Only then are the candidate and its references
+scored on the confirm part, and the gate decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeops.checkpoint import hold, read_manifest
+from mergeops.errors import AwayError, EvaluationError, GateRefusedError, TrackingError
+from mergeops.evaluate import asked_digest, part_digests, part_sizes, part_sketches
+from mergeops.progress import Progress
+from mergeops.promotion.audit import PROPOSED, Change, now
+from mergeops.promotion.candidates import RegisteredMerge, candidates, choose
+from mergeops.promotion.champion import (
+    NO_CHAMPION,
+    check_current,
+    check_force,
+    find_champion,
+    make_champion,
+    rolled_back,
+)
+from mergeops.promotion.changes import complete
+from mergeops.promotion.expectation import Expectation, expect
+from mergeops.promotion.gate import Verdict, check_tasks, judge, nothing_to_compare
+from mergeops.promotion.hooks import configured, deliver
+from mergeops.promotion.references import Reference, find_references
+from mergeops.promotion.uses import Use, count_use, next_use
+from mergeops.recipe import Recipe
+from mergeops.scores import Scores, mean_interval
+from mergeops.store import Tracking, connect, current_user
+from mergeops.tools import Tools
+from mergeops.tracking import read_recipe, read_scores, reopen
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a promotion."""
+
+    name: str
+    version: int
+    verdict: Verdict
+    use: Use
+    """Of the confirm part."""
+    expectations: tuple[Expectation, ...]
+    """What was said before it was opened."""
+    change: Change | None
+    """The audit's entry; None where the gate refused."""
+    refusal: GateRefusedError | None
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the version is @champion now, and not merely proposed."""
+        return self.change is not None and self.change.kind != PROPOSED
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "promoted": self.promoted,
+            "proposed": self.change is not None and not self.promoted,
+            "change": self.change.to_dict() if self.change else None,
+            "verdict": evidence(self.verdict, self.use, self.expectations),
+        }
+
+    def raise_if_refused(self) -> None:
+        """Raise the gate's refusal, where there is one."""
+        if self.refusal is not None:
+            raise self.refusal
+
+
+def evidence(verdict: Verdict, use: Use, expectations: tuple[Expectation, ...]) -> dict[str, Any]:
+    """Everything that a promotion rests on, as JSON types: what ``gate.json`` holds."""
+    return {
+        **verdict.to_dict(),
+        "confirm_use": use.to_dict(),
+        "beforehand": [expectation.to_dict() for expectation in expectations],
+    }
+
+
+def promote(
+    settings: Recipe,
+    name: str,
+    progress: Progress,
+    *,
+    version: int | None = None,
+    expect_current: int | None = None,
+    force: bool = False,
+    reason: str | None = None,
+) -> Outcome:
+    """Judge a registered merge on the confirm part, and make it @champion if the gate holds.
+
+    Args:
+        settings: its tracking, promote and output settings hold; what is scored comes from the
+            candidate's own recipe.
+        name: the registered model.
+        version: None takes the best on the dev part.
+        expect_current: refuse unless this version is @champion (NO_CHAMPION: none is). The champion
+            that the candidate was judged against must be @champion still in any case.
+
+    Raises:
+        GateRefusedError: nothing is opened, since the candidate is @champion already, was rolled
+            back and is not named by ``version``, or cannot pass the gate whatever it scores.
+        TrackingError: no such model or version, no candidate with scores, or another writer.
+    """
+    check_force(force, reason)
+    hooks = configured(settings.promote.hooks)
+    tracking = connect(settings.tracking)
+    candidate = choose(tracking, name, version)
+    was_cut_off = complete(tracking, name)
+    champion = find_champion(tracking, name)
+    if was_cut_off or candidate.version == champion:
+        # A command that was killed may not have run the hooks.
+        _run_hooks(tracking, name, settings, progress)
+    check_current(name, champion, expect_current)
+    _check_new(tracking, name, candidate, champion, is_named=version is not None)
+    recipe = recipe_of(tracking, settings, candidate)
+    tools = Tools(recipe, progress, tracking=tracking)
+    guard = _guard_tools(recipe, tools)
+    references = find_references(tools, recipe, name, champion)
+    if not force:
+        _check_possible(recipe, candidate, references)
+    use, expectations = _open(tools, recipe, name, candidate, references)
+    scores = _score(tools, guard, recipe, name, candidate)
+    against = {r.label: _score_reference(tools, guard, recipe, r) for r in references}
+    verdict = judge(scores, against, recipe.promote, level=use.level)
+    trial = reopen(tracking, candidate.run_id)
+    own = {k: v for k, v in scores.tasks.items() if k not in recipe.promote.bits_per_byte}
+    trial.log_scores(dataclasses.replace(scores, tasks=own))
+    trial.log_text(verdict.markdown(), "gate.md")
+    refusal, change = None, None
+    try:
+        change = make_champion(
+            tracking,
+            name,
+            candidate.version,
+            evidence(verdict, use, expectations),
+            passed=verdict.promotes,
+            user=current_user(),
+            expect_current=champion or NO_CHAMPION,
+            force=force,
+            reason=reason,
+            approval=recipe.promote.approval,
+            hooks=hooks,
+        )
+    except GateRefusedError as error:
+        refusal = error
+    _run_hooks(tracking, name, settings, progress)
+    return Outcome(name, candidate.version, verdict, use, expectations, change, refusal)
+
+
+def _run_hooks(tracking: Tracking, name: str, settings: Recipe, progress: Progress) -> None:
+    for failure in deliver(tracking, name, settings.promote.hooks):
+        progress.step(f"note: {failure}")
+
+
+def _check_new(
+    tracking: Tracking,
+    name: str,
+    candidate: RegisteredMerge,
+    champion: int | None,
+    *,
+    is_named: bool,
+) -> None:
+    """Refuse the champion itself, and a version that was rolled back and is not asked for."""
+    label = f"version {candidate.version} of {name}{'' if is_named else ', the best on dev,'}"
+    if candidate.version == champion:
+        raise GateRefusedError(f"{label} is @champion already; nothing to promote")
+    undone = rolled_back(tracking, name, candidate.version)
+    if undone is not None and not is_named:
+        reason = f": {undone.reason}" if undone.reason else ""
+        raise GateRefusedError(
+            f"{label} was rolled back by {undone.by}{reason}; judge it again by --version "
+            f"{candidate.version}, or name another"
+        )
+
+
+def _check_possible(
+    recipe: Recipe, candidate: RegisteredMerge, references: list[Reference]
+) -> None:
+    if not references:
+        raise GateRefusedError(nothing_to_compare(recipe.promote))
+    for reference in references:
+        if reference.source.sha256 == candidate.weights_sha256:
+            raise GateRefusedError(
+                f"version {candidate.version} is {reference.label}: the same weights, so it cannot "
+                "be better; nothing was opened"
+            )
+
+
+def recipe_of(tracking: Tracking, settings: Recipe, candidate: RegisteredMerge) -> Recipe:
+    """The candidate's own recipe, with where and how to work from ``settings``.
+
+    Raises:
+        EvaluationError: it names no tasks; ``settings`` names other clusters, which would split the
+            items otherwise than when the candidate was chosen.
+    """
+    logged = Recipe.from_dict(read_recipe(tracking, candidate.run_id))
+    if not logged.evaluate.tasks:
+        raise EvaluationError(
+            f"version {candidate.version} was merged without evaluate.tasks, so there is nothing "
+            "to judge it by; run its recipe again with evaluate.tasks=[...]"
+        )
+    for task, field in settings.evaluate.clusters.items():
+        if logged.evaluate.clusters.get(task) != field:
+            raise EvaluationError(
+                f"evaluate.clusters.{task} is {field!r}, but version {candidate.version} was "
+                f"chosen with {logged.evaluate.clusters.get(task) or 'no clusters'}: that decides "
+                "which items are dev and which confirm; run its recipe again with it"
+            )
+    return dataclasses.replace(
+        logged,
+        promote=settings.promote,
+        tracking=settings.tracking,
+        output=settings.output,
+        path_map={**logged.path_map, **settings.path_map},
+        evaluate=dataclasses.replace(
+            logged.evaluate,
+            batch_size=settings.evaluate.batch_size,
+            device=settings.evaluate.device,
+        ),
+    )
+
+
+def _guard_tools(recipe: Recipe, tools: Tools) -> Tools | None:
+    """For the tasks of ``promote.bits_per_byte``, loaded and checked before anything is scored."""
+    loaded = tools.load_tasks()
+    assert loaded is not None, "a recipe without tasks was refused"
+    check_tasks(recipe.promote, loaded.tasks)
+    guards = tuple(recipe.promote.bits_per_byte)
+    if not guards:
+        return None
+    if twice := sorted(set(guards) & set(loaded.tasks)):
+        raise EvaluationError(
+            f"task {twice[0]} is in evaluate.tasks and in promote.bits_per_byte; name it in one"
+        )
+    only = dataclasses.replace(
+        recipe.evaluate,
+        tasks=guards,
+        metrics=dict.fromkeys(guards, "bits_per_byte"),
+        num_fewshot=None,
+        clusters={},
+    )
+    recipe = dataclasses.replace(recipe, evaluate=only)
+    guard = Tools(recipe, tools.progress, tracking=tools.tracking)
+    guard.load_tasks()
+    return guard
+
+
+def _open(
+    tools: Tools, recipe: Recipe, name: str, candidate: RegisteredMerge, references: list[Reference]
+) -> tuple[Use, tuple[Expectation, ...]]:
+    """Say what the confirm part can show, then count its use."""
+    loaded = tools.load_tasks()
+    assert loaded is not None, "a recipe without tasks was refused"
+    spec = recipe.promote
+    parts, sketches = part_digests(loaded, "confirm"), part_sketches(loaded, "confirm")
+    primary = spec.primary or tuple(loaded.tasks)
+    use = Use(
+        version=candidate.version,
+        weights_sha256=candidate.weights_sha256,
+        references={r.label: r.source.sha256 for r in references},
+        primary=primary,
+        parts=parts,
+        at=now(),
+        by=current_user(),
+        alpha=spec.alpha,
+        asked=asked_digest(loaded, "confirm"),
+        sketches={parts[task]: sketch for task, sketch in sketches.items()},
+    )
+    level = next_use(tools.tracking, name, use).level
+    sizes = part_sizes(loaded, "confirm")
+    n = sum(sizes[task] for task in primary)
+    rivals = _dev_scores(tools, name, candidate)
+    chosen = str(candidate.version)
+    expectations = tuple(
+        expect(chosen, rivals, r.label, r.dev, primary, n, level) for r in references
+    )
+    shown = f"{mean_interval(rivals[chosen])} on dev" if chosen in rivals else "not scored on dev"
+    tools.progress.step(f"candidate: version {candidate.version} of {name}, {shown}")
+    for expectation in expectations:
+        tools.progress.step(expectation.sentence())
+    use = count_use(tools.tracking, name, dataclasses.replace(use, at=now()))
+    tools.progress.step(
+        f"use {use.number} of this confirm part, at level {use.level:.3g} of alpha {use.alpha:g}"
+    )
+    return use, expectations
+
+
+def _dev_scores(tools: Tools, name: str, candidate: RegisteredMerge) -> dict[str, Scores]:
+    """Of every merge that the choice was among, by version."""
+    scores = {}
+    for rival in candidates(tools.tracking, name):
+        if not rival.is_scored or rival.questions != candidate.questions:
+            continue
+        try:
+            scores[str(rival.version)] = read_scores(tools.tracking, rival.run_id, "dev")
+        except AwayError:
+            raise
+        except TrackingError:
+            # Its items were removed; it cannot be compared item by item.
+            continue
+    return scores
+
+
+def _score(
+    tools: Tools, guard: Tools | None, recipe: Recipe, name: str, candidate: RegisteredMerge
+) -> Scores:
+    path = checkpoint_of(tools, recipe, name, candidate)
+    label, sha256 = f"version {candidate.version}", candidate.weights_sha256 or None
+    scores = tools.score(label, path, "confirm", sha256=sha256)
+    if guard is not None:
+        scores = _joined(scores, guard.score(label, path, "confirm", sha256=sha256))
+    return scores
+
+
+def checkpoint_of(tools: Tools, recipe: Recipe, name: str, candidate: RegisteredMerge) -> Path:
+    """The candidate's directory: in the work directory, else fetched from MLflow."""
+    path = tools.work_dir / "merges" / candidate.plan_digest[:16]
+    if read_manifest(path) is None or not hold(path):
+        path = tools.resolve_one(recipe, f"models:/{name}/{candidate.version}").path
+    return path
+
+
+def _score_reference(
+    tools: Tools, guard: Tools | None, recipe: Recipe, reference: Reference
+) -> Scores:
+    scores = reference.score(tools, recipe, "confirm")
+    if guard is not None:
+        more = guard.score_source(reference.label, recipe, reference.source, "confirm")
+        scores = _joined(scores, more)
+    return scores
+
+
+def _joined(scores: Scores, more: Scores) -> Scores:
+    return dataclasses.replace(scores, tasks={**scores.tasks, **more.tasks})

@@ -1,0 +1,179 @@
+"""What a search strategy is, and the registry that fills itself from files here and plug-ins."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+from mergeops.errors import ConfigError
+from mergeops.pipeline import Trial, log_search_page
+from mergeops.progress import Progress
+from mergeops.recipe import Recipe
+from mergeops.schema import with_defaults
+from mergeops.scores import Scores, estimate
+from mergeops.tools import Tools
+from mergeops.tracking import SearchRun, search_run
+
+PLUG_INS = "mergeops.strategies"
+"""The entry point group of modules that register strategies when they are imported."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search ended with."""
+
+    best: Trial | None
+    """The best merge, or None where a single source was not beaten."""
+    best_source: str | None
+    """The single source that no merge beat, where that is the result."""
+    trials: list[Trial]
+    rows: list[dict[str, Any]]
+    """One row a step, for the table and the search run's artifact."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, for ``--json``."""
+        return {
+            "best": self.best.to_dict() if self.best else None,
+            "best_source": self.best_source,
+            "steps": self.rows,
+            "trials": [trial.to_dict() for trial in self.trials],
+        }
+
+
+SearchFunction = Callable[[Recipe, Any, Tools, SearchRun], SearchResult]
+"""``search(recipe, parameters, tools, log)``."""
+
+
+class Strategy(NamedTuple):
+    """A registered strategy."""
+
+    search: SearchFunction
+    parameters: type[Any]
+    """A frozen dataclass; every field has a default."""
+
+
+_REGISTRY: dict[str, Strategy] = {}
+
+
+def strategy(name: str) -> Callable[[SearchFunction], SearchFunction]:
+    """Register a search function; the annotation of its second argument names its parameters."""
+
+    def register(search: SearchFunction) -> SearchFunction:
+        if name in _REGISTRY:
+            other = _REGISTRY[name].search.__module__
+            raise TypeError(f"strategy {name!r} is defined in {other} and in {search.__module__}")
+        parameters = list(typing.get_type_hints(search).values())[1]
+        missing = {f.name for f in fields(parameters)} - with_defaults(parameters)
+        if missing:
+            raise TypeError(f"{parameters.__name__} has no default for {sorted(missing)}")
+        _REGISTRY[name] = Strategy(search, parameters)
+        return search
+
+    return register
+
+
+def with_strategy(overrides: Sequence[str]) -> list[str]:
+    """Overrides in which ``strategy=NAME`` stands for ``search=NAME``."""
+    return [
+        f"search={word.removeprefix('strategy=')}" if word.startswith("strategy=") else word
+        for word in overrides
+    ]
+
+
+def get(name: str) -> Strategy:
+    """The strategy of that name.
+
+    Raises:
+        ConfigError: there is none; says what there is, and which plug-in cannot be imported.
+    """
+    broken = _discover()
+    if name not in _REGISTRY:
+        reasons = [f"search.strategy is {name!r}; allowed: {', '.join(sorted(_REGISTRY))}"]
+        raise ConfigError("; ".join([*reasons, *broken.values()]))
+    return _REGISTRY[name]
+
+
+def parameter_types() -> dict[str, type[Any] | None]:
+    """Strategy -> the dataclass of its parameters; None for a plug-in that cannot be imported."""
+    broken = _discover()
+    return {**dict.fromkeys(broken), **{name: _REGISTRY[name].parameters for name in _REGISTRY}}
+
+
+@cache
+def _discover() -> Mapping[str, str]:
+    """Import every strategy once; name and error of each plug-in where that fails."""
+    for module in pkgutil.iter_modules(sys.modules[__package__].__path__):
+        importlib.import_module(f"mergeops.search.{module.name}")
+    broken = {}
+    for plug_in in entry_points(group=PLUG_INS):
+        try:
+            plug_in.load()
+        # A plug-in may fail in any way, and other strategies work without it.
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            broken[plug_in.name] = f"the plug-in {plug_in.value} cannot be imported: {reason}"
+    return broken
+
+
+def run_search(recipe: Recipe, progress: Progress) -> SearchResult:
+    """Run the recipe's search strategy below one MLflow run; an interrupted one goes on.
+
+    Raises:
+        ConfigError: unknown strategy, no tasks to choose by, or what the strategy refuses.
+    """
+    name = recipe.search.strategy
+    chosen = get(name)
+    recipe = replace(recipe, search=recipe.search.filled(chosen.parameters))
+    if not recipe.evaluate.tasks:
+        raise ConfigError(
+            "a search chooses by scores, but evaluate.tasks is empty; name some tasks"
+        )
+    tools = Tools(recipe, progress)
+    title = f"{name} over {len(recipe.sources)} sources"
+    settings = recipe.search.to_dict() | {"sources": ", ".join(recipe.sources)}
+    with search_run(tools.tracking, title, recipe.sha256(), settings) as log:
+        result = chosen.search(recipe, recipe.search.read(chosen.parameters), tools, log)
+        log.log_json(result.rows, "steps.json")
+        if result.best is not None and result.best.scores is not None:
+            log.log_best(result.best.run_id, result.best.scores)
+        log_search_page(log, result.trials)
+    return result
+
+
+def dev_columns(scores: Scores | None) -> dict[str, Any]:
+    """Of a step's row: the pooled dev score and its 95 % interval; None where there is none."""
+    if scores is None or not math.isfinite(scores.pooled):
+        return {"dev": None, "dev_interval": None}
+    dev = estimate(scores)
+    return {"dev": dev.value, "dev_interval": list(dev.interval) if dev.interval else None}
+
+
+def with_values(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
+    """The recipe with dotted keys replaced, e.g. ``{"method.density": 0.5}``.
+
+    Raises:
+        ConfigError: a key or a value that the schema refuses.
+    """
+    raw = recipe.to_dict()
+    for key, value in point.items():
+        *parents, last = key.split(".")
+        node = raw
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(
+                    f"search.{recipe.search.strategy} has {key}, but {parent} holds no keys of its "
+                    "own"
+                )
+        node[last] = value
+    changes = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in point.items())
+    raw["name"] = f"{recipe.name or raw['method']['name']} {changes}"
+    return Recipe.from_dict(raw)

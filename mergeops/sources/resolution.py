@@ -1,0 +1,304 @@
+"""From a recipe, a URI or a path to pinned sources; each URI is found, fetched and hashed once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from mergeops.checkpoint import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    FileStamp,
+    adapter_sha256,
+    converted,
+    hold,
+    stamp,
+    weight_files,
+    weights_sha256,
+)
+from mergeops.errors import SourceError, about
+from mergeops.recipe import OutputSpec, Recipe, TrackingSpec, parse_size
+from mergeops.sources.contents import Location, examine
+from mergeops.sources.find_context import FindContext
+from mergeops.sources.hub import public_name
+from mergeops.sources.remote.directory import LocalDirectory, Progress, moved, read_json
+from mergeops.sources.remote.download import fetch
+from mergeops.sources.schemes import local_path, scheme_of
+from mergeops.sources.source import Resolved, Source
+from mergeops.sources.training_runs import open_store
+
+
+def resolve(
+    recipe: Recipe,
+    *,
+    cache_dir: Path,
+    tracking_uri: str | None = None,
+    digests: Mapping[Path, str] | None = None,
+    progress: Progress | None = None,
+) -> Resolved:
+    """Find and pin a recipe's base and sources.
+
+    Args:
+        recipe: its ``base``, ``sources``, ``path_map`` and ``tracking`` are read.
+        cache_dir: downloads and digests of files are kept below it.
+        tracking_uri: in place of the recipe's.
+        digests: directory -> digest of its weights, where they need not be read for it.
+        progress: called with (what, bytes done, bytes in all).
+
+    Raises:
+        SourceError: something is not there, not whole or not a checkpoint; names it.
+        TrackingError: MLflow is needed and cannot be reached.
+    """
+    tracking = recipe.tracking
+    if tracking_uri is not None:
+        tracking = dataclasses.replace(tracking, uri=tracking_uri)
+    resolver = _Resolver(
+        cache_dir,
+        tracking=tracking,
+        path_map=recipe.path_map,
+        base=recipe.base,
+        progress=progress,
+        code=recipe.trust_remote_code,
+        output=recipe.output,
+        digests=dict(digests or {}),
+    )
+    base = None
+    with about("base"):
+        if recipe.base_adapter is not None:
+            base = resolver.source("base", recipe.base_adapter, recipe.base)
+            if not base.is_adapter:
+                raise SourceError(
+                    f"base_adapter is {recipe.base_adapter}, a full model; it takes a LoRA adapter"
+                )
+        elif recipe.base is not None:
+            base = resolver.full("base", recipe.base)
+    sources = {}
+    for name, spec in recipe.sources.items():
+        with about(f"sources.{name}"):
+            sources[name] = resolver.source(name, spec.uri, spec.base)
+    return Resolved(base, sources)
+
+
+def resolve_uri(
+    uri: str,
+    *,
+    cache_dir: Path,
+    name: str = "source",
+    base: str | None = None,
+    tracking: TrackingSpec | None = None,
+    path_map: Mapping[str, str] | None = None,
+    output: OutputSpec | None = None,
+    progress: Progress | None = None,
+) -> Source:
+    """Find and pin one checkpoint.
+
+    Args:
+        uri: as in a recipe.
+        cache_dir: downloads and digests of files are kept below it.
+        name: the source's name.
+        base: for a LoRA adapter, the URI of its base, where its own config does not lead there.
+        tracking: where runs:/ and models:/ are; default MLFLOW_TRACKING_URI.
+        path_map: moved storage.
+        output: its ``cache_limit`` holds.
+        progress: called with (what, bytes done, bytes in all).
+
+    Raises:
+        SourceError, TrackingError: as ``resolve``.
+    """
+    resolver = _Resolver(
+        cache_dir,
+        tracking=tracking or TrackingSpec(),
+        path_map=path_map or {},
+        base=base,
+        progress=progress,
+        output=output,
+    )
+    return resolver.source(name, uri, base)
+
+
+def locate(
+    where: str,
+    *,
+    cache_dir: Path = Path("mergeops-work/cache"),
+    progress: Progress | None = None,
+) -> Path:
+    """The local directory of a path or URI; a path is taken as it is, checkpoint or not.
+
+    Raises:
+        SourceError, TrackingError: as ``resolve``.
+    """
+    path = local_path(where)
+    if path is not None:
+        hold(path)
+        return path
+    return _Resolver(cache_dir, progress=progress).find(where)[1]
+
+
+@dataclass
+class _Resolver:
+    """Finds sources, and remembers what it found."""
+
+    cache_dir: Path
+    tracking: TrackingSpec = field(default_factory=TrackingSpec, kw_only=True)
+    """Reached only when a URI needs it."""
+    path_map: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    base: str | None = field(default=None, kw_only=True)
+    """The recipe's base, which adapters may be meant for."""
+    progress: Progress | None = field(default=None, kw_only=True)
+    code: bool = field(default=False, kw_only=True)
+    output: OutputSpec | None = field(default=None, kw_only=True)
+    digests: dict[Path, str] = field(default_factory=dict, kw_only=True)
+    """Directory -> digest of its weights."""
+
+    def __post_init__(self) -> None:
+        reach = cache(lambda: open_store(self.tracking, self.path_map))
+        self._context = FindContext(training_runs=reach, code=self.code)
+        self._locations: dict[str, tuple[Location, Path]] = {}
+        self._stamps: dict[Path, dict[Path, FileStamp]] = {}
+        self._limit = None
+        if self.output is not None and self.output.cache_limit is not None:
+            self._limit = parse_size("output.cache_limit", self.output.cache_limit)
+
+    def source(self, name: str, uri: str, base: str | None = None) -> Source:
+        """A full checkpoint, or an adapter with its base."""
+        location, path = self.find(uri)
+        if location.contents.kind == "full":
+            return self._full(name, uri)
+        applied_to = self._base_of(name, uri, path, base)
+        own = stamp(path / ADAPTER)
+        digest = adapter_sha256(
+            path,
+            self._digest(applied_to, f"base of {name}"),
+            cache_dir=self.cache_dir,
+            progress=self._ticking(f"hashing {name}"),
+        )
+        stamps = {path / ADAPTER: own, **self._stamps.get(applied_to.resolve(), {})}
+        return self._pinned(name, uri, digest, stamps, applied_to)
+
+    def full(self, name: str, uri: str) -> Source:
+        """A full checkpoint.
+
+        Raises:
+            SourceError: it is an adapter, or as ``source``.
+        """
+        location, path = self.find(uri)
+        if location.contents.kind == "lora":
+            raise SourceError(
+                f"{name} is {uri}, a LoRA adapter; a base must be a full model: name the model "
+                f"that it was trained on ({_said_base(path) or 'its config does not say'})"
+            )
+        return self._full(name, uri)
+
+    def find(self, uri: str) -> tuple[Location, Path]:
+        """Where a checkpoint lies, and its directory on this machine; it is not hashed yet."""
+        if uri not in self._locations:
+            location = scheme_of(uri).find(uri, self._context)
+            if location.contents.pickled and location.directory.local is not None:
+                directory = LocalDirectory(self._readable(location.directory.local))
+                location = dataclasses.replace(
+                    location, directory=directory, contents=examine(directory)
+                )
+            if location.contents.kind is None:
+                raise SourceError(str(location.contents.problem))
+            path = fetch(location.directory, self.cache_dir, self.progress, limit=self._limit)
+            _hold(uri, path)
+            self._locations[uri] = location, path
+        return self._locations[uri]
+
+    def _full(self, name: str, uri: str) -> Source:
+        path = self.find(uri)[1]
+        digest = self._digest(path, name)
+        return self._pinned(name, uri, digest, self._stamps.get(path.resolve(), {}))
+
+    def _pinned(
+        self,
+        name: str,
+        uri: str,
+        sha256: str,
+        stamps: Mapping[Path, FileStamp],
+        adapter_base: Path | None = None,
+    ) -> Source:
+        location, path = self.find(uri)
+        return Source(
+            name=name,
+            uri=uri,
+            path=path,
+            sha256=sha256,
+            adapter_base=adapter_base,
+            run_id=location.run_id,
+            model_id=location.model_id,
+            registered=location.registered,
+            revision=location.revision,
+            stamps=stamps,
+        )
+
+    def _readable(self, path: Path) -> Path:
+        """The directory, or where its pickled weights are kept as safetensors."""
+        if examine(LocalDirectory(path)).pickled is None:
+            return path
+        return converted(path, self.cache_dir, self._ticking(f"converting {path.name}"))
+
+    def _base_of(self, name: str, uri: str, path: Path, base: str | None) -> Path:
+        """The directory of the model that an adapter applies to."""
+        if base is not None:
+            return self.full(f"sources.{name}.base", base).path
+        said = _said_base(path)
+        if said is not None:
+            near = _reachable(said, self.path_map)
+            if near is not None:
+                _hold(said, near)
+                return self._readable(near.absolute())
+            if self.base is not None and _is_same(said, self.base):
+                return self.full("base", self.base).path
+        trained_on = "does not say which model it was trained on"
+        if said is not None:
+            trained_on = f"was trained on {said}, which is not reachable from here"
+        raise SourceError(
+            f"{uri} is a LoRA adapter that {trained_on}; set sources.{name}.base to that model's "
+            "directory or hf:// URI"
+        )
+
+    def _digest(self, path: Path, name: str) -> str:
+        real = path.resolve()
+        if real not in self.digests:
+            self._stamps[real] = {real / file.name: stamp(file) for file in weight_files(path)}
+            self.digests[real] = weights_sha256(
+                path, cache_dir=self.cache_dir, progress=self._ticking(f"hashing {name}")
+            )
+        return self.digests[real]
+
+    def _ticking(self, what: str) -> Callable[[int, int], None] | None:
+        report = self.progress
+        return None if report is None else lambda done, total: report(what, done, total)
+
+
+def _hold(uri: str, path: Path) -> None:
+    if not hold(path):
+        raise SourceError(f"{path} (from {uri}) was deleted just now, maybe by mergeops gc")
+
+
+def _said_base(adapter: Path) -> str | None:
+    """What adapter_config.json calls the model that was trained: a path or a hub id."""
+    config = read_json(LocalDirectory(adapter), ADAPTER_CONFIG) or {}
+    said = config.get("base_model_name_or_path")
+    return said if isinstance(said, str) and said else None
+
+
+def _reachable(said: str, path_map: Mapping[str, str]) -> Path | None:
+    """The directory that ``said`` means, where it is a full checkpoint on this machine."""
+    path = local_path(moved(said, path_map))
+    if path is None or not path.is_dir():
+        return None
+    contents = examine(LocalDirectory(path))
+    return path if "full" in (contents.kind, contents.pickled) else None
+
+
+def _is_same(said: str, uri: str) -> bool:
+    """Whether the adapter and the recipe name one base: the same hub id, or the same path."""
+    if said == uri or public_name(said) == public_name(uri):
+        return True
+    ours, theirs = local_path(said), local_path(uri)
+    return ours is not None and theirs is not None and ours.absolute() == theirs.absolute()

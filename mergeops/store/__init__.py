@@ -1,0 +1,80 @@
+"""The MLflow server as a guest sees it: one connection, its errors, limits, locks and bytes.
+
+Stands on: checkpoint, errors, recipe, redact.
+"""
+
+from mergeops.store.artifacts import is_http, is_s3
+from mergeops.store.client import (
+    STORAGE_PACKAGES,
+    is_missing,
+    missing_package,
+    new_client,
+    or_none,
+    pages,
+    quiet,
+)
+from mergeops.store.connection import (
+    Tracking,
+    connect,
+    connect_to_read,
+    connect_to_server,
+    current_user,
+    reach,
+)
+from mergeops.store.keys import (
+    flatten,
+    key,
+    model_name,
+    quoted,
+    run_name,
+    tag_value,
+    with_tags,
+)
+from mergeops.store.leases import lease
+from mergeops.store.lock import only_one
+from mergeops.store.made_once import (
+    elect,
+    ensure_registered_model,
+    finish_external_model,
+    link_version,
+    log_inputs,
+    log_params,
+)
+from mergeops.store.packaging import upload
+from mergeops.store.probe import access, try_artifacts
+
+__all__ = [
+    "STORAGE_PACKAGES",
+    "Tracking",
+    "access",
+    "connect",
+    "connect_to_read",
+    "connect_to_server",
+    "current_user",
+    "elect",
+    "ensure_registered_model",
+    "finish_external_model",
+    "flatten",
+    "is_http",
+    "is_missing",
+    "is_s3",
+    "key",
+    "lease",
+    "link_version",
+    "log_inputs",
+    "log_params",
+    "missing_package",
+    "model_name",
+    "new_client",
+    "only_one",
+    "or_none",
+    "pages",
+    "quiet",
+    "quoted",
+    "reach",
+    "run_name",
+    "tag_value",
+    "try_artifacts",
+    "upload",
+    "with_tags",
+]

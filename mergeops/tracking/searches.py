@@ -1,0 +1,101 @@
+"""A search is one run with its trials nested below it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from mergeops.errors import AwayError, TrackingError
+from mergeops.scores import Scores, estimate
+from mergeops.store import Tracking, log_params, with_tags
+from mergeops.tracking.logged_run import LoggedRun, create_run
+
+
+@dataclass
+class SearchRun(LoggedRun):
+    """The run of a search."""
+
+    scores: list[float] = field(default_factory=list)
+    """Of the trials that this process has come by, in order."""
+
+    def log_best(self, run_id: str, scores: Scores) -> None:
+        """Name the best trial and its pooled dev score, with the score's interval."""
+        client = self.tracking.client
+        client.set_tag(self.run_id, "mergeops.best_run_id", run_id)
+        pooled = estimate(scores)
+        named = {"best/pooled": pooled.value}
+        if pooled.interval is not None:
+            named["best/pooled_low"], named["best/pooled_high"] = pooled.interval
+        logged = client.get_run(self.run_id).data.metrics
+        for name, value in named.items():
+            if logged.get(name) != value:
+                client.log_metric(self.run_id, name, value)
+
+    def log_trial(self, score: float, *, higher_is_better: bool = True) -> None:
+        """Add the next trial's pooled score to the curves, to be seen while the search runs.
+
+        A search that goes on after a crash comes by its finished trials again: what is logged
+        already stays as it is.
+        """
+        self.scores.append(score)
+        self.log_steps(self.scores, higher_is_better=higher_is_better)
+
+    def log_steps(self, scores: Sequence[float], *, higher_is_better: bool = True) -> None:
+        """Log the trials' pooled scores in their order, and the best so far, as two curves.
+
+        Writes the metrics steps/trial and steps/best, where step N is the N-th trial; a score that
+        is not finite has no point. What is not there yet is logged.
+        """
+        from mlflow.entities import Metric
+
+        choose = max if higher_is_better else min
+        worst = -math.inf if higher_is_better else math.inf
+        finite = [score if math.isfinite(score) else worst for score in scores]
+        best = list(itertools.accumulate(finite, choose))
+        client, now = self.tracking.client, int(time.time() * 1000)
+        new: list[Metric] = []
+        for name, values in (("steps/trial", scores), ("steps/best", best)):
+            logged = {(m.step, m.value) for m in client.get_metric_history(self.run_id, name)}
+            new += [
+                Metric(name, value, now, step)
+                for step, value in enumerate(values, 1)
+                if math.isfinite(value) and (step, value) not in logged
+            ]
+        for start in range(0, len(new), 500):
+            client.log_batch(self.run_id, metrics=new[start : start + 500])
+
+
+@contextmanager
+def search_run(
+    tracking: Tracking, name: str, digest: str, settings: Mapping[str, object]
+) -> Iterator[SearchRun]:
+    """The run of a search for the block: found by its digest, or started.
+
+    Args:
+        digest: names the search: equal digests are the same search, continued.
+        settings: JSON types, logged as parameters.
+    """
+    client = tracking.client
+    earlier = tracking.search_runs(with_tags(search_digest=digest, role="search"))
+    if earlier:
+        search = SearchRun(tracking, earlier[0].info.run_id)
+        client.update_run(search.run_id, "RUNNING")
+    else:
+        tags = {"mergeops.role": "search", "mergeops.search_digest": digest}
+        search = SearchRun(tracking, create_run(tracking, name, tags).info.run_id)
+    log_params(client, search.run_id, settings)
+    try:
+        yield search
+    except BaseException as error:
+        if not isinstance(error, AwayError):
+            try:
+                search.end_after(error)
+            except TrackingError:
+                # The error that stopped the search matters more.
+                raise error from None
+        raise
+    client.set_terminated(search.run_id, "FINISHED")

@@ -1,0 +1,140 @@
+"""Log the trials that were kept on disk while the MLflow server was away.
+
+Nothing is merged or scored here: a trial that lacks either is left to its own command. Each is
+logged by the same steps as ``pipeline.run``, so doing it twice is safe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeops.checkpoint import weights_sha256
+from mergeops.errors import AwayError, MergeopsError, TrackingError
+from mergeops.progress import Progress
+from mergeops.report import leaderboard_of
+from mergeops.store import connect
+from mergeops.tracking.pending import Pending, pending_files, read_pending
+from mergeops.tracking.trial_page import log_leaderboard, register_trial
+from mergeops.tracking.trials import open_kept
+
+UNFINISHED = "its merge or its scores are not finished; run its command again"
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What became of one kept trial."""
+
+    name: str
+    plan_digest: str
+    outcome: str
+    """logged, waiting (a dry run), unfinished or failed."""
+    run_id: str = ""
+    registered: str = ""
+    """NAME/VERSION."""
+    problem: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return dataclasses.asdict(self)
+
+
+def sync_trials(
+    output_dir: Path,
+    progress: Progress,
+    *,
+    tracking_uri: str | None = None,
+    dry_run: bool = False,
+) -> list[Synced]:
+    """Log every finished trial below ``output_dir``, oldest first.
+
+    Args:
+        output_dir: where the trials' commands kept their work.
+        progress: where to show what is being done.
+        tracking_uri: another server than the one that each was meant for.
+        dry_run: only say what is there.
+
+    Returns:
+        One result a trial. A damaged one is among the failed, and named by its folder.
+    """
+    results: list[Synced] = []
+    away: AwayError | None = None
+    for path in pending_files(output_dir):
+        try:
+            kept = read_pending(path)
+        except TrackingError as error:
+            folder = path.parent.name
+            results.append(Synced(folder, folder, "failed", problem=str(error)))
+            continue
+        if not kept.is_ready:
+            results.append(_result(kept, "unfinished", problem=UNFINISHED))
+        elif dry_run:
+            results.append(_result(kept, "waiting", problem=kept.reason))
+        elif away is not None:
+            results.append(_result(kept, "failed", problem=str(away)))
+        else:
+            try:
+                results.append(_log(kept, tracking_uri, progress))
+            except AwayError as error:
+                results.append(_result(kept, "failed", problem=str(error)))
+                # The others were meant for the same server, as a rule; each would wait in vain.
+                away = error
+            except MergeopsError as error:
+                results.append(_result(kept, "failed", problem=str(error)))
+    return results
+
+
+def raise_if_failed(results: Sequence[Synced]) -> None:
+    """Raise where a trial could not be logged.
+
+    Raises:
+        TrackingError: with the first problem.
+    """
+    failed = [result for result in results if result.outcome == "failed"]
+    if failed:
+        raise TrackingError(
+            f"{len(failed)} of {len(results)} trials could not be logged; {failed[0].name}: "
+            f"{failed[0].problem}"
+        )
+
+
+def _log(kept: Pending, tracking_uri: str | None, progress: Progress) -> Synced:
+    checkpoint = _checked(kept)
+    spec = dataclasses.replace(kept.recipe.tracking, uri=tracking_uri or kept.uri, offline=False)
+    tracking = connect(spec)
+    kept.uri = tracking.uri
+    name = (kept.registration or {})["name"]
+    with (
+        progress.bar(f"logging {kept.name}", is_bytes=True) as tick,
+        open_kept(tracking, kept) as log,
+    ):
+        log.log_model(checkpoint, weights_sha256=str(kept.weights_sha256), progress=tick)
+        for parent, scores in kept.parents.items():
+            log.log_parent(kept.inputs[parent], scores)
+        if kept.scores is not None:
+            log.log_scores(kept.scores)
+            log_leaderboard(log, leaderboard_of({kept.name: kept.scores}, kept.parents))
+        for path in sorted(p for p in kept.artifacts.rglob("*") if p.is_file()):
+            log.log_file(path, path.relative_to(kept.artifacts).as_posix())
+        version = register_trial(log, name)
+    return _result(kept, "logged", run_id=log.run_id, registered=f"{name}/{version}")
+
+
+def _checked(kept: Pending) -> Path:
+    path = kept.checkpoint
+    if path is None or not path.is_dir():
+        raise TrackingError(f"its merge {path} is gone; run its command again")
+    sha256 = weights_sha256(path)
+    if sha256 != kept.weights_sha256:
+        raise TrackingError(
+            f"the weights in {path} are no longer those that were merged (sha256 {sha256[:12]}..., "
+            f"not {str(kept.weights_sha256)[:12]}...); remove it and run its command again"
+        )
+    return path
+
+
+def _result(kept: Pending, outcome: str, **facts: str) -> Synced:
+    return Synced(kept.name, kept.plan_digest, outcome, **facts)

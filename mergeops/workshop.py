@@ -1,0 +1,153 @@
+"""Resolve and merge on this machine; nothing is scored or tracked.
+
+Finished work is found first: a plan that was merged, a source that was hashed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mergeops.checkpoint import has_tokenizer, weights_sha256
+from mergeops.engine import check_output, merge
+from mergeops.methods import get
+from mergeops.planning import Digests, Plan, make_plan, merge_dir, resolve_with_merges
+from mergeops.progress import Progress
+from mergeops.recipe import MethodSpec, Recipe, SourceSpec, TokenizerSpec
+from mergeops.sources import Resolved, Source, resolve, resolve_uri
+
+
+class Workshop:
+    """Where the merges of one command are made.
+
+    Args:
+        recipe: its output settings hold for all merges.
+        progress: where to show what is being done.
+    """
+
+    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+        self.progress = progress
+        self.work_dir = Path(recipe.output.dir)
+        self.device = recipe.output.device
+        self._resolved: dict[str, Resolved] = {}
+        self._warned: set[str] = set()
+
+    def resolve(self, recipe: Recipe) -> Resolved:
+        """Find and pin the recipe's base and sources, once; merges among them are made first."""
+        sources = sorted(recipe.sources.items(), key=lambda item: item[0])
+        key = repr((recipe.base, recipe.base_adapter, sources, recipe.merges))
+        if key not in self._resolved:
+            self._resolved[key] = resolve_with_merges(recipe, self._read, self._merge_first)
+        return self._resolved[key]
+
+    def _read(self, recipe: Recipe, digests: Digests) -> Resolved:
+        with self.progress.bar("reading sources", is_bytes=True) as tick:
+            return resolve(
+                recipe,
+                cache_dir=self.work_dir / "cache",
+                digests=digests,
+                progress=lambda _label, done, total: tick(done, total),
+            )
+
+    def _merge_first(self, plan: Plan, label: str) -> Path:
+        self.warn(plan)
+        return self.merge(plan, label)
+
+    def resolve_one(self, recipe: Recipe, uri: str) -> Source:
+        """Find and pin one checkpoint outside the recipe, e.g. a registered merge."""
+        return resolve_uri(
+            uri,
+            cache_dir=self.work_dir / "cache",
+            tracking=recipe.tracking,
+            path_map=recipe.path_map,
+            output=recipe.output,
+        )
+
+    def merge(self, plan: Plan, label: str, into: Path | None = None) -> Path:
+        """Execute a plan, or find it done.
+
+        Args:
+            plan: what to do.
+            label: what the progress bar calls it.
+            into: the directory; None takes the plan's own below the work directory.
+        """
+        with self.progress.bar(f"merging {label}", is_bytes=True) as tick:
+            return merge(
+                plan, into or merge_dir(self.work_dir, plan), device=self.device, progress=tick
+            )
+
+    def weights_sha256(self, path: Path) -> str:
+        """Digest of a full checkpoint's weights; files are hashed once."""
+        return weights_sha256(path, cache_dir=self.work_dir / "cache")
+
+    def warn(self, plan: Plan) -> None:
+        """Say what the plan found odd but possible, once each."""
+        for warning in plan.warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.progress.step(f"note: {warning}")
+
+    def tokenizer_for(self, recipe: Recipe, path: Path) -> Path | None:
+        """The directory itself where it has a tokenizer, else the base's where that has one."""
+        base = self.resolve(recipe).base
+        places = [path, base.path, base.adapter_base] if base else [path]
+        return next((place for place in places if place and has_tokenizer(place)), None)
+
+    def full_checkpoint(self, recipe: Recipe, source: Source) -> Path:
+        """The source's directory, or for an adapter the full model that it stands for."""
+        if not source.is_adapter:
+            return source.path
+        # "base" is no source's name.
+        name = source.name if source.name in recipe.sources else "adapted_base"
+        spec = recipe.sources.get(name) or SourceSpec(str(recipe.base_adapter), recipe.base)
+        applied = dataclasses.replace(
+            recipe,
+            base=None,
+            base_adapter=None,
+            method=MethodSpec("linear", get("linear").parameters()),
+            sources={name: SourceSpec(spec.uri, spec.base)},
+            rules=(),
+            slices=(),
+            modules={},
+            merges={},
+            tokenizer=TokenizerSpec(name),
+        )
+        plan = make_plan(applied, None, {name: dataclasses.replace(source, name=name)})
+        return self.merge(plan, source.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """What ``merge_only`` did."""
+
+    checkpoint: Path
+    """The directory, in Hugging Face layout."""
+    plan: Plan = dataclasses.field(repr=False)
+    was_there: bool
+    """Whether the merge was in the directory already; its bytes were not read again."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "plan_digest": self.plan.digest,
+            "was_there": self.was_there,
+            "warnings": list(self.plan.warnings),
+        }
+
+
+def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Merged:
+    """Merge into a directory of the user's; nothing is scored or tracked.
+
+    Raises:
+        MergeopsError: the class says at which step.
+    """
+    before = check_output(out)
+    workshop = Workshop(recipe, progress)
+    resolved = workshop.resolve(recipe)
+    plan = make_plan(recipe, resolved.base, resolved.sources)
+    workshop.warn(plan)
+    workshop.merge(plan, f"into {out}", out)
+    # Another merge would have been refused.
+    return Merged(out, plan, before is not None)

@@ -1,0 +1,363 @@
+"""What adopt finds in experiments of many trainers, and what it says of what it cannot use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from support.training_runs import Fabricator, cut_short, discover
+
+from mergeops.adoption import adoption as adopt_module
+from mergeops.adoption.adoption import adopt
+from mergeops.adoption.found import FoundRun
+from mergeops.adoption.groups import group
+from mergeops.errors import ConfigError, SourceError, TrackingError
+
+
+def find(fabricate: Fabricator, **how: Any) -> dict[str, FoundRun]:
+    return {f.run_name: f for f in discover("old", tracking_uri=fabricate.uri, **how)}
+
+
+def hf_run(fabricate: Fabricator, name: str, base: str = "org/base", **how: Any) -> str:
+    """A run with an output directory of its own and one checkpoint in it."""
+    output = fabricate.folder / "out" / name
+    fabricate.save(output / "checkpoint-2", lora=how.pop("lora", False))
+    return fabricate.run(name, params={"output_dir": str(output), "_name_or_path": base}, **how)
+
+
+def test_a_run_that_goes_on_is_found_with_what_it_has_so_far(fabricate: Fabricator) -> None:
+    run_id = hf_run(fabricate, "going", status="RUNNING")
+    one = find(fabricate)["going"]
+    assert (one.status, one.uri) == ("RUNNING", f"runs:/{run_id}/checkpoint-2")
+    first = adopt("old", tracking_uri=fabricate.uri).adopted[0]
+    fabricate.save(fabricate.folder / "out/going/checkpoint-4")
+    second = adopt("old", tracking_uri=fabricate.uri).adopted[0]
+    assert (first.found.step, second.found.step) == (2, 4)
+    assert first.model_id != second.model_id
+    assert fabricate.client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_a_hub_id_stays_a_hub_id_and_a_directory_becomes_absolute(
+    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(fabricate.checkpoint, fabricate.folder / "bases/tiny")
+    monkeypatch.chdir(fabricate.folder)
+    hf_run(fabricate, "hub")
+    hf_run(fabricate, "local", base="bases/tiny")
+    hf_run(fabricate, "moved", base="/old/tiny")
+    found = find(fabricate, path_map={"/old": str(fabricate.folder / "bases")})
+    assert {name: one.base for name, one in found.items()} == {
+        "hub": "org/base",
+        "local": str(fabricate.folder / "bases/tiny"),
+        "moved": str(fabricate.folder / "bases/tiny"),
+    }
+
+
+def test_unsloths_four_bit_base_becomes_its_sixteen_bit_twin(fabricate: Fabricator) -> None:
+    hf_run(fabricate, "a", base="unsloth/llama-3.2-1b-unsloth-bnb-4bit")
+    hf_run(fabricate, "b", base="unsloth/llama-3.2-1b-bnb-4bit")
+    for one in find(fabricate).values():
+        assert one.base == "unsloth/llama-3.2-1b"
+        assert one.found_by["base"] == "param _name_or_path without its 4-bit suffix"
+
+
+def test_the_tag_of_the_base_wins(fabricate: Fabricator) -> None:
+    hf_run(fabricate, "tagged", tags={"mergeops.base": "org/other"})
+    assert find(fabricate)["tagged"].base == "org/other"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("axolotl_config_a1.yml", "base_model: org/axolotl\n"),
+        ("home/me/out/torchtune_config.yaml", "checkpointer: {checkpoint_dir: org/axolotl}\n"),
+    ],
+)
+def test_a_logged_config_tells_the_base(file: str, text: str, fabricate: Fabricator) -> None:
+    output = fabricate.folder / "out"
+    fabricate.save(output / "checkpoint-1")
+    run_id = fabricate.run("a", params={"output_dir": str(output)})
+    fabricate.client.log_text(run_id, text, file)
+    one = find(fabricate)["a"]
+    assert one.base == "org/axolotl"
+    assert one.found_by["base"] == f"artifact {Path(file).name}"
+
+
+def test_an_adapters_architecture_comes_from_the_params_where_its_base_is_away(
+    fabricate: Fabricator, fabricate_adapter: Any
+) -> None:
+    output = fabricate.folder / "out"
+    shutil.copytree(fabricate_adapter("org/far"), output / "checkpoint-3")
+    params = {
+        "output_dir": str(output),
+        "architectures": "['LlamaForCausalLM']",
+        "vocab_size": "32000",
+        "hidden_size": "64",
+        "num_key_value_heads": "None",
+    }
+    fabricate.run("a", params=params)
+    one = find(fabricate)["a"]
+    assert (one.kind, one.base) == ("lora", "org/far")
+    assert one.architectures == ("LlamaForCausalLM",)
+    assert one.shape == {"vocab_size": 32000, "hidden_size": 64}
+    assert one.found_by["architectures"] == "params"
+
+
+def test_losses_that_are_no_numbers_are_left_out(fabricate: Fabricator) -> None:
+    nan, inf = float("nan"), float("inf")
+    hf_run(fabricate, "a", metrics={"loss": [(1, nan)], "eval_loss": [(1, inf)]})
+    assert find(fabricate)["a"].metrics == {}
+    json.dumps(find(fabricate)["a"].row(), allow_nan=False)
+
+
+def test_a_shared_output_directory_gives_each_run_its_own_checkpoints(
+    fabricate: Fabricator,
+) -> None:
+    output = fabricate.folder / "shared"
+    params = {"output_dir": str(output)}
+    for step, losses in ((2, [9.0]), (4, [2.0, 1.0])):
+        history = [{"step": 2 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
+        fabricate.save(output / f"checkpoint-{step}", state={"log_history": history})
+    fabricate.run("long", params=params, metrics={"loss": [(2, 2.0), (4, 1.0)]})
+    fabricate.run("short", params=params, metrics={"loss": [(2, 9.0)]})
+    found = find(fabricate)
+    assert {name: one.step for name, one in found.items()} == {"long": 4, "short": 2}
+
+
+def test_of_repetitions_into_one_directory_the_last_run_keeps_it(fabricate: Fabricator) -> None:
+    output = fabricate.folder / "shared"
+    fabricate.save(output / "checkpoint-2")
+    fabricate.run("first", params={"output_dir": str(output)})
+    last = fabricate.run("last", params={"output_dir": str(output)})
+    found = find(fabricate)
+    assert found["last"].problem is None
+    wanted = f"its output directory was used again by run last ({last}), which wrote {output}"
+    assert str(found["first"].problem).startswith(wanted)
+
+
+def test_merges_and_scored_parents_are_no_training_runs(fabricate: Fabricator) -> None:
+    hf_run(fabricate, "real")
+    hf_run(fabricate, "merge", tags={"mergeops.role": "merge"})
+    assert list(find(fabricate)) == ["real"]
+
+
+def test_the_listing_asks_for_no_run_by_itself(
+    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    for name in ("a", "b", "c"):
+        hf_run(fabricate, name)
+    asked: list[str] = []
+    for method in ("get_run", "get_metric_history", "get_logged_model", "list_artifacts"):
+        record = lambda self, *a, method=method, **k: asked.append(method)  # noqa: E731
+        monkeypatch.setattr(mlflow.MlflowClient, method, record)
+    assert len(find(fabricate)) == 3
+    assert asked == []
+
+
+def test_more_runs_than_a_page_are_all_read(
+    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergeops.adoption import discover as module
+    from mergeops.sources import training_runs as store
+
+    monkeypatch.setattr(module, "RUNS_PER_PAGE", 2)
+    monkeypatch.setattr(store, "MODELS_PER_PAGE", 2)
+    for i in range(5):
+        fabricate.logged_model(fabricate.run(f"r{i}"), "final", fabricate.checkpoint, "model")
+    found = find(fabricate)
+    assert sorted(found) == ["r0", "r1", "r2", "r3", "r4"]
+    assert all(one.model_id for one in found.values())
+
+
+def test_an_unknown_experiment_is_answered_with_the_like(fabricate: Fabricator) -> None:
+    wanted = "no experiment 'olt' at sqlite:///.*; did you mean 'old'. experiments: old, Default"
+    with pytest.raises(SourceError, match=wanted):
+        discover("olt", tracking_uri=fabricate.uri)
+
+
+def test_a_deleted_experiment_says_how_to_restore_it(fabricate: Fabricator) -> None:
+    fabricate.client.delete_experiment(fabricate.experiment)
+    with pytest.raises(SourceError, match="is deleted in MLflow; restore it with `mlflow exper"):
+        discover("old", tracking_uri=fabricate.uri)
+
+
+def test_an_experiment_without_runs_says_so(fabricate: Fabricator) -> None:
+    with pytest.raises(SourceError, match="experiment 'old' at sqlite:///.*db has no runs$"):
+        discover("old", tracking_uri=fabricate.uri)
+    fabricate.run()
+    with pytest.raises(SourceError, match="has no runs that match 'params.x = \"1\"'"):
+        discover("old", filter_string='params.x = "1"', tracking_uri=fabricate.uri)
+
+
+def test_a_filter_that_mlflow_cannot_read_is_quoted(fabricate: Fabricator) -> None:
+    with pytest.raises(
+        TrackingError, match="MLflow cannot read the filter 'loss << 2'; write e.g."
+    ):
+        discover("old", filter_string="loss << 2", tracking_uri=fabricate.uri)
+
+
+def test_where_no_run_is_usable_each_ones_problem_is_named(fabricate: Fabricator) -> None:
+    checkpoint = fabricate.save(fabricate.folder / "out/checkpoint-1")
+    cut_short(checkpoint / "model.safetensors")
+    fabricate.run("cut", params={"output_dir": str(checkpoint.parent)})
+    fabricate.run("gone", params={"output_dir": "/mnt/gone"})
+    fabricate.run("bare")
+    wanted = (
+        r"experiment 'old' has 3 run\(s\), none with a usable checkpoint: bare: it left no "
+        r"checkpoint: .*; gone: param output_dir is /mnt/gone, .*; cut: .*truncated"
+    )
+    with pytest.raises(SourceError, match=wanted):
+        adopt("old", tracking_uri=fabricate.uri)
+
+
+def test_one_broken_run_does_not_hide_the_others(fabricate: Fabricator) -> None:
+    hf_run(fabricate, "good")
+    bad = hf_run(fabricate, "bad", lora=True)
+    (fabricate.folder / "out/bad/checkpoint-2/adapter_config.json").write_text("{")
+    found = find(fabricate)
+    assert found["good"].problem is None
+    assert "adapter_config.json is not JSON" in str(found["bad"].problem)
+    adoption = adopt("old", tracking_uri=fabricate.uri)
+    assert [one.found.run_name for one in adoption.adopted] == ["good"]
+    rows = {row["run_name"]: row for row in adoption.rows()}
+    assert (rows["bad"]["run_id"], rows["bad"]["adopted_model_id"]) == (bad, None)
+    assert rows["bad"]["group"] is None
+
+
+def test_an_adoption_that_was_killed_half_way_is_completed(
+    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    run_id = hf_run(fabricate, "a")
+
+    def die(*args: Any, **how: Any) -> None:
+        raise KeyboardInterrupt
+
+    # The last one links the version to its model.
+    for method in (
+        "finalize_logged_model",
+        "log_outputs",
+        "create_model_version",
+        "set_logged_model_tags",
+    ):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(mlflow.MlflowClient, method, die)
+            adopt("old", tracking_uri=fabricate.uri, register="ing")
+    done = adopt("old", tracking_uri=fabricate.uri, register="ing").adopted[0]
+    (model,) = fabricate.client.search_logged_models([fabricate.experiment])
+    assert (model.model_id, str(model.status)) == (done.model_id, "READY")
+    outputs = fabricate.client.get_run(run_id).outputs.model_outputs
+    assert [output.model_id for output in outputs] == [done.model_id]
+    assert done.registered == "ing/1"
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "ing", "version": 1}]
+
+
+def test_adoptions_at_the_same_time_make_everything_once(
+    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_ids = [hf_run(fabricate, name) for name in "ab"]
+    both_have_read = threading.Barrier(2, timeout=60)
+    real = adopt_module.read_experiment
+
+    def read_by_both(*args: Any) -> Any:
+        found = real(*args)
+        both_have_read.wait()
+        return found
+
+    monkeypatch.setattr(adopt_module, "read_experiment", read_by_both)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(adopt, "old", tracking_uri=fabricate.uri, register="ing") for _ in "12"
+        ]
+        first, second = (call.result().adopted for call in calls)
+    made = {one.model_id: one.registered for one in first}
+    assert made == {one.model_id: one.registered for one in second}
+    assert sorted(one.is_new for one in [*first, *second]) == [False, False, True, True]
+    models = fabricate.client.search_logged_models([fabricate.experiment])
+    assert sorted(model.model_id for model in models) == sorted(made, key=str)
+    assert len(fabricate.client.search_model_versions("name = 'ing'")) == 2
+    for run_id in run_ids:
+        assert len(fabricate.client.get_run(run_id).outputs.model_outputs) == 1
+
+
+def test_what_another_machine_adopted_first_is_taken_and_the_own_goes(
+    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = hf_run(fabricate, "a")
+    client = fabricate.client
+    real_model, real_version = MlflowClient.create_logged_model, MlflowClient.create_model_version
+
+    # The other machine has no part in the lock here; each of its writes comes just before ours.
+    def twice_model(self: Any, *args: Any, **how: Any) -> Any:
+        real_model(self, *args, **how)
+        time.sleep(0.002)
+        return real_model(self, *args, **how)
+
+    def twice_version(self: Any, *args: Any, **how: Any) -> Any:
+        real_version(self, *args, **how)
+        return real_version(self, *args, **how)
+
+    monkeypatch.setattr(MlflowClient, "create_logged_model", twice_model)
+    monkeypatch.setattr(MlflowClient, "create_model_version", twice_version)
+    (one,) = adopt("old", tracking_uri=fabricate.uri, register="ing").adopted
+    (model,) = client.search_logged_models([fabricate.experiment])
+    (version,) = client.search_model_versions("name = 'ing'")
+    assert (one.model_id, one.is_new) == (model.model_id, False)
+    assert (one.registered, version.source) == ("ing/1", f"models:/{model.model_id}")
+    outputs = client.get_run(run_id).outputs.model_outputs
+    assert [output.model_id for output in outputs] == [model.model_id]
+
+
+def test_a_name_that_mlflow_would_refuse_is_refused_before_anything_is_written(
+    fabricate: Fabricator,
+) -> None:
+    hf_run(fabricate, "a")
+    with pytest.raises(ConfigError, match="--register is 'a/b'; MLflow allows any name without"):
+        adopt("old", tracking_uri=fabricate.uri, register="a/b")
+
+
+def test_a_run_name_with_signs_that_a_model_name_may_not_have_is_adopted(
+    fabricate: Fabricator,
+) -> None:
+    hf_run(fabricate, "lr=0.5 80% \"x\": 'y'")
+    one = adopt("old", tracking_uri=fabricate.uri).adopted[0]
+    name = fabricate.client.get_logged_model(one.model_id).name
+    assert name.startswith("lr=0p5 80_ _x__ _y_")
+
+
+def make(name: str, **facts: Any) -> FoundRun:
+    shape = {"vocab_size": 128, "hidden_size": facts.pop("hidden_size", 32)}
+    known: dict[str, Any] = {"architectures": ("LlamaForCausalLM",), "base": "org/base"}
+    return FoundRun(name, name, "FINISHED", shape=shape, **(known | facts))
+
+
+def test_groups_say_what_sets_them_apart_from_the_largest() -> None:
+    groups = group(
+        [
+            make("small", hidden_size=16),
+            make("a"),
+            make("other", base="org/other"),
+            make("b"),
+            make("qwen", architectures=("Qwen3ForCausalLM",)),
+            make("broken", problem="is gone"),
+            make("scratch", base=None),
+        ]
+    )
+    assert [member.run_name for member in groups[0].members] == ["a", "b"]
+    assert {g.members[0].run_name: g.reason for g in groups} == {
+        "a": None,
+        "small": "has hidden_size 16, the largest group 32",
+        "other": "was trained on org/other, the largest group on org/base",
+        "qwen": "is Qwen3ForCausalLM, the largest group is LlamaForCausalLM",
+        "scratch": "was trained on no base, the largest group on org/base",
+    }

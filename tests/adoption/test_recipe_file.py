@@ -1,0 +1,124 @@
+"""The recipe that adopt writes: Hydra takes it as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mergeops.adoption.found import FoundRun
+from mergeops.adoption.recipe_file import source_names, write_recipe
+from mergeops.errors import ConfigError, SourceError
+from mergeops.recipe.composition import compose
+
+SHAPE = {"vocab_size": 128}
+
+
+def found(name: str, run_id: str = "r1", **facts: Any) -> FoundRun:
+    one = FoundRun(
+        run_id,
+        name,
+        "FINISHED",
+        uri=f"runs:/{run_id}/checkpoint-2",
+        kind="full",
+        step=2,
+        base="org/base",
+        architectures=("LlamaForCausalLM",),
+        shape=SHAPE,
+        metrics={"eval_loss": 1.23456},
+    )
+    return dataclasses.replace(one, **facts)
+
+
+def test_the_file_reads_well_and_is_reproducible(tmp_path: Path) -> None:
+    path = tmp_path / "conf/recipe/runs.yaml"
+    runs = [
+        found("math", "r1"),
+        found("dates lr=1e-3", "r2", status="FAILED", metrics={}, kind="lora"),
+        found("other", "r3", base="org/x"),
+        found("gone", "r4", problem="it is gone"),
+    ]
+    assert [one.run_name for one in write_recipe(runs, path)] == ["dates lr=1e-3", "math"]
+    assert path.read_text() == (
+        "# @package _global_\n"
+        "# Written by `mergeops adopt`: 2 run(s) that can be merged with each other.\n"
+        "# Left out, since it was trained on org/x, the largest group on org/base: other\n"
+        'base: "hf://org/base"\n'
+        "sources:\n"
+        "  # dates lr=1e-3, FAILED, step 2, LoRA\n"
+        '  dates_lr_1e_3: {uri: "runs:/r2/checkpoint-2"}\n'
+        "  # math, FINISHED, step 2, eval loss 1.235\n"
+        '  math: {uri: "runs:/r1/checkpoint-2"}\n'
+    )
+
+
+def test_hydra_composes_it(tmp_path: Path) -> None:
+    base = tmp_path / "a base, with: signs"
+    base.mkdir()
+    runs = [found("math", "r1", base=str(base)), found("dates", "r2", base=str(base))]
+    path_map = {"/old: #": "s3://new/${x}"}
+    write_recipe(runs, tmp_path / "conf/recipe/runs.yaml", path_map=path_map)
+    recipe = compose(["recipe=runs", "method=linear"], config_dir=tmp_path / "conf")
+    assert recipe.base == str(base)
+    assert {name: s.uri for name, s in recipe.sources.items()} == {
+        "dates": "runs:/r2/checkpoint-2",
+        "math": "runs:/r1/checkpoint-2",
+    }
+    assert recipe.path_map == path_map
+
+
+def test_a_run_without_a_base_gives_a_recipe_without_one(tmp_path: Path) -> None:
+    write_recipe([found("a", base=None)], tmp_path / "r.yaml")
+    assert yaml.safe_load((tmp_path / "r.yaml").read_text())["base"] is None
+
+
+def test_a_line_break_in_a_run_name_stays_inside_the_comment(tmp_path: Path) -> None:
+    write_recipe([found("evil\nbase: /etc\u2028x")], tmp_path / "r.yaml")
+    assert yaml.safe_load((tmp_path / "r.yaml").read_text())["base"] == "hf://org/base"
+
+
+def test_names_are_short_unique_and_valid() -> None:
+    names = [
+        *("math", "Math!", "3 epochs", "base", "", "---", "Zahlen-ähnlich", "x" * 99),
+        *("run_base", "math_2"),
+    ]
+    made = source_names([found(name) for name in names])
+    assert made == [
+        *("math", "math_2", "run_3_epochs", "run_base", "run", "run_2", "zahlen_hnlich"),
+        *("x" * 40, "run_base_2", "math_2_2"),
+    ]
+    assert all(name.isidentifier() for name in made)
+
+
+def test_our_own_file_is_replaced_another_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    write_recipe([found("a")], path)
+    write_recipe([found("b")], path)
+    assert "b: {uri" in path.read_text()
+    path.write_text("# mine\n")
+    with pytest.raises(ConfigError, match=r"r.yaml is there and was not written by .*add --force"):
+        write_recipe([found("a")], path)
+    assert path.read_text() == "# mine\n"
+    write_recipe([found("a")], path, force=True)
+    assert "a: {uri" in path.read_text()
+
+
+def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    def fail(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(ConfigError, match="r.yaml cannot be written: No space left on device"):
+        write_recipe([found("a")], tmp_path / "r.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_usable_run_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no run left a usable checkpoint, so there is nothing"):
+        write_recipe([found("a", problem="gone")], tmp_path / "r.yaml")
+    assert list(tmp_path.iterdir()) == []
