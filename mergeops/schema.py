@@ -92,9 +92,9 @@ def build(cls: type[Any], raw: Any, prefix: str, given: Mapping[str, Any] | None
         if key not in fields:
             raise unknown_key(prefix, str(key), fields)
         values[key] = convert(f"{prefix}{key}", value, hints[key])
-    for name, f in fields.items():
-        no_default = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if name not in values and no_default:
+    optional = with_defaults(cls)
+    for name in fields:
+        if name not in values and name not in optional:
             raise ConfigError(f"{prefix}{name} is missing")
     return cls(**values)
 

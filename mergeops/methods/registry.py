@@ -208,8 +208,8 @@ def method(
             other = _REGISTRY[name].merge.__module__
             raise TypeError(f"method {name!r} is defined in {other} and in {merge.__module__}")
         parameters = list(typing.get_type_hints(merge, localns={"Tensor": Any}).values())[2]
-        missing = {*source_parameters} - with_defaults(parameters)
-        missing |= {f.name for f in dataclasses.fields(parameters)} - with_defaults(parameters)
+        names = {*source_parameters, *(f.name for f in dataclasses.fields(parameters))}
+        missing = names - with_defaults(parameters)
         if missing:
             raise TypeError(f"{parameters.__name__} has no default for {sorted(missing)}")
         _REGISTRY[name] = Method(

@@ -77,7 +77,7 @@ def test_the_kind_of_the_page_for_contributors_is_merged_from(
     done = merge(kinds, toys, tmp_path / "gone", tmp_path / "none")
     assert f"toy://alpha: there is no {tmp_path}/none/alpha; set TOY_BOX" in done.stderr
     done = merge(kinds, {**plain, "c": "tyo://alpha"}, tmp_path / "typo", tmp_path / "box")
-    assert "toy://NAME" in done.stderr.partition("a source is ")[2]
+    assert "hf://ORG/NAME, toy://NAME, or a directory in a store that MLflow reads" in done.stderr
 
 
 def test_messages_list_what_a_source_may_be_in_one_order(
