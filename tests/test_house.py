@@ -27,7 +27,7 @@ FLOORS = (
     ("errors", "kernels", "lazy_torch", "lm_eval_plugin", "progress", "redact", "version"),
     ("checkpoint", "schema"),
     ("scores",),
-    ("methods", "report"),
+    ("adapters", "methods", "report"),
     ("recipe", "testing"),
     ("evaluate", "store"),
     ("sources",),
@@ -50,6 +50,7 @@ FOREIGN = {
     "lm_eval": {"evaluate", "lm_eval_plugin"},
     "hydra": {"recipe"},
     "omegaconf": {"recipe"},
+    "peft": {"adapters"},
     "pytest": {"testing"},
 }
 """Who alone may import what."""
