@@ -22,7 +22,7 @@ from mergeops.architectures.transformers_models import fit_of, settings_of
 from mergeops.checkpoint import replace_with
 from mergeops.errors import SourceError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same question gets another answer."""
 
 
@@ -72,6 +72,8 @@ def _fit(answer: Mapping[str, Any]) -> ModelFit:
         tied=answer["tied"],
         parts={name: tuple(tensors) for name, tensors in answer["parts"].items()},
         converted=frozenset(answer["converted"]),
+        operations={name: tuple(done) for name, done in answer["operations"].items()},
+        layers=answer["layers"],
         missing=tuple(answer["missing"]),
         unexpected=tuple(answer["unexpected"]),
         mismatched={

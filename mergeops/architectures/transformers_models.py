@@ -110,7 +110,7 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
         raise ValueError(_first_line(error)) from error
     parameters = {name: tuple(value.shape) for name, value in bare.state_dict().items()}
     tied = dict(bare.all_tied_weights_keys)
-    parts, converted, lost = _places(bare, tensors)
+    parts, converted, operations, lost = _places(bare, tensors)
     given = {name: torch.empty(shape, device="meta") for name, shape in tensors.items()}
     try:
         _, told = cls.from_pretrained(
@@ -134,6 +134,8 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
         tied=tied,
         parts=parts,
         converted=frozenset(converted),
+        operations=operations,
+        layers=_layers(bare),
         missing=tuple(sorted(told.get("missing_keys", ()))),
         unexpected=tuple(tensor for tensor, name in lost.items() if name in unexpected),
         mismatched={
@@ -146,9 +148,9 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
 
 def _places(
     model: Any, tensors: Iterable[str]
-) -> tuple[dict[str, tuple[str, ...]], set[str], dict[str, str]]:
-    """Parameter -> tensors on disk, parameters that are more than renamed, and the name in memory
-    that a tensor without a place would have."""
+) -> tuple[dict[str, tuple[str, ...]], set[str], dict[str, tuple[str, ...]], dict[str, str]]:
+    """Parameter -> tensors on disk, parameters that are more than renamed, what is done to those,
+    and the name in memory that a tensor without a place would have."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -166,6 +168,12 @@ def _places(
     prefix = model.base_model_prefix
     found: dict[str, list[tuple[int, str]]] = {}
     converted: set[str] = set()
+    done = {
+        p: tuple(type(o).__name__ for o in c.operations)
+        for c in converters
+        for p in c.source_patterns
+    }
+    operations: dict[str, tuple[str, ...]] = {}
     lost: dict[str, str] = {}
     for tensor in sorted(tensors, key=dot_natural_key):
         name, pattern = rename_source_key(tensor, renamings, converters, prefix, own)
@@ -181,11 +189,27 @@ def _places(
             found.setdefault(one, []).append((order.get(pattern, 0), tensor))
         if pattern:
             converted |= names
+            operations |= dict.fromkeys(names, done[pattern])
     parts = {
         name: tuple(tensor for _, tensor in sorted(given, key=lambda pair: pair[0]))
         for name, given in found.items()
     }
-    return parts, converted, lost
+    return parts, converted, operations, lost
+
+
+def _layers(model: Any) -> dict[str, str]:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = {torch.nn.Embedding: "embedding", Conv1D: "conv1d"}
+    found = {}
+    for name, module in model.named_modules():
+        kind = next((word for cls, word in kinds.items() if isinstance(module, cls)), None)
+        if getattr(module, "is_transposed", False):
+            kind = "transposed_experts"
+        if kind is not None:
+            found[name] = kind
+    return found
 
 
 @contextlib.contextmanager
