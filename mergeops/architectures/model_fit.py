@@ -24,7 +24,7 @@ class ModelFit:
     converted: frozenset[str] = frozenset()
     """Parameters that loading splits, joins or turns, and does not only rename."""
     operations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Parameter of ``converted`` -> what transformers does to its parts, by the operations' names."""
+    """Parameter of ``converted`` -> what is done to its parts, by transformers' names."""
     layers: Mapping[str, str] = field(default_factory=dict)
     """Module -> embedding, conv1d (its weight is [inputs, outputs]) or transposed_experts (theirs
     are [experts, inputs, outputs]), for modules that are no ordinary linear layers."""
