@@ -41,7 +41,7 @@ class BaseNames:
 
     def __init__(self, adapter: str, base: Checkpoint) -> None:
         self._adapter = adapter
-        self._base = base
+        self.base = base
         self.tensors = dict(base.tensors)
         """The base's, and heads that are no tensors of their own, where one was asked for."""
         self._beginnings: set[tuple[str, str]] = set()
@@ -49,7 +49,7 @@ class BaseNames:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The base's config.json; empty where it has none."""
-        file = self._base.path / CONFIG
+        file = self.base.path / CONFIG
         return read_json(file) if file.is_file() else {}
 
     @cached_property
@@ -57,7 +57,7 @@ class BaseNames:
         """What transformers makes of the base; None where it does not know the model."""
         if not self.config:
             return None
-        shapes = {name: stored.shape for name, stored in self._base.tensors.items()}
+        shapes = {name: stored.shape for name, stored in self.base.tensors.items()}
         try:
             return read_fit(self.config, shapes)
         except SourceError:
@@ -75,10 +75,10 @@ class BaseNames:
                 if len(on_disk) == 1 and head.endswith(HEAD_ENDINGS):
                     pairs[own[0]] = on_disk[0]
             return pairs
-        found = [name for name in self._base.tensors if EMBEDDINGS.search(name)]
+        found = [name for name in self.base.tensors if EMBEDDINGS.search(name)]
         if self.config.get("tie_word_embeddings") is not True or len(found) != 1:
             return {}
-        return {} if HEAD in self._base.tensors else {HEAD: found[0]}
+        return {} if HEAD in self.base.tensors else {HEAD: found[0]}
 
     def layer(self, module: str) -> str | None:
         """See ``ModelFit.layers``; None for other modules and for unknown models."""
@@ -101,7 +101,7 @@ class BaseNames:
         pieces = self.pieces(tensor, key)
         if len(pieces) > 1 or pieces[0].expert is not None:
             raise SourceError(
-                f"{self._adapter}: {key} applies to {tensor}, which {self._base.path} keeps in "
+                f"{self._adapter}: {key} applies to {tensor}, which {self.base.path} keeps in "
                 f"{len(pieces)} tensors ({pieces[0].tensor}, ...); save the base with "
                 "save_pretrained(NEW_DIR, save_original_format=False) and set the source's base "
                 "to it"
@@ -118,7 +118,7 @@ class BaseNames:
             return [DiskPiece(tensor)]
         for head, embeddings in self.tied.items():
             if head == tensor or head.endswith(f".{tensor}"):
-                stored = self._base.tensors[embeddings]
+                stored = self.base.tensors[embeddings]
                 self.tensors[head] = replace(stored, name=head)
                 return [DiskPiece(head)]
         fit = self.fit
@@ -135,18 +135,18 @@ class BaseNames:
         """The only tensor whose name ends as this one does."""
         found = [
             name
-            for name in self._base.tensors
+            for name in self.base.tensors
             if name.endswith(f".{tensor}") or tensor.endswith(f".{name}")
         ]
         if len(found) > 1:
             raise SourceError(
                 f"{self._adapter}: {key} applies to {tensor}, which may be {found[0]} or "
-                f"{found[1]} of {self._base.path}; set the source's base to the very model that "
+                f"{found[1]} of {self.base.path}; set the source's base to the very model that "
                 "was trained"
             )
         if not found:
             raise SourceError(
-                f"{self._adapter}: {key} applies to {tensor}, which {self._base.path} does not "
+                f"{self._adapter}: {key} applies to {tensor}, which {self.base.path} does not "
                 f"have{self._head_hint(tensor)}"
             )
         longer, shorter = (found[0], tensor) if len(found[0]) > len(tensor) else (tensor, found[0])
@@ -155,7 +155,7 @@ class BaseNames:
         if len(self._beginnings) > 1:
             left_out = ", ".join(sorted(beginning for _, beginning in self._beginnings))
             raise SourceError(
-                f"{self._adapter}: its modules would be found in {self._base.path} by leaving out "
+                f"{self._adapter}: its modules would be found in {self.base.path} by leaving out "
                 f"different beginnings of names ({left_out}); set the source's base to the very "
                 "model that was trained"
             )
@@ -177,7 +177,7 @@ class BaseNames:
         shape = fit.parameters[parameter]
         joined = fit.operations.get(parameter) in EXPERTS_JOINED and len(shape) == 3
         count = len(parts) // shape[0] if joined else 0
-        shapes = [self._base.tensors[part].shape for part in parts]
+        shapes = [self.base.tensors[part].shape for part in parts]
         groups = [shapes[i * shape[0]] for i in range(count)]
         if (
             not count
@@ -186,7 +186,7 @@ class BaseNames:
         ):
             raise SourceError(
                 f"{self._adapter}: {key} applies to {parameter}, which transformers makes of "
-                f"{len(parts)} tensor(s) of {self._base.path} ({parts[0]}, ...) in a way that "
+                f"{len(parts)} tensor(s) of {self.base.path} ({parts[0]}, ...) in a way that "
                 "mergeops cannot go back; save the base with save_pretrained(NEW_DIR, "
                 "save_original_format=False) and set the source's base to it"
             )

@@ -87,8 +87,8 @@ class LoraFactors:
         fitting = [name for name in named if set(self._shape(name, a)[-2:]) == sizes]
         if len(fitting) != 1:
             raise SourceError(
-                f"{self._config.shown}: {a} and {b} may be of {' or '.join(fitting or named)}; "
-                "mergeops tells the parameters of a module by their shapes: leave this source out"
+                f"{self._config.shown}: {a} and {b} fit {len(fitting)} of {', '.join(named)} by "
+                "their shapes, which says whose they are; the adapter was trained on another model"
             )
         return fitting[0]
 

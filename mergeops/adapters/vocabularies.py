@@ -84,10 +84,12 @@ def settle_vocabulary(
         name: n for name, n in rows.items() if n != names.tensors[_known(names, name)].shape[0]
     }
     if grown:
-        ours = {
-            name for name in names.tensors if EMBEDDINGS.search(name) or name.endswith(HEAD_ENDINGS)
+        ours = {*names.base.tensors, *origins}
+        sizes = {
+            name: rows.get(name, names.tensors[name].shape[0])
+            for name in ours
+            if EMBEDDINGS.search(name) or name.endswith(HEAD_ENDINGS)
         }
-        sizes = {name: rows.get(name, names.tensors[name].shape[0]) for name in ours}
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} {n}" for name, n in sorted(sizes.items()))
             raise SourceError(

@@ -1,4 +1,4 @@
-"""Every kind of adapter that PEFT knows: merged, it computes what PEFT computes; or it is refused."""
+"""Every kind of adapter that PEFT knows, merged, computes what PEFT computes, or is refused."""
 
 from __future__ import annotations
 
