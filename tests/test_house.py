@@ -26,8 +26,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 FLOORS = (
     ("errors", "kernels", "lazy_torch", "lm_eval_plugin", "progress", "redact", "version"),
     ("checkpoint", "schema"),
-    ("scores",),
-    ("methods", "report"),
+    ("architectures", "scores"),
+    ("adapters", "methods", "report"),
     ("recipe", "testing"),
     ("evaluate", "store"),
     ("sources",),
@@ -50,6 +50,7 @@ FOREIGN = {
     "lm_eval": {"evaluate", "lm_eval_plugin"},
     "hydra": {"recipe"},
     "omegaconf": {"recipe"},
+    "peft": {"adapters"},
     "pytest": {"testing"},
 }
 """Who alone may import what."""

@@ -39,7 +39,6 @@ from mergeops.checkpoint.layout import (
     stamp,
     weight_files,
 )
-from mergeops.checkpoint.lora import AdapterReader, open_adapter
 from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
 from mergeops.checkpoint.pickled import converted
 from mergeops.checkpoint.reader import (
@@ -75,7 +74,6 @@ __all__ = [
     "PROCESSOR_TEMPLATE",
     "SINGLE",
     "VOCABULARY_FILES",
-    "AdapterReader",
     "Bytes",
     "Checkpoint",
     "CheckpointReader",
@@ -97,7 +95,6 @@ __all__ = [
     "hold",
     "item_size",
     "locked",
-    "open_adapter",
     "open_checkpoint",
     "read_headers",
     "read_json",
