@@ -51,6 +51,7 @@ from mergeops.checkpoint.reader import (
     read_tensor,
 )
 from mergeops.checkpoint.relaid import RelaidReader
+from mergeops.checkpoint.renamed import RenamedReader
 from mergeops.checkpoint.tokenizer_files import (
     PROCESSOR_TEMPLATE,
     VOCABULARY_FILES,
@@ -81,6 +82,7 @@ __all__ = [
     "CheckpointReader",
     "FileStamp",
     "RelaidReader",
+    "RenamedReader",
     "StoredTensor",
     "TensorReader",
     "TokenizerFile",

@@ -112,6 +112,15 @@ def find_companions(
     return tuple(files[name] for name in sorted(files)), (*template.warnings, *warnings)
 
 
+def result_config(companions: Sequence[Companion]) -> dict[str, Any]:
+    """What the result's config.json says, before what the plan changes in it."""
+    config = next(companion for companion in companions if companion.name == CONFIG)
+    if config.text is None:
+        return read_json(Path(config.path))
+    content: dict[str, Any] = json.loads(config.text)
+    return content
+
+
 def write_companions(
     companions: Sequence[Companion],
     out: Path,

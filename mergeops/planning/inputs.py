@@ -42,6 +42,8 @@ class PlannedInput:
     """Weight files in ``adapter_base``."""
     config_stamp: FileStamp | None = None
     """The adapter's config, which says how much of it is added."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Name in the result -> name on disk, of the tensors whose names differ."""
 
     @property
     def directories(self) -> list[Path]:
