@@ -52,6 +52,7 @@ from mergeops.checkpoint.reader import (
 )
 from mergeops.checkpoint.relaid import RelaidReader
 from mergeops.checkpoint.renamed import RenamedReader
+from mergeops.checkpoint.small_files import SMALL_SUFFIXES, is_processor_file, is_small_file
 from mergeops.checkpoint.tokenizer_files import (
     PROCESSOR_TEMPLATE,
     VOCABULARY_FILES,
@@ -75,6 +76,7 @@ __all__ = [
     "PICKLED_INDEX",
     "PROCESSOR_TEMPLATE",
     "SINGLE",
+    "SMALL_SUFFIXES",
     "VOCABULARY_FILES",
     "AdapterReader",
     "Bytes",
@@ -97,6 +99,8 @@ __all__ = [
     "files_sha256",
     "has_tokenizer",
     "hold",
+    "is_processor_file",
+    "is_small_file",
     "item_size",
     "locked",
     "open_adapter",
