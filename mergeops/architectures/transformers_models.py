@@ -8,6 +8,7 @@ transformers has them. No code of a checkpoint's own is run.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -77,6 +78,7 @@ def read_config(config: Mapping[str, Any]) -> Any:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return None
     plain = {key: value for key, value in config.items() if key not in NOT_THE_MODELS}
+    plain = json.loads(json.dumps(plain), object_hook=_number)
     try:
         return CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # Whatever the class of the config raises of foreign values.
@@ -226,6 +228,11 @@ def _in_silence() -> Iterator[None]:
         told.set_verbosity(level)
         if bars:
             told.enable_progress_bar()
+
+
+def _number(item: dict[str, Any]) -> Any:
+    """Infinity, as transformers 5 writes it."""
+    return float(item["__float__"]) if item.keys() == {"__float__"} else item
 
 
 def _first_line(error: Exception) -> str:

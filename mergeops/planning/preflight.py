@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from mergeops.checkpoint import FLOATS, StoredTensor, TokenizerFile, tokenizer_directory
 from mergeops.errors import MergeError, key_of
 from mergeops.methods import Method, check_source_count
-from mergeops.planning.architecture import check_same_architecture
+from mergeops.planning.config_check import check_same_architecture
 from mergeops.planning.inputs import PlannedInput, config_of, has_config
 from mergeops.planning.tokens.vocabulary import has_vocabulary, read_vocabulary
 from mergeops.recipe import Recipe
