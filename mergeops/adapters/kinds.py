@@ -98,8 +98,8 @@ def _lora_problem(content: Mapping[str, Any]) -> str | None:
         return None
     if start in ("corda", "lora_ga", "loftq") or str(start).startswith("pissa_niter_"):
         return (
-            f"init_lora_weights is {start!r}, which changed the base's weights in a way that depended "
-            "on data or on chance and is not in the adapter's files; leave this source out, or train "
-            "it again with another init_lora_weights"
+            f"init_lora_weights is {start!r}, which changed the base's weights in a way that "
+            "depended on data or on chance and is not in the adapter's files; leave this source "
+            "out, or train it again with another init_lora_weights"
         )
     return f"init_lora_weights is {start!r}, which mergeops does not know; leave this source out"

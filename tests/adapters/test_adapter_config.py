@@ -89,8 +89,8 @@ def test_every_kind_of_the_installed_peft_is_known() -> None:
         ({**PLAIN, "alora_invocation_tokens": [5]}, "changes only what comes after those tokens"),
         ({**PLAIN, "arrow_config": {"top_k": 1}}, "chooses among adapters for every token"),
         ({**PLAIN, "use_qalora": True}, "sees groups of the input averaged"),
-        ({**PLAIN, "init_lora_weights": "pissa_niter_4"}, "way that depended on data or on chance"),
-        ({**PLAIN, "init_lora_weights": "loftq"}, "way that depended on data or on chance"),
+        ({**PLAIN, "init_lora_weights": "pissa_niter_4"}, "depended on data or on chance"),
+        ({**PLAIN, "init_lora_weights": "loftq"}, "depended on data or on chance"),
         ({**PLAIN, "init_lora_weights": "new"}, "'new', which mergeops does not know"),
     ],
 )
