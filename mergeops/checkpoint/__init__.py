@@ -34,6 +34,7 @@ from mergeops.checkpoint.layout import (
     Checkpoint,
     FileStamp,
     open_checkpoint,
+    quantisation_of,
     read_headers,
     read_json,
     stamp,
@@ -42,6 +43,7 @@ from mergeops.checkpoint.layout import (
 from mergeops.checkpoint.lora import AdapterReader, open_adapter
 from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
 from mergeops.checkpoint.pickled import converted
+from mergeops.checkpoint.quantised.recognition import Quantisation, recognise
 from mergeops.checkpoint.reader import (
     Bytes,
     CheckpointReader,
@@ -80,6 +82,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointReader",
     "FileStamp",
+    "Quantisation",
     "RelaidReader",
     "StoredTensor",
     "TensorReader",
@@ -99,11 +102,13 @@ __all__ = [
     "locked",
     "open_adapter",
     "open_checkpoint",
+    "quantisation_of",
     "read_headers",
     "read_json",
     "read_manifest",
     "read_range",
     "read_tensor",
+    "recognise",
     "remember",
     "replace_with",
     "stamp",
