@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from mergeops.errors import SourceError
 from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL
-from mergeops.sources.contents import Location, examine, find_checkpoint
+from mergeops.sources.contents import Location
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.remote.directory import Directory, parts_of
+from mergeops.sources.saves import find_checkpoint, why_none
 from mergeops.sources.schemes import Scheme, scheme_of
 from mergeops.sources.training_runs import TrainingRuns
 from mergeops.store import or_none, quoted
@@ -72,7 +73,9 @@ def _follow(uri: str, version: ModelVersion, rest: str, context: FindContext) ->
         return origin.find("/".join([source, *parts_of(rest)]), context.through_version())
     whole = origin.find(source, context.through_version())
     part = _inside(uri, whole.directory, rest)
-    return dataclasses.replace(whole, directory=part.directory, contents=part.contents)
+    return dataclasses.replace(
+        part, run_id=whole.run_id, model_id=whole.model_id, revision=whole.revision
+    )
 
 
 def _logged(uri: str, model_id: str, rest: str, runs: TrainingRuns) -> Location:
@@ -97,7 +100,7 @@ def _inside(uri: str, directory: Directory, rest: str) -> Location:
     directory = directory.inside(rest)
     location = find_checkpoint(directory)
     if location is None:
-        raise SourceError(f"{uri}: {examine(directory).problem}")
+        raise SourceError(f"{uri}: {why_none(directory)}")
     return location
 
 

@@ -21,7 +21,8 @@ from mergeops.checkpoint import (
 )
 from mergeops.errors import SourceError, about
 from mergeops.recipe import OutputSpec, Recipe, TrackingSpec, parse_size
-from mergeops.sources.contents import Location, examine
+from mergeops.sources.completed import completed
+from mergeops.sources.contents import Location, check_unwrapped, examine
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.hub import public_name
 from mergeops.sources.remote.directory import LocalDirectory, Progress, moved, read_json
@@ -204,6 +205,9 @@ class _Resolver:
             if location.contents.kind is None:
                 raise SourceError(str(location.contents.problem))
             path = fetch(location.directory, self.cache_dir, self.progress, limit=self._limit)
+            if location.contents.kind == "full":
+                check_unwrapped(path)
+            path = self._with_companions(path, location)
             _hold(uri, path)
             self._locations[uri] = location, path
         return self._locations[uri]
@@ -234,6 +238,13 @@ class _Resolver:
             revision=location.revision,
             stamps=stamps,
         )
+
+    def _with_companions(self, path: Path, location: Location) -> Path:
+        beside = [
+            fetch(directory, self.cache_dir, self.progress, limit=self._limit)
+            for directory in location.companions
+        ]
+        return completed(path, beside, self.cache_dir)
 
     def _readable(self, path: Path) -> Path:
         """The directory, or where its pickled weights are kept as safetensors."""
