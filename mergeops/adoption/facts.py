@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeops.adapters import AdapterConfig
-from mergeops.checkpoint import ADAPTER_CONFIG, CONFIG
+from mergeops.checkpoint import ADAPTER_CONFIG, CONFIG, Quantisation, quantisation_of
+from mergeops.errors import SourceError
 from mergeops.sources import (
     CheckpointChoice,
     LocalDirectory,
@@ -62,8 +63,8 @@ class Architecture:
     architectures: tuple[str, ...]
     shape: Mapping[str, int] = field(default_factory=dict)
     found_by: str = ""
-    quantisation: str | None = None
-    """How its weights are stored, e.g. gptq; None for plain numbers."""
+    quantisation: Quantisation | None = None
+    """How its weights are coded, where that is known and they are not simply numbers."""
 
 
 def base(
@@ -125,11 +126,11 @@ def _directory(store: TrainingRuns, run: Run, choice: CheckpointChoice, path: st
 def architecture(run: Run, choice: CheckpointChoice, base: Said | None) -> Architecture:
     """From the checkpoint's config.json, else the base's, else the params of the run."""
     if choice.kind == "full":
-        return _of_config(read_json(choice.directory, CONFIG) or {}, CONFIG)
+        return _of_config(read_json(choice.directory, CONFIG) or {}, CONFIG, choice.directory.local)
     if base is not None and Path(base.path).is_dir():
         config = read_json(LocalDirectory(Path(base.path)), CONFIG)
         if config:
-            return _of_config(config, f"{CONFIG} of the base")
+            return _of_config(config, f"{CONFIG} of the base", Path(base.path))
     return _of_params(run.data.params)
 
 
@@ -218,7 +219,7 @@ def _literal(value: str) -> Any:
         return value
 
 
-def _of_config(config: Mapping[str, Any], found_by: str) -> Architecture:
+def _of_config(config: Mapping[str, Any], found_by: str, path: Path | None = None) -> Architecture:
     named = config.get("architectures")
     named = [named] if isinstance(named, str) else named
     shape = {
@@ -226,8 +227,12 @@ def _of_config(config: Mapping[str, Any], found_by: str) -> Architecture:
         for key in SHAPE_PARAMS
         if isinstance(config.get(key), int) and not isinstance(config[key], bool)
     }
-    quantised = config.get("quantization_config")
-    method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
-    return Architecture(
-        tuple(str(n) for n in named or []), shape, found_by, str(method) if method else None
-    )
+    return Architecture(tuple(str(n) for n in named or []), shape, found_by, _coded(path))
+
+
+def _coded(path: Path | None) -> Quantisation | None:
+    try:
+        return quantisation_of(path) if path is not None else None
+    except SourceError:
+        # Pickled, or cut: whoever reads the weights says so.
+        return None

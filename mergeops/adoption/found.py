@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mergeops.adapters import checked
+from mergeops.adapters import AdapterConfig, checked
 from mergeops.adoption import facts
-from mergeops.checkpoint import ADAPTER_CONFIG
+from mergeops.checkpoint import ADAPTER_CONFIG, Quantisation
 from mergeops.errors import SourceError
 from mergeops.sources import (
     CheckpointChoice,
     RunTags,
+    Said,
     Search,
     TrainingRuns,
     no_checkpoint,
@@ -56,7 +57,7 @@ class FoundRun:
     shape: Mapping[str, int] = field(default_factory=dict)
     """vocab_size, hidden_size, num_hidden_layers, ..."""
     quantisation: str | None = None
-    """How the weights (of an adapter, its base's) are stored, e.g. gptq; None for plain numbers."""
+    """How the weights (of an adapter, its base's) are coded, e.g. gptq; None for plain numbers."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """eval_loss (at this checkpoint), eval_loss_best and eval_loss_last of the run, train loss."""
     not_finite: tuple[str, ...] = ()
@@ -118,10 +119,10 @@ def _describe(store: TrainingRuns, run: Run, known: FoundRun, choice: Checkpoint
     if base is not None:
         provenance["base"] = base.found_by
     provenance["architectures"] = architecture.found_by
-    problem = None if adapter is None else adapter.problem
+    quantised = architecture.quantisation
     return dataclasses.replace(
         known,
-        problem=None if problem is None else f"{directory.shown}: {problem}",
+        problem=_why_not(directory.shown, adapter, base, quantised),
         uri=_uri(known.run_id, choice),
         checkpoint=directory.shown,
         kind="full" if adapter is None else adapter.kind,
@@ -132,11 +133,25 @@ def _describe(store: TrainingRuns, run: Run, known: FoundRun, choice: Checkpoint
         adapter_base=own.path if own else None,
         architectures=architecture.architectures,
         shape=architecture.shape,
-        quantisation=architecture.quantisation,
+        quantisation=quantised.scheme if quantised is not None else None,
         metrics=facts.metrics(run, choice),
         model_id=candidate.model_id,
         found_by=provenance,
         skipped=choice.skipped,
+    )
+
+
+def _why_not(
+    shown: str, adapter: AdapterConfig | None, base: Said | None, quantised: Quantisation | None
+) -> str | None:
+    """Why a whole checkpoint cannot be merged exactly, and the way out; None where it can."""
+    if adapter is not None and adapter.problem is not None:
+        return f"{shown}: {adapter.problem}"
+    if adapter is None or base is None or quantised is None or quantised.is_readable:
+        return None
+    return (
+        f"{shown} is an adapter on {base.path}, which is quantised ({quantised.told}): set the "
+        f"run's tag {RunTags.BASE} to the 16-bit model that it was made from"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mergeops.adoption.found import FoundRun
 from mergeops.adoption.groups import group
+from mergeops.adoption.repetitions import without_repetitions
 from mergeops.checkpoint import replace_with
 from mergeops.errors import ConfigError, SourceError
 from mergeops.recipe import PACKAGE
@@ -50,11 +51,15 @@ def write_recipe(
             "choose another file"
         )
     chosen, *others = groups
-    members = sorted(chosen.members, key=lambda run: (run.run_name, run.run_id))
+    in_order = sorted(chosen.members, key=lambda run: (run.run_name, run.run_id))
+    members, repeated = without_repetitions(in_order)
     lines = [PACKAGE, f"{HEADER}: {len(members)} run(s) that can be merged with each other."]
     for other in others:
         names = ", ".join(sorted(run.run_name for run in other.members))
         lines += [f"# Left out, since it {other.reason}: {_one_line(names)}"]
+    for run, first in repeated:
+        words = f"has the very weights of {first.run_name}: {run.run_name}"
+        lines += [f"# Left out, since it {_one_line(words)}"]
     base = _base_uri(chosen.base)
     lines += [f"base: {_quote(base)}", "sources:"]
     for name, run in zip(source_names(members), members, strict=True):

@@ -11,18 +11,18 @@ weights, and the MLflow run and model that it came from, where known. What a URI
 
 ``TrainingRuns`` and ``Search`` read what trainings left in MLflow, for runs:/ and for adoption.
 
-Stands on: checkpoint, errors, recipe, redact, store.
+Stands on: adapters, checkpoint, errors, recipe, redact, store.
 """
 
 from mergeops.sources.candidates import CheckpointChoice
 from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL, Search
 from mergeops.sources.contents import Kind
 from mergeops.sources.hub import cached, is_hub_name, pinned_name, snapshot_name
-from mergeops.sources.logged_config import OUTPUT_PARAMS, Said, config_artifacts, is_set
-from mergeops.sources.ownership import is_finite, logged_values
+from mergeops.sources.logged_config import Said, config_artifacts, is_set
+from mergeops.sources.ownership import TRAINER_STATE, is_finite, logged_values
 from mergeops.sources.remote.directory import LocalDirectory, moved, read_json
 from mergeops.sources.resolution import locate, resolve, resolve_uri
-from mergeops.sources.run_note import RunTags, cheap_sha256, write_note
+from mergeops.sources.run_note import NOTE, RunTags, cheap_sha256, write_note
 from mergeops.sources.runs import no_checkpoint
 from mergeops.sources.schemes import short_name
 from mergeops.sources.source import Resolved, Source
@@ -31,7 +31,8 @@ from mergeops.sources.training_runs import TrainingRuns, open_store
 __all__ = [
     "CHECKPOINT_URI",
     "EXTERNAL",
-    "OUTPUT_PARAMS",
+    "NOTE",
+    "TRAINER_STATE",
     "CheckpointChoice",
     "Kind",
     "LocalDirectory",

@@ -60,8 +60,9 @@ def leftover(directory: Directory, entries: Sequence[DirectoryEntry]) -> str | N
         )
     if gguf := sorted(name for name in files if name.endswith(".gguf")):
         return (
-            f"{directory.shown} holds {gguf[0]}, weights for llama.cpp; name the Hugging Face "
-            "checkpoint that they were converted from"
+            f"{directory.shown} holds no checkpoint that is read; it has "
+            f"{', '.join(sorted(files))}: GGUF is for llama.cpp, name the Hugging Face checkpoint "
+            f"that {gguf[0]} was converted from"
         )
     return None
 

@@ -46,8 +46,9 @@ def read_logged_model(directory: Directory) -> LoggedModelFiles:
     foreign = [name for name in _FOREIGN if name in flavours]
     if foreign:
         return LoggedModelFiles(
-            problem=f"{directory.shown} is a model of MLflow's {foreign[0]} flavour, which holds "
-            "no Hugging Face checkpoint; save it with save_pretrained and log that directory"
+            problem=f"{directory.shown} holds no checkpoint: it is a model of MLflow's {foreign[0]} "
+            f"flavour, and it has {', '.join(entry.name for entry in directory.entries())}; save "
+            "the model with save_pretrained and log that directory"
         )
     return LoggedModelFiles()
 
