@@ -44,20 +44,34 @@ def test_a_run_that_goes_on_is_found_with_what_it_has_so_far(fabricate: Fabricat
     assert fabricate.client.get_run(run_id).info.status == "RUNNING"
 
 
-def test_a_hub_id_stays_a_hub_id_and_a_directory_becomes_absolute(
-    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(fabricate.checkpoint, fabricate.folder / "bases/tiny")
-    monkeypatch.chdir(fabricate.folder)
+def test_a_hub_id_stays_a_hub_id_and_a_directory_becomes_absolute(fabricate: Fabricator) -> None:
+    beside = fabricate.folder / "store/bases/tiny"
+    shutil.copytree(fabricate.checkpoint, beside)
     hf_run(fabricate, "hub")
     hf_run(fabricate, "local", base="bases/tiny")
     hf_run(fabricate, "moved", base="/old/tiny")
-    found = find(fabricate, path_map={"/old": str(fabricate.folder / "bases")})
+    found = find(fabricate, path_map={"/old": str(beside.parent)})
     assert {name: one.base for name, one in found.items()} == {
         "hub": "org/base",
-        "local": str(fabricate.folder / "bases/tiny"),
-        "moved": str(fabricate.folder / "bases/tiny"),
+        "local": str(beside),
+        "moved": str(beside),
     }
+
+
+def test_the_current_directory_says_where_a_base_is_only_if_the_run_trained_there(
+    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = fabricate.folder / "project"
+    shutil.copytree(fabricate.checkpoint, here / "bases/tiny")
+    state = {"log_history": [{"step": 2, "loss": 1.5}]}
+    fabricate.save(here / "out/checkpoint-2", state=state)
+    monkeypatch.chdir(here)
+    hf_run(fabricate, "elsewhere", base="bases/tiny")
+    params = {"output_dir": "out", "_name_or_path": "bases/tiny"}
+    fabricate.run("here", params=params, metrics={"loss": [(2, 1.5)]})
+    found = find(fabricate)
+    assert found["elsewhere"].base == "bases/tiny"
+    assert found["here"].base == str(here / "bases/tiny")
 
 
 def test_unsloths_four_bit_base_becomes_its_sixteen_bit_twin(fabricate: Fabricator) -> None:
