@@ -87,6 +87,7 @@ def reject(call: Call, name: str | None, reason: str, **wanted: Any) -> None:
     with promotion.registry(recipe, name, call.progress) as tracking:
         change = promotion.reject(tracking, name, user=current_user(), reason=reason, **wanted)
     text = f"rejected: version {change.to} of {change.name}, proposed by {change.proposed_by}"
+    text += _made_before(change)
     call.show(change, text)
 
 
@@ -103,6 +104,8 @@ def rollback(call: Call, name: str | None, **wanted: Any) -> None:
     with promotion.registry(recipe, name, call.progress) as tracking:
         change = promotion.rollback(tracking, name, user=current_user(), hooks=hooks, **wanted)
     text = f"{change.name}@champion is version {change.to} again (was {change.came_from})"
+    if change.was_made:
+        text += f"{_made_before(change)}; --expect-current {change.to} goes back to the other one"
     call.show(change, text)
 
 
@@ -149,9 +152,15 @@ def _settings(call: Call, name: str | None) -> tuple[Recipe, str]:
 def print_promotion(outcome: Outcome) -> None:
     """Every check of the gate with its numbers, and the verdict."""
     out = console()
+    label = f"version {outcome.version} of {outcome.name}"
+    if outcome.verdict is None or outcome.use is None:
+        if outcome.change is not None:
+            print_change(outcome.change)
+        else:
+            out.print(f"{label} is @champion already, set by hand; nothing to promote")
+        return
     columns = ("the merge must be", "difference", "rule", "outcome")
     out.print(table(columns, [_row(check) for check in outcome.verdict.checks]))
-    label = f"version {outcome.version} of {outcome.name}"
     out.print(
         f"use {outcome.use.number} of the confirm part, level {outcome.use.level:.3g}", style="dim"
     )
@@ -179,8 +188,13 @@ def print_change(change: Change) -> None:
     approved = f", proposed by {change.proposed_by}" if change.proposed_by else ""
     console().print(
         f"[bold green]promoted[/]: models:/{change.name}@champion is version {change.to} "
-        f"({was}{escape(approved + forced)})"
+        f"({was}{escape(approved + forced)}){escape(_made_before(change))}"
     )
+
+
+def _made_before(change: Change) -> str:
+    """For who asks again: it is done, and nothing was changed now."""
+    return f"; done before, by {change.by} at {change.at}" if change.was_made else ""
 
 
 def print_history(history: History) -> None:
