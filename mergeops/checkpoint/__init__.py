@@ -51,6 +51,7 @@ from mergeops.checkpoint.reader import (
     read_tensor,
 )
 from mergeops.checkpoint.relaid import RelaidReader
+from mergeops.checkpoint.sizes import lacking, size_text
 from mergeops.checkpoint.tokenizer_files import (
     PROCESSOR_TEMPLATE,
     VOCABULARY_FILES,
@@ -96,6 +97,7 @@ __all__ = [
     "has_tokenizer",
     "hold",
     "item_size",
+    "lacking",
     "locked",
     "open_adapter",
     "open_checkpoint",
@@ -106,6 +108,7 @@ __all__ = [
     "read_tensor",
     "remember",
     "replace_with",
+    "size_text",
     "stamp",
     "sync_directory",
     "sync_file",

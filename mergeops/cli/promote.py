@@ -152,7 +152,7 @@ def _settings(call: Call, name: str | None) -> tuple[Recipe, str]:
 def print_promotion(outcome: Outcome) -> None:
     """Every check of the gate with its numbers, and the verdict."""
     out = console()
-    label = f"version {outcome.version} of {outcome.name}"
+    label = escape(f"version {outcome.version} of {outcome.name}")
     if outcome.verdict is None or outcome.use is None:
         if outcome.change is not None:
             print_change(outcome.change)
@@ -175,7 +175,8 @@ def print_promotion(outcome: Outcome) -> None:
     if not outcome.promoted:
         out.print(
             f"[bold yellow]proposed[/]: {label} is @challenger and waits for approval by another "
-            f"user than {escape(outcome.change.by + forced)}: mergeops approve {outcome.name}"
+            f"user than {escape(outcome.change.by + forced)}: mergeops approve "
+            f"{escape(outcome.name)}"
         )
         return
     print_change(outcome.change)
@@ -187,7 +188,7 @@ def print_change(change: Change) -> None:
     forced = f", forced: {change.reason}" if change.forced else ""
     approved = f", proposed by {change.proposed_by}" if change.proposed_by else ""
     console().print(
-        f"[bold green]promoted[/]: models:/{change.name}@champion is version {change.to} "
+        f"[bold green]promoted[/]: models:/{escape(change.name)}@champion is version {change.to} "
         f"({was}{escape(approved + forced)}){escape(_made_before(change))}"
     )
 
@@ -208,7 +209,7 @@ def print_history(history: History) -> None:
     aliases = ("champion", "previous", "challenger")
     at = {alias: getattr(history, alias) for alias in aliases}
     shown = [f"@{alias} is version {version}" for alias, version in at.items() if version]
-    out.print(f"{history.name}: {', '.join(shown) or 'no champion yet'}")
+    out.print(f"{escape(history.name)}: {', '.join(shown) or 'no champion yet'}")
     if history.unfinished is not None:
         out.print(
             f"a {history.unfinished.kind} of version {history.unfinished.to} was cut off; the next "

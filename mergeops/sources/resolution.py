@@ -24,6 +24,7 @@ from mergeops.recipe import OutputSpec, Recipe, TrackingSpec, parse_size
 from mergeops.sources.contents import Location, examine
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.hub import public_name
+from mergeops.sources.links import check_links
 from mergeops.sources.remote.directory import LocalDirectory, Progress, moved, read_json
 from mergeops.sources.remote.download import fetch
 from mergeops.sources.schemes import local_path, scheme_of
@@ -196,6 +197,8 @@ class _Resolver:
         """Where a checkpoint lies, and its directory on this machine; it is not hashed yet."""
         if uri not in self._locations:
             location = scheme_of(uri).find(uri, self._context)
+            if location.directory.local is not None:
+                check_links(location.directory.local)
             if location.contents.pickled and location.directory.local is not None:
                 directory = LocalDirectory(self._readable(location.directory.local))
                 location = dataclasses.replace(
@@ -250,6 +253,7 @@ class _Resolver:
             near = _reachable(said, self.path_map)
             if near is not None:
                 _hold(said, near)
+                check_links(near)
                 return self._readable(near.absolute())
             if self.base is not None and _is_same(said, self.base):
                 return self.full("base", self.base).path
