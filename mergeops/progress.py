@@ -46,14 +46,14 @@ class Progress:
             else (bars.MofNCompleteColumn(),)
         )
         with bars.Progress(
-            bars.TextColumn("{task.description}"),
+            bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(),
             *amount,
             bars.TimeRemainingColumn(),
             console=console,
             transient=True,
         ) as drawn:
-            task = drawn.add_task(_escape(label), total=None)
+            task = drawn.add_task(label, total=None)
             before = float("inf")
 
             def tick(done: int, total: int) -> None:
@@ -70,7 +70,7 @@ class Progress:
     def _console(self) -> Console:
         from rich.console import Console
 
-        return Console(file=sys.stderr, force_terminal=self._force_terminal)
+        return Console(file=sys.stderr, force_terminal=self._force_terminal, emoji=False)
 
 
 def _escape(text: str) -> str:

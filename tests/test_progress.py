@@ -79,3 +79,18 @@ def test_steps_are_said_anywhere_but_quietly(capsys: pytest.CaptureFixture[str])
     Progress(quiet=True).step("unheard")
     out, err = capsys.readouterr()
     assert (out, err) == ("", "· note: [odd] but possible\n")
+
+
+def test_names_between_colons_and_in_brackets_stay_what_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from mergeops.cli.console import console, table
+
+    Progress().step("source :dog: [bold]x[/]")
+    console().print(table(("name",), [(":dog: [red]y",)]))
+    with Progress(force_terminal=True).bar(":dog: [red]z"):
+        pass
+    out, err = capsys.readouterr()
+    assert "source :dog: [bold]x[/]" in err
+    assert ":dog: [red]z" in err
+    assert ":dog: [red]y" in out

@@ -54,6 +54,7 @@ from mergeops.checkpoint.reader import (
 from mergeops.checkpoint.relaid import RelaidReader
 from mergeops.checkpoint.renamed import RenamedReader
 from mergeops.checkpoint.small_files import SMALL_SUFFIXES, is_processor_file, is_small_file
+from mergeops.checkpoint.sizes import lacking, size_text
 from mergeops.checkpoint.tokenizer_files import (
     PROCESSOR_TEMPLATE,
     VOCABULARY_FILES,
@@ -103,6 +104,7 @@ __all__ = [
     "is_processor_file",
     "is_small_file",
     "item_size",
+    "lacking",
     "locked",
     "open_checkpoint",
     "quantisation_of",
@@ -114,6 +116,7 @@ __all__ = [
     "recognise",
     "remember",
     "replace_with",
+    "size_text",
     "stamp",
     "sync_directory",
     "sync_file",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import stat as file_kind
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,10 @@ PICKLED_ADAPTER = "adapter_model.bin"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+MOST_JSON_BYTES = 2**28
+"""Ten times the largest tokenizer.json of the hub."""
+MOST_JSON_LEVELS = 64
+"""Code that goes through nested values calls itself; files of models have a handful of levels."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +169,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a source's file.
 
     Raises:
-        SourceError: the file is missing or no JSON object.
+        SourceError: the file is missing, too large or no JSON object, or nested too deeply.
     """
     try:
+        facts = path.stat()
+        if not file_kind.S_ISREG(facts.st_mode):
+            raise SourceError(f"{path} is no regular file")
+        if facts.st_size > MOST_JSON_BYTES:
+            raise SourceError(f"{path} has {facts.st_size} bytes; allowed are {MOST_JSON_BYTES}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -174,7 +184,22 @@ def read_json(path: Path) -> dict[str, Any]:
         raise SourceError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise SourceError(f"{path} is no JSON object")
+    if is_too_deep(content):
+        raise SourceError(f"{path} is nested more than {MOST_JSON_LEVELS} levels deep")
     return content
+
+
+def is_too_deep(content: Any) -> bool:
+    """Whether JSON types are nested more than ``MOST_JSON_LEVELS`` deep."""
+    level: list[Any] = [content]
+    for _ in range(MOST_JSON_LEVELS + 1):
+        level = [inner for outer in level for inner in _nested_in(outer)]
+    return bool(level)
+
+
+def _nested_in(outer: Any) -> Iterable[Any]:
+    values = outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
+    return [value for value in values if isinstance(value, dict | list)]
 
 
 def weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:

@@ -10,6 +10,7 @@ import click
 
 from mergeops import adoption
 from mergeops.adoption import Adoption, write_recipe
+from mergeops.checkpoint import size_text
 from mergeops.cli.console import console, table
 from mergeops.cli.options import AS_JSON, PATH, QUIET, Call, options, pairs
 
@@ -143,9 +144,7 @@ def _place(found_by: str | None) -> str:
 
 
 def _size(n: int) -> str:
-    if not n:
-        return "-"
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+    return size_text(n) if n else "-"
 
 
 def _loss(value: float | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc as garbage_collector
 import importlib
+import io
 import signal
 import sys
 from types import FrameType
@@ -95,6 +96,10 @@ def main() -> None:
     # Libraries make half a million objects that stay. Python would look through them for garbage
     # many times while they load, and once more before it ends: half a second of a small merge.
     garbage_collector.set_threshold(50_000, 20, 20)
+    # A name may hold what the terminal's encoding lacks, or half a UTF-16 pair.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _stop)
     try:
         code = cli.main(standalone_mode=False)
@@ -113,8 +118,13 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        # Errors of files have a name, and are caught where they arise.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename:
+        if error.filename is not None:
+            # Most are caught where they arise, and say what to do; a name that is too long, a loop
+            # of links or a directory without access may come up wherever a path is touched.
+            shown = str(error.filename)
+            shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+            _fail(f"{shown}: {error.strerror}", MergeopsError.exit_code)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         why = f"what is printed cannot be written: {error.strerror}; the work before it is done"
         _fail(why, MergeError.exit_code)

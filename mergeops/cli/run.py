@@ -65,14 +65,14 @@ def print_trials(trials: Sequence[Trial]) -> None:
     for trial in trials:
         out.print(f"[bold]{escape(trial.name)}[/]")
         if trial.registered:
-            out.print(f"  registered  models:/{trial.registered}")
+            out.print(f"  registered  models:/{escape(trial.registered)}")
             out.print(f"  MLflow run  {trial.run_id}")
         else:
             out.print("  not logged  `mergeops sync` logs it when the server is there")
-        out.print(f"  checkpoint  {trial.checkpoint}")
+        out.print(f"  checkpoint  {escape(str(trial.checkpoint))}")
     if scored and trials[0].registered:
         name = trials[0].registered.rsplit("/", 1)[0]
-        out.print(f"\nnext: mergeops compare, then mergeops promote {name}", style="dim")
+        out.print(f"\nnext: mergeops compare, then mergeops promote {escape(name)}", style="dim")
 
 
 def print_search(strategy: str, result: SearchResult) -> None:

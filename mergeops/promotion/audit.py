@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.schema import build
@@ -47,6 +47,8 @@ class Change:
     """Of a promotion that another user approved."""
     hooks: tuple[str, ...] = ()
     """The hooks that are to run: command, webhook."""
+    was_made: bool = field(default=False, compare=False)
+    """Whether the command found the change made before, and had nothing to do; not kept."""
 
     @property
     def id(self) -> str:
@@ -57,6 +59,7 @@ class Change:
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; ``came_from`` is spelled ``from``."""
         raw = dataclasses.asdict(self) | {"hooks": list(self.hooks)}
+        del raw["was_made"]
         raw["from"] = raw.pop("came_from")
         return raw
 
@@ -67,6 +70,10 @@ class Change:
         del values["from"]
         change: Change = build(cls, values, "change.")
         return change
+
+    def as_made(self) -> Change:
+        """The change, as one that was made before."""
+        return dataclasses.replace(self, was_made=True)
 
 
 def audit(tracking: Tracking, name: str) -> list[Change]:

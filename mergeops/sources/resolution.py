@@ -24,6 +24,7 @@ from mergeops.sources.adapter_base import check_told, is_base, on_this_machine, 
 from mergeops.sources.completed import completed
 from mergeops.sources.contents import Location, check_unwrapped, examine
 from mergeops.sources.find_context import FindContext
+from mergeops.sources.links import check_links
 from mergeops.sources.remote.directory import LocalDirectory, Progress
 from mergeops.sources.remote.download import fetch
 from mergeops.sources.schemes import local_path, scheme_of
@@ -198,6 +199,8 @@ class _Resolver:
         """Where a checkpoint lies, and its directory on this machine; it is not hashed yet."""
         if uri not in self._locations:
             location = scheme_of(uri).find(uri, self._context)
+            if location.directory.local is not None:
+                check_links(location.directory.local)
             if location.contents.pickled and location.directory.local is not None:
                 directory = LocalDirectory(self._readable(location.directory.local))
                 location = dataclasses.replace(
@@ -265,6 +268,7 @@ class _Resolver:
             near = on_this_machine(said, self.path_map)
             if near is not None:
                 _hold(said.name, near)
+                check_links(near)
                 return self._readable(near.absolute())
         trained_on = "does not say which model it was trained on"
         if said is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -267,3 +268,19 @@ def test_a_command_that_is_ended_says_how_to_go_on(
         _, errors = running.communicate(timeout=60)
     assert running.returncode == code
     assert errors.strip() == f"mergeops: error: {said}; run the same command again to go on"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/dev/null/out"])
+def test_a_name_that_no_file_can_have_is_one_line(
+    name: str, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps({"sources": {"a": {"uri": str(tiny_llama())}}})
+    )
+    done = mergeops("merge", "recipe.yaml", name, cwd=tmp_path)
+    assert done.returncode in (1, 4)
+    assert re.fullmatch(
+        r"mergeops: error: .*(File name too long|Not a directory).*", done.stderr.splitlines()[-1]
+    )
+    assert "Traceback" not in done.stderr
+    assert "replaced" not in done.stderr
