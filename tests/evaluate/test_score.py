@@ -18,7 +18,7 @@ from mergeops.errors import ConfigError, EvaluationError
 from mergeops.evaluate import answers, asking
 from mergeops.evaluate.tasks import load_tasks
 from mergeops.recipe.settings import EvaluateSpec
-from mergeops.scores.scores import Scores
+from mergeops.scores import Scores
 
 Write = Callable[..., Path]
 SHA = "ab" * 32
