@@ -186,7 +186,7 @@ def test_generated_answers_are_scored(llama: Path, write_task: Write, work: Path
     assert all(isinstance(a[0], str) for i in kept(work)[0]["items"] for a in i["answers"])
 
 
-def test_bits_per_byte_has_a_value_for_each_item(
+def test_an_item_of_bits_per_byte_has_its_bits_and_its_bytes(
     llama: Path, write_task: Write, work: Path
 ) -> None:
     folder = write_task(
@@ -197,37 +197,14 @@ def test_bits_per_byte_has_a_value_for_each_item(
         metric_list=[{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
     ).parent
     task = score(llama, SHA, spec_for(folder, "sums"), "dev", work_dir=work).tasks["sums"]
-    assert not task.higher_is_better
-    assert task.stderr is None
+    assert (task.kind, task.higher_is_better, task.stderr) == ("units", False, None)
     record = kept(work)[0]
     likelihoods = [item["answers"][0][0] for item in record["items"]]
     sizes = [len(f"What follows {item['doc_id']}?") for item in record["items"]]
     log_2 = 0.6931471805599453
-    by_hand = [-ll / size / log_2 for ll, size in zip(likelihoods, sizes, strict=True)]
-    assert [item.value for item in task.items] == pytest.approx(by_hand)
-    # lm-eval weights items by their length.
+    assert [i.value for i in task.items] == pytest.approx([-ll / log_2 for ll in likelihoods])
+    assert [item.weight for item in task.items] == sizes
     assert task.value == pytest.approx(-sum(likelihoods) / sum(sizes) / log_2)
-
-
-@pytest.mark.parametrize(
-    ("metric", "value", "expected"),
-    [
-        ("acc", True, 1.0),
-        ("acc", 0, 0.0),
-        ("brier_score", (1, [0.2, 0.7, 0.1]), 0.04 + 0.09 + 0.01),
-        ("bits_per_byte", (-8 * 0.6931471805599453, 4), 2.0),
-        ("byte_perplexity", (-2.0, 2), 2.718281828459045),
-        ("word_perplexity", (-1e9, 1), float("inf")),
-        ("perplexity", -1.0, 2.718281828459045),
-        ("f1", (0, 1), None),
-        ("odd", "text", None),
-        ("odd", (1, 2, 3), None),
-    ],
-)
-def test_item_values_of_metrics(metric: str, value: Any, expected: float | None) -> None:
-    assert answers.item_value(metric, value) == (
-        None if expected is None else pytest.approx(expected)
-    )
 
 
 def test_settings_say_how_it_was_scored(llama: Path, write_task: Write, work: Path) -> None:
@@ -580,19 +557,16 @@ def test_a_metric_whose_code_fails_names_the_item(
 
 
 @pytest.mark.parametrize(
-    ("result", "message"), [("'x'", "no value for a single"), ("1e400", "no finite")]
+    ("result", "message"), [("'x'", r"odd \(unsupported operand"), ("1e400", "value is inf")]
 )
 def test_a_metric_that_is_no_number_is_refused(
     llama: Path, write_task: Write, work: Path, result: str, message: str
 ) -> None:
-    path = write_task(metric_list=[{"metric": "odd", "higher_is_better": True}])
-    aggregation = "def first(items):\n    return 1.0 if isinstance(items[0], str) else items[0]\n"
-    code = f"def results(doc, results):\n    return {{'odd': {result}}}\n\n{aggregation}"
+    metric = {"metric": "odd", "aggregation": "mean", "higher_is_better": True}
+    path = write_task(metric_list=[metric])
+    code = f"def results(doc, results):\n    return {{'odd': {result}}}\n"
     (path.parent / "code.py").write_text(code)
-    yaml = path.read_text().replace(
-        "  metric: odd", "  metric: odd\n  aggregation: !function code.first"
-    )
-    path.write_text(yaml + "process_results: !function code.results\n")
+    path.write_text(path.read_text() + "process_results: !function code.results\n")
     with pytest.raises(EvaluationError, match=message):
         score(llama, SHA, spec_for(path.parent, "sums"), "dev", work_dir=work)
 
