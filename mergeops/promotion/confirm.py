@@ -245,6 +245,7 @@ def _guard_tools(recipe: Recipe, tools: Tools) -> Tools | None:
         recipe.evaluate,
         tasks=guards,
         metrics=dict.fromkeys(guards, "bits_per_byte"),
+        higher_is_better={},
         num_fewshot=None,
         clusters={},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from evaluate.conftest import sums
 from safetensors.torch import load_file, save_file
 from support.scoring import score
 
@@ -515,6 +517,168 @@ def test_prompts_that_lose_their_beginning_are_reported(
     spec = spec_for(write_task(items=items).parent, "sums", confirm_fraction=0.0)
     score(llama, SHA, spec, "dev", work_dir=work)
     assert "task sums: 6 of 6 requests are longer than max_length 128 and lose" in caplog.text
+
+
+def generating(write_task: Write, prompt: str, most: int, n: int = 3) -> EvaluateSpec:
+    folder = write_task(
+        items=[{"prompt": prompt, "answer": f"{i}"} for i in range(n)],
+        output_type="generate_until",
+        doc_to_text="{{prompt}}",
+        doc_to_choice=None,
+        doc_to_target="{{answer}}",
+        generation_kwargs={"until": ["\n"], "max_gen_toks": most},
+        metric_list=[{"metric": "exact_match"}],
+    ).parent
+    return spec_for(folder, "sums", confirm_fraction=0.0)
+
+
+def test_prompts_of_generation_that_lose_their_beginning_are_reported_once_with_their_count(
+    llama: Path,
+    write_task: Write,
+    work: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asking, "PIECE", 2)
+    score(llama, SHA, generating(write_task, "x " * 200, 4), "dev", work_dir=work)
+    warnings = [r.message for r in caplog.records if "lose their beginning" in r.message]
+    assert warnings == [
+        "task sums: 3 of 3 requests are longer than max_length 128 and lose their beginning"
+    ]
+
+
+def test_a_prompt_that_fits_beside_its_answer_is_not_reported(
+    llama: Path, write_task: Write, work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    score(llama, SHA, generating(write_task, "x", 4), "dev", work_dir=work)
+    assert "lose their beginning" not in caplog.text
+
+
+def test_an_answer_that_leaves_no_room_for_a_prompt_names_the_keys(
+    llama: Path, write_task: Write, work: Path
+) -> None:
+    spec = generating(write_task, "x", 128)
+    message = (
+        "task sums: an answer of up to 128 tokens leaves no room for a prompt in max_length 128; "
+        "set a smaller max_gen_toks in .* or a larger evaluate.max_length"
+    )
+    with pytest.raises(EvaluationError, match=message):
+        score(llama, SHA, spec, "dev", work_dir=work)
+    assert score(llama, SHA, replace(spec, max_length=160), "dev", work_dir=work).tasks
+
+
+def test_a_prompt_without_a_token_is_named(llama: Path, write_task: Write, work: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"task sums, item \d: the prompt is empty once tok"):
+        score(llama, SHA, generating(write_task, "", 4), "dev", work_dir=work)
+
+
+# --- numbers of all items, and records of older formats
+
+
+def f1_task(write_task: Write, **changes: Any) -> Path:
+    rows = [{**row, "answer": i % 2, "passage": i // 3} for i, row in enumerate(sums(24))]
+    return write_task(
+        items=rows,
+        doc_to_choice=["no", "yes"],
+        metric_list=[{"metric": "f1"}, {"metric": "mcc"}],
+        **changes,
+    ).parent
+
+
+def test_two_models_have_the_same_draws_and_a_third_the_same_again(
+    llama: Path, tiny_llama: Callable[..., Path], write_task: Write, work: Path
+) -> None:
+    spec = spec_for(f1_task(write_task), "sums")
+    first = score(llama, SHA, spec, "dev", work_dir=work).tasks["sums"]
+    other = score(tiny_llama(seed=5), "cd" * 32, spec, "dev", work_dir=work).tasks["sums"]
+    again = score(llama, "ef" * 32, spec, "dev", work_dir=work).tasks["sums"]
+    assert (first.kind, first.metric, len(first.replicates)) == ("corpus", "f1", 500)
+    assert first.replicates == again.replicates
+    assert len(other.replicates) == 500
+
+
+def test_another_metric_of_all_items_is_drawn_without_asking_again(
+    llama: Path, write_task: Write, work: Path, never_loads: Callable[[], None]
+) -> None:
+    spec = spec_for(f1_task(write_task), "sums", confirm_fraction=0.0)
+    first = score(llama, SHA, spec, "dev", work_dir=work).tasks["sums"]
+    never_loads()
+    mcc = score(llama, SHA, replace(spec, metrics={"sums": "mcc"}), "dev", work_dir=work)
+    assert mcc.tasks["sums"].metric == "mcc"
+    assert mcc.tasks["sums"].replicates != first.replicates
+
+
+def test_clusters_are_drawn_whole(
+    llama: Path, write_task: Write, work: Path, never_loads: Callable[[], None]
+) -> None:
+    spec = spec_for(f1_task(write_task), "sums", confirm_fraction=0.0)
+    by_item = score(llama, SHA, spec, "dev", work_dir=work).tasks["sums"]
+    never_loads()
+    clustered = replace(spec, clusters={"sums": "passage"})
+    by_cluster = score(llama, SHA, clustered, "dev", work_dir=work).tasks["sums"]
+    assert by_cluster.value == by_item.value
+    assert by_cluster.replicates != by_item.replicates
+
+
+def test_a_record_of_an_older_format_is_counted_again_from_its_answers(
+    llama: Path, write_task: Write, work: Path, never_loads: Callable[[], None]
+) -> None:
+    spec = spec_for(write_task().parent, "sums")
+    first = score(llama, SHA, spec, "dev", work_dir=work)
+    [file] = work.glob("scores/*/*.json")
+    stored = json.loads(file.read_text())
+    for item in stored["record"]["items"]:
+        del item["weights"]
+        item["values"] = dict.fromkeys(item["values"], 0.5)
+    text = json.dumps(stored["record"], sort_keys=True, allow_nan=False)
+    stored |= {"format": 2, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    file.write_text(json.dumps(stored))
+    never_loads()
+    assert score(llama, SHA, spec, "dev", work_dir=work) == first
+
+
+def test_a_failing_metric_that_is_not_chosen_costs_nothing(
+    llama: Path, write_task: Write, work: Path
+) -> None:
+    # Gold 3 of 4 choices is a class that the second metric of lm-eval cannot count as one of two.
+    folder = write_task(metric_list=[{"metric": "acc"}, {"metric": "f1"}]).parent
+    spec = spec_for(folder, "sums", confirm_fraction=0.0)
+    assert score(llama, SHA, spec, "dev", work_dir=work).tasks["sums"].metric == "acc"
+    message = (
+        r"task sums gives no finite value of metric f1 \(Target is multiclass.*it has acc,none"
+    )
+    with pytest.raises(EvaluationError, match=message):
+        score(llama, SHA, replace(spec, metrics={"sums": "f1"}), "dev", work_dir=work)
+
+
+def test_scores_say_how_they_were_asked(llama: Path, write_task: Write, work: Path) -> None:
+    import lm_eval
+
+    folder = write_task("a").parent
+    write_task("b", doc_to_text="{{prompt}}", num_fewshot=2)
+    scores = score(llama, SHA, spec_for(folder, "a", "b"), "dev", work_dir=work)
+    a, b = (scores.tasks[name].asked for name in "ab")
+    assert a["lm-eval"] == lm_eval.__version__
+    assert (a["few-shot examples"], b["few-shot examples"]) == ("0", "2")
+    assert a["prompt templates"] != b["prompt templates"]
+    assert a["code of filters and metrics"] == b["code of filters and metrics"]
+
+
+def test_kept_scores_of_another_lm_eval_are_not_used_again(
+    llama: Path,
+    write_task: Write,
+    work: Path,
+    never_loads: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import lm_eval
+
+    spec = spec_for(write_task().parent, "sums")
+    score(llama, SHA, spec, "dev", work_dir=work)
+    monkeypatch.setattr(lm_eval, "__version__", "0.4.99")
+    never_loads()
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        score(llama, SHA, spec, "dev", work_dir=work)
 
 
 def test_out_of_memory_names_the_batch_size(
