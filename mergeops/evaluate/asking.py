@@ -210,6 +210,8 @@ class Asker:
             else:
                 done += _items(piece)
                 tell(done)
+        if pieces and hasattr(self._lm, "tell_of_cut"):
+            self._lm.tell_of_cut()
         new = iter([responses for piece in answered for responses in piece])
         return [
             known.answers[i] if i in known.answers else next(new) for i in range(len(instances))

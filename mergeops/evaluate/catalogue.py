@@ -48,8 +48,10 @@ class Catalogue:
             _check_files(self.folder)
         self._own = TaskManager(include_path=self.folder, include_defaults=False)
 
-    def build(self, name: str) -> list[Any]:
+    def build(self, name: str) -> tuple[list[Any], list[Any]]:
         """The leaf tasks of a task, group or tag name, or of a YAML path, as lm-eval Task objects.
+
+        Of a group also its ``AggMetricConfig``s, by which lm-eval gives it a number of its own.
 
         Raises:
             EvaluationError: unknown name, broken YAML, unknown metric, missing data, no network.
@@ -58,7 +60,7 @@ class Catalogue:
         manager, entry = (self._own, _entry_of(path)) if path else self._lookup(name)
         if entry.kind.name == "TAG":
             leaves = sorted(entry.tags)
-            return [t for leaf in leaves for t in self._build_one(manager, leaf)]
+            return [t for leaf in leaves for t in self._build_one(manager, leaf)[0]], []
         if entry.kind.name == "GROUP" and self._borrows(entry):
             manager = self._with_shipped
         return self._build_one(manager, str(path) if path else name, entry)
@@ -81,7 +83,7 @@ class Catalogue:
             where = f"evaluate.include_path {self.folder} has: {', '.join(own) or 'none'}"
         raise EvaluationError(f"evaluate.tasks has {name!r}, which fits no task; {where}")
 
-    def _build_one(self, manager: Any, name: str, entry: Any = None) -> list[Any]:
+    def _build_one(self, manager: Any, name: str, entry: Any = None) -> tuple[list[Any], list[Any]]:
         from lm_eval.tasks._yaml_loader import load_yaml
 
         entry = entry or manager.task_index[name]
@@ -99,7 +101,10 @@ class Catalogue:
             may_download = (is_group or needs_network(config)) and self._hub_is_reachable
             # Off the network, cached data still loads.
             with contextlib.nullcontext() if may_download else offline():
-                return list(manager.load([spec])["tasks"].values())
+                loaded = manager.load([spec])
+            group = loaded["groups"].get(entry.name)
+            aggregated = group.aggregate_metric_list if group is not None else None
+            return list(loaded["tasks"].values()), list(aggregated or [])
 
     @cached_property
     def _hub_is_reachable(self) -> bool:

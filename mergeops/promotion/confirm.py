@@ -34,7 +34,7 @@ from mergeops.promotion.hooks import configured, deliver
 from mergeops.promotion.references import Reference, find_references
 from mergeops.promotion.uses import Use, count_use, next_use
 from mergeops.recipe import Recipe
-from mergeops.scores import Scores, mean_interval
+from mergeops.scores import Scores, pooled_score
 from mergeops.store import Tracking, connect, current_user
 from mergeops.tools import Tools
 from mergeops.tracking import read_recipe, read_scores, reopen
@@ -248,6 +248,7 @@ def _guard_tools(recipe: Recipe, tools: Tools) -> Tools | None:
         recipe.evaluate,
         tasks=guards,
         metrics=dict.fromkeys(guards, "bits_per_byte"),
+        higher_is_better={},
         num_fewshot=None,
         clusters={},
     )
@@ -286,7 +287,7 @@ def _open(
     expectations = tuple(
         expect(chosen, rivals, r.label, r.dev, primary, n, level) for r in references
     )
-    shown = f"{mean_interval(rivals[chosen])} on dev" if chosen in rivals else "not scored on dev"
+    shown = f"{pooled_score(rivals[chosen])} on dev" if chosen in rivals else "not scored on dev"
     tools.progress.step(f"candidate: version {candidate.version} of {name}, {shown}")
     for expectation in expectations:
         tools.progress.step(expectation.sentence())

@@ -48,6 +48,9 @@ class EvaluateSpec:
     metrics: Mapping[str, str] = field(default_factory=dict)
     """Metric of a task, e.g. {my_task: exact_match}; else acc where the task has it, else its
     first metric."""
+    higher_is_better: Mapping[str, bool] = field(default_factory=dict)
+    """Whether more of a task's metric is better, e.g. {my_task: false}, where neither the task's
+    file nor lm-eval says so."""
     num_fewshot: int | None = None
     """In-context examples; null keeps what the task says."""
     limit: int | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from mergeops.scores import (
     Estimate,
     Scores,
     compare,
-    mean_interval,
     merit,
+    pooled_score,
     task_estimate,
 )
 
@@ -60,7 +60,7 @@ class Row:
     n: int
     """Items of all tasks."""
     pooled: float
-    """Mean over the items of all tasks."""
+    """The number over all tasks, by which models are ranked."""
     stderr: float | None
     """Of ``pooled``, the tasks being given: sampling error within each task."""
     low: float
@@ -175,7 +175,7 @@ def make_leaderboard(entries: Sequence[Entry], reference: str | None = None) -> 
             "evaluate.metrics"
         )
     ranked = sorted(
-        entries, key=lambda e: -merit(_values(e.scores, tasks)[0], directions == {True})
+        entries, key=lambda e: -merit(pooled_score(e.scores, tasks).value, directions == {True})
     )
     chosen = _reference(ranked, reference)
     return Leaderboard(
@@ -232,8 +232,7 @@ def _reference(ranked: Sequence[Entry], wanted: str | None) -> Entry | None:
 
 
 def _row(rank: int, entry: Entry, reference: Entry | None, tasks: tuple[str, ...]) -> Row:
-    pooled, stderr, n = _values(entry.scores, tasks)
-    mean = mean_interval(entry.scores, tasks, confidence=CONFIDENCE)
+    pooled = pooled_score(entry.scores, tasks, confidence=CONFIDENCE)
     difference = None
     if reference is not None and entry.name != reference.name:
         difference = compare(entry.scores, reference.scores, tasks, confidence=CONFIDENCE)
@@ -241,33 +240,15 @@ def _row(rank: int, entry: Entry, reference: Entry | None, tasks: tuple[str, ...
         rank=rank,
         name=entry.name,
         kind=entry.kind,
-        n=n,
-        pooled=pooled,
-        stderr=stderr,
-        low=mean.low,
-        high=mean.high,
+        n=pooled.n,
+        pooled=pooled.value,
+        stderr=pooled.stderr,
+        low=pooled.low,
+        high=pooled.high,
         tasks={t: task_estimate(entry.scores, t, confidence=CONFIDENCE) for t in tasks},
         difference=difference,
         origin=entry.origin,
     )
-
-
-def _values(scores: Scores, tasks: Iterable[str]) -> tuple[float, float | None, int]:
-    """Mean over the items of all tasks, its standard error (tasks as strata), and their number."""
-    total, variance, n = 0.0, 0.0, 0
-    for task in tasks:
-        values = [item.value for item in scores.tasks[task].items]
-        mean = math.fsum(values) / len(values)
-        total += math.fsum(values)
-        n += len(values)
-        if len(values) > 1:
-            # Variance of the task's sum: items times their sample variance.
-            spread = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
-            variance += len(values) * spread
-        else:
-            variance = math.inf
-    stderr = math.sqrt(variance) / n if math.isfinite(variance) else None
-    return total / n, stderr, n
 
 
 def _plain(difference: Comparison | None) -> dict[str, Any] | None:

@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence
 from mergeops.errors import TrackingError
 from mergeops.recipe import TrackingSpec
 from mergeops.report import Compared, LeftOut, make_leaderboard
+from mergeops.scores import UNKNOWN
 from mergeops.store import connect
 from mergeops.tracking.score_log import Scored, scored_runs
 
 OTHER_QUESTIONS = "answered other questions: another task version, other tasks or another split"
+OLD_KIND = (
+    "has scores of an older mergeops, which took the metric of {} for a mean over items; run the "
+    "command that scored it again"
+)
 
 
 def compare_experiments(
@@ -41,6 +46,7 @@ def compare_experiments(
     readable: list[Scored] = []
     for name in names:
         readable += _read(dataclasses.replace(spec, experiment=name), part, left_out)
+    readable = _known(readable, left_out)
     if not readable:
         raise TrackingError(_nothing(names, part, left_out))
     first = readable[0].origin.experiment
@@ -63,6 +69,19 @@ def _read(spec: TrackingSpec, part: str, left_out: list[LeftOut]) -> list[Scored
         left_out.append(LeftOut(name, spec.experiment, reason))
 
     return scored_runs(connect(spec, create=False), part, leave_out)
+
+
+def _known(models: Sequence[Scored], left_out: list[LeftOut]) -> list[Scored]:
+    """Those of which it is known what their scores are of the items."""
+    known = []
+    for scored in models:
+        old = [task.task for task in scored.scores.tasks.values() if task.kind == UNKNOWN]
+        if old:
+            reason = OLD_KIND.format(", ".join(old))
+            left_out.append(LeftOut(scored.name, scored.origin.experiment, reason))
+        else:
+            known.append(scored)
+    return known
 
 
 def _asked(scored: Scored) -> Mapping[str, str]:
