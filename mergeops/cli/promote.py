@@ -158,9 +158,8 @@ def print_promotion(outcome: Outcome) -> None:
     if outcome.change is None:
         decision = outcome.verdict.decision
         now = "stays a candidate" if decision == INCONCLUSIVE else "is marked as rejected"
+        # Why is the error's one line.
         out.print(f"[bold red]{decision}[/]: {label} {now}")
-        for reason in outcome.verdict.reasons:
-            out.print(f"  - {escape(reason)}")
         return
     forced = f", forced: {outcome.change.reason}" if outcome.change.forced else ""
     if not outcome.promoted:

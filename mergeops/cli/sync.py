@@ -24,7 +24,8 @@ def sync(call: Call, tracking_uri: str | None, dry_run: bool) -> None:
     results = sync_trials(output_dir, call.progress, tracking_uri=tracking_uri, dry_run=dry_run)
     lines = []
     for result in results:
-        where = f" as models:/{result.registered}, run {result.run_id}"
+        version = f" as models:/{result.registered}" if result.registered else ""
+        where = f"{version}, run {result.run_id}"
         detail = where if result.outcome == "logged" else f": {result.problem}"
         lines.append(f"{result.name} ({result.plan_digest[:12]}): {result.outcome}{detail}")
     call.show(results, "\n".join(lines) or f"nothing is kept in {output_dir}")
