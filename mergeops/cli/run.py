@@ -14,10 +14,10 @@ from mergeops.cli.options import (
     AS_JSON,
     CONFIG_DIR,
     OVERRIDES,
-    QUIET,
     SHOW,
     Call,
     options,
+    progress_options,
     show_recipe,
 )
 from mergeops.pipeline import Trial, best_of, joint_leaderboard
@@ -31,7 +31,7 @@ from mergeops.search import SearchResult, parameter_types, run_search, with_stra
 @click.command()
 @OVERRIDES
 @click.option("-m", "--multirun", is_flag=True, help="Run every combination of listed values.")
-@options(CONFIG_DIR, SHOW, AS_JSON, QUIET)
+@options(CONFIG_DIR, SHOW, AS_JSON, progress_options)
 def run(call: Call, multirun: bool) -> None:
     """One tracked trial: find the sources, merge, score merge and parents, log, register."""
     jobs = expand_sweep(call.overrides) if multirun else [list(call.overrides)]
@@ -48,7 +48,7 @@ def run(call: Call, multirun: bool) -> None:
 
 @click.command()
 @OVERRIDES
-@options(CONFIG_DIR, SHOW, AS_JSON, QUIET)
+@options(CONFIG_DIR, SHOW, AS_JSON, progress_options)
 def search(call: Call) -> None:
     """Many trials, the best chosen on the dev part: strategy=greedy_soup or strategy=grid."""
     words = with_strategy(call.overrides)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, QUIET, Call, options
+from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options, progress_options
 from mergeops.tracking import raise_if_failed, sync_trials
 
 
@@ -14,7 +14,7 @@ from mergeops.tracking import raise_if_failed, sync_trials
 @OVERRIDES
 @click.option("--tracking-uri", help="In place of the server that each trial was meant for.")
 @click.option("--dry-run", is_flag=True, help="Only list the trials that are kept.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def sync(call: Call, tracking_uri: str | None, dry_run: bool) -> None:
     """Log trials that were kept while the server was away; nothing is merged or scored again.
 

@@ -77,7 +77,7 @@ def test_bits_per_byte_are_those_of_lm_evals_own_model(
     from lm_eval.models.huggingface import HFLM
 
     draw = random.Random(0)
-    words = [" ".join(draw.choices(text(1).split() + ["häre"], k=300)) for _ in range(16)]
+    words = [" ".join(draw.choices([*text(1).split(), "häre"], k=300)) for _ in range(16)]
     held.write_text("\n\n".join(words))
     spec = EvaluateSpec(tasks=(str(held),), dtype="float32", device="cpu")
     task = score(llama, "w", spec, "dev", work_dir=tmp_path / "work").tasks["held"]
