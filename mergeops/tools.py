@@ -6,7 +6,7 @@ these questions, a source that was hashed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,15 +62,26 @@ class Tools(Workshop):
     ) -> Scores:
         """Score a full checkpoint on one part of the tasks, or find it scored."""
         model = Model(path, sha256 or self.weights_sha256(path), tokenizer)
-        [scores] = self.score_all(label, [model], part)
+        [scores] = self.score_all({label: model}, part)
         return scores
 
-    def score_all(self, label: str, models: Sequence[Model], part: str) -> list[Scores]:
-        """Score full checkpoints on one part of the tasks, on all devices, or find them scored."""
+    def score_all(self, models: Mapping[str, Model], part: str) -> list[Scores]:
+        """Score full checkpoints on one part of the tasks, on all devices, or find them scored.
+
+        Args:
+            models: by the names that progress calls them by.
+        """
         tasks = self.load_tasks()
-        with self.progress.bar(f"scoring {label}") as tick:
+        numbers = {id(model): i for i, model in enumerate(models.values(), 1)}
+        names = {id(model): name for name, model in models.items()}
+
+        def name_of(model: Model) -> str:
+            count = f" ({numbers[id(model)]} of {len(models)})" if len(models) > 1 else ""
+            return f"scoring {names[id(model)]}{count}"
+
+        with self.progress.bar(f"scoring {', '.join(models)}") as tick:
             scores = score_all(
-                models,
+                list(models.values()),
                 self.evaluate,
                 part,
                 work_dir=self.work_dir,
@@ -78,6 +89,7 @@ class Tools(Workshop):
                 shared=ScoreRecords(self.tracking),
                 trust_remote_code=self.trust_remote_code,
                 progress=lambda _task, done, total: tick(done, total),
+                begin=lambda model: tick.rename(name_of(model)),
             )
         return [with_clusters(each, tasks) for each in scores] if tasks else scores
 
@@ -102,9 +114,8 @@ class Tools(Workshop):
         resolved = self.resolve(recipe)
         base = {"base": resolved.base} if resolved.base else {}
         parents = {**base, **resolved.sources}
-        models = [self._model(recipe, source) for source in parents.values()]
-        label = f"{len(parents)} parents" if len(parents) > 1 else next(iter(parents), "")
-        scores = dict(zip(parents, self.score_all(label, models, "dev"), strict=True))
+        models = {name: self._model(recipe, source) for name, source in parents.items()}
+        scores = dict(zip(parents, self.score_all(models, "dev"), strict=True))
         log = log or partial(log_parent, self.tracking)
         for name, source in parents.items():
             log(source, scores[name])
@@ -118,7 +129,7 @@ class Tools(Workshop):
 
     def score_source(self, label: str, recipe: Recipe, source: Source, part: str) -> Scores:
         """Score a source; an adapter is applied to its base first."""
-        [scores] = self.score_all(label, [self._model(recipe, source)], part)
+        [scores] = self.score_all({label: self._model(recipe, source)}, part)
         return scores
 
     def _model(self, recipe: Recipe, source: Source) -> Model:

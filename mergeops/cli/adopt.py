@@ -12,7 +12,7 @@ from mergeops import adoption
 from mergeops.adoption import Adoption, write_recipe
 from mergeops.checkpoint import size_text
 from mergeops.cli.console import console, table
-from mergeops.cli.options import AS_JSON, PATH, QUIET, Call, options, pairs
+from mergeops.cli.options import AS_JSON, PATH, Call, options, pairs, progress_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--path-map", multiple=True, metavar="OLD=NEW", help="Moved storage.")
 @click.option("--tracking-uri", help="In place of MLFLOW_TRACKING_URI.")
 @click.option("--force", is_flag=True, help="Overwrite the recipe file.")
-@options(AS_JSON, QUIET)
+@options(AS_JSON, progress_options)
 def adopt(
     call: Call,
     experiment: str,

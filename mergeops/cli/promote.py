@@ -11,7 +11,7 @@ import click
 
 from mergeops import promotion
 from mergeops.cli.console import console, escape, table
-from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, QUIET, Call, options
+from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options, progress_options
 from mergeops.errors import ConfigError
 from mergeops.promotion import (
     BETTER,
@@ -45,7 +45,7 @@ EXPECT = click.option(
 @EXPECT
 @click.option("--force", is_flag=True, help="Promote against the gate; needs --reason.")
 @click.option("--reason", help="Why the gate is overruled; kept in the audit.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def promote(call: Call, name: str | None, **wanted: Any) -> None:
     """Move NAME@champion to a merge, if it is better on the confirm part.
 
@@ -63,7 +63,7 @@ def promote(call: Call, name: str | None, **wanted: Any) -> None:
 @click.option("--version", type=int, help="Refuse unless this version is the one that waits.")
 @EXPECT
 @click.option("--reason", help="Kept in the audit.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def approve(call: Call, name: str | None, **wanted: Any) -> None:
     """Make NAME@challenger, which another user proposed, the champion."""
     recipe, name = _settings(call, name)
@@ -78,7 +78,7 @@ def approve(call: Call, name: str | None, **wanted: Any) -> None:
 @OVERRIDES
 @click.option("--version", type=int, help="Refuse unless this version is the one that waits.")
 @click.option("--reason", required=True, help="Kept in the audit.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def reject(call: Call, name: str | None, reason: str, **wanted: Any) -> None:
     """Close the proposal of NAME@challenger; the champion stays."""
     if not reason.strip():
@@ -96,7 +96,7 @@ def reject(call: Call, name: str | None, reason: str, **wanted: Any) -> None:
 @OVERRIDES
 @EXPECT
 @click.option("--reason", help="Kept in the audit.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def rollback(call: Call, name: str | None, **wanted: Any) -> None:
     """Move NAME@champion back to NAME@previous."""
     recipe, name = _settings(call, name)
@@ -128,7 +128,7 @@ def history(call: Call, name: str | None) -> None:
     type=click.Choice(["leave-one-out", "random"]),
     help="One kind of control; default: both.",
 )
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def controls(call: Call, name: str | None, **wanted: Any) -> None:
     """What each source of a merge contributes: the merge without it, and with noise for it.
 
@@ -167,9 +167,8 @@ def print_promotion(outcome: Outcome) -> None:
     if outcome.change is None:
         decision = outcome.verdict.decision
         now = "stays a candidate" if decision == INCONCLUSIVE else "is marked as rejected"
+        # Why is the error's one line.
         out.print(f"[bold red]{decision}[/]: {label} {now}")
-        for reason in outcome.verdict.reasons:
-            out.print(f"  - {escape(reason)}")
         return
     forced = f", forced: {outcome.change.reason}" if outcome.change.forced else ""
     if not outcome.promoted:

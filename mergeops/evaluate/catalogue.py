@@ -17,6 +17,7 @@ from typing import Any
 from mergeops.errors import EvaluationError
 from mergeops.evaluate.checks import check_config, needs_network, pin_data_files
 from mergeops.evaluate.silence import hub_is_reachable, offline
+from mergeops.evaluate.text_files import ENDINGS, text_config
 from mergeops.schema import did_you_mean
 
 _NETWORK_ERRORS = (
@@ -49,7 +50,8 @@ class Catalogue:
         self._own = TaskManager(include_path=self.folder, include_defaults=False)
 
     def build(self, name: str) -> tuple[list[Any], list[Any]]:
-        """The leaf tasks of a task, group or tag name, or of a YAML path, as lm-eval Task objects.
+        """The leaf tasks of a task, group or tag name, or of a YAML path, as lm-eval Task objects;
+        of the path of a text file the task that measures its bits per byte.
 
         Of a group also its ``AggMetricConfig``s, by which lm-eval gives it a number of its own.
 
@@ -57,6 +59,9 @@ class Catalogue:
             EvaluationError: unknown name, broken YAML, unknown metric, missing data, no network.
         """
         path = self._as_path(name)
+        if path is not None and path.suffix in ENDINGS:
+            with _explained(path.stem, {}):
+                return list(self._own.load([text_config(path)])["tasks"].values()), []
         manager, entry = (self._own, _entry_of(path)) if path else self._lookup(name)
         if entry.kind.name == "TAG":
             leaves = sorted(entry.tags)
@@ -111,7 +116,7 @@ class Catalogue:
         return hub_is_reachable()
 
     def _as_path(self, name: str) -> Path | None:
-        if not (name.endswith((".yaml", ".yml")) or "/" in name):
+        if not (name.endswith((".yaml", ".yml", *ENDINGS)) or "/" in name):
             return None
         choices = [Path(name).expanduser()]
         if self.folder is not None:
@@ -119,7 +124,8 @@ class Catalogue:
         for path in choices:
             if path.is_file():
                 return path.resolve()
-        raise EvaluationError(f"task file {name} does not exist (from {Path.cwd()})")
+        kind = "text" if name.endswith(ENDINGS) else "task"
+        raise EvaluationError(f"{kind} file {name} does not exist (from {Path.cwd()})")
 
     def _lookup(self, name: str) -> tuple[Any, Any]:
         if name in self._own.task_index:

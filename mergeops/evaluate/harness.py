@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ def score_all(
     shared: SharedScores | None = None,
     trust_remote_code: bool = False,
     progress: TaskTick | None = None,
+    begin: Callable[[Model], object] | None = None,
 ) -> list[Scores]:
     """Score models, task by task; what ``work_dir`` or ``shared`` already has is not asked again.
 
@@ -49,6 +50,7 @@ def score_all(
         shared: a store that other machines see too.
         trust_remote_code: whether a checkpoint's own code may run.
         progress: called from one thread at a time.
+        begin: called with each model that is asked, before it is.
 
     Returns:
         In the order of the candidates.
@@ -109,6 +111,7 @@ def score_all(
             store=store,
             tick=tick,
             turn=threading.Lock(),
+            begin=begin,
             trust_remote_code=trust,
         )
         devices = _devices(spec)

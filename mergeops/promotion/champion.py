@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergeops.errors import ConfigError, GateRefusedError, TrackingError
@@ -39,6 +39,8 @@ from mergeops.tracking import find_version, reopen
 
 NO_CHAMPION = 0
 """As ``expect_current``: there must be none yet."""
+REASONS_LIMIT = 2000
+"""Characters of a refusal's reasons in the audit, whose entries hold 5000."""
 
 
 def find_champion(tracking: Tracking, name: str) -> int | None:
@@ -104,14 +106,14 @@ def make_champion(
         )
         if change.kind == REFUSED:
             reasons = verdict.get("reasons") or ["the evidence does not support it"]
-            change = dataclasses.replace(change, reason=change.reason or reasons[0][:500], hooks=())
+            told = change.reason or "; ".join(reasons)[:REASONS_LIMIT]
+            change = dataclasses.replace(change, reason=told, hooks=())
             # Too few items to tell is no rejection.
             if current != version and verdict.get("decision") != "inconclusive":
                 set_status(tracking, name, version, "rejected")
             add_entry(tracking, change)
             raise GateRefusedError(
-                f"version {version} of {name} is not promoted: {'; '.join(reasons)}; see gate.json "
-                "of its run, or overrule with --force --reason TEXT"
+                f"version {version} of {name} is not promoted: {reasons[0]}{_more(reasons, name)}"
             )
         if current == version:
             return made_champion(tracking, name, version) or change
@@ -229,6 +231,12 @@ def check_current(name: str, current: int | None, expected: int | None) -> None:
 def version_text(version: int | None) -> str:
     """A version for a message."""
     return f"version {version}" if version else "no version"
+
+
+def _more(reasons: Sequence[str], name: str) -> str:
+    if len(reasons) == 1:
+        return ""
+    return f"; and {len(reasons) - 1} more: `mergeops history {name}`"
 
 
 def _keep_verdict(tracking: Tracking, run_id: str | None, verdict: Mapping[str, Any]) -> None:

@@ -41,8 +41,8 @@ class EvaluateSpec:
     """What is scored with the lm-eval harness, and how."""
 
     tasks: tuple[str, ...] = ()
-    """lm-eval task, group or tag names, paths of task YAML files, or patterns like * for tasks in
-    include_path."""
+    """lm-eval task, group or tag names, paths of task YAML files, patterns like * for tasks in
+    include_path, or a text file (.txt, .md), which is scored in bits per byte."""
     include_path: str | None = None
     """A directory of task YAML files whose names ``tasks`` may use."""
     metrics: Mapping[str, str] = field(default_factory=dict)
@@ -102,6 +102,8 @@ class TrackingSpec:
     """The experiment that holds trials and the scores of their parents."""
     registered_model: str = "merged"
     """The registered model whose versions are the merges."""
+    register: str = "scored"
+    """scored: only a merge with scores becomes a version; unscored: one without them too."""
     timeout_s: int = 20
     """How long to wait for the server before saying that it cannot be reached."""
     offline: bool = False
@@ -122,6 +124,7 @@ class TrackingSpec:
                 f"tracking.registered_model is {self.registered_model!r}; MLflow allows any name "
                 "without '/' and ':'"
             )
+        check_choice("tracking.register", self.register, ("scored", "unscored"))
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,8 @@ class PromoteSpec:
     alpha: float = 0.05
     """The chance of ever promoting a merge that is not better, over all uses of the confirm part
     together; the k-th use is tested at alpha / (k (k + 1))."""
-    against: tuple[str, ...] = ("best_parent", "champion")
-    """References to beat: best_parent (by dev score), champion, base."""
+    against: tuple[str, ...] = ("best_parent", "champion", "base")
+    """References to beat, of those that there are: best_parent (by dev score), champion, base."""
     primary: tuple[str, ...] = ()
     """Tasks whose items, pooled, must be better; empty means all of evaluate.tasks."""
     retain: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ import pkgutil
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ class SearchResult:
     trials: list[Trial]
     rows: list[dict[str, Any]]
     """One row a step, for the table and the search run's artifact."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Pages in MLflow: ``search``; empty where none serves any."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
@@ -44,6 +46,7 @@ class SearchResult:
             "best": self.best.to_dict() if self.best else None,
             "best_source": self.best_source,
             "steps": self.rows,
+            "links": dict(self.links),
             "trials": [trial.to_dict() for trial in self.trials],
         }
 
@@ -145,7 +148,8 @@ def run_search(recipe: Recipe, progress: Progress) -> SearchResult:
         if result.best is not None and result.best.scores is not None:
             log.log_best(result.best.run_id, result.best.scores)
         log_search_page(log, result.trials)
-    return result
+    page = tools.tracking.run_page(log.run_id)
+    return replace(result, links={"search": page}) if page else result
 
 
 def dev_columns(scores: Scores | None) -> dict[str, Any]:

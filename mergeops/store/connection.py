@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.recipe import TrackingSpec
@@ -64,11 +64,25 @@ class Tracking:
 
     def run_page(self, run_id: str) -> str | None:
         """Where the MLflow UI shows a run; None where no server serves it."""
+        return self._page(f"experiments/{self.experiment_id}/runs/{run_id}")
+
+    def version_page(self, name: str, version: int) -> str | None:
+        """Where the MLflow UI shows a version of a registered model; None as ``run_page``."""
+        return self._page(f"models/{quote(name, safe='')}/versions/{version}")
+
+    def model_page(self, name: str) -> str | None:
+        """Where the MLflow UI shows a registered model; None as ``run_page``."""
+        return self._page(f"models/{quote(name, safe='')}")
+
+    def experiment_page(self) -> str | None:
+        """Where the MLflow UI shows the leaderboard of the experiment; None as ``run_page``."""
+        return self._page(f"experiments/{self.experiment_id}/models")
+
+    def _page(self, place: str) -> str | None:
         if not self.uri.startswith("http"):
             return None
         # Without its workflow the UI opens in GenAI mode, where models are called agent versions.
-        page = f"experiments/{self.experiment_id}/runs/{run_id}?workflowType=machine_learning"
-        return f"{self.shown_uri}/#/{page}"
+        return f"{self.shown_uri}/#/{place}?workflowType=machine_learning"
 
     def experiment(self, name: str) -> str:
         """The id of another experiment of this store, found or made."""

@@ -53,7 +53,8 @@ class Pending:
     scores: Scores | None = None
     parents: dict[str, Scores] = field(default_factory=dict)
     registration: dict[str, str] | None = None
-    """The registered model's name, and more; set once all the work is done."""
+    """The registered model's name, empty where none is wanted, and more; set once all the work is
+    done."""
     reason: str = ""
     """Why it could not be logged."""
 
@@ -90,7 +91,7 @@ class Pending:
         self.scores = scores
 
     def note_registration(self, name: str) -> None:
-        """All the work is done."""
+        """All the work is done; without a name nothing is registered."""
         # What else is written is read by older versions of mergeops only.
         version = {"role": "merge", "status": "candidate", "description": self.name}
         self.registration = {"name": name, **version}

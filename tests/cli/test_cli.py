@@ -20,28 +20,29 @@ from mergeops.errors import ConfigError
 
 FROZEN = {
     "adopt": "--dry-run --experiment --filter --force --path-map --recipe --register --tracking-uri"
-    " --json --quiet --debug",
+    " --json --progress --quiet --debug",
     "compare": "OVERRIDES --config-dir --experiment --part --reference --html --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
-    "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --quiet --debug",
+    "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --progress --quiet --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
-    "inspect": "OVERRIDES --plot --no-rank --config-dir --json --quiet --debug",
+    "inspect": "OVERRIDES --plot --no-rank --config-dir --json --progress --quiet --debug",
     "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
-    " --quiet --debug",
+    " --progress --quiet --debug",
     "lineage": "MODEL OVERRIDES --svg --png --config-dir --json --debug",
     "gc": "OVERRIDES --dry-run --yes --older-than --config-dir --json --debug",
     "methods": "NAME --json --debug",
     "promote": "NAME OVERRIDES --version --expect-current --force --reason --config-dir --json"
-    " --quiet --debug",
-    "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json --quiet"
+    " --progress --quiet --debug",
+    "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json --progress --quiet"
     " --debug",
-    "reject": "NAME OVERRIDES --version --reason --config-dir --json --quiet --debug",
-    "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --quiet --debug",
+    "reject": "NAME OVERRIDES --version --reason --config-dir --json --progress --quiet --debug",
+    "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --progress --quiet --debug",
     "history": "NAME OVERRIDES --config-dir --json --debug",
-    "controls": "NAME OVERRIDES --version --only --config-dir --json --quiet --debug",
-    "run": "OVERRIDES --multirun --config-dir --cfg --json --quiet --debug",
-    "search": "OVERRIDES --config-dir --cfg --json --quiet --debug",
-    "verify": "WHERE --json --quiet --debug",
+    "controls": "NAME OVERRIDES --version --only --config-dir --json --progress --quiet"
+    " --debug",
+    "run": "OVERRIDES --multirun --config-dir --cfg --json --progress --quiet --debug",
+    "search": "OVERRIDES --config-dir --cfg --json --progress --quiet --debug",
+    "verify": "WHERE --json --progress --quiet --debug",
 }
 
 
