@@ -19,7 +19,7 @@ from mergeops.checkpoint.durable import (
     sync_file,
     sync_or_remove,
 )
-from mergeops.checkpoint.header import StoredTensor, encode_header
+from mergeops.checkpoint.header import SLICES_NAME, StoredTensor, encode_header, read_slices
 from mergeops.checkpoint.holds import alone, hold
 from mergeops.checkpoint.layout import (
     ADAPTER,
@@ -74,6 +74,7 @@ __all__ = [
     "PICKLED_INDEX",
     "PROCESSOR_TEMPLATE",
     "SINGLE",
+    "SLICES_NAME",
     "VOCABULARY_FILES",
     "AdapterReader",
     "Bytes",
@@ -103,6 +104,7 @@ __all__ = [
     "read_json",
     "read_manifest",
     "read_range",
+    "read_slices",
     "read_tensor",
     "remember",
     "replace_with",

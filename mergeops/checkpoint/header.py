@@ -25,7 +25,7 @@ MAX_HEADER_BYTES = 100_000_000
 """What the safetensors library allows, too."""
 SLICED = "DCP_SHARDING_INFO"
 """The key by which torch's distributed writer says where in its tensor each slice begins."""
-SLICES_NAME = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
+SLICES_NAME = re.compile(r"shard-(\d+)-model-\d+-of-\d+\.safetensors")
 """How that writer calls a process's file of slices."""
 _WHOLE_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 
