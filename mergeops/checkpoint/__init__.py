@@ -19,7 +19,7 @@ from mergeops.checkpoint.durable import (
     sync_file,
     sync_or_remove,
 )
-from mergeops.checkpoint.header import StoredTensor, encode_header
+from mergeops.checkpoint.header import SLICES_NAME, StoredTensor, encode_header, read_slices
 from mergeops.checkpoint.holds import alone, hold
 from mergeops.checkpoint.layout import (
     ADAPTER,
@@ -53,8 +53,8 @@ from mergeops.checkpoint.reader import (
 )
 from mergeops.checkpoint.relaid import RelaidReader
 from mergeops.checkpoint.renamed import RenamedReader
-from mergeops.checkpoint.small_files import SMALL_SUFFIXES, is_processor_file, is_small_file
 from mergeops.checkpoint.sizes import lacking, size_text
+from mergeops.checkpoint.small_files import SMALL_SUFFIXES, is_processor_file, is_small_file
 from mergeops.checkpoint.tokenizer_files import (
     PROCESSOR_TEMPLATE,
     VOCABULARY_FILES,
@@ -78,6 +78,7 @@ __all__ = [
     "PICKLED_INDEX",
     "PROCESSOR_TEMPLATE",
     "SINGLE",
+    "SLICES_NAME",
     "SMALL_SUFFIXES",
     "VOCABULARY_FILES",
     "Bytes",
@@ -112,6 +113,7 @@ __all__ = [
     "read_json",
     "read_manifest",
     "read_range",
+    "read_slices",
     "read_tensor",
     "recognise",
     "remember",

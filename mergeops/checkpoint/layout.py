@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mergeops.checkpoint.header import StoredTensor, read_header
+from mergeops.checkpoint.header import SLICES_NAME, StoredTensor, read_header
 from mergeops.checkpoint.quantised.codes import CodedTensor
 from mergeops.checkpoint.quantised.pairing import numbers_in
 from mergeops.checkpoint.quantised.recognition import ORIGINAL, Quantisation, recognise
@@ -253,6 +253,12 @@ def _why_no_weights(path: Path) -> str:
     for name in (SINGLE, INDEX):
         if name in names:
             return f"{path / name} is a link to {os.readlink(path / name)}, which is not there"
+    if any(SLICES_NAME.fullmatch(name) for name in names):
+        return (
+            f"{path} holds slices of tensors, a file for each process of a sharded training; put "
+            f"them together with `mergeops recover {path} OUT --base BASE`, with BASE the model "
+            "that was trained"
+        )
     other = [n for n in names if n.endswith(".safetensors")]
     hint = f"; it has {', '.join(other[:3])}" if other else ""
     return f"{path} has neither {SINGLE} nor {INDEX}{hint}"

@@ -35,6 +35,8 @@ COMMANDS = {
     "merge": "Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked.",
     "methods": "List the merge methods, or explain one with its parameters and paper.",
     "promote": "Move NAME@champion to a merge, if it is better on the confirm part.",
+    "recover": "Put together the weights that a sharded training left in DIR, as a Hugging Face "
+    "directory OUT.",
     "reject": "Close the proposal of NAME@challenger; the champion stays.",
     "rollback": "Move NAME@champion back to NAME@previous.",
     "run": "One tracked trial: find the sources, merge, score merge and parents, log, register.",
