@@ -50,10 +50,21 @@ FOREIGN = {
     "lm_eval": {"evaluate", "lm_eval_plugin"},
     "hydra": {"recipe"},
     "omegaconf": {"recipe"},
+    "optuna": {"search"},
     "pytest": {"testing"},
 }
 """Who alone may import what."""
-HEAVY = {"datasets", "hydra", "lm_eval", "matplotlib", "mlflow", "networkx", "omegaconf", "peft"}
+HEAVY = {
+    "datasets",
+    "hydra",
+    "lm_eval",
+    "matplotlib",
+    "mlflow",
+    "networkx",
+    "omegaconf",
+    "optuna",
+    "peft",
+}
 HEAVY |= {"llvmlite", "numba", "rich", "scipy", "torch", "transformers"}
 BUILT_ON = {
     "mergeops.adoption.callback": {"transformers"},

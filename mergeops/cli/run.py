@@ -23,7 +23,7 @@ from mergeops.pipeline import Trial, joint_leaderboard
 from mergeops.recipe import compose, expand_sweep
 from mergeops.report import board_table
 from mergeops.scores import Estimate, estimate
-from mergeops.search import SearchResult, parameter_types, run_search, with_strategy
+from mergeops.search import SearchResult, completed, parameter_types, run_search, with_strategy
 
 
 @click.command()
@@ -47,11 +47,11 @@ def run(call: Call, multirun: bool) -> None:
 @OVERRIDES
 @options(CONFIG_DIR, SHOW, AS_JSON, QUIET)
 def search(call: Call) -> None:
-    """Many trials, the best chosen on the dev part: strategy=greedy_soup or strategy=grid."""
+    """Many trials, the best chosen on the dev part: strategy=greedy_soup, grid or optuna."""
     words = with_strategy(call.overrides)
     recipe = compose(words, config_dir=call.config_dir, strategies=parameter_types())
     if call.cfg:
-        return show_recipe(recipe)
+        return show_recipe(completed(recipe))
     result = run_search(recipe, call.progress)
     call.show(result, lambda result: print_search(recipe.search.strategy, result))
 
@@ -78,6 +78,8 @@ def print_trials(trials: Sequence[Trial]) -> None:
 def print_search(strategy: str, result: SearchResult) -> None:
     """The steps of a search, and what it ended with."""
     out = console()
+    if baselines := result.report.get("baselines"):
+        out.print(escape(_against(baselines)))
     if result.rows:
         columns = [column for column in result.rows[0] if column != "dev_interval"]
         rows = [[_cell(row, column) for column in columns] for row in result.rows]
@@ -94,6 +96,17 @@ def print_search(strategy: str, result: SearchResult) -> None:
             f"{strategy}: no merge beats the source [bold]{result.best_source}[/] on dev; it stays "
             "the best"
         )
+
+
+def _against(baselines: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the best candidate of a study shows against merges that need no search."""
+    parts = []
+    for name, of in sorted(baselines.items(), key=lambda item: item[1]["beaten"]):
+        word = "better" if of["beaten"] else "not shown better"
+        low, high = of["interval"]
+        pair = f"{of['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        parts.append(f"{word} than the {name.replace('_', ' ')} ({pair})")
+    return f"the best candidate is on dev {', '.join(parts)}"
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:

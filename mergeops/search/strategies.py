@@ -8,7 +8,7 @@ import pkgutil
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ class SearchResult:
     trials: list[Trial]
     rows: list[dict[str, Any]]
     """One row a step, for the table and the search run's artifact."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """What the strategy says beside, as JSON types."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
@@ -45,6 +47,7 @@ class SearchResult:
             "best_source": self.best_source,
             "steps": self.rows,
             "trials": [trial.to_dict() for trial in self.trials],
+            **self.report,
         }
 
 
@@ -123,6 +126,20 @@ def _discover() -> Mapping[str, str]:
     return broken
 
 
+def completed(recipe: Recipe) -> Recipe:
+    """The recipe with every parameter of its strategy, also those that depend on the recipe.
+
+    A strategy's dataclass may have ``completed(recipe)``, which returns it with those filled in.
+
+    Raises:
+        ConfigError: an unknown strategy or parameter, or what the strategy refuses.
+    """
+    parameters = recipe.search.read(get(recipe.search.strategy).parameters)
+    if hasattr(parameters, "completed"):
+        parameters = parameters.completed(recipe)
+    return replace(recipe, search=replace(recipe.search, parameters=asdict(parameters)))
+
+
 def run_search(recipe: Recipe, progress: Progress) -> SearchResult:
     """Run the recipe's search strategy below one MLflow run; an interrupted one goes on.
 
@@ -130,8 +147,8 @@ def run_search(recipe: Recipe, progress: Progress) -> SearchResult:
         ConfigError: unknown strategy, no tasks to choose by, or what the strategy refuses.
     """
     name = recipe.search.strategy
+    recipe = completed(recipe)
     chosen = get(name)
-    recipe = replace(recipe, search=recipe.search.filled(chosen.parameters))
     if not recipe.evaluate.tasks:
         raise ConfigError(
             "a search chooses by scores, but evaluate.tasks is empty; name some tasks"
