@@ -93,8 +93,7 @@ class Tools(Workshop):
         if share not in self._prefixes:
             limit = self.evaluate.limit
             if share < 1:
-                items = isinstance(limit, int)
-                limit = math.ceil(limit * share) if items else (limit or 1.0) * share
+                limit = math.ceil(limit * share) if isinstance(limit, int) else share * (limit or 1)
             spec = dataclasses.replace(self.evaluate, limit=limit)
             whole = self.load_tasks()
             self._prefixes[share] = whole if whole and spec == whole.spec else load_tasks(spec)
