@@ -6,6 +6,8 @@ these questions, a source that was hashed.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -42,6 +44,7 @@ class Tools(Workshop):
         self.trust_remote_code = recipe.trust_remote_code
         self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
+        self._prefixes: dict[float, TaskSet] = {}
         self._inspections: dict[tuple[str, ...], Inspection] = {}
 
     def load_tasks(self) -> TaskSet | None:
@@ -92,6 +95,33 @@ class Tools(Workshop):
                 begin=lambda model: tick.rename(name_of(model)),
             )
         return [with_clusters(each, tasks) for each in scores] if tasks else scores
+
+    def score_prefix(self, label: str, path: Path, share: float) -> Scores:
+        """Score a full checkpoint on the first share of each task's dev items.
+
+        A smaller share is part of a larger one, so that only new items are asked. The scores are
+        kept on this machine only.
+        """
+        if share not in self._prefixes:
+            limit = self.evaluate.limit
+            if share < 1:
+                limit = math.ceil(limit * share) if isinstance(limit, int) else share * (limit or 1)
+            spec = dataclasses.replace(self.evaluate, limit=limit)
+            whole = self.load_tasks()
+            self._prefixes[share] = whole if whole and spec == whole.spec else load_tasks(spec)
+        tasks = self._prefixes[share]
+        model = Model(path, self.weights_sha256(path))
+        with self.progress.bar(f"scoring {label}") as tick:
+            [scores] = score_all(
+                [model],
+                tasks.spec,
+                "dev",
+                work_dir=self.work_dir,
+                tasks=tasks,
+                trust_remote_code=self.trust_remote_code,
+                progress=lambda _task, done, total: tick(done, total),
+            )
+        return with_clusters(scores, tasks)
 
     def heat_maps(self, recipe: Recipe) -> dict[str, Figure]:
         """How the sources' task vectors interfere, layer by layer: file name -> figure."""

@@ -51,10 +51,21 @@ FOREIGN = {
     "hydra": {"recipe"},
     "omegaconf": {"recipe"},
     "peft": {"adapters"},
+    "optuna": {"search"},
     "pytest": {"testing"},
 }
 """Who alone may import what."""
-HEAVY = {"datasets", "hydra", "lm_eval", "matplotlib", "mlflow", "networkx", "omegaconf", "peft"}
+HEAVY = {
+    "datasets",
+    "hydra",
+    "lm_eval",
+    "matplotlib",
+    "mlflow",
+    "networkx",
+    "omegaconf",
+    "optuna",
+    "peft",
+}
 HEAVY |= {"llvmlite", "numba", "rich", "scipy", "torch", "transformers"}
 BUILT_ON = {
     "mergeops.adoption.callback": {"transformers"},

@@ -40,8 +40,7 @@ COMMANDS = {
     "reject": "Close the proposal of NAME@challenger; the champion stays.",
     "rollback": "Move NAME@champion back to NAME@previous.",
     "run": "One tracked trial: find the sources, merge, score merge and parents, log, register.",
-    "search": "Many trials, the best chosen on the dev part: strategy=greedy_soup or "
-    "strategy=grid.",
+    "search": "Many trials, the best chosen on the dev part: strategy=greedy_soup, grid or optuna.",
     "sync": "Log trials that were kept while the server was away; nothing is merged or "
     "scored again.",
     "verify": "Rehash a merged checkpoint and name every file that differs from its manifest.",

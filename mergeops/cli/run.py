@@ -25,7 +25,7 @@ from mergeops.recipe import Recipe, TrackingSpec, compose, expand_sweep
 from mergeops.redact import redact
 from mergeops.report import BETTER, WORSE, board_table
 from mergeops.scores import Estimate, estimate
-from mergeops.search import SearchResult, parameter_types, run_search, with_strategy
+from mergeops.search import SearchResult, completed, parameter_types, run_search, with_strategy
 
 
 @click.command()
@@ -50,11 +50,11 @@ def run(call: Call, multirun: bool) -> None:
 @OVERRIDES
 @options(CONFIG_DIR, SHOW, AS_JSON, progress_options)
 def search(call: Call) -> None:
-    """Many trials, the best chosen on the dev part: strategy=greedy_soup or strategy=grid."""
+    """Many trials, the best chosen on the dev part: strategy=greedy_soup, grid or optuna."""
     words = with_strategy(call.overrides)
     recipe = compose(words, config_dir=call.config_dir, strategies=parameter_types())
     if call.cfg:
-        return show_recipe(recipe)
+        return show_recipe(completed(recipe))
     result = run_search(recipe, call.progress)
     call.show(result, lambda result: print_search(call, recipe, result))
 
@@ -127,6 +127,8 @@ def _same_place(call: Call, recipe: Recipe) -> list[str]:
 def print_search(call: Call, recipe: Recipe, result: SearchResult) -> None:
     """The steps of a search, and what it ended with."""
     out, strategy = console(), recipe.search.strategy
+    if baselines := result.report.get("baselines"):
+        out.print(escape(_against(baselines)))
     if result.rows:
         columns = [column for column in result.rows[0] if column != "dev_interval"]
         rows = [[_cell(row, column) for column in columns] for row in result.rows]
@@ -151,6 +153,17 @@ def print_search(call: Call, recipe: Recipe, result: SearchResult) -> None:
     for page in [*result.links.values(), *best.links.values()]:
         out.print(f"  {escape(page)}", style="dim", soft_wrap=True)
     _print_standing(call, recipe, best, f" of {len(result.trials)} merges")
+
+
+def _against(baselines: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the best candidate of a study shows against merges that need no search."""
+    parts = []
+    for name, of in sorted(baselines.items(), key=lambda item: item[1]["beaten"]):
+        word = "better" if of["beaten"] else "not shown better"
+        low, high = of["interval"]
+        pair = f"{of['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        parts.append(f"{word} than the {name.replace('_', ' ')} ({pair})")
+    return f"the best candidate is on dev {', '.join(parts)}"
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:

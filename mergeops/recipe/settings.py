@@ -53,8 +53,9 @@ class EvaluateSpec:
     file nor lm-eval says so."""
     num_fewshot: int | None = None
     """In-context examples; null keeps what the task says."""
-    limit: int | None = None
-    """At most this many items of each part of each task (for a quick look)."""
+    limit: int | float | None = None
+    """At most this many items of each part of each task, or below 1 this share of them (for a quick
+    look)."""
     batch_size: int = 32
     """Fixed for every model, since the batch size moves scores in the last digits."""
     max_length: int | None = None
@@ -82,7 +83,12 @@ class EvaluateSpec:
     def __post_init__(self) -> None:
         check_range("evaluate.batch_size", self.batch_size, 1, None)
         check_range("evaluate.confirm_fraction", self.confirm_fraction, 0.0, 0.95)
-        if self.limit is not None:
+        if self.limit is not None and not (0 < self.limit < 1 or isinstance(self.limit, int)):
+            raise ConfigError(
+                f"evaluate.limit is {self.limit!r}; it takes a whole number of items, or a share "
+                "of them between 0 and 1"
+            )
+        if isinstance(self.limit, int):
             check_range("evaluate.limit", self.limit, 1, None)
         if self.num_fewshot is not None:
             check_range("evaluate.num_fewshot", self.num_fewshot, 0, None)

@@ -4,11 +4,13 @@ A strategy is a function ``(recipe, parameters, tools, log) -> SearchResult``. A
 package that registers one with ``@strategy(NAME)`` adds it everywhere. So does a module that
 another package names in its entry point group ``mergeops.strategies``.
 
-Stands on: errors, methods, pipeline, progress, recipe, schema, scores, tools, tracking.
+Stands on: checkpoint, errors, methods, pipeline, planning, progress, recipe, schema, scores, tools,
+tracking.
 """
 
 from mergeops.search.strategies import (
     SearchResult,
+    completed,
     dev_columns,
     parameter_types,
     run_search,
@@ -19,6 +21,7 @@ from mergeops.search.strategies import (
 
 __all__ = [
     "SearchResult",
+    "completed",
     "dev_columns",
     "parameter_types",
     "run_search",

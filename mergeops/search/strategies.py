@@ -8,7 +8,7 @@ import pkgutil
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -39,6 +39,8 @@ class SearchResult:
     """One row a step, for the table and the search run's artifact."""
     links: Mapping[str, str] = field(default_factory=dict)
     """Pages in MLflow: ``search``; empty where none serves any."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """What the strategy says beside, as JSON types."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
@@ -48,6 +50,7 @@ class SearchResult:
             "steps": self.rows,
             "links": dict(self.links),
             "trials": [trial.to_dict() for trial in self.trials],
+            **self.report,
         }
 
 
@@ -126,6 +129,20 @@ def _discover() -> Mapping[str, str]:
     return broken
 
 
+def completed(recipe: Recipe) -> Recipe:
+    """The recipe with every parameter of its strategy, also those that depend on the recipe.
+
+    A strategy's dataclass may have ``completed(recipe)``, which returns it with those filled in.
+
+    Raises:
+        ConfigError: an unknown strategy or parameter, or what the strategy refuses.
+    """
+    parameters = recipe.search.read(get(recipe.search.strategy).parameters)
+    if hasattr(parameters, "completed"):
+        parameters = parameters.completed(recipe)
+    return replace(recipe, search=replace(recipe.search, parameters=asdict(parameters)))
+
+
 def run_search(recipe: Recipe, progress: Progress) -> SearchResult:
     """Run the recipe's search strategy below one MLflow run; an interrupted one goes on.
 
@@ -133,8 +150,8 @@ def run_search(recipe: Recipe, progress: Progress) -> SearchResult:
         ConfigError: unknown strategy, no tasks to choose by, or what the strategy refuses.
     """
     name = recipe.search.strategy
+    recipe = completed(recipe)
     chosen = get(name)
-    recipe = replace(recipe, search=recipe.search.filled(chosen.parameters))
     if not recipe.evaluate.tasks:
         raise ConfigError(
             "a search chooses by scores, but evaluate.tasks is empty; name some tasks"
