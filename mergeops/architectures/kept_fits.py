@@ -22,7 +22,7 @@ from mergeops.architectures.transformers_models import fit_of, settings_of
 from mergeops.checkpoint import replace_with
 from mergeops.errors import SourceError
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same question gets another answer."""
 
 

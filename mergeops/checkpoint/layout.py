@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from mergeops.checkpoint.header import SLICES_NAME, StoredTensor, read_header
 from mergeops.checkpoint.quantised.codes import CodedTensor
-from mergeops.checkpoint.quantised.pairing import numbers_in
+from mergeops.checkpoint.quantised.codes_and_scales import numbers_in
 from mergeops.checkpoint.quantised.recognition import ORIGINAL, Quantisation, recognise
 from mergeops.errors import SourceError
 

@@ -19,7 +19,7 @@ from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL, Search
 from mergeops.sources.contents import Kind
 from mergeops.sources.hub import cached, is_hub_name, pinned_name, snapshot_name
 from mergeops.sources.logged_config import Said, config_artifacts, is_set
-from mergeops.sources.ownership import TRAINER_STATE, is_finite, logged_values
+from mergeops.sources.checkpoint_ownership import TRAINER_STATE, is_finite, logged_values
 from mergeops.sources.remote.directory import LocalDirectory, moved, read_json
 from mergeops.sources.resolution import locate, resolve, resolve_uri
 from mergeops.sources.run_note import NOTE, RunTags, cheap_sha256, write_note

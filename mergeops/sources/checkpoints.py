@@ -17,7 +17,7 @@ from mergeops.sources.best import RunMetric, history_of, run_metrics, step_on, v
 from mergeops.sources.candidates import CheckpointCandidate, CheckpointChoice
 from mergeops.sources.contents import Location, check_whole, step_of
 from mergeops.sources.logged_config import output_directories
-from mergeops.sources.ownership import TRAINER_STATE, Ownership, logged_values, ownership
+from mergeops.sources.checkpoint_ownership import TRAINER_STATE, Ownership, logged_values, ownership
 from mergeops.sources.remote.directory import Directory, LocalDirectory, read_json
 from mergeops.sources.run_note import RunTags, writer_of
 from mergeops.sources.saves import find_checkpoint, saves_in, why_none
