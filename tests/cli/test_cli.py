@@ -34,6 +34,7 @@ FROZEN = {
     " --quiet --debug",
     "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json --quiet"
     " --debug",
+    "recover": "DIRECTORY OUT --base --dry-run --json --quiet --debug",
     "reject": "NAME OVERRIDES --version --reason --config-dir --json --quiet --debug",
     "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --quiet --debug",
     "history": "NAME OVERRIDES --config-dir --json --debug",
