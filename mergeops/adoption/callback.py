@@ -24,7 +24,6 @@ from mergeops.adoption.courier import Courier
 from mergeops.adoption.facts import SHAPE_PARAMS
 from mergeops.redact import redacted_line
 from mergeops.sources import (
-    NOTE,
     TRAINER_STATE,
     RunTags,
     cached,
@@ -96,6 +95,7 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
         self._logs_metrics = False
         self._has_warned = False
         self._saved: list[Path] = []
+        self._without_note: list[Path] = []
         self._metrics: dict[int, float] = {}
         self._base: str | None = None
         self._tags: dict[str, str] = {}
@@ -110,6 +110,7 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
         self._is_started = False
         self._courier = None
         self._saved = []
+        self._without_note = []
         self._metrics = {}
 
     @_never_breaks_training
@@ -193,6 +194,7 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
             return
         self._saved = [path for path in self._saved if path.is_dir() and path != checkpoint]
         self._saved.append(checkpoint)
+        self._without_note.append(checkpoint)
         self._tags[RunTags.OUTPUT_DIR] = str(checkpoint.parent)
         if self._join(args) is not None:
             self._note_saved(args)
@@ -207,9 +209,9 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
             RunTags.CHECKPOINTS: " ".join(path.name for path in self._saved[-100:]),
         }
         courier.send(tags | self._best(args))
-        for path in self._saved:
-            if courier.run_id and not (path / NOTE).exists():
-                write_note(path, courier.run_id, _step(path))
+        while courier.run_id and self._without_note:
+            path = self._without_note.pop()
+            write_note(path, courier.run_id, _step(path))
 
     @_never_breaks_training
     def on_train_end(self, args: Any, state: Any, **rest: Any) -> None:

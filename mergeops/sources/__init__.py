@@ -14,15 +14,15 @@ weights, and the MLflow run and model that it came from, where known. What a URI
 Stands on: adapters, checkpoint, errors, recipe, redact, store.
 """
 
-from mergeops.sources.candidates import CheckpointChoice
+from mergeops.sources.checkpoint_choice import CheckpointChoice
 from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL, Search
 from mergeops.sources.contents import Kind
+from mergeops.sources.fingerprint import TRAINER_STATE, is_finite, logged_values
 from mergeops.sources.hub import cached, is_hub_name, pinned_name, snapshot_name
 from mergeops.sources.logged_config import Said, config_artifacts, is_set
-from mergeops.sources.checkpoint_ownership import TRAINER_STATE, is_finite, logged_values
 from mergeops.sources.remote.directory import LocalDirectory, moved, read_json
 from mergeops.sources.resolution import locate, resolve, resolve_uri
-from mergeops.sources.run_note import NOTE, RunTags, cheap_sha256, write_note
+from mergeops.sources.run_note import RunTags, cheap_sha256, write_note
 from mergeops.sources.runs import no_checkpoint
 from mergeops.sources.schemes import short_name
 from mergeops.sources.source import Resolved, Source
@@ -31,7 +31,6 @@ from mergeops.sources.training_runs import TrainingRuns, open_store
 __all__ = [
     "CHECKPOINT_URI",
     "EXTERNAL",
-    "NOTE",
     "TRAINER_STATE",
     "CheckpointChoice",
     "Kind",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
+from mergeops.sources.fingerprint import is_finite
 from mergeops.sources.logged_config import is_set
-from mergeops.sources.checkpoint_ownership import is_finite
 from mergeops.sources.training_runs import TrainingRuns
 
 if TYPE_CHECKING:

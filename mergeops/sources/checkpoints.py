@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError
 from mergeops.sources.best import RunMetric, history_of, run_metrics, step_on, value_on
-from mergeops.sources.candidates import CheckpointCandidate, CheckpointChoice
+from mergeops.sources.checkpoint_choice import CheckpointCandidate, CheckpointChoice
 from mergeops.sources.contents import Location, check_whole, step_of
+from mergeops.sources.fingerprint import TRAINER_STATE, Ownership, logged_values, ownership
 from mergeops.sources.logged_config import output_directories
-from mergeops.sources.checkpoint_ownership import TRAINER_STATE, Ownership, logged_values, ownership
 from mergeops.sources.remote.directory import Directory, LocalDirectory, read_json
 from mergeops.sources.run_note import RunTags, writer_of
 from mergeops.sources.saves import find_checkpoint, saves_in, why_none
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 EXTERNAL = "mlflow.model.isExternal"
 CHECKPOINT_URI = "mergeops.checkpoint_uri"
+LOWEST = "LOWEST_VAL"
 
 
 @dataclass
@@ -84,6 +85,9 @@ class Search:
         for candidate in candidates:
             if candidate.name and f"/{said}".endswith(f"/{candidate.name}"):
                 yield candidate, f"best by {TRAINER_STATE}", None
+        for candidate in candidates:
+            if _is_lowest(candidate):
+                yield candidate, f"best by the link {LOWEST}", None
         for metric in run_metrics(self.run):
             scored, where = self._scores(metric, newest, candidates)
             if not scored:
@@ -300,6 +304,15 @@ def _pointed_at(uri: str, directory: Directory, found_by: str) -> Iterator[Check
         name = uri.rstrip("/").rsplit("/", 1)[-1]
         step, order = step_of(name)
         yield CheckpointCandidate(name, directory, found_by, step=step, order=order)
+
+
+def _is_lowest(candidate: CheckpointCandidate) -> bool:
+    """Whether NeMo Automodel's link to the save with the lowest validation loss leads to it."""
+    here = candidate.directory.local
+    if here is None or not candidate.in_output_dir:
+        return False
+    link = here.parent / LOWEST
+    return link.is_symlink() and link.resolve() == here.resolve()
 
 
 def _state_of(save: Directory, location: Location) -> dict[str, Any]:

@@ -45,10 +45,11 @@ def read_logged_model(directory: Directory) -> LoggedModelFiles:
         return LoggedModelFiles(problem=problem)
     foreign = [name for name in _FOREIGN if name in flavours]
     if foreign:
+        held = ", ".join(entry.name for entry in directory.entries())
         return LoggedModelFiles(
-            problem=f"{directory.shown} holds no checkpoint: it is a model of MLflow's {foreign[0]} "
-            f"flavour, and it has {', '.join(entry.name for entry in directory.entries())}; save "
-            "the model with save_pretrained and log that directory"
+            problem=f"{directory.shown} holds no checkpoint: it is a model of MLflow's "
+            f"{foreign[0]} flavour, and it has {held}; save the model with "
+            "save_pretrained and log that directory"
         )
     return LoggedModelFiles()
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from mergeops.errors import SourceError
-from mergeops.sources.candidates import CheckpointChoice
+from mergeops.sources.checkpoint_choice import CheckpointChoice
 from mergeops.sources.checkpoints import CHECKPOINT_URI, Search
 from mergeops.sources.contents import Location, check_whole
 from mergeops.sources.find_context import FindContext

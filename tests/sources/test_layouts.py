@@ -42,7 +42,6 @@ def test_nemo_automodel_saves_models_two_directories_deep(
         fabricate.save(output / f"epoch_0_step_{step}" / inner, lora=lora)
         (output / f"epoch_0_step_{step}/optim").mkdir()
     (output / "LATEST").symlink_to("epoch_0_step_100")
-    (output / "LOWEST_VAL").symlink_to("epoch_0_step_9")
     params = {"checkpoint.checkpoint_dir": str(output), BASE: "org/base"}
     run_id = fabricate.run(params=params)
     one = only(fabricate)
@@ -53,6 +52,17 @@ def test_nemo_automodel_saves_models_two_directories_deep(
     assert find(str(one.uri), fabricate).path == Path(str(one.checkpoint))
     named = find(f"runs:/{run_id}/epoch_0_step_9", fabricate)
     assert named.path == output / "epoch_0_step_9" / inner
+
+
+def test_automodels_link_to_the_lowest_validation_loss_is_its_best(fabricate: Fabricator) -> None:
+    output = fabricate.folder / "checkpoints"
+    for step in (9, 19):
+        fabricate.save(output / f"epoch_0_step_{step}/model", lora=True)
+    (output / "LATEST").symlink_to("epoch_0_step_19")
+    (output / "LOWEST_VAL").symlink_to("epoch_0_step_9")
+    fabricate.run(params={"checkpoint.checkpoint_dir": str(output)})
+    one = only(fabricate)
+    assert (one.step, one.checkpoints) == (9, ("epoch_0_step_19", "epoch_0_step_9"))
 
 
 def test_the_lowest_validation_loss_tells_the_best_of_automodels(fabricate: Fabricator) -> None:
@@ -96,7 +106,7 @@ def test_an_adapter_with_a_name_lies_inside_its_checkpoint(fabricate: Fabricator
     for step in (2, 4):
         fabricate.save(output / f"checkpoint-{step}/math", lora=True)
         (output / f"checkpoint-{step}/trainer_state.json").write_text(
-            '{"global_step": %d, "log_history": [{"step": 2, "loss": 7.0}]}' % step
+            '{"log_history": [{"step": 2, "loss": 7.0}]}'
         )
     params = {"output_dir": str(output)}
     run_id = fabricate.run(params=params, metrics={"loss": [(2, 7.0)]})
@@ -181,23 +191,22 @@ def touch(folder: Path, *names: str) -> None:
     [
         (
             ["model.safetensors", "config.json", "checkpoint-is-incomplete.txt"],
-            "holds checkpoint-is-incomplete.txt, which transformers removes when a save is complete",
+            "holds checkpoint-is-incomplete.txt, which transformers removes when a save is compl",
         ),
         (
-            ["pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/__0_0.distcp"]
-            + ["pytorch_model_fsdp_0/__1_0.distcp", "optimizer_0/.metadata"],
-            "shards of 2 rank(s), a finished FSDP save; make one file of them: accelerate merge-wei",
+            [f"pytorch_model_fsdp_0/{n}" for n in (".metadata", "__0_0.distcp", "__1_0.distcp")],
+            "shards of 2 rank(s), a finished FSDP save; make one file of them: accelerate mer",
         ),
         (["pytorch_model_fsdp_0/__0_0.distcp"], "without .metadata, which is written last: the sa"),
         (
             ["config.json", "latest", "zero_to_fp32.py"]
             + [f"global_step4/zero_pp_rank_{r}_mp_rank_00_model_states.pt" for r in (0, 1)]
             + [f"global_step4/bf16_zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in (0, 1)],
-            "holds the DeepSpeed ZeRO shards of 2 rank(s) at step 4; make one checkpoint of them: p",
+            "holds the DeepSpeed ZeRO shards of 2 rank(s) at step 4; make one checkpoint of the",
         ),
         (
             ["config.json"] + [f"shard-0000{r}-model-00001-of-00001.safetensors" for r in (1, 2)],
-            "holds slices of tensors by 2 rank(s) (shard-*.safetensors), no whole tensors; make one",
+            "holds slices of tensors by 2 rank(s) (shard-*.safetensors), no whole tensors; make",
         ),
         (
             ["model_world_size_2_rank_0.pt", "huggingface/config.json"],
@@ -254,3 +263,10 @@ def test_a_run_that_waits_for_its_marker_keeps_the_checkpoint_before(
     one: Any = only(fabricate)
     assert one.step == 2
     assert "the save did not finish" in one.skipped[0]
+
+
+def test_a_directory_with_a_checkpoint_inside_says_where_it_is(tmp_path: Path) -> None:
+    inside = tmp_path / "epoch_0_step_9/model/consolidated"
+    touch(inside, "config.json", "model.safetensors")
+    with pytest.raises(SourceError, match=f"; name the checkpoint inside it: {inside}$"):
+        resolve_uri(str(tmp_path / "epoch_0_step_9"), cache_dir=tmp_path / "cache")
