@@ -43,7 +43,7 @@ from mergeops.checkpoint.layout import (
 from mergeops.checkpoint.lora import AdapterReader, open_adapter
 from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
 from mergeops.checkpoint.pickled import converted
-from mergeops.checkpoint.quantised.recognition import Quantisation, recognise
+from mergeops.checkpoint.quantised.recognition import Quantisation, recognise, without_quantisation
 from mergeops.checkpoint.reader import (
     Bytes,
     CheckpointReader,
@@ -120,6 +120,7 @@ __all__ = [
     "verify_checkpoint",
     "weight_files",
     "weights_sha256",
+    "without_quantisation",
     "word",
     "write_manifest",
 ]
