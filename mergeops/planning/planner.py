@@ -79,7 +79,6 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
             chosen,
             template,
             vocabulary,
-            plain=_are_plain(assembly.pieces),
             trust_code=recipe.trust_remote_code,
         )
     warnings += notes
@@ -109,13 +108,6 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         recipe=recipe.weights_dict(),
         warnings=tuple(warnings),
     )
-
-
-def _are_plain(pieces: Sequence[Piece]) -> bool:
-    """Whether the weights are numbers, and no codes with scales."""
-    return not any(
-        piece.like.dtype not in FLOATS and len(piece.like.shape) > 1 for piece in pieces
-    ) and not any("scale" in piece.name.rpartition(".")[2] for piece in pieces)
 
 
 def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedInput:
