@@ -131,8 +131,8 @@ def _axis(path: Path, name: str, placed: Any) -> int | None:
         if isinstance(axis, int) and axis >= 0:
             return axis
     raise SourceError(
-        f"{path}: tensor {name} is laid out as {kind or placed!r}, which mergeops does not read; "
-        "put the model together with `python -m verl.model_merger merge`"
+        f"{path}: tensor {name} is laid out by {kind or 'nothing known'}, which mergeops does not "
+        "read; put the model together with `python -m verl.model_merger merge`"
     )
 
 

@@ -134,7 +134,7 @@ def _nothing(directory: Path) -> str:
         return f"{directory} is not a directory; name a checkpoint of a sharded training"
     names = {entry.name for entry in directory.iterdir()}
     if names & {SINGLE, INDEX, ADAPTER}:
-        return f"{directory} is a whole checkpoint already; use it as a source as it is"
+        return f"{directory} is a whole checkpoint already; use it as a source"
     listed = ", ".join(sorted(names)[:5]) or "nothing"
     return (
         f"{directory} holds nothing that a sharded training left: no .metadata with *.distcp "
@@ -160,6 +160,7 @@ def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path 
 
 
 def _model(directory: Path, found: Leftover, shards: ShardedModel, base: Path | None) -> _Draft:
+    checkpoint = _weights_of(base)
     own = [place / inner for place in (directory, found.path) for inner in CONFIGS]
     places = [*own, *([] if base is None else [base])]
     config_from = next((place for place in places if (place / CONFIG).is_file()), None)
@@ -168,7 +169,6 @@ def _model(directory: Path, found: Leftover, shards: ShardedModel, base: Path | 
             f"{directory} has no {CONFIG}; say which model was trained: `mergeops recover "
             f"{directory} OUT --base BASE`"
         )
-    checkpoint = _weights_of(base)
     tensors = model_names(shards.tensors)
     notes: list[str] = []
     config = read_json(config_from / CONFIG)

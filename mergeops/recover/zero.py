@@ -96,7 +96,7 @@ def _partitions(path: Path, names: Sequence[str]) -> ShardedModel:
             where = path / files["optim"][rank]
             states = read_torch_file(path, where.name, _DEEPSPEED)["optimizer_state_dict"]
             counts = states["partition_count"]
-            count = max(counts) if isinstance(counts, list) else counts
+            count = int(max(counts) if isinstance(counts, list) else counts)
             if count != processes:
                 raise SourceError(
                     f"{where} is of {count} processes, but the files of {processes} are there: "
@@ -104,9 +104,8 @@ def _partitions(path: Path, names: Sequence[str]) -> ShardedModel:
                 )
             if "fp32_flat_groups" not in states:
                 raise SourceError(
-                    f"{path} has no {MODEL}, but {where.name} is of ZeRO-"
-                    f"{states.get('zero_stage')!r}: the save did not finish; use an earlier "
-                    "checkpoint of the run"
+                    f"{path} has no {MODEL}, but {where.name} has no fp32_flat_groups, so it is of "
+                    "ZeRO-1 or 2: the save did not finish; use an earlier checkpoint of the run"
                 )
             groups.append([_checked(where, group) for group in states["fp32_flat_groups"]])
         where = path / files["model"][0]

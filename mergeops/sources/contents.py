@@ -19,6 +19,7 @@ from mergeops.checkpoint import (
     read_headers,
 )
 from mergeops.errors import SourceError
+from mergeops.recover import KINDS, leftover
 from mergeops.sources.remote.directory import Directory, DirectoryEntry, read_json
 
 Kind = Literal["full", "lora"]
@@ -148,6 +149,12 @@ def _instead(directory: Directory, entries: list[DirectoryEntry], names: set[str
     shown = directory.shown
     if not entries:
         return f"{shown} is empty or does not exist"
+    left = None if directory.local is None else leftover(directory.local)
+    if left is not None:
+        return left.problem or (
+            f"{shown} holds what a sharded training left, {KINDS[left.kind][0]}; put it together: "
+            f"`mergeops recover {shown} OUT --base BASE`, with BASE the model that was trained"
+        )
     checkpoints = [name for _, name in checkpoints_in(entries)]
     if checkpoints:
         return (

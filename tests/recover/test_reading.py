@@ -79,7 +79,7 @@ def test_any_range_of_a_tensor_is_that_range(written: Path, read_all: ReadAll, f
     with ShardedReader(shards) as reader:
         for name, tensor in whole.items():
             for _ in range(8):
-                start, stop = sorted(draw.choices(range(tensor.numel() + 1), k=2))
+                start, stop = sorted(draw.sample(range(tensor.numel() + 1), 2))
                 assert read_range(reader, name, start, stop).equal(tensor.reshape(-1)[start:stop])
                 reader.prefetch(name, start, stop)
 

@@ -211,6 +211,29 @@ def test_an_adapter_needs_its_settings(written: Path, copied: Copied, tmp_path: 
     assert verify_checkpoint(tmp_path / "out") == []
 
 
+def test_an_adapter_in_memory_gets_the_names_of_peft(
+    written: Path, trained_base: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(trained_base)
+    states = PeftModel.from_pretrained(base, written / "adapter").state_dict()
+    run = write_zero2(tmp_path / "run", states)
+    shutil.copy(written / "adapter" / "adapter_config.json", run)
+    result = recover(run, tmp_path / "out")
+    assert "21 tensors of the base, which the adapter does not have, were left out" in result.notes
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    expected = load_file(written / "adapter" / "adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    more = {name.replace(".default.", ".other."): tensor for name, tensor in states.items()}
+    run = write_zero2(tmp_path / "two", states | more)
+    shutil.copy(written / "adapter" / "adapter_config.json", run)
+    with pytest.raises(SourceError, match="holds the adapters default, other; save one of them"):
+        recover(run, tmp_path / "two_out")
+
+
 def test_what_is_in_the_way_stays(written: Path, trained_base: Path, tmp_path: Path) -> None:
     source = written / "fsdp" / "checkpoint-4"
     (tmp_path / "file").touch()

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,14 @@ def test_damaged_bytes_never_end_in_anything_but_a_message(
         except SourceError as error:
             assert "\n" not in str(error)
         file.write_bytes(before)
+
+
+def test_a_pickle_that_would_be_hashed_or_printed_without_end_is_refused(tmp_path: Path) -> None:
+    run = write_zero2(tmp_path, {"a": torch.ones(2)})
+    file = run / "global_step2" / "mp_rank_00_model_states.pt"
+    # A tuple of two of what is on the stack, sixty times over.
+    nested = b")" + b"2\x86" * 60
+    for data in (b"}" + nested + b"K\x01s.", b"ctorch\nSize\n" + nested + b"\x85R."):
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("m/data.pkl", b"\x80\x02" + data)
+        assert "it was cut or damaged" in problem(run)
