@@ -21,6 +21,10 @@ INNER = ("pytorch_model_fsdp_0", "model", "actor", "sharded")
 """Where trainers put the model below a checkpoint's directory."""
 UNFINISHED = ("checkpoint-is-incomplete.txt", ".incomplete")
 """Files by which trainers mark a save that did not finish."""
+COMPLETE = "CHECKPOINT_COMPLETE"
+"""LLaMA-Factory's mark of a save that did finish."""
+TRACKER = "latest_checkpointed_iteration.txt"
+"""Beside the checkpoints of verl, written last: the newest whole step."""
 TORCH_DIST = "common.pt"
 """Beside ``.metadata`` it tells Megatron's names."""
 RANK = re.compile(rf"__(\d+)_\d+\{SUFFIX}")
@@ -31,7 +35,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], ShardedModel]]] = {
     "dcp": ("torch.distributed.checkpoint (FSDP)", open_dcp),
     "zero": ("DeepSpeed ZeRO", open_zero),
     "slices": ("slices in safetensors files", open_slices),
-    "processes": ("a file of each process (verl)", open_process_files),
+    "processes": ("a file of each process (verl, accelerate)", open_process_files),
 }
 """Kind -> in words, and what opens it."""
 
@@ -210,7 +214,28 @@ def _marked(directory: Path) -> str | None:
             f"{directory} has the name that a Trainer gives to a save until it is finished; use an "
             "earlier checkpoint of the run"
         )
-    return None
+    if not (directory / COMPLETE).exists() and _step(directory) is not None:
+        for other in directory.absolute().parent.glob(f"*/{COMPLETE}"):
+            return (
+                f"{directory} has no {COMPLETE}, which {other.parent} has: the save did not "
+                f"finish; use {other.parent}"
+            )
+    return _newer_than_tracked(directory)
+
+
+def _newer_than_tracked(directory: Path) -> str | None:
+    """Refuse a step that is newer than the one that the tracker beside it names."""
+    step, tracker = _step(directory), directory.absolute().parent / TRACKER
+    try:
+        newest = int(tracker.read_bytes()[:100])
+    except (OSError, ValueError):
+        return None
+    if step is None or step <= newest:
+        return None
+    return (
+        f"{directory} is newer than step {newest}, which {tracker} names: that is written last, so "
+        f"the save did not finish; use step {newest}"
+    )
 
 
 def _step(directory: Path) -> int | None:
@@ -221,8 +246,8 @@ def _step(directory: Path) -> int | None:
 def _world_size(kind: str, path: Path) -> int | None:
     names = [entry.name for entry in path.iterdir()]
     if kind == "processes":
-        sizes = [int(m[1]) for name in names if (m := PROCESS_FILE.fullmatch(name))]
-        return sizes[0] if sizes else None
+        matches = [match for name in names if (match := PROCESS_FILE.fullmatch(name))]
+        return int(matches[0]["world"] or len(matches))
     pattern, first = {"dcp": (RANK, 0), "slices": (SLICES_NAME, 1), "zero": (PARTITION, 0)}[kind]
     ranks = [int(match[1]) for name in names if (match := pattern.fullmatch(name))]
     return max(ranks) + 1 - first if ranks else None

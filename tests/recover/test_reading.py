@@ -95,8 +95,9 @@ def test_slices_are_put_together_as_transformers_does(
 
 
 def test_files_of_each_process_are_put_together(written: Path, read_all: ReadAll) -> None:
-    found = read_all(written / "verl" / "global_step_4")
-    assert same(found, torch.load(written / "trained.pt", weights_only=True))
+    trained = torch.load(written / "trained.pt", weights_only=True)
+    assert same(read_all(written / "verl" / "global_step_4"), trained)
+    assert same(read_all(written / "ranks" / "checkpoint-4"), trained)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
