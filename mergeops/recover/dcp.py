@@ -211,7 +211,7 @@ def _tensor(
 
 def _stamps(path: Path, tensors: Mapping[str, ShardedTensor]) -> dict[str, FileStamp]:
     """The stamp of each file, after its size was found to hold what it should."""
-    stamps: dict[str, FileStamp] = {}
+    stamps = {METADATA: stamp(path / METADATA)}
     for tensor in tensors.values():
         for piece in tensor.pieces:
             place = piece.place

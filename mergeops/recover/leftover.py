@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import SLICES_NAME
+from mergeops.checkpoint import ADAPTER, INDEX, SINGLE, SLICES_NAME
 from mergeops.errors import SourceError
 from mergeops.recover.dcp import METADATA, SUFFIX, open_dcp
 from mergeops.recover.process_files import NAME as PROCESS_FILE
@@ -113,6 +113,16 @@ def leftover(directory: Path) -> Leftover | None:
     return Leftover(kind, path, step, world_size, problem)
 
 
+def is_sharded(directory: Path) -> bool:
+    """Whether a directory has what ``leftover`` finds and is no checkpoint; by names alone."""
+    if any((directory / name).exists() for name in (SINGLE, INDEX, ADAPTER)):
+        return False
+    try:
+        return _find(directory) is not None
+    except OSError:
+        return False
+
+
 def _find(directory: Path) -> tuple[str, Path, str | None] | None:
     """Kind, place and what names alone show to be wrong."""
     if not directory.is_dir():
@@ -178,6 +188,8 @@ def _tagged(directory: Path) -> tuple[str, Path, str | None] | None:
 def _not_the_latest(place: Path) -> str | None:
     """Refuse a ``global_stepN`` that is newer than what ``latest`` beside it names."""
     own = GLOBAL_STEP.fullmatch(place.name)
+    if not (place.parent / LATEST).is_file():
+        return None
     try:
         name = (place.parent / LATEST).read_bytes()[:200].decode().strip()
     except (OSError, ValueError):
@@ -227,10 +239,10 @@ def _newer_than_tracked(directory: Path) -> str | None:
     """Refuse a step that is newer than the one that the tracker beside it names."""
     step, tracker = _step(directory), directory.absolute().parent / TRACKER
     try:
-        newest = int(tracker.read_bytes()[:100])
+        newest = int(tracker.read_bytes()[:100]) if tracker.is_file() else None
     except (OSError, ValueError):
         return None
-    if step is None or step <= newest:
+    if step is None or newest is None or step <= newest:
         return None
     return (
         f"{directory} is newer than step {newest}, which {tracker} names: that is written last, so "

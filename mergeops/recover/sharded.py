@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mergeops.checkpoint import FileStamp, item_size
+from mergeops.checkpoint import FileStamp, StoredTensor, item_size
 from mergeops.errors import SourceError
 
 
@@ -77,6 +77,16 @@ class ShardedModel:
     """File below the directory -> stamp, for every file that holds a piece."""
     unpack: Callable[[Path, Payload, str, tuple[int, ...]], Place] | None = None
     """Finds the elements of a payload, given the directory, the dtype and the shape."""
+
+    @property
+    def stored(self) -> dict[str, StoredTensor]:
+        """The tensors as headers describe them, as if they lay one after the other."""
+        described, start = {}, 0
+        for name, tensor in self.tensors.items():
+            stop = start + tensor.numel * item_size(tensor.dtype)
+            described[name] = StoredTensor(name, tensor.dtype, tensor.shape, "", start, stop)
+            start = stop
+        return described
 
     @property
     def bytes(self) -> int:

@@ -89,6 +89,8 @@ def read_torch_file(
     """
     where = path / file
     what = str(where) if size is None else f"{where} at byte {start}"
+    if not where.is_file():
+        raise SourceError(f"{where} is not there, or no regular file; use an earlier checkpoint")
     try:
         with open(where, "rb") as whole:
             end = os.fstat(whole.fileno()).st_size

@@ -32,7 +32,7 @@ INNER = ("model", "peft", "artifacts")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a directory is, decided from its names alone."""
+    """What a directory is."""
 
     kind: Kind | None
     problem: str | None = None
@@ -41,10 +41,12 @@ class Contents:
     """Of its safetensors files; 0 where the store does not say."""
     pickled: Kind | None = None
     """What it would be if its weights were not pickled; kind is None then."""
+    is_sharded: bool = False
+    """Whether it holds a full model in pieces, which is read with its base; kind is None then."""
 
 
 def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -> Contents:
-    """Decide what a directory is; no file is opened."""
+    """Decide what a directory is; only what a sharded training left is opened."""
     entries = directory.entries() if entries is None else entries
     names = {entry.name for entry in entries if not entry.is_dir}
     size = sum(e.size for e in entries if e.name.endswith(".safetensors") and not e.is_dir)
@@ -63,7 +65,22 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
         pickled = "lora" if PICKLED_ADAPTER in names else None
     elif CONFIG in names and names & {PICKLED, PICKLED_INDEX}:
         pickled = "full"
+    if pickled is None and (left := _in_pieces(directory)) is not None:
+        return left
     return Contents(None, _instead(directory, entries, names), pickled=pickled)
+
+
+def _in_pieces(directory: Directory) -> Contents | None:
+    """What a sharded training left in a directory of this machine."""
+    left = None if directory.local is None else leftover(directory.local)
+    if left is None:
+        return None
+    shown = directory.shown
+    problem = left.problem or (
+        f"{shown} holds what a sharded training left, {KINDS[left.kind][0]}; put it together: "
+        f"`mergeops recover {shown} OUT --base BASE`, with BASE the model that was trained"
+    )
+    return Contents(None, problem, is_sharded=left.problem is None and not left.is_adapter)
 
 
 @dataclass(frozen=True)
@@ -149,12 +166,6 @@ def _instead(directory: Directory, entries: list[DirectoryEntry], names: set[str
     shown = directory.shown
     if not entries:
         return f"{shown} is empty or does not exist"
-    left = None if directory.local is None else leftover(directory.local)
-    if left is not None:
-        return left.problem or (
-            f"{shown} holds what a sharded training left, {KINDS[left.kind][0]}; put it together: "
-            f"`mergeops recover {shown} OUT --base BASE`, with BASE the model that was trained"
-        )
     checkpoints = [name for _, name in checkpoints_in(entries)]
     if checkpoints:
         return (

@@ -1,15 +1,21 @@
-"""The command, and what a merge says of a directory that has to be recovered first."""
+"""The command, and merges of what was never put together."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from support.zero_files import write_zero3
 
+from mergeops.api import merge as api_merge
+from mergeops.errors import SourceError
+from mergeops.recover import recover
 from mergeops.sources.contents import Location
 from mergeops.sources.remote.directory import LocalDirectory
 
@@ -46,3 +52,41 @@ def test_such_a_directory_as_a_source_names_the_command(written: Path, tmp_path:
     run = write_zero3(tmp_path, {"w": torch.ones(2)}, 2)
     (run / "latest").write_text("global_step4")
     assert "the save did not finish" in str(Location.at(LocalDirectory(run)).contents.problem)
+
+
+@pytest.mark.parametrize("folder", ["fsdp/checkpoint-4", "slices", "verl/global_step_4"])
+def test_a_merge_reads_the_pieces_where_they_lie(
+    written: Path,
+    trained_base: Path,
+    tiny_llama: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = tiny_llama(like=trained_base, seed=3)
+    recover(written / folder, tmp_path / "whole", base=trained_base)
+    merged = {}
+    for name, place in (("pieces", written / folder), ("whole", tmp_path / "whole")):
+        sources = {"a": str(place), "b": str(other)}
+        recipe = {"base": str(trained_base), "sources": sources, "method": "task_arithmetic"}
+        api_merge(recipe, tmp_path / f"merged_{name}")
+        merged[name] = load_file(tmp_path / f"merged_{name}" / "model.safetensors")
+    assert merged["pieces"].keys() == merged["whole"].keys()
+    assert all(merged["pieces"][name].equal(merged["whole"][name]) for name in merged["whole"])
+
+
+def test_pieces_need_the_model_that_was_trained(
+    written: Path, trained_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = written / "fsdp" / "checkpoint-4"
+    with pytest.raises(SourceError, match="set sources.a.base to the model that was trained, or p"):
+        api_merge({"sources": {"a": str(folder)}, "method": "linear"}, tmp_path / "out")
+    with pytest.raises(SourceError, match="base: .* holds what a sharded training left"):
+        recipe = {"base": str(folder), "sources": {"a": str(trained_base)}, "method": "linear"}
+        api_merge(recipe, tmp_path / "out")
+    adapter = written / "lora" / "checkpoint-4"
+    with pytest.raises(SourceError, match="`mergeops recover .*checkpoint-4 OUT --base BASE`"):
+        recipe = {"base": str(trained_base), "sources": {"a": str(adapter)}, "method": "linear"}
+        api_merge(recipe, tmp_path / "out")

@@ -97,6 +97,13 @@ def test_experts_and_tensor_parallelism_have_another_way(tmp_path: Path) -> None
         (place / name).unlink()
 
 
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
+    run = write_zero2(tmp_path, {"a": torch.ones(2)})
+    (run / "global_step2" / "mp_rank_00_model_states.pt").unlink()
+    os.mkfifo(run / "global_step2" / "mp_rank_00_model_states.pt")
+    assert "is not there, or no regular file" in problem(run)
+
+
 def test_latest_names_what_is_not_there(tmp_path: Path) -> None:
     run = write_zero2(tmp_path, {"a": torch.ones(2)})
     (run / "latest").write_text("global_step8")
