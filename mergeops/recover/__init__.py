@@ -3,8 +3,8 @@
 Stands on: checkpoint, errors, progress.
 """
 
+from mergeops.recover.finding import KINDS, Leftover, is_sharded, leftover
 from mergeops.recover.fitting import open_on_base
-from mergeops.recover.leftover import KINDS, Leftover, is_sharded, leftover
 from mergeops.recover.recovery import Recovered, recover
 from mergeops.recover.sharded import ShardedModel, ShardedTensor
 from mergeops.recover.sharded_reader import ShardedReader

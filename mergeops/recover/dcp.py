@@ -18,7 +18,7 @@ from mergeops.errors import SourceError
 from mergeops.recover.sharded import (
     Payload,
     Place,
-    Shard,
+    ShardBox,
     ShardedModel,
     ShardedTensor,
     check_covered,
@@ -205,7 +205,7 @@ def _tensor(
                 f"{path}: tensor {name} has a piece at {list(offset)} that is in no file; use an "
                 "earlier checkpoint of the run"
             )
-        pieces.append(Shard(offset or (0,), size or (1,), place))
+        pieces.append(ShardBox(offset or (0,), size or (1,), place))
     return ShardedTensor(name, DTYPES[word], shape, tuple(pieces))
 
 

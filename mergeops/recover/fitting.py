@@ -18,7 +18,7 @@ from mergeops.checkpoint import (
     read_range,
 )
 from mergeops.errors import SourceError
-from mergeops.recover.leftover import Leftover, leftover
+from mergeops.recover.finding import Leftover, leftover
 from mergeops.recover.names import check_names, model_names
 from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sharded_reader import ShardedReader

@@ -15,7 +15,7 @@ from typing import Any
 
 from mergeops.checkpoint import item_size, stamp
 from mergeops.errors import SourceError
-from mergeops.recover.sharded import Place, Shard, ShardedModel, ShardedTensor, check_covered
+from mergeops.recover.sharded import Place, ShardBox, ShardedModel, ShardedTensor, check_covered
 from mergeops.recover.torch_files import DTYPES, PickledTensor, read_torch_file
 from mergeops.recover.unpickling import PickledRecord
 
@@ -98,7 +98,7 @@ def _tensor(path: Path, name: str, values: Sequence[Any]) -> ShardedTensor:
         mesh = _mesh(spec.field("mesh"), len(values))
         placements = [_axis(path, name, placed) for placed in spec.field("placements")]
         local = first.field("_local_tensor")
-        found: dict[tuple[int, ...], Shard] = {}
+        found: dict[tuple[int, ...], ShardBox] = {}
         for rank, value in enumerate(values):
             part = value.field("_local_tensor")
             offset, size = _box(shape, placements, mesh, _coordinate(mesh, rank))
@@ -152,10 +152,10 @@ def _is_same(path: Path, one: PickledTensor, other: PickledTensor) -> bool:
     return True
 
 
-def _piece(offset: tuple[int, ...], part: PickledTensor) -> Shard:
+def _piece(offset: tuple[int, ...], part: PickledTensor) -> ShardBox:
     if part.shape:
-        return Shard(offset, part.shape, part.place)
-    return Shard((0,), (1,), Place(part.place.file, part.place.start))
+        return ShardBox(offset, part.shape, part.place)
+    return ShardBox((0,), (1,), Place(part.place.file, part.place.start))
 
 
 def _axis(path: Path, name: str, placed: Any) -> int | None:

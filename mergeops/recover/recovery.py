@@ -33,8 +33,8 @@ from mergeops.checkpoint import (
 )
 from mergeops.errors import MergeError, SourceError
 from mergeops.progress import Progress
+from mergeops.recover.finding import Leftover
 from mergeops.recover.fitting import TIED, fitted, found_whole, without_tied_head
-from mergeops.recover.leftover import Leftover
 from mergeops.recover.names import adapter_names
 from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sharded_reader import ShardedReader

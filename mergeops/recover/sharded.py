@@ -35,7 +35,7 @@ class Payload:
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardBox:
     """A box of a tensor."""
 
     offset: tuple[int, ...]
@@ -52,7 +52,7 @@ class ShardedTensor:
     dtype: str
     """safetensors name."""
     shape: tuple[int, ...]
-    pieces: tuple[Shard, ...]
+    pieces: tuple[ShardBox, ...]
     """Boxes of ``shape``, or of the tensor laid out flat."""
     is_flat: bool = False
 
@@ -128,7 +128,7 @@ def check_covered(path: Path, tensor: ShardedTensor) -> None:
         raise SourceError(f"{path}: pieces of tensor {tensor.name} lie over each other")
 
 
-def _overlap(boxes: Sequence[Shard]) -> bool:
+def _overlap(boxes: Sequence[ShardBox]) -> bool:
     ordered = sorted(boxes, key=lambda piece: piece.offset)
     begins = np.array([piece.offset for piece in ordered], np.int64)
     ends = begins + np.array([piece.shape for piece in ordered], np.int64)

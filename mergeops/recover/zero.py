@@ -17,7 +17,7 @@ from typing import Any
 
 from mergeops.checkpoint import item_size, stamp
 from mergeops.errors import SourceError
-from mergeops.recover.sharded import Place, Shard, ShardedModel, ShardedTensor, check_covered
+from mergeops.recover.sharded import Place, ShardBox, ShardedModel, ShardedTensor, check_covered
 from mergeops.recover.torch_files import DTYPES, PickledTensor, read_torch_file
 
 LATEST = "latest"
@@ -182,7 +182,7 @@ def _partitioned(
             if low < high:
                 start = group.place.start + (low - before) * item_size(dtype)
                 at = (begin + low - offset,)
-                pieces.append(Shard(at, (high - low,), Place(group.place.file, start)))
+                pieces.append(ShardBox(at, (high - low,), Place(group.place.file, start)))
             before += group.shape[0]
     return ShardedTensor(name, dtype, shape, tuple(pieces), is_flat=True)
 
@@ -196,7 +196,7 @@ def _one_piece(path: Path, name: str, tensor: PickledTensor) -> ShardedTensor:
     place = tensor.place if tensor.shape else Place(tensor.place.file, tensor.place.start)
     shape = tensor.shape or (1,)
     return ShardedTensor(
-        name, tensor.dtype, tensor.shape, (Shard((0,) * len(shape), shape, place),)
+        name, tensor.dtype, tensor.shape, (ShardBox((0,) * len(shape), shape, place),)
     )
 
 
