@@ -204,7 +204,7 @@ def recover(
     >>> mergeops.recover("models/math", "recovered")
     Traceback (most recent call last):
     ...
-    mergeops.errors.SourceError: models/math is a whole checkpoint already; use it as a source as it is
+    mergeops.errors.SourceError: models/math is a whole checkpoint already; use it as a source
     """
     bars = Progress(quiet=not progress)
     place = None

@@ -17,6 +17,7 @@ from mergeops.checkpoint import (
 )
 from mergeops.errors import SourceError
 from mergeops.planning import PlannedInput, VocabularyLayout
+from mergeops.recover import ShardedReader, is_sharded, open_on_base
 
 
 def open_input(planned: PlannedInput, compute: str) -> TensorReader:
@@ -36,6 +37,9 @@ def open_input(planned: PlannedInput, compute: str) -> TensorReader:
 def _open(planned: PlannedInput, compute: str) -> TensorReader:
     if planned.adapter_base is None:
         return CheckpointReader.open(Path(planned.path), planned.stamps)
+    if is_sharded(Path(planned.path)):
+        model = open_on_base(Path(planned.path), Path(planned.adapter_base))
+        return ShardedReader(model, planned.stamps)
     config = Path(planned.path) / ADAPTER_CONFIG
     if stamp(config) != planned.config_stamp:
         raise SourceError(

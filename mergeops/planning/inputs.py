@@ -20,6 +20,7 @@ from mergeops.checkpoint import (
 )
 from mergeops.errors import SourceError
 from mergeops.planning.architecture import changed
+from mergeops.recover import is_sharded, open_on_base
 from mergeops.sources import Source
 
 
@@ -33,7 +34,8 @@ class PlannedInput:
     path: str
     sha256: str
     adapter_base: str | None = None
-    """For a LoRA adapter: the directory of the model it applies to."""
+    """For a LoRA adapter: the directory of the model it applies to; for what a sharded training
+    left: of the model that was trained."""
     run_id: str | None = None
     model_id: str | None = None
     registered: str | None = None
@@ -123,6 +125,9 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
     if source.adapter_base is None:
         checkpoint = open_checkpoint(source.path)
         tensors, stamps, base_stamps = checkpoint.tensors, checkpoint.stamps, {}
+    elif is_sharded(source.path):
+        model = open_on_base(source.path, source.adapter_base)
+        tensors, stamps, base_stamps = model.stored, dict(model.stamps), {}
     else:
         adapter = open_adapter(source.path, source.adapter_base)
         tensors, stamps = adapter.tensors, adapter.adapter.stamps

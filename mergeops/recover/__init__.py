@@ -3,7 +3,8 @@
 Stands on: checkpoint, errors, progress.
 """
 
-from mergeops.recover.leftover import KINDS, Leftover, leftover
+from mergeops.recover.finding import KINDS, Leftover, is_sharded, leftover
+from mergeops.recover.fitting import open_on_base
 from mergeops.recover.recovery import Recovered, recover
 from mergeops.recover.sharded import ShardedModel, ShardedTensor
 from mergeops.recover.sharded_reader import ShardedReader
@@ -15,6 +16,8 @@ __all__ = [
     "ShardedModel",
     "ShardedReader",
     "ShardedTensor",
+    "is_sharded",
     "leftover",
+    "open_on_base",
     "recover",
 ]

@@ -18,13 +18,13 @@ from mergeops.errors import SourceError
 from mergeops.recover.sharded import (
     Payload,
     Place,
-    Shard,
+    ShardBox,
     ShardedModel,
     ShardedTensor,
     check_covered,
 )
 from mergeops.recover.torch_files import DTYPES, OTHER_DTYPES, read_torch_file, size_of
-from mergeops.recover.unpickling import PickledRecord, unpickle
+from mergeops.recover.unpickling import PickledRecord, plain_dict, unpickle
 
 METADATA = ".metadata"
 SUFFIX = ".distcp"
@@ -71,7 +71,7 @@ _KNOWN: dict[str, Callable[..., Any] | None] = {
     "pathlib.PosixPath": None,
     "pathlib.WindowsPath": None,
     "pathlib._local.PosixPath": None,
-    "collections.OrderedDict": dict,
+    "collections.OrderedDict": plain_dict,
 }
 """Everything that torch writes into a ``.metadata``."""
 
@@ -135,7 +135,7 @@ def _model_names(described: Mapping[str, Any], paths: Mapping[str, Any]) -> dict
     for key, what in described.items():
         if not what.name.endswith(".TensorStorageMetadata"):
             continue
-        parts = tuple(map(str, paths.get(key, (key,))))
+        parts = tuple(str(part) for part in paths.get(key, (key,)) if isinstance(part, str | int))
         top = parts[0] if len(parts) > 1 else key.partition(".")[0]
         if "model" in parts[:-1]:
             found[key] = ".".join(parts[parts.index("model") + 1 :])
@@ -155,17 +155,19 @@ def _places(
             continue
         if info.field("transform_descriptors"):
             raise SourceError(
-                f"{path}: tensor {key} is stored as {info.field('transform_descriptors')!r}; save "
-                "without extensions of the writer"
+                f"{path}: tensor {key} is stored through extensions of the writer, which mergeops "
+                "does not undo; save without them"
             )
         file, start, size = (info.field(n) for n in ("relative_path", "offset", "length"))
-        if not isinstance(file, str) or not _is_inside(file):
+        if not isinstance(file, str):
+            raise ValueError(f"tensor {key} is in no file")
+        if not _is_inside(file):
             raise SourceError(
                 f"{path / METADATA} puts tensor {key} into {file!r}; only a file below the "
                 "directory is allowed"
             )
         if not all(isinstance(n, int) and n >= 0 for n in (start, size)):
-            raise ValueError(f"tensor {key} is at byte {start!r}, {size!r} of them")
+            raise ValueError(f"tensor {key} is at no bytes")
         offset = index.field("offset")
         places.setdefault(key, {})[offset] = Payload(file, start, size)
     return places
@@ -189,7 +191,7 @@ def _tensor(
             f"{', '.join(DTYPES)}"
         )
     if not isinstance(shape, tuple):
-        raise ValueError(f"tensor {name} has the size {shape!r}")
+        raise ValueError(f"tensor {name} has no size")
     pieces = []
     for chunk in described.field("chunks"):
         offset, size = chunk.field("offsets"), chunk.field("sizes")
@@ -203,13 +205,13 @@ def _tensor(
                 f"{path}: tensor {name} has a piece at {list(offset)} that is in no file; use an "
                 "earlier checkpoint of the run"
             )
-        pieces.append(Shard(offset or (0,), size or (1,), place))
+        pieces.append(ShardBox(offset or (0,), size or (1,), place))
     return ShardedTensor(name, DTYPES[word], shape, tuple(pieces))
 
 
 def _stamps(path: Path, tensors: Mapping[str, ShardedTensor]) -> dict[str, FileStamp]:
     """The stamp of each file, after its size was found to hold what it should."""
-    stamps: dict[str, FileStamp] = {}
+    stamps = {METADATA: stamp(path / METADATA)}
     for tensor in tensors.values():
         for piece in tensor.pieces:
             place = piece.place

@@ -15,7 +15,8 @@ WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 """What torch.compile, FSDP and activation checkpointing put into the names of parameters."""
-LORA = re.compile(r"\.(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.([^.]+)(\.|$)")
+LORA = re.compile(r"\.(lora_\w+)\.(?!weight$|bias$)(\w+)(\.weight|\.bias)?$")
+"""A parameter of an adapter in memory; in PEFT's files the adapter's name is left out."""
 KEPT = re.compile(r"\.modules_to_save\.([^.]+)\.")
 OTHER_NAMES = {
     "tok_embeddings.weight": "those of torchtitan, torchtune or Meta; torchtitan converts them by "
@@ -44,24 +45,22 @@ def adapter_names(path: Path, tensors: Mapping[str, ShardedTensor]) -> dict[str,
     Raises:
         SourceError: there are several adapters.
     """
-    found: dict[str, ShardedTensor] = {}
-    adapters = set()
-    for name, tensor in tensors.items():
-        name = WRAPPERS.sub("", name)
-        if match := LORA.search(name):
-            adapters.add(match[2])
-            name = LORA.sub(r".\1\3", name)
-        elif match := KEPT.search(name):
-            adapters.add(match[1])
-            name = KEPT.sub(".", name)
-        else:
-            continue
-        found[name if name.startswith("base_model.model.") else f"base_model.model.{name}"] = tensor
-    if len(adapters) != 1:
+    plain = {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    matches = {name: LORA.search(name) or KEPT.search(name) for name in plain}
+    adapters = {match[2 if match.re is LORA else 1] for match in matches.values() if match}
+    if len(adapters) > 1:
         raise SourceError(
             f"{path} holds the adapters {', '.join(sorted(adapters))}; save one of them alone: "
             "model.save_pretrained(DIR, selected_adapters=[NAME])"
         )
+    found: dict[str, ShardedTensor] = {}
+    for name, tensor in plain.items():
+        # Where names are those of PEFT's files already, every tensor is the adapter's.
+        if matches[name] is None and adapters:
+            continue
+        name = KEPT.sub(".", LORA.sub(r".\1\3", name))
+        name = name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+        found[name if name.startswith("base_model.model.") else f"base_model.model.{name}"] = tensor
     return _renamed(found)
 
 

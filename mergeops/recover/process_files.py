@@ -1,7 +1,7 @@
-"""Files of one process each, in which FSDP's DTensors were saved as they were: verl's layout.
+"""Files of one process each, in which FSDP's DTensors were saved as they were.
 
-``model_world_size_W_rank_R.pt`` holds of each tensor the part of process R, and how it is laid out
-over the mesh of processes
+``model_world_size_W_rank_R.pt`` of verl and ``pytorch_model_fsdp_0_rankR.bin`` of accelerate hold
+of each tensor the part of process R, and how it is laid out over the mesh of processes
 (https://github.com/volcengine/verl/blob/main/verl/model_merger/fsdp_model_merger.py).
 """
 
@@ -13,13 +13,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import stamp
+from mergeops.checkpoint import item_size, stamp
 from mergeops.errors import SourceError
-from mergeops.recover.sharded import Place, Shard, ShardedModel, ShardedTensor, check_covered
+from mergeops.recover.sharded import Place, ShardBox, ShardedModel, ShardedTensor, check_covered
 from mergeops.recover.torch_files import DTYPES, PickledTensor, read_torch_file
 from mergeops.recover.unpickling import PickledRecord
 
-NAME = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+NAME = re.compile(
+    r"model_world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.pt"
+    r"|pytorch_model_fsdp(?:_0)?_rank(?P<process>\d+)\.bin"
+)
 PLACEMENTS = "torch.distributed.tensor.placement_types."
 _DISTRIBUTED: dict[str, Callable[..., Any] | None] = dict.fromkeys(
     [
@@ -49,19 +52,20 @@ def open_process_files(path: Path) -> ShardedModel:
             in a way that is not read.
     """
     matches = [match for entry in sorted(path.iterdir()) if (match := NAME.fullmatch(entry.name))]
-    sizes = {int(match[1]) for match in matches}
+    sizes = {match["world"] for match in matches}
     if len(sizes) != 1:
+        listed = ", ".join(sorted(size or "other" for size in sizes))
         raise SourceError(
-            f"{path} holds files of runs of {', '.join(map(str, sorted(sizes)))} processes; remove "
-            "those of the others"
+            f"{path} holds files of runs of {listed} processes; remove those of the others"
         )
-    [world] = sizes
-    files = {int(match[2]): match[0] for match in matches}
+    files = {int(match["rank"] or match["process"]): match[0] for match in matches}
+    world = int(sizes.pop() or max(files) + 1)
     missing = [rank for rank in range(world) if rank not in files]
     if missing:
+        name = re.sub(r"\d+(\.\w+)$", rf"{missing[0]}\1", matches[0][0])
         raise SourceError(
-            f"{path}: model_world_size_{world}_rank_{missing[0]}.pt is missing, and with it a part "
-            "of every tensor; copy the files of every node into it"
+            f"{path}: {name} is missing, and with it a part of every tensor; copy the files of "
+            "every node into it"
         )
     where = path
     try:
@@ -85,7 +89,7 @@ def open_process_files(path: Path) -> ShardedModel:
 def _tensor(path: Path, name: str, values: Sequence[Any]) -> ShardedTensor:
     first = values[0]
     if isinstance(first, PickledTensor):
-        # One that every process has whole.
+        _check_copies(path, name, values)
         shape, pieces = first.shape, [_piece((0,) * len(first.shape), first)]
         local = first
     else:
@@ -94,7 +98,7 @@ def _tensor(path: Path, name: str, values: Sequence[Any]) -> ShardedTensor:
         mesh = _mesh(spec.field("mesh"), len(values))
         placements = [_axis(path, name, placed) for placed in spec.field("placements")]
         local = first.field("_local_tensor")
-        found: dict[tuple[int, ...], Shard] = {}
+        found: dict[tuple[int, ...], ShardBox] = {}
         for rank, value in enumerate(values):
             part = value.field("_local_tensor")
             offset, size = _box(shape, placements, mesh, _coordinate(mesh, rank))
@@ -114,10 +118,44 @@ def _tensor(path: Path, name: str, values: Sequence[Any]) -> ShardedTensor:
     return ShardedTensor(name, local.dtype, shape, tuple(pieces))
 
 
-def _piece(offset: tuple[int, ...], part: PickledTensor) -> Shard:
+def _check_copies(path: Path, name: str, values: Sequence[Any]) -> None:
+    """Refuse plain tensors that are not the same in every process: parts of nobody knows what."""
+    first = values[0]
+    for value in values[1:]:
+        if not isinstance(value, PickledTensor) or (value.dtype, value.shape) != (
+            first.dtype,
+            first.shape,
+        ):
+            break
+        if not _is_same(path, first, value):
+            break
+    else:
+        return
+    raise SourceError(
+        f"{path}: tensor {name} differs between the processes, and the files do not say how they "
+        "are parts of the whole; save with SHARDED_STATE_DICT, or with FSDP2"
+    )
+
+
+def _is_same(path: Path, one: PickledTensor, other: PickledTensor) -> bool:
+    if one.place.strides != other.place.strides or one.dtype not in DTYPES.values():
+        return False
+    size = math.prod(one.shape) * item_size(one.dtype)
+    with open(path / one.place.file, "rb") as a, open(path / other.place.file, "rb") as b:
+        a.seek(one.place.start)
+        b.seek(other.place.start)
+        while size > 0:
+            n = min(size, 1 << 22)
+            if a.read(n) != b.read(n):
+                return False
+            size -= n
+    return True
+
+
+def _piece(offset: tuple[int, ...], part: PickledTensor) -> ShardBox:
     if part.shape:
-        return Shard(offset, part.shape, part.place)
-    return Shard((0,), (1,), Place(part.place.file, part.place.start))
+        return ShardBox(offset, part.shape, part.place)
+    return ShardBox((0,), (1,), Place(part.place.file, part.place.start))
 
 
 def _axis(path: Path, name: str, placed: Any) -> int | None:
@@ -131,8 +169,8 @@ def _axis(path: Path, name: str, placed: Any) -> int | None:
         if isinstance(axis, int) and axis >= 0:
             return axis
     raise SourceError(
-        f"{path}: tensor {name} is laid out as {kind or placed!r}, which mergeops does not read; "
-        "put the model together with `python -m verl.model_merger merge`"
+        f"{path}: tensor {name} is laid out by {kind or 'nothing known'}, which mergeops does not "
+        "read; put the model together with `python -m verl.model_merger merge`"
     )
 
 
@@ -145,6 +183,8 @@ def _mesh(mesh: Any, world: int) -> tuple[int, ...]:
     else:
         sizes = tuple((mesh.field("_mesh") or mesh.field("mesh")).shape)
     ranks = mesh.field("_flatten_rank_map")
+    if math.prod(sizes) > world:
+        raise ValueError(f"the files of {world} processes, of {math.prod(sizes)}")
     if math.prod(sizes) != world or (ranks is not None and tuple(ranks) != tuple(range(world))):
         raise ValueError(f"a mesh of {sizes} for {world} processes")
     return sizes

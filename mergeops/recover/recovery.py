@@ -27,21 +27,19 @@ from mergeops.checkpoint import (
     open_checkpoint,
     read_json,
     read_manifest,
-    read_range,
     read_tensor,
     tokenizer_directory,
     word,
 )
 from mergeops.errors import MergeError, SourceError
 from mergeops.progress import Progress
-from mergeops.recover.leftover import Leftover, leftover
-from mergeops.recover.names import adapter_names, check_names, model_names
+from mergeops.recover.finding import Leftover
+from mergeops.recover.fitting import TIED, fitted, found_whole, without_tied_head
+from mergeops.recover.names import adapter_names
 from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sharded_reader import ShardedReader
 from mergeops.recover.writing import JOURNAL, Destination, shard_files, write_file, write_index
 
-TIED = ("lm_head.weight", "model.embed_tokens.weight")
-"""The output head that tied models do not save, and what it is tied to."""
 CONFIGS = ("", "huggingface")
 """Where trainers put config.json, below a checkpoint's directory; verl has a folder for it."""
 
@@ -98,15 +96,11 @@ def recover(
         SourceError: there is nothing of the kind, it is not whole, or it is not the base's.
         MergeError: the output cannot be written, or a matrix is zero where the base's is not.
     """
-    found = leftover(directory)
-    if found is None:
-        raise SourceError(_nothing(directory))
-    if found.problem is not None or found.shards is None:
-        raise SourceError(str(found.problem))
+    found, shards = found_whole(directory)
     if found.is_adapter:
-        draft = _adapter(directory, found, found.shards, base)
+        draft = _adapter(directory, found, shards, base)
     else:
-        draft = _model(directory, found, found.shards, base)
+        draft = _model(directory, found, shards, base)
     target = Destination(out, _key(draft.model, found.kind))
     was_there = target.is_done()
     result = Recovered(found, out, draft.config_from, draft.tokenizer_from, draft.notes)
@@ -129,20 +123,6 @@ class _Draft:
     base: Checkpoint | None
 
 
-def _nothing(directory: Path) -> str:
-    if not directory.is_dir():
-        return f"{directory} is not a directory; name a checkpoint of a sharded training"
-    names = {entry.name for entry in directory.iterdir()}
-    if names & {SINGLE, INDEX, ADAPTER}:
-        return f"{directory} is a whole checkpoint already; use it as a source as it is"
-    listed = ", ".join(sorted(names)[:5]) or "nothing"
-    return (
-        f"{directory} holds nothing that a sharded training left: no .metadata with *.distcp "
-        "(FSDP), no *_model_states.pt (DeepSpeed), no shard-*-model-*.safetensors and no "
-        f"model_world_size_*_rank_*.pt; it has {listed}"
-    )
-
-
 def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path | None) -> _Draft:
     places = [directory, found.path, found.path.parent, *([] if base is None else [base])]
     config_from = next((place for place in places if (place / ADAPTER_CONFIG).is_file()), None)
@@ -152,14 +132,34 @@ def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path 
             "alpha and targets are in no file; write it with the training's own settings, "
             f"LoraConfig(...).save_pretrained({str(directory)!r}), and run the command again"
         )
+    if found.kind == "slices":
+        raise SourceError(
+            f"{found.path} holds slices of an adapter's tensors, and how large the whole ones are "
+            "stands in no file; save the adapter whole, with model.save_pretrained(DIR)"
+        )
     model = dataclasses.replace(shards, tensors=adapter_names(found.path, shards.tensors))
+    _check_rank(config_from / ADAPTER_CONFIG, model)
     notes = ()
     if left := len(shards.tensors) - len(model.tensors):
         notes = (f"{left} tensors of the base, which the adapter does not have, were left out",)
     return _Draft(model, True, config_from, tokenizer_directory([directory]), notes, None)
 
 
+def _check_rank(config: Path, model: ShardedModel) -> None:
+    """Refuse the settings of another adapter."""
+    said = read_json(config)
+    patterns = said.get("rank_pattern")
+    allowed = [said.get("r"), *(patterns.values() if isinstance(patterns, dict) else [])]
+    for name, tensor in model.tensors.items():
+        if ".lora_A" in name and tensor.shape[0] not in allowed:
+            raise SourceError(
+                f"{config} says r={said.get('r')!r}, but {name} has rank {tensor.shape[0]}: it is "
+                "of another adapter; write that of this training"
+            )
+
+
 def _model(directory: Path, found: Leftover, shards: ShardedModel, base: Path | None) -> _Draft:
+    checkpoint = _weights_of(base)
     own = [place / inner for place in (directory, found.path) for inner in CONFIGS]
     places = [*own, *([] if base is None else [base])]
     config_from = next((place for place in places if (place / CONFIG).is_file()), None)
@@ -168,20 +168,12 @@ def _model(directory: Path, found: Leftover, shards: ShardedModel, base: Path | 
             f"{directory} has no {CONFIG}; say which model was trained: `mergeops recover "
             f"{directory} OUT --base BASE`"
         )
-    checkpoint = _weights_of(base)
-    tensors = model_names(shards.tensors)
     notes: list[str] = []
-    config = read_json(config_from / CONFIG)
-    head, embedding = TIED
-    if config.get("tie_word_embeddings") and {head, embedding} <= tensors.keys():
-        model = dataclasses.replace(shards, tensors=tensors)
-        if checkpoint is None or head not in checkpoint.tensors:
-            _check_tied(model)
-            notes.append(f"{head} is tied to {embedding}, and is saved with it")
-            tensors = {name: tensor for name, tensor in tensors.items() if name != head}
+    model, is_tied = without_tied_head(shards, read_json(config_from / CONFIG), checkpoint)
+    if is_tied:
+        notes.append(f"{TIED[0]} is tied to {TIED[1]}, and is saved with it")
     if checkpoint is not None:
-        check_names(found.path, tensors, checkpoint.tensors, checkpoint.path)
-        tensors = {name: tensors[name] for name in checkpoint.tensors}
+        model = fitted(found, model, checkpoint)
     elif found.kind == "slices":
         raise SourceError(
             f"{found.path} holds slices of tensors, and how large the whole ones are stands in no "
@@ -189,7 +181,6 @@ def _model(directory: Path, found: Leftover, shards: ShardedModel, base: Path | 
         )
     else:
         notes.append("names and shapes were compared with no base; --base BASE does so")
-    model = dataclasses.replace(shards, tensors=tensors)
     tokenizer_from = tokenizer_directory([*own, *([] if base is None else [base])])
     if tokenizer_from is None:
         notes.append("there is no tokenizer; --base BASE brings the base's")
@@ -205,24 +196,6 @@ def _weights_of(base: Path | None) -> Checkpoint | None:
     if (base / CONFIG).is_file() and not ((base / SINGLE).exists() or (base / INDEX).exists()):
         return None
     return open_checkpoint(base)
-
-
-def _check_tied(model: ShardedModel) -> None:
-    head, embedding = TIED
-    if model.tensors[head].shape == model.tensors[embedding].shape:
-        with ShardedReader(model) as reader:
-            numel, step = model.tensors[head].numel, 1 << 22
-            if all(
-                read_range(reader, head, at, min(at + step, numel)).equal(
-                    read_range(reader, embedding, at, min(at + step, numel))
-                )
-                for at in range(0, numel, step)
-            ):
-                return
-    raise SourceError(
-        f"{model.path}: the config says that {head} is tied to {embedding}, but they differ; "
-        "name as base a directory whose config.json has tie_word_embeddings as in the training"
-    )
 
 
 def _key(model: ShardedModel, kind: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mergeops.checkpoint import FileStamp, item_size
+from mergeops.checkpoint import FileStamp, StoredTensor, item_size
 from mergeops.errors import SourceError
 
 
@@ -35,7 +35,7 @@ class Payload:
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardBox:
     """A box of a tensor."""
 
     offset: tuple[int, ...]
@@ -52,7 +52,7 @@ class ShardedTensor:
     dtype: str
     """safetensors name."""
     shape: tuple[int, ...]
-    pieces: tuple[Shard, ...]
+    pieces: tuple[ShardBox, ...]
     """Boxes of ``shape``, or of the tensor laid out flat."""
     is_flat: bool = False
 
@@ -77,6 +77,16 @@ class ShardedModel:
     """File below the directory -> stamp, for every file that holds a piece."""
     unpack: Callable[[Path, Payload, str, tuple[int, ...]], Place] | None = None
     """Finds the elements of a payload, given the directory, the dtype and the shape."""
+
+    @property
+    def stored(self) -> dict[str, StoredTensor]:
+        """The tensors as headers describe them, as if they lay one after the other."""
+        described, start = {}, 0
+        for name, tensor in self.tensors.items():
+            stop = start + tensor.numel * item_size(tensor.dtype)
+            described[name] = StoredTensor(name, tensor.dtype, tensor.shape, "", start, stop)
+            start = stop
+        return described
 
     @property
     def bytes(self) -> int:
@@ -118,7 +128,7 @@ def check_covered(path: Path, tensor: ShardedTensor) -> None:
         raise SourceError(f"{path}: pieces of tensor {tensor.name} lie over each other")
 
 
-def _overlap(boxes: Sequence[Shard]) -> bool:
+def _overlap(boxes: Sequence[ShardBox]) -> bool:
     ordered = sorted(boxes, key=lambda piece: piece.offset)
     begins = np.array([piece.offset for piece in ordered], np.int64)
     ends = begins + np.array([piece.shape for piece in ordered], np.int64)

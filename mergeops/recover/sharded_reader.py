@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mergeops.checkpoint import Bytes, FileStamp, item_size, stamp
 from mergeops.errors import SourceError
-from mergeops.recover.sharded import Place, Shard, ShardedModel, ShardedTensor
+from mergeops.recover.sharded import Place, ShardBox, ShardedModel, ShardedTensor
 
 WORDS: dict[int, npt.DTypeLike] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 """Bytes of an element -> what carries its bits through numpy."""
@@ -111,7 +111,7 @@ class ShardedReader:
                 self._tables[tensor.name] = _Table(tensor, self._place)
             return self._tables[tensor.name]
 
-    def _place(self, tensor: ShardedTensor, piece: Shard) -> Place:
+    def _place(self, tensor: ShardedTensor, piece: ShardBox) -> Place:
         if isinstance(piece.place, Place):
             return piece.place
         assert self._shards.unpack is not None
@@ -183,7 +183,7 @@ class _Table:
     """
 
     def __init__(
-        self, tensor: ShardedTensor, place: Callable[[ShardedTensor, Shard], Place]
+        self, tensor: ShardedTensor, place: Callable[[ShardedTensor, ShardBox], Place]
     ) -> None:
         self.name = tensor.name
         self.size = item_size(tensor.dtype)
@@ -212,7 +212,7 @@ class _Table:
                 yield box
 
     def _boxes_of(
-        self, grid: tuple[int, ...], axis: int, piece: Shard, place: Place
+        self, grid: tuple[int, ...], axis: int, piece: ShardBox, place: Place
     ) -> Iterator[_Box]:
         offset, shape, steps = piece.offset, piece.shape, _steps(piece, place)
         unit = math.prod(grid[axis + 1 :])
@@ -238,7 +238,7 @@ class _Table:
             )
 
 
-def _steps(piece: Shard, place: Place) -> tuple[int, ...]:
+def _steps(piece: ShardBox, place: Place) -> tuple[int, ...]:
     return _row_major(piece.shape) if place.strides is None else place.strides
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mergeops.checkpoint import SLICES_NAME, StoredTensor, read_slices, stamp
 from mergeops.errors import SourceError
-from mergeops.recover.sharded import Place, Shard, ShardedModel, ShardedTensor, check_covered
+from mergeops.recover.sharded import Place, ShardBox, ShardedModel, ShardedTensor, check_covered
 
 
 def open_slices(path: Path) -> ShardedModel:
@@ -48,11 +48,11 @@ def _tensor(
                 f"{path}: tensor {name} is {first.dtype} {list(first.shape)} in {first.file}, but "
                 f"{stored.dtype} {list(stored.shape)} in {stored.file}: they are of several saves"
             )
-    pieces: dict[tuple[tuple[int, ...], tuple[int, ...]], Shard] = {}
+    pieces: dict[tuple[tuple[int, ...], tuple[int, ...]], ShardBox] = {}
     for stored, offset in slices:
         shape = stored.shape or (1,)
         if stored.numel:
-            piece = Shard(offset or (0,), shape, Place(stored.file, stored.start))
+            piece = ShardBox(offset or (0,), shape, Place(stored.file, stored.start))
             # Processes that hold the same slice may each have written it.
             pieces.setdefault((piece.offset, shape), piece)
     ends = [

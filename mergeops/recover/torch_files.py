@@ -19,7 +19,7 @@ from typing import Any
 from mergeops.checkpoint import item_size
 from mergeops.errors import SourceError
 from mergeops.recover.sharded import Place
-from mergeops.recover.unpickling import PickledName, PickledRecord, unpickle
+from mergeops.recover.unpickling import PickledName, PickledRecord, plain_dict, unpickle
 
 STORAGES = {
     "DoubleStorage": "F64",
@@ -89,6 +89,8 @@ def read_torch_file(
     """
     where = path / file
     what = str(where) if size is None else f"{where} at byte {start}"
+    if not where.is_file():
+        raise SourceError(f"{where} is not there, or no regular file; use an earlier checkpoint")
     try:
         with open(where, "rb") as whole:
             end = os.fstat(whole.fileno()).st_size
@@ -173,7 +175,7 @@ def _read(
         shape, strides = tuple(shape), tuple(strides)
         numbers = (offset, *shape, *strides)
         if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise ValueError(f"a tensor of shape {shape} with strides {strides} at {offset}")
+            raise ValueError("a tensor whose shape or strides are no lists of numbers")
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if dtype in DTYPES.values():
             if 0 not in shape and (last + 1) * item_size(dtype) > there:
@@ -232,10 +234,6 @@ class _Window(io.RawIOBase):
         return data
 
 
-def _dict(*arguments: Any) -> dict[Any, Any]:
-    return dict(*arguments)
-
-
 def _first(value: Any, *_: Any) -> Any:
     return value
 
@@ -243,14 +241,14 @@ def _first(value: Any, *_: Any) -> Any:
 def size_of(*arguments: Any) -> tuple[int, ...]:
     sizes = tuple(*arguments)
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes):
-        raise ValueError(f"a size of {sizes}")
+        raise ValueError("a size that is no list of numbers")
     return sizes
 
 
 _TORCH: dict[str, Callable[..., Any] | None] = {
-    "collections.OrderedDict": _dict,
-    "collections.Counter": _dict,
-    "collections.defaultdict": lambda *_: {},
+    "collections.OrderedDict": plain_dict,
+    "collections.Counter": plain_dict,
+    "collections.defaultdict": plain_dict,
     "builtins.set": None,
     "builtins.bytearray": None,
     "builtins.complex": None,

@@ -92,6 +92,18 @@ def unpickle(
         ) from error
 
 
+def plain_dict(*arguments: Any) -> dict[Any, Any]:
+    """Stands for the kinds of dict that torch writes, whose items follow."""
+    return dict(arguments[0]) if arguments and isinstance(arguments[0], dict) else {}
+
+
+def _check_key(key: Any) -> None:
+    """Refuse what a hash would not come to an end of: tuples of tuples, each twice in the next."""
+    parts = key if isinstance(key, tuple) else (key,)
+    if not all(isinstance(part, str | int | float | PickledRecord | None) for part in parts):
+        raise pickle.UnpicklingError("a key that no checkpoint has")
+
+
 # Python's own, not the one in C: that one makes room for whatever number of objects a damaged file
 # claims to have.
 class _Unpickler(pickle._Unpickler):
@@ -147,6 +159,20 @@ class _Unpickler(pickle._Unpickler):
         if isinstance(made, PickledRecord):
             made.state = state
 
+    def load_setitem(self) -> None:
+        _check_key(self.stack[-2])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        for key in self.stack[::2]:
+            _check_key(key)
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        for key in self.stack[::2]:
+            _check_key(key)
+        super().load_dict()
+
     def load_refused(self) -> None:
         raise pickle.UnpicklingError("an instruction that no checkpoint has")
 
@@ -156,6 +182,12 @@ class _Unpickler(pickle._Unpickler):
         pickle.NEWOBJ[0]: load_newobj,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
         pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.EMPTY_SET[0]: load_refused,
+        pickle.ADDITEMS[0]: load_refused,
+        pickle.FROZENSET[0]: load_refused,
         pickle.INST[0]: load_refused,
         pickle.OBJ[0]: load_refused,
         pickle.EXT1[0]: load_refused,

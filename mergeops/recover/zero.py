@@ -17,7 +17,7 @@ from typing import Any
 
 from mergeops.checkpoint import item_size, stamp
 from mergeops.errors import SourceError
-from mergeops.recover.sharded import Place, Shard, ShardedModel, ShardedTensor, check_covered
+from mergeops.recover.sharded import Place, ShardBox, ShardedModel, ShardedTensor, check_covered
 from mergeops.recover.torch_files import DTYPES, PickledTensor, read_torch_file
 
 LATEST = "latest"
@@ -96,7 +96,7 @@ def _partitions(path: Path, names: Sequence[str]) -> ShardedModel:
             where = path / files["optim"][rank]
             states = read_torch_file(path, where.name, _DEEPSPEED)["optimizer_state_dict"]
             counts = states["partition_count"]
-            count = max(counts) if isinstance(counts, list) else counts
+            count = int(max(counts) if isinstance(counts, list) else counts)
             if count != processes:
                 raise SourceError(
                     f"{where} is of {count} processes, but the files of {processes} are there: "
@@ -104,9 +104,8 @@ def _partitions(path: Path, names: Sequence[str]) -> ShardedModel:
                 )
             if "fp32_flat_groups" not in states:
                 raise SourceError(
-                    f"{path} has no {MODEL}, but {where.name} is of ZeRO-"
-                    f"{states.get('zero_stage')!r}: the save did not finish; use an earlier "
-                    "checkpoint of the run"
+                    f"{path} has no {MODEL}, but {where.name} has no fp32_flat_groups, so it is of "
+                    "ZeRO-1 or 2: the save did not finish; use an earlier checkpoint of the run"
                 )
             groups.append([_checked(where, group) for group in states["fp32_flat_groups"]])
         where = path / files["model"][0]
@@ -183,7 +182,7 @@ def _partitioned(
             if low < high:
                 start = group.place.start + (low - before) * item_size(dtype)
                 at = (begin + low - offset,)
-                pieces.append(Shard(at, (high - low,), Place(group.place.file, start)))
+                pieces.append(ShardBox(at, (high - low,), Place(group.place.file, start)))
             before += group.shape[0]
     return ShardedTensor(name, dtype, shape, tuple(pieces), is_flat=True)
 
@@ -197,7 +196,7 @@ def _one_piece(path: Path, name: str, tensor: PickledTensor) -> ShardedTensor:
     place = tensor.place if tensor.shape else Place(tensor.place.file, tensor.place.start)
     shape = tensor.shape or (1,)
     return ShardedTensor(
-        name, tensor.dtype, tensor.shape, (Shard((0,) * len(shape), shape, place),)
+        name, tensor.dtype, tensor.shape, (ShardBox((0,) * len(shape), shape, place),)
     )
 
 

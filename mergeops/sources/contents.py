@@ -20,7 +20,8 @@ from mergeops.checkpoint import (
     read_headers,
 )
 from mergeops.errors import SourceError
-from mergeops.sources.leftovers import leftover, unfinished
+from mergeops.recover import KINDS, leftover
+from mergeops.sources.leftovers import unfinished, unread_weights
 from mergeops.sources.remote.directory import Directory, DirectoryEntry, read_json
 
 Kind = Literal["full", "lora"]
@@ -34,7 +35,7 @@ _PICKLED_SHARD = re.compile(r"^pytorch_model(-\d+-of-\d+)?\.bin$")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a directory is, decided from its names alone."""
+    """What a directory is."""
 
     kind: Kind | None
     problem: str | None = None
@@ -45,10 +46,12 @@ class Contents:
     """What it would be if its weights were not pickled; kind is None then."""
     has_weights: bool = False
     """Where it is neither: whether there are weights all the same, which ``problem`` is about."""
+    is_sharded: bool = False
+    """Whether it holds a full model in pieces, which is read with its base; kind is None then."""
 
 
 def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -> Contents:
-    """Decide what a directory is; no file is opened."""
+    """Decide what a directory is; only what a sharded training left is opened."""
     entries = directory.entries() if entries is None else entries
     if (marked := unfinished(directory, entries)) is not None:
         return Contents(None, marked, has_weights=True)
@@ -70,8 +73,24 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
         pickled = "lora" if PICKLED_ADAPTER in names else None
     elif CONFIG in names and names & {PICKLED, PICKLED_INDEX}:
         pickled = "full"
+    if pickled is None and (left := _in_pieces(directory)) is not None:
+        return left
     problem, has_weights = _instead(directory, entries, names)
     return Contents(None, problem, pickled=pickled, has_weights=has_weights)
+
+
+def _in_pieces(directory: Directory) -> Contents | None:
+    """What a sharded training left in a directory of this machine."""
+    left = None if directory.local is None else leftover(directory.local)
+    if left is None:
+        return None
+    shown = directory.shown
+    problem = left.problem or (
+        f"{shown} holds what a sharded training left, {KINDS[left.kind][0]}; put it together: "
+        f"`mergeops recover {shown} OUT --base BASE`, with BASE the model that was trained"
+    )
+    is_model = left.problem is None and not left.is_adapter
+    return Contents(None, problem, is_sharded=is_model, has_weights=True)
 
 
 @dataclass(frozen=True)
@@ -169,7 +188,7 @@ def _instead(
             f"{shown} has {pickled[0]}, but mergeops reads safetensors only; convert it once "
             "with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         ), True
-    if (held := leftover(directory, entries)) is not None:
+    if (held := unread_weights(directory, entries)) is not None:
         return held, True
     listed = _few(sorted(entry.name for entry in entries))
     if ADAPTER_CONFIG in names:

@@ -37,7 +37,7 @@ def unfinished(directory: Directory, entries: Sequence[DirectoryEntry]) -> str |
     return None
 
 
-def leftover(directory: Directory, entries: Sequence[DirectoryEntry]) -> str | None:
+def unread_weights(directory: Directory, entries: Sequence[DirectoryEntry]) -> str | None:
     """What sharded or foreign weights a directory holds, and what makes them readable; None where
     it holds none."""
     files = {entry.name for entry in entries if not entry.is_dir}

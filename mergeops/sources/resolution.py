@@ -12,7 +12,9 @@ from mergeops.checkpoint import (
     ADAPTER,
     FileStamp,
     adapter_sha256,
+    combined_sha256,
     converted,
+    files_sha256,
     hold,
     stamp,
     weight_files,
@@ -20,6 +22,7 @@ from mergeops.checkpoint import (
 )
 from mergeops.errors import SourceError, about
 from mergeops.recipe import OutputSpec, Recipe, TrackingSpec, parse_size
+from mergeops.recover import open_on_base
 from mergeops.sources.adapter_base import check_told, is_base, on_this_machine, said_base
 from mergeops.sources.completed import completed
 from mergeops.sources.contents import Location, check_unwrapped, examine
@@ -168,6 +171,8 @@ class _Resolver:
         location, path = self.find(uri)
         if location.contents.kind == "full":
             return self._full(name, uri)
+        if location.contents.is_sharded:
+            return self._sharded(name, uri, path, base)
         applied_to = self._base_of(name, uri, path, base)
         own = stamp(path / ADAPTER)
         digest = adapter_sha256(
@@ -186,6 +191,8 @@ class _Resolver:
             SourceError: it is an adapter, or as ``source``.
         """
         location, path = self.find(uri)
+        if location.contents.is_sharded:
+            raise SourceError(f"{name}: {location.contents.problem}")
         if location.contents.kind == "lora":
             said = said_base(path, location)
             trained_on = said.shown if said is not None else "its config does not say"
@@ -206,7 +213,7 @@ class _Resolver:
                 location = dataclasses.replace(
                     location, directory=directory, contents=examine(directory)
                 )
-            if location.contents.kind is None:
+            if location.contents.kind is None and not location.contents.is_sharded:
                 raise SourceError(str(location.contents.problem))
             path = fetch(location.directory, self.cache_dir, self.progress, limit=self._limit)
             if location.contents.kind == "full":
@@ -220,6 +227,25 @@ class _Resolver:
         path = self.find(uri)[1]
         digest = self._digest(path, name)
         return self._pinned(name, uri, digest, self._stamps.get(path.resolve(), {}))
+
+    def _sharded(self, name: str, uri: str, path: Path, base: str | None) -> Source:
+        """What a sharded training left, read where it lies, with the model that was trained."""
+        trained = base or self.base
+        if trained is None:
+            raise SourceError(
+                f"{uri} holds what a sharded training left; set sources.{name}.base to the model "
+                f"that was trained, or put it together: `mergeops recover {path} OUT --base BASE`"
+            )
+        base_path = self.full(f"sources.{name}.base" if base else "base", trained).path
+        model = open_on_base(path, base_path)
+        stamps = {model.path / file: seen for file, seen in model.stamps.items()}
+        digests = files_sha256(
+            list(stamps), cache_dir=self.cache_dir, progress=self._ticking(f"hashing {name}")
+        )
+        files = {str(file.relative_to(model.path)): digest for file, digest in digests.items()}
+        # The base says what the tensors are called, and whether they are all there.
+        files["base"] = self._digest(base_path, f"base of {name}")
+        return self._pinned(name, uri, combined_sha256(files), stamps, base_path)
 
     def _pinned(
         self,

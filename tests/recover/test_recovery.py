@@ -201,6 +201,11 @@ def test_an_adapter_needs_its_settings(written: Path, copied: Copied, tmp_path: 
     folder = copied("lora/checkpoint-4")
     with pytest.raises(SourceError, match=r"its rank, alpha and targets are in no file; write it"):
         recover(folder, tmp_path / "out")
+    (folder / "adapter_config.json").write_text('{"r": 16, "lora_alpha": 16}')
+    with pytest.raises(
+        SourceError, match=r"says r=16, but .*lora_A.weight has rank 4: it is of an"
+    ):
+        recover(folder, tmp_path / "out")
     shutil.copy(written / "adapter" / "adapter_config.json", folder)
     recover(folder, tmp_path / "out")
     found = load_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -209,6 +214,39 @@ def test_an_adapter_needs_its_settings(written: Path, copied: Copied, tmp_path: 
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
     assert (tmp_path / "out" / "adapter_config.json").is_file()
     assert verify_checkpoint(tmp_path / "out") == []
+
+
+def test_slices_of_an_adapter_are_refused(written: Path, tmp_path: Path) -> None:
+    said = json.dumps({"a.lora_A.weight": {"saved_offsets": [0, 0]}})
+    name = "shard-00001-model-00001-of-00001.safetensors"
+    tensors = {"a.lora_A.weight": torch.ones(2, 2)}
+    save_file(tensors, tmp_path / name, metadata={"DCP_SHARDING_INFO": said})
+    shutil.copy(written / "adapter" / "adapter_config.json", tmp_path)
+    with pytest.raises(SourceError, match="holds slices of an adapter's tensors"):
+        recover(tmp_path, tmp_path / "out")
+
+
+def test_an_adapter_in_memory_gets_the_names_of_peft(
+    written: Path, trained_base: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(trained_base)
+    states = PeftModel.from_pretrained(base, written / "adapter").state_dict()
+    run = write_zero2(tmp_path / "run", states)
+    shutil.copy(written / "adapter" / "adapter_config.json", run)
+    result = recover(run, tmp_path / "out")
+    assert "21 tensors of the base, which the adapter does not have, were left out" in result.notes
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    expected = load_file(written / "adapter" / "adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    more = {name.replace(".default.", ".other."): tensor for name, tensor in states.items()}
+    run = write_zero2(tmp_path / "two", states | more)
+    shutil.copy(written / "adapter" / "adapter_config.json", run)
+    with pytest.raises(SourceError, match="holds the adapters default, other; save one of them"):
+        recover(run, tmp_path / "two_out")
 
 
 def test_what_is_in_the_way_stays(written: Path, trained_base: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,13 @@ def test_experts_and_tensor_parallelism_have_another_way(tmp_path: Path) -> None
         (place / name).unlink()
 
 
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
+    run = write_zero2(tmp_path, {"a": torch.ones(2)})
+    (run / "global_step2" / "mp_rank_00_model_states.pt").unlink()
+    os.mkfifo(run / "global_step2" / "mp_rank_00_model_states.pt")
+    assert "is not there, or no regular file" in problem(run)
+
+
 def test_latest_names_what_is_not_there(tmp_path: Path) -> None:
     run = write_zero2(tmp_path, {"a": torch.ones(2)})
     (run / "latest").write_text("global_step8")
@@ -118,6 +126,22 @@ def test_a_marker_says_that_the_save_did_not_finish(copied: Copied, marker: str)
     assert f"has {marker}, by which the trainer marks a save that did not finish" in problem(folder)
 
 
+def test_a_tracker_or_a_mark_of_others_says_that_the_save_did_not_finish(copied: Copied) -> None:
+    folder = copied("verl/global_step_4")
+    tracker = folder.with_name("latest_checkpointed_iteration.txt")
+    tracker.write_text("2")
+    assert f"is newer than step 2, which {tracker} names" in problem(folder)
+    tracker.write_text("4")
+    assert leftover(folder).problem is None  # type: ignore[union-attr]
+    tracker.unlink()
+    folder = copied("together/checkpoint-8")
+    folder.with_name("checkpoint-4").mkdir()
+    (folder.with_name("checkpoint-4") / "CHECKPOINT_COMPLETE").touch()
+    assert "has no CHECKPOINT_COMPLETE, which" in problem(folder)
+    (folder / "CHECKPOINT_COMPLETE").touch()
+    assert leftover(folder).problem is None  # type: ignore[union-attr]
+
+
 def test_a_temporary_name_says_that_the_save_did_not_finish(copied: Copied) -> None:
     folder = copied("fsdp/checkpoint-4")
     renamed = folder.rename(folder.with_name("tmp-checkpoint-4"))
@@ -138,6 +162,22 @@ def test_files_of_two_saves_are_told_apart(copied: Copied) -> None:
     assert "the files are of several saves" in problem(folder)
     (folder / "model_world_size_4_rank_0.pt").touch()
     assert "holds files of runs of 2, 4 processes" in problem(folder)
+
+
+def test_plain_tensors_of_processes_are_copies_or_refused(tmp_path: Path) -> None:
+    for rank in range(2):
+        states = {"copy": torch.ones(3), "part": torch.full((3,), float(rank))}
+        torch.save(states, tmp_path / f"pytorch_model_fsdp_rank{rank}.bin")
+    assert "tensor part differs between the processes" in problem(tmp_path)
+    for rank in range(2):
+        torch.save({"copy": torch.ones(3)}, tmp_path / f"pytorch_model_fsdp_rank{rank}.bin")
+    assert leftover(tmp_path).problem is None  # type: ignore[union-attr]
+
+
+def test_the_last_process_of_a_mesh_is_missing(copied: Copied) -> None:
+    folder = copied("ranks/checkpoint-4")
+    (folder / "pytorch_model_fsdp_0_rank1.bin").unlink()
+    assert "the files of 1 processes, of 2" in problem(folder)
 
 
 class Evil:
@@ -226,3 +266,14 @@ def test_damaged_bytes_never_end_in_anything_but_a_message(
         except SourceError as error:
             assert "\n" not in str(error)
         file.write_bytes(before)
+
+
+def test_a_pickle_that_would_be_hashed_or_printed_without_end_is_refused(tmp_path: Path) -> None:
+    run = write_zero2(tmp_path, {"a": torch.ones(2)})
+    file = run / "global_step2" / "mp_rank_00_model_states.pt"
+    # A tuple of two of what is on the stack, sixty times over.
+    nested = b")" + b"2\x86" * 60
+    for data in (b"}" + nested + b"K\x01s.", b"ctorch\nSize\n" + nested + b"\x85R."):
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("m/data.pkl", b"\x80\x02" + data)
+        assert "it was cut or damaged" in problem(run)

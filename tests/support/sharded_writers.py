@@ -18,7 +18,7 @@ PROCESSES = 2
 
 def write_all(base: Path, out: Path) -> None:
     """Have two processes write, of the model in ``base``: ``fsdp``, ``lora``, ``together``,
-    ``columns``, ``slices`` and ``verl``."""
+    ``ranks``, ``columns``, ``slices`` and ``verl``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -73,6 +73,7 @@ def _process(rank: int, port: str, base: Path, out: Path) -> None:
         {"model": model_state, "optimizer": optimizer_state, "step": 8},
         checkpoint_id=out / "together" / "checkpoint-8",
     )
+    _save_with_accelerate(model, out / "ranks" / "checkpoint-4", rank, use_dcp=False)
     (out / "verl" / "global_step_4" / "actor").mkdir(parents=True, exist_ok=True)
     name = f"model_world_size_{PROCESSES}_rank_{rank}.pt"
     torch.save(model.state_dict(), out / "verl" / "global_step_4" / "actor" / name)

@@ -39,7 +39,9 @@ def _deepspeed() -> Iterator[dict[str, Any]]:
         ("deepspeed.runtime.fp16.loss_scaler", LossScaler),
     ):
         cls.__module__, cls.__qualname__ = place, cls.__name__
-        modules[place] = types.ModuleType(place)
+        for end in range(1, place.count(".") + 2):
+            package = ".".join(place.split(".")[:end])
+            modules.setdefault(package, types.ModuleType(package))
         setattr(modules[place], cls.__name__, cls)
         made[cls.__name__] = cls
     before = {name: sys.modules.get(name) for name in modules}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import SLICES_NAME
+from mergeops.checkpoint import ADAPTER, INDEX, SINGLE, SLICES_NAME
 from mergeops.errors import SourceError
 from mergeops.recover.dcp import METADATA, SUFFIX, open_dcp
 from mergeops.recover.process_files import NAME as PROCESS_FILE
@@ -21,6 +21,10 @@ INNER = ("pytorch_model_fsdp_0", "model", "actor", "sharded")
 """Where trainers put the model below a checkpoint's directory."""
 UNFINISHED = ("checkpoint-is-incomplete.txt", ".incomplete")
 """Files by which trainers mark a save that did not finish."""
+COMPLETE = "CHECKPOINT_COMPLETE"
+"""LLaMA-Factory's mark of a save that did finish."""
+TRACKER = "latest_checkpointed_iteration.txt"
+"""Beside the checkpoints of verl, written last: the newest whole step."""
 TORCH_DIST = "common.pt"
 """Beside ``.metadata`` it tells Megatron's names."""
 RANK = re.compile(rf"__(\d+)_\d+\{SUFFIX}")
@@ -31,7 +35,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], ShardedModel]]] = {
     "dcp": ("torch.distributed.checkpoint (FSDP)", open_dcp),
     "zero": ("DeepSpeed ZeRO", open_zero),
     "slices": ("slices in safetensors files", open_slices),
-    "processes": ("a file of each process (verl)", open_process_files),
+    "processes": ("a file of each process (verl, accelerate)", open_process_files),
 }
 """Kind -> in words, and what opens it."""
 
@@ -109,6 +113,16 @@ def leftover(directory: Path) -> Leftover | None:
     return Leftover(kind, path, step, world_size, problem)
 
 
+def is_sharded(directory: Path) -> bool:
+    """Whether a directory has what ``leftover`` finds and is no checkpoint; by names alone."""
+    if any((directory / name).exists() for name in (SINGLE, INDEX, ADAPTER)):
+        return False
+    try:
+        return _find(directory) is not None
+    except OSError:
+        return False
+
+
 def _find(directory: Path) -> tuple[str, Path, str | None] | None:
     """Kind, place and what names alone show to be wrong."""
     if not directory.is_dir():
@@ -174,6 +188,8 @@ def _tagged(directory: Path) -> tuple[str, Path, str | None] | None:
 def _not_the_latest(place: Path) -> str | None:
     """Refuse a ``global_stepN`` that is newer than what ``latest`` beside it names."""
     own = GLOBAL_STEP.fullmatch(place.name)
+    if not (place.parent / LATEST).is_file():
+        return None
     try:
         name = (place.parent / LATEST).read_bytes()[:200].decode().strip()
     except (OSError, ValueError):
@@ -210,7 +226,28 @@ def _marked(directory: Path) -> str | None:
             f"{directory} has the name that a Trainer gives to a save until it is finished; use an "
             "earlier checkpoint of the run"
         )
-    return None
+    if not (directory / COMPLETE).exists() and _step(directory) is not None:
+        for other in directory.absolute().parent.glob(f"*/{COMPLETE}"):
+            return (
+                f"{directory} has no {COMPLETE}, which {other.parent} has: the save did not "
+                f"finish; use {other.parent}"
+            )
+    return _newer_than_tracked(directory)
+
+
+def _newer_than_tracked(directory: Path) -> str | None:
+    """Refuse a step that is newer than the one that the tracker beside it names."""
+    step, tracker = _step(directory), directory.absolute().parent / TRACKER
+    try:
+        newest = int(tracker.read_bytes()[:100]) if tracker.is_file() else None
+    except (OSError, ValueError):
+        return None
+    if step is None or newest is None or step <= newest:
+        return None
+    return (
+        f"{directory} is newer than step {newest}, which {tracker} names: that is written last, so "
+        f"the save did not finish; use step {newest}"
+    )
 
 
 def _step(directory: Path) -> int | None:
@@ -221,8 +258,8 @@ def _step(directory: Path) -> int | None:
 def _world_size(kind: str, path: Path) -> int | None:
     names = [entry.name for entry in path.iterdir()]
     if kind == "processes":
-        sizes = [int(m[1]) for name in names if (m := PROCESS_FILE.fullmatch(name))]
-        return sizes[0] if sizes else None
+        matches = [match for name in names if (match := PROCESS_FILE.fullmatch(name))]
+        return int(matches[0]["world"] or len(matches))
     pattern, first = {"dcp": (RANK, 0), "slices": (SLICES_NAME, 1), "zero": (PARTITION, 0)}[kind]
     ranks = [int(match[1]) for name in names if (match := pattern.fullmatch(name))]
     return max(ranks) + 1 - first if ranks else None
