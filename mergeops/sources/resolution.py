@@ -241,9 +241,12 @@ class _Resolver:
         )
 
     def _with_companions(self, path: Path, location: Location) -> Path:
+        """The directory, with those files that MLflow keeps beside it and that it lacks."""
+        own = {file.name for file in path.iterdir()}
         beside = [
             fetch(directory, self.cache_dir, self.progress, limit=self._limit)
             for directory in location.companions
+            if not {entry.name for entry in directory.entries()} <= own
         ]
         return completed(path, beside, self.cache_dir)
 
