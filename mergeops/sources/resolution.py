@@ -271,7 +271,7 @@ class _Resolver:
                 return self._readable(near.absolute())
         trained_on = "does not say which model it was trained on"
         if said is not None:
-            trained_on = f"was trained on {said.shown}, which is not reachable from here"
+            trained_on = f"was trained on {said.shown}, which is {said.why_not_here}"
         raise SourceError(
             f"{uri} is a LoRA adapter that {trained_on}; set sources.{name}.base to that model's "
             "directory or hf:// URI"
