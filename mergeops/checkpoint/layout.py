@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from mergeops.checkpoint.header import StoredTensor, read_header
+from mergeops.checkpoint.quantised.codes import CodedTensor
+from mergeops.checkpoint.quantised.pairing import numbers_in
+from mergeops.checkpoint.quantised.recognition import ORIGINAL, Quantisation, recognise
 from mergeops.errors import SourceError
 
 SINGLE = "model.safetensors"
@@ -47,6 +51,8 @@ class Checkpoint:
     """In the order of the data, file by file."""
     stamps: dict[str, FileStamp]
     """File name -> stamp, for every weight file."""
+    coded: Mapping[str, CodedTensor] = field(default_factory=dict)
+    """Tensor -> how its numbers are computed, where the files hold codes."""
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -67,9 +73,51 @@ def weight_files(path: Path) -> list[Path]:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read and check all headers of a full checkpoint; no tensor data is read.
 
+    A quantised one has the tensors that its codes and scales stand for.
+
     Raises:
-        SourceError: as ``weight_files`` and ``read_header``, or index and files disagree.
+        SourceError: as ``weight_files`` and ``read_header``, or index and files disagree, or the
+            weights are codes of a kind that is not read.
     """
+    checkpoint = _open_stored(path)
+    quantisation = _recognised(checkpoint)
+    if quantisation is None:
+        return checkpoint
+    if not quantisation.is_readable:
+        raise SourceError(
+            f"{path} is quantised, {quantisation.told}: its codes are no numbers that can be "
+            f"merged; {quantisation.way_out}"
+        )
+    try:
+        tensors, coded = numbers_in(_config_beside(path), checkpoint.tensors)
+    except SourceError as error:
+        raise SourceError(
+            f"{path} is quantised, {quantisation.told}, in a way that is not read: {error}; "
+            f"{ORIGINAL}"
+        ) from error
+    return replace(checkpoint, tensors=tensors, coded=coded)
+
+
+def quantisation_of(path: Path) -> Quantisation | None:
+    """How the weights of a full checkpoint are coded; None where they are simply numbers.
+
+    Raises:
+        SourceError: as ``weight_files`` and ``read_header``.
+    """
+    return _recognised(_open_stored(path))
+
+
+def _recognised(checkpoint: Checkpoint) -> Quantisation | None:
+    dtypes = {name: stored.dtype for name, stored in checkpoint.tensors.items()}
+    return recognise(_config_beside(checkpoint.path), dtypes)
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    return read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+
+
+def _open_stored(path: Path) -> Checkpoint:
+    """The headers of a full checkpoint as they are."""
     files = weight_files(path)
     for file in files:
         if not file.exists():

@@ -240,8 +240,11 @@ def test_of_an_output_directory_a_checkpoint_is_to_be_named(tmp_path: Path) -> N
     ("files", "message"),
     [
         ([], "is empty or does not exist"),
-        (["config.json"], "config.json but no model.safetensors: the save did not finish"),
-        (["adapter_config.json"], "but no adapter_model.safetensors: the save did not finish"),
+        (["config.json"], "config.json but no model.safetensors; it has config.json: the save did"),
+        (
+            ["adapter_config.json"],
+            "no adapter_model.safetensors; it has adapter_config.json: the save",
+        ),
         (["model.safetensors"], "weights but no config.json; copy the config.json"),
         (["a.txt", "b.gguf"], "holds no checkpoint.*it has a.txt, b.gguf"),
     ],
