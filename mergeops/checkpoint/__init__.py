@@ -52,6 +52,8 @@ from mergeops.checkpoint.reader import (
     read_tensor,
 )
 from mergeops.checkpoint.relaid import RelaidReader
+from mergeops.checkpoint.renamed import RenamedReader
+from mergeops.checkpoint.small_files import SMALL_SUFFIXES, is_processor_file, is_small_file
 from mergeops.checkpoint.tokenizer_files import (
     PROCESSOR_TEMPLATE,
     VOCABULARY_FILES,
@@ -75,6 +77,7 @@ __all__ = [
     "PICKLED_INDEX",
     "PROCESSOR_TEMPLATE",
     "SINGLE",
+    "SMALL_SUFFIXES",
     "VOCABULARY_FILES",
     "Bytes",
     "Checkpoint",
@@ -82,6 +85,7 @@ __all__ = [
     "FileStamp",
     "Quantisation",
     "RelaidReader",
+    "RenamedReader",
     "StoredTensor",
     "TensorReader",
     "TokenizerFile",
@@ -96,6 +100,8 @@ __all__ = [
     "files_sha256",
     "has_tokenizer",
     "hold",
+    "is_processor_file",
+    "is_small_file",
     "item_size",
     "locked",
     "open_checkpoint",

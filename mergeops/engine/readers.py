@@ -11,6 +11,7 @@ from mergeops.checkpoint import (
     ADAPTER_CONFIG,
     CheckpointReader,
     RelaidReader,
+    RenamedReader,
     TensorReader,
     stamp,
 )
@@ -19,7 +20,7 @@ from mergeops.planning import PlannedInput, VocabularyLayout
 
 
 def open_input(planned: PlannedInput, compute: str) -> TensorReader:
-    """A reader of an input's tensors.
+    """A reader of an input's tensors, by the names that they have in the result.
 
     Args:
         planned: the input.
@@ -28,6 +29,11 @@ def open_input(planned: PlannedInput, compute: str) -> TensorReader:
     Raises:
         SourceError: a file is missing or not the one that was planned with.
     """
+    reader = _open(planned, compute)
+    return RenamedReader(reader, planned.renamed) if planned.renamed else reader
+
+
+def _open(planned: PlannedInput, compute: str) -> TensorReader:
     if planned.adapter_base is None:
         return CheckpointReader.open(Path(planned.path), planned.stamps)
     config = Path(planned.path) / ADAPTER_CONFIG

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ class PlannedInput:
     """What an adapter changes in its base's config.json, e.g. the size of the vocabulary."""
     notes: tuple[str, ...] = ()
     """What the user should know of it."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Name in the result -> name on disk, of the tensors whose names differ."""
 
     @property
     def directories(self) -> list[Path]:
@@ -63,11 +66,45 @@ def config_of(planned: PlannedInput) -> dict[str, Any]:
     """The input's config.json, with what its adapter changes; empty where it has none.
 
     Raises:
-        SourceError: it is no JSON object.
+        SourceError: as ``read_config_file``.
     """
     configs = (directory / CONFIG for directory in planned.directories)
-    config = next((read_json(config) for config in configs if config.is_file()), {})
+    config = next((read_config_file(config) for config in configs if config.is_file()), {})
     return changed(config, planned.config_changes)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A config.json or generation_config.json.
+
+    Infinity, which is no JSON but which transformers 4 wrote, becomes what transformers 5 writes.
+
+    Raises:
+        SourceError: it is no JSON object, or holds what no JSON can: NaN, or half a character.
+    """
+    content: dict[str, Any] = _checked(read_json(path), path, "")
+    return content
+
+
+def _checked(value: Any, path: Path, key: str) -> Any:
+    if isinstance(value, dict):
+        return {
+            _checked(name, path, f"{key} a key".strip()): _checked(
+                inner, path, f"{key}.{name}".strip(".")
+            )
+            for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [_checked(inner, path, f"{key}[{i}]") for i, inner in enumerate(value)]
+    if isinstance(value, float) and math.isinf(value):
+        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, float) and math.isnan(value):
+        raise SourceError(f"{path}: {key} is NaN, which is no number; write what it shall be")
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        raise SourceError(
+            f"{path}: {key} holds half of a surrogate pair ({value[:40]!a}), which is no "
+            "character; write the whole one or take it out"
+        )
+    return value
 
 
 def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:

@@ -45,6 +45,8 @@ class Contents:
     """What it would be if its weights were not pickled; kind is None then."""
     has_weights: bool = False
     """Where it is neither: whether there are weights all the same, which ``problem`` is about."""
+    has_adapter: bool = False
+    """Whether a full checkpoint has an adapter beside it."""
 
 
 def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -> Contents:
@@ -56,7 +58,8 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
     size = sum(e.size for e in entries if e.name.endswith(".safetensors") and not e.is_dir)
     if names & {SINGLE, INDEX}:
         if CONFIG in names:
-            return Contents("full", size_bytes=size)
+            beside = ADAPTER_CONFIG in names and bool(names & {ADAPTER, PICKLED_ADAPTER})
+            return Contents("full", size_bytes=size, has_adapter=beside)
         return Contents(
             None,
             f"{directory.shown} has weights but no config.json; copy the config.json of the model "

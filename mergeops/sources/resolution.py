@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mergeops.checkpoint import (
     ADAPTER,
+    ADAPTER_CONFIG,
     FileStamp,
     adapter_sha256,
     converted,
@@ -165,7 +166,9 @@ class _Resolver:
     def source(self, name: str, uri: str, base: str | None = None) -> Source:
         """A full checkpoint, or an adapter with its base."""
         location, path = self.find(uri)
-        if location.contents.kind == "full":
+        if location.contents.has_adapter and base is None:
+            raise _two_models(name, uri, f"set sources.{name}.base to the model that it applies to")
+        if location.contents.kind == "full" and not location.contents.has_adapter:
             return self._full(name, uri)
         applied_to = self._base_of(name, uri, path, base)
         own = stamp(path / ADAPTER)
@@ -192,6 +195,8 @@ class _Resolver:
                 f"{name} is {uri}, a LoRA adapter; a base must be a full model: name the model "
                 f"that it was trained on ({trained_on})"
             )
+        if location.contents.has_adapter and not name.startswith("sources."):
+            raise _two_models(name, uri, "name it as a source with the model that it applies to")
         return self._full(name, uri)
 
     def find(self, uri: str) -> tuple[Location, Path]:
@@ -294,3 +299,11 @@ class _Resolver:
 def _hold(uri: str, path: Path) -> None:
     if not hold(path):
         raise SourceError(f"{path} (from {uri}) was deleted just now, maybe by mergeops gc")
+
+
+def _two_models(name: str, uri: str, way: str) -> SourceError:
+    return SourceError(
+        f"{name} is {uri}, which holds a full model and a LoRA adapter beside it: only one of them "
+        f"can be meant; to apply the adapter, {way}; to take the full model as it is, move "
+        f"{ADAPTER_CONFIG} and the adapter's weights out of the directory"
+    )

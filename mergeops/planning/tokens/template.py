@@ -17,6 +17,8 @@ class ChosenTemplate:
 
     text: str | None
     """None: the tokenizer's own files hold it, or there is none."""
+    holder: str | None = None
+    """The input that it is from, where the tokenizer is another's."""
     warnings: tuple[str, ...] = ()
 
 
@@ -42,7 +44,7 @@ def choose_template(
         if wanted not in texts:
             raise MergeError(f"tokenizer.chat_template is {wanted!r}, which has no chat template")
         text = texts[wanted]
-        return ChosenTemplate(None if text == own else text)
+        return ChosenTemplate(None) if text == own else ChosenTemplate(text, wanted)
     if not texts:
         return ChosenTemplate(None)
     votes = list(texts.values())
@@ -56,7 +58,9 @@ def choose_template(
             f"chat templates differ: the merge keeps that of {', '.join(holders)}, not that of "
             f"{', '.join(others)}; tokenizer.chat_template chooses another",
         )
-    return ChosenTemplate(None if own is not None else text, warnings)
+    if own is not None:
+        return ChosenTemplate(None, warnings=warnings)
+    return ChosenTemplate(text, holders[0], warnings)
 
 
 def read_template(directory: Path) -> str | None:
