@@ -125,7 +125,7 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
         self._tags = {
             RunTags.OUTPUT_DIR: str(Path(args.output_dir).absolute()),
             RunTags.HOST: socket.gethostname(),
-            RunTags.KIND: "lora" if getattr(model, "peft_config", None) else "full",
+            RunTags.KIND: _kind_of(model),
         }
         if self._base:
             self._tags[RunTags.BASE] = self._base
@@ -267,6 +267,15 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
 def _how_it_ended(raised: object) -> str:
     """The status of a run whose training did not end."""
     return "KILLED" if isinstance(raised, KeyboardInterrupt) else "FAILED"
+
+
+def _kind_of(model: Any) -> str:
+    """full, or the kind of the adapter that is trained, as its config will say it."""
+    configs = list((getattr(model, "peft_config", None) or {}).values())
+    if not configs:
+        return "full"
+    word = getattr(configs[0].peft_type, "value", configs[0].peft_type)
+    return "dora" if getattr(configs[0], "use_dora", False) else str(word).lower()
 
 
 def _step(checkpoint: Path) -> int:

@@ -140,7 +140,7 @@ def logged(run: Run) -> dict[str, Any]:
     known: dict[str, Any] = {}
     found_by = {}
     kind = run.data.tags.get(RunTags.KIND)
-    if kind in ("full", "lora"):
+    if kind:
         known["kind"] = kind
         found_by["kind"] = f"tag {RunTags.KIND}"
     said = _tagged_base(run) or _base_param(run.data.params)

@@ -1,8 +1,8 @@
 """What transformers says of a config.json is asked once and kept, so that it is not imported again.
 
 ``$XDG_CACHE_HOME/mergeops/architectures/KEY.json`` (``~/.cache`` by default); the key stands for
-the config, the tensors' names and shapes, and the version of transformers. Where the file is
-missing, damaged or cannot be written, transformers is asked anew.
+the config, the tensors' names and shapes, the version of transformers and the code here. Where the
+file is missing, damaged or cannot be written, transformers is asked anew.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from mergeops.architectures.model_fit import ModelFit, Shape
 from mergeops.architectures.transformers_models import fit_of, settings_of
 from mergeops.checkpoint import replace_with
 from mergeops.errors import SourceError
-
-FORMAT = 3
-"""Raised when the same question gets another answer."""
 
 
 def read_fit(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> ModelFit | None:
@@ -80,6 +77,7 @@ def _fit(answer: Mapping[str, Any]) -> ModelFit:
             name: (tuple(theirs), tuple(ours))
             for name, (theirs, ours) in answer["mismatched"].items()
         },
+        doubled=tuple(answer["doubled"]),
         trouble=answer["trouble"],
     )
 
@@ -91,7 +89,7 @@ def _kept(kind: str, question: list[Any]) -> Any:
 @functools.lru_cache(maxsize=32)
 def _answer(kind: str, question: str) -> str:
     """The answer as JSON, from this process, from the disk or from transformers."""
-    about = f"{FORMAT} {version('transformers')} {kind} {question}"
+    about = f"{_code()} {version('transformers')} {kind} {question}"
     key = hashlib.sha256(about.encode()).hexdigest()
     place = _folder() / f"{key}.json"
     with contextlib.suppress(OSError, ValueError):
@@ -112,6 +110,15 @@ def _answer(kind: str, question: str) -> str:
         with replace_with(place, sync=False) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return json.dumps(json.loads(text)["answer"])
+
+
+@functools.cache
+def _code() -> str:
+    """Stands for what is asked and how it is written down."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _folder() -> Path:

@@ -34,13 +34,16 @@ class ModelFit:
     """Tensors on disk that the model has no place for, and whose class does not expect that."""
     mismatched: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
     """Parameter -> its shape as the checkpoint gives it, and as the model has it."""
+    doubled: tuple[str, ...] = ()
+    """Parameters that tensors of two names, or of two layouts, give."""
     trouble: str = ""
     """What transformers says where it cannot convert the tensors into parameters."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether all parameters are loaded, and all tensors have a place."""
-        return not (self.missing or self.unexpected or self.mismatched or self.trouble)
+        """Whether all parameters are loaded, each once, and all tensors have a place."""
+        wrong = (self.missing, self.unexpected, self.mismatched, self.doubled, self.trouble)
+        return not any(wrong)
 
     def parameter(self, name: str) -> str | None:
         """The parameter of this name, or the only one that ends with it: a model that was trained

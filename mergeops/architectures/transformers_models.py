@@ -112,7 +112,7 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
         raise ValueError(_first_line(error)) from error
     parameters = {name: tuple(value.shape) for name, value in bare.state_dict().items()}
     tied = dict(bare.all_tied_weights_keys)
-    parts, converted, operations, lost = _places(bare, tensors)
+    parts, converted, operations, lost, doubled = _places(bare, tensors)
     given = {name: torch.empty(shape, device="meta") for name, shape in tensors.items()}
     try:
         _, told = cls.from_pretrained(
@@ -144,15 +144,18 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
             name: (tuple(theirs), tuple(ours))
             for name, theirs, ours in sorted(told.get("mismatched_keys", ()))
         },
+        doubled=tuple(sorted(doubled)),
         trouble=trouble,
     )
 
 
 def _places(
     model: Any, tensors: Iterable[str]
-) -> tuple[dict[str, tuple[str, ...]], set[str], dict[str, tuple[str, ...]], dict[str, str]]:
+) -> tuple[
+    dict[str, tuple[str, ...]], set[str], dict[str, tuple[str, ...]], dict[str, str], set[str]
+]:
     """Parameter -> tensors on disk, parameters that are more than renamed, what is done to those,
-    and the name in memory that a tensor without a place would have."""
+    the name in memory that a tensor without a place would have, and parameters given twice."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -176,6 +179,7 @@ def _places(
         for p in c.source_patterns
     }
     operations: dict[str, tuple[str, ...]] = {}
+    doubled: set[str] = set()
     lost: dict[str, str] = {}
     for tensor in sorted(tensors, key=dot_natural_key):
         name, pattern = rename_source_key(tensor, renamings, converters, prefix, own)
@@ -188,6 +192,8 @@ def _places(
         to = targets[pattern] if pattern else [""]
         names = {name.replace(to[0], other) if other else name for other in to} & own.keys()
         for one in names:
+            if one in found and (not pattern or one not in converted):
+                doubled.add(one)
             found.setdefault(one, []).append((order.get(pattern, 0), tensor))
         if pattern:
             converted |= names
@@ -196,7 +202,7 @@ def _places(
         name: tuple(tensor for _, tensor in sorted(given, key=lambda pair: pair[0]))
         for name, given in found.items()
     }
-    return parts, converted, operations, lost
+    return parts, converted, operations, lost, doubled
 
 
 def _layers(model: Any) -> dict[str, str]:

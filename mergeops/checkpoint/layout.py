@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat as file_kind
@@ -64,11 +65,13 @@ def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a full checkpoint: ``model.safetensors``, or what the index names.
 
     Raises:
-        SourceError: there are none, one is missing, or the index points outside the directory.
+        SourceError: there are none, or two sets of them, or one is missing, or the index points
+            outside the directory.
     """
     if not path.is_dir():
         raise SourceError(f"{path} is not a directory")
     if (path / SINGLE).exists():
+        _check_no_others(path)
         return [path / SINGLE]
     if (path / INDEX).exists():
         return [path / name for name in sorted(set(weight_map(path / INDEX).values()))]
@@ -220,6 +223,22 @@ def weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:
         if not name.endswith(ending):
             raise SourceError(f"{index} puts tensor {tensor} into {name!r}, no safetensors file")
     return files
+
+
+def _check_no_others(path: Path) -> None:
+    """Beside a single file there is no index of other files that are there, too."""
+    named: set[str] = set()
+    if (path / INDEX).exists():
+        # What is wrong with an index that nobody needs is of no interest.
+        with contextlib.suppress(SourceError):
+            named = set(weight_map(path / INDEX).values()) - {SINGLE}
+    others = sorted(name for name in named if (path / name).exists())
+    if others:
+        raise SourceError(
+            f"{path} holds two sets of weights: {SINGLE}, and {len(others)} file(s) that {INDEX} "
+            f"names, e.g. {others[0]}; a model was saved over another, and transformers loads "
+            f"{SINGLE}, be it the older; remove the set that is not meant: {SINGLE}, or {INDEX}"
+        )
 
 
 def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergeops import methods
+from mergeops.architectures import read_fit
 from mergeops.checkpoint import BY_WORD, FLOATS
 from mergeops.errors import about, locating
 from mergeops.planning.alignment import read_inputs
@@ -14,11 +15,13 @@ from mergeops.planning.architecture import changed
 from mergeops.planning.assembly import assemble
 from mergeops.planning.companions import find_companions, result_config
 from mergeops.planning.inputs import PlannedInput, config_of, has_config
+from mergeops.planning.left_out import check_left_out
 from mergeops.planning.parameters import TensorParameters, resolve_parameters
 from mergeops.planning.pieces import Ingredient, Piece
 from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
 from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
 from mergeops.planning.result_check import check_result
+from mergeops.planning.tied_heads import part_heads
 from mergeops.planning.tokens.vocabulary_layout import (
     VocabularyLayout,
     lay_out_vocabulary,
@@ -87,12 +90,18 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         compute = "float64"
         warnings.append(f"{wide} is stored as float64, so the arithmetic is done in float64")
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
-    changes = changed(changed(_of_adapter(inputs, vocabulary), views.config), assembly.config)
-    warnings += check_result(
-        changed(result_config(companions), changes),
-        {task.name: task.shape for task in tasks},
-        next(planned.name for planned in inputs if has_config(planned)),
-    )
+    if recipe.missing == "leave_out" and not sliced:
+        warnings += check_left_out(assembly.pieces, views.inputs)
+    changes = changed(_of_adapter(inputs, vocabulary), views.config)
+    changes = changed(changes, assembly.config)
+    config = changed(result_config(companions), changes)
+    shapes = {task.name: task.shape for task in tasks}
+    home = next(planned.name for planned in inputs if has_config(planned))
+    fit = read_fit(config, shapes)
+    warnings += check_result(fit, config, shapes, home)
+    untied, told = part_heads(fit, tasks, inputs, config, is_random=method.is_random)
+    changes = changed(changes, untied)
+    warnings += told
     return Plan(
         method=method.name,
         method_version=method.version,

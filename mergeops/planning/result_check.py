@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mergeops.architectures import ModelFit, read_fit
+from mergeops.architectures import ModelFit
 from mergeops.errors import MergeError
 from mergeops.planning.architecture import layer_of
 
@@ -14,11 +14,15 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def check_result(
-    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], label: str
+    fit: ModelFit | None,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    label: str,
 ) -> list[str]:
     """Hold the names and shapes of the result against the model of its config.json.
 
     Args:
+        fit: what transformers says of it; None where it does not know the model.
         config: what the result's config.json will say.
         shapes: tensor of the result -> shape.
         label: the input whose config.json that is.
@@ -29,9 +33,7 @@ def check_result(
     Raises:
         MergeError: parameters would be random, or have another shape, or tensors of the layers
             would be passed over.
-        SourceError: transformers knows the model, but cannot make it of this config.
     """
-    fit = read_fit(config, shapes)
     if fit is None:
         return _check_layers(config, shapes, label)
     inside = [name for name in fit.unexpected if _belongs(name, fit)]
@@ -63,6 +65,12 @@ def _wrong(fit: ModelFit, inside: Sequence[str], count: int) -> list[str]:
         wrong.append(
             f"{len(fit.missing)} of its {len(fit.parameters)} parameters would be random, since no "
             f"tensor gives them: {_few(fit.missing)}"
+        )
+    if fit.doubled:
+        name = fit.doubled[0]
+        wrong.append(
+            f"{len(fit.doubled)} of its parameters would be given twice, e.g. {name} by "
+            f"{_few(fit.parts[name])}"
         )
     if inside:
         wrong.append(

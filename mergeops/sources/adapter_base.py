@@ -40,6 +40,14 @@ class SaidBase:
         is_pinned = self.revision is not None or snapshot_name(self.name) is not None
         return f"{HUB}{self.hub_name}" if is_pinned and self.hub_name else self.name
 
+    @property
+    def why_not_here(self) -> str:
+        """Why it is not taken from this machine."""
+        path = local_path(self.name)
+        if self.hub_name is None and path is not None and not path.is_absolute():
+            return "relative to the directory of that training, and nobody noted that"
+        return "not reachable from here"
+
 
 def said_base(adapter: Path, location: Location) -> SaidBase | None:
     """What adapter_config.json says, and MLflow's note of the commit; None where neither does.

@@ -179,7 +179,8 @@ class Search:
             try:
                 location = find_checkpoint(candidate.directory)
                 if location is None or location.contents.kind is None:
-                    self.problems.append(why_none(candidate.directory))
+                    of = "" if candidate.model is None else f"LoggedModel {candidate.name}: "
+                    self.problems.append(f"{of}{why_none(candidate.directory)}")
                     continue
                 check_whole(location.directory, location.contents.kind)
                 state = _state_of(candidate.directory, location)

@@ -48,6 +48,8 @@ class Contents:
     """Where it is neither: whether there are weights all the same, which ``problem`` is about."""
     is_sharded: bool = False
     """Whether it holds a full model in pieces, which is read with its base; kind is None then."""
+    has_adapter: bool = False
+    """Whether a full checkpoint has an adapter beside it."""
 
 
 def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -> Contents:
@@ -59,7 +61,8 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
     size = sum(e.size for e in entries if e.name.endswith(".safetensors") and not e.is_dir)
     if names & {SINGLE, INDEX}:
         if CONFIG in names:
-            return Contents("full", size_bytes=size)
+            beside = ADAPTER_CONFIG in names and bool(names & {ADAPTER, PICKLED_ADAPTER})
+            return Contents("full", size_bytes=size, has_adapter=beside)
         return Contents(
             None,
             f"{directory.shown} has weights but no config.json; copy the config.json of the model "

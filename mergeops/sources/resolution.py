@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mergeops.checkpoint import (
     ADAPTER,
+    ADAPTER_CONFIG,
     FileStamp,
     adapter_sha256,
     combined_sha256,
@@ -169,7 +170,9 @@ class _Resolver:
     def source(self, name: str, uri: str, base: str | None = None) -> Source:
         """A full checkpoint, or an adapter with its base."""
         location, path = self.find(uri)
-        if location.contents.kind == "full":
+        if location.contents.has_adapter and base is None:
+            raise _two_models(name, uri, f"set sources.{name}.base to the model that it applies to")
+        if location.contents.kind == "full" and not location.contents.has_adapter:
             return self._full(name, uri)
         if location.contents.is_sharded:
             return self._sharded(name, uri, path, base)
@@ -200,6 +203,8 @@ class _Resolver:
                 f"{name} is {uri}, a LoRA adapter; a base must be a full model: name the model "
                 f"that it was trained on ({trained_on})"
             )
+        if location.contents.has_adapter and not name.startswith("sources."):
+            raise _two_models(name, uri, "name it as a source with the model that it applies to")
         return self._full(name, uri)
 
     def find(self, uri: str) -> tuple[Location, Path]:
@@ -270,9 +275,12 @@ class _Resolver:
         )
 
     def _with_companions(self, path: Path, location: Location) -> Path:
+        """The directory, with those files that MLflow keeps beside it and that it lacks."""
+        own = {file.name for file in path.iterdir()}
         beside = [
             fetch(directory, self.cache_dir, self.progress, limit=self._limit)
             for directory in location.companions
+            if not {entry.name for entry in directory.entries()} <= own
         ]
         return completed(path, beside, self.cache_dir)
 
@@ -298,7 +306,7 @@ class _Resolver:
                 return self._readable(near.absolute())
         trained_on = "does not say which model it was trained on"
         if said is not None:
-            trained_on = f"was trained on {said.shown}, which is not reachable from here"
+            trained_on = f"was trained on {said.shown}, which is {said.why_not_here}"
         raise SourceError(
             f"{uri} is a LoRA adapter that {trained_on}; set sources.{name}.base to that model's "
             "directory or hf:// URI"
@@ -321,3 +329,11 @@ class _Resolver:
 def _hold(uri: str, path: Path) -> None:
     if not hold(path):
         raise SourceError(f"{path} (from {uri}) was deleted just now, maybe by mergeops gc")
+
+
+def _two_models(name: str, uri: str, way: str) -> SourceError:
+    return SourceError(
+        f"{name} is {uri}, which holds a full model and a LoRA adapter beside it: only one of them "
+        f"can be meant; to apply the adapter, {way}; to take the full model as it is, move "
+        f"{ADAPTER_CONFIG} and the adapter's weights out of the directory"
+    )

@@ -28,10 +28,8 @@ DEPTH = 4
 MOST_DIRECTORIES = 300
 """Listings of one search: each is a question to an artifact store."""
 
-# What trainers put beside weights: optimisers, DeepSpeed's shards, logs; MLflow's tokenizer.
-_NO_MODEL = re.compile(
-    r"^(\..*|optim.*|global_step\d+|pytorch_model_fsdp_\d+|runs|logs|wandb|components|code)$"
-)
+# What trainers put beside weights: optimisers, and shards that ``leftovers`` names.
+_NO_MODEL = re.compile(r"^(\..*|optim|optimizer(_\d+)?|global_step\d+|pytorch_model_fsdp_\d+)$")
 
 
 @dataclass(frozen=True)

@@ -350,7 +350,8 @@ def searched_and_trained_twice(base: Path, output: Path, how: str, report_to: st
             save_steps=1,
             # The first checkpoint comes before the first log, by which MLflow makes its run.
             logging_steps=2,
-            eval_strategy="no",
+            eval_strategy="steps",
+            eval_steps=2,
             per_device_train_batch_size=2,
             report_to=report_to,
             use_cpu=True,

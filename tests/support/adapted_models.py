@@ -1,4 +1,4 @@
-"""Models with adapters in memory, saved as PEFT saves them, and what mergeops makes of the files."""
+"""Models with adapters in memory, saved by PEFT, and what mergeops makes of the files."""
 
 from __future__ import annotations
 
