@@ -69,6 +69,8 @@ def _fit(answer: Mapping[str, Any]) -> ModelFit:
         tied=answer["tied"],
         parts={name: tuple(tensors) for name, tensors in answer["parts"].items()},
         converted=frozenset(answer["converted"]),
+        operations={name: tuple(done) for name, done in answer["operations"].items()},
+        layers=answer["layers"],
         missing=tuple(answer["missing"]),
         unexpected=tuple(answer["unexpected"]),
         mismatched={
