@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mergeops.architectures.model_fit import ModelFit, Shape
 
@@ -102,6 +102,19 @@ def _classes(config: Mapping[str, Any], settings: Any) -> Iterator[Any]:
             yield cls
 
 
+class _Places(NamedTuple):
+    parts: dict[str, tuple[str, ...]]
+    """Parameter -> tensors on disk."""
+    converted: set[str]
+    """Parameters that are more than renamed."""
+    operations: dict[str, tuple[str, ...]]
+    """What is done to those."""
+    lost: dict[str, str]
+    """Tensor without a place -> the name that it would have in memory."""
+    doubled: set[str]
+    """Parameters that are given twice."""
+
+
 def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
     import torch
 
@@ -112,7 +125,7 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
         raise ValueError(_first_line(error)) from error
     parameters = {name: tuple(value.shape) for name, value in bare.state_dict().items()}
     tied = dict(bare.all_tied_weights_keys)
-    parts, converted, operations, lost, doubled = _places(bare, tensors)
+    placed = _places(bare, tensors)
     given = {name: torch.empty(shape, device="meta") for name, shape in tensors.items()}
     try:
         _, told = cls.from_pretrained(
@@ -124,7 +137,7 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except RuntimeError as error:
+    except Exception as error:  # Whatever its operations raise of tensors that do not fit them.
         told, trouble = {}, _first_line(error)
     else:
         trouble = ""
@@ -134,28 +147,22 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
         model_class=cls.__name__,
         parameters=parameters,
         tied=tied,
-        parts=parts,
-        converted=frozenset(converted),
-        operations=operations,
+        parts=placed.parts,
+        converted=frozenset(placed.converted),
+        operations=placed.operations,
         layers=_layers(bare),
         missing=tuple(sorted(told.get("missing_keys", ()))),
-        unexpected=tuple(tensor for tensor, name in lost.items() if name in unexpected),
+        unexpected=tuple(tensor for tensor, name in placed.lost.items() if name in unexpected),
         mismatched={
             name: (tuple(theirs), tuple(ours))
             for name, theirs, ours in sorted(told.get("mismatched_keys", ()))
         },
-        doubled=tuple(sorted(doubled)),
+        doubled=tuple(sorted(placed.doubled)),
         trouble=trouble,
     )
 
 
-def _places(
-    model: Any, tensors: Iterable[str]
-) -> tuple[
-    dict[str, tuple[str, ...]], set[str], dict[str, tuple[str, ...]], dict[str, str], set[str]
-]:
-    """Parameter -> tensors on disk, parameters that are more than renamed, what is done to those,
-    the name in memory that a tensor without a place would have, and parameters given twice."""
+def _places(model: Any, tensors: Iterable[str]) -> _Places:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -173,13 +180,13 @@ def _places(
     prefix = model.base_model_prefix
     found: dict[str, list[tuple[int, str]]] = {}
     converted: set[str] = set()
+    doubled: set[str] = set()
     done = {
         p: tuple(type(o).__name__ for o in c.operations)
         for c in converters
         for p in c.source_patterns
     }
     operations: dict[str, tuple[str, ...]] = {}
-    doubled: set[str] = set()
     lost: dict[str, str] = {}
     for tensor in sorted(tensors, key=dot_natural_key):
         name, pattern = rename_source_key(tensor, renamings, converters, prefix, own)
@@ -202,7 +209,7 @@ def _places(
         name: tuple(tensor for _, tensor in sorted(given, key=lambda pair: pair[0]))
         for name, given in found.items()
     }
-    return parts, converted, operations, lost, doubled
+    return _Places(parts, converted, operations, lost, doubled)
 
 
 def _layers(model: Any) -> dict[str, str]:

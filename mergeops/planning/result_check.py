@@ -59,7 +59,7 @@ def check_result(
 
 def _wrong(fit: ModelFit, inside: Sequence[str], count: int) -> list[str]:
     wrong = []
-    if fit.trouble:
+    if fit.trouble and not fit.doubled:
         wrong.append(f"its tensors do not convert ({fit.trouble})")
     if fit.missing:
         wrong.append(
