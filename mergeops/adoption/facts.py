@@ -127,11 +127,18 @@ def architecture(run: Run, choice: CheckpointChoice, base: Said | None) -> Archi
     """From the checkpoint's config.json, else the base's, else the params of the run."""
     if choice.kind == "full":
         return _of_config(read_json(choice.directory, CONFIG) or {}, CONFIG, choice.directory.local)
-    if base is not None and Path(base.path).is_dir():
-        config = read_json(LocalDirectory(Path(base.path)), CONFIG)
+    if base is not None and (path := _here(base.path)) is not None:
+        config = read_json(LocalDirectory(path), CONFIG)
         if config:
-            return _of_config(config, f"{CONFIG} of the base", Path(base.path))
+            return _of_config(config, f"{CONFIG} of the base", path)
     return _of_params(run.data.params)
+
+
+def _here(base: str) -> Path | None:
+    """The base's directory on this machine: itself, or in the hub's cache."""
+    if Path(base).is_absolute():
+        return Path(base) if Path(base).is_dir() else None
+    return cached(base) if is_hub_name(base) else None
 
 
 def logged(run: Run) -> dict[str, Any]:

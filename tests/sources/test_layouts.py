@@ -212,6 +212,7 @@ def touch(folder: Path, *names: str) -> None:
             ["model_world_size_2_rank_0.pt", "huggingface/config.json"],
             "verl's weights in 1 of 2 sh",
         ),
+        (["model/.metadata", "model/__0_0.distcp"], "under its trainer's own names; convert it w"),
         (["iter/.metadata", "iter/__0_0.distcp", "iter/common.pt"], "under Megatron's names; make"),
     ],
 )
