@@ -26,7 +26,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 FLOORS = (
     ("errors", "kernels", "lazy_torch", "lm_eval_plugin", "progress", "redact", "version"),
     ("checkpoint", "schema"),
-    ("scores",),
+    ("architectures", "scores"),
     ("adapters", "methods", "report"),
     ("recipe", "testing"),
     ("evaluate", "store"),

@@ -61,6 +61,49 @@ PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
 """Values of init_lora_weights that leave the base's weights as they are."""
 KNOWN_STARTS = ("pissa", "olora")
 """Those that change the base's weights in a way that follows from the base alone."""
+LORA_SETTINGS = {
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "kasa_config",
+    "layer_replication",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_bias",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "modules_to_save",
+    "monteclora_config",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "target_modules",
+    "target_parameters",
+    "task_type",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "use_rslora",
+    "velora_config",
+}
+"""Settings of LoRA that are applied, or have no effect on what is saved."""
 _WAY_OUT = (
     "leave this source out, or train it again with another kind; PEFT applies it at run time only"
 )
@@ -77,6 +120,11 @@ def why_not_exact(peft_type: str, content: Mapping[str, Any]) -> str | None:
         return f"{peft_type} {INPUT_DEPENDENT[peft_type]}, so no weights stand for it; {_WAY_OUT}"
     if peft_type not in EXACT:
         return f"peft_type is {peft_type!r}; allowed: {', '.join(sorted(EXACT))}"
+    if peft_type == "FROD" and content.get("save_projection") is False:
+        return (
+            "save_projection is false: FRoD's projections then follow from the weights of all "
+            "layers together; save the adapter again with save_projection=True"
+        )
     return _lora_problem(content) if peft_type == "LORA" else None
 
 

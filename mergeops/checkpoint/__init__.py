@@ -40,7 +40,6 @@ from mergeops.checkpoint.layout import (
     stamp,
     weight_files,
 )
-from mergeops.checkpoint.lora import AdapterReader, open_adapter
 from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
 from mergeops.checkpoint.pickled import converted
 from mergeops.checkpoint.quantised.recognition import Quantisation, recognise
@@ -77,7 +76,6 @@ __all__ = [
     "PROCESSOR_TEMPLATE",
     "SINGLE",
     "VOCABULARY_FILES",
-    "AdapterReader",
     "Bytes",
     "Checkpoint",
     "CheckpointReader",
@@ -100,7 +98,6 @@ __all__ = [
     "hold",
     "item_size",
     "locked",
-    "open_adapter",
     "open_checkpoint",
     "quantisation_of",
     "read_headers",

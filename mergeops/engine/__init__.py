@@ -1,7 +1,7 @@
 """From a plan to a checkpoint: streaming, resumable, on any device.
 
-Stands on: checkpoint, errors, kernels, lazy_torch, methods, planning, progress, redact, sources,
-version.
+Stands on: adapters, checkpoint, errors, kernels, lazy_torch, methods, planning, progress, redact,
+sources, version.
 """
 
 from mergeops.engine.destination import check_output

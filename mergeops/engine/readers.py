@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from mergeops.adapters import AdapterReader, open_adapter
 from mergeops.checkpoint import (
     ADAPTER_CONFIG,
-    AdapterReader,
     CheckpointReader,
     RelaidReader,
     TensorReader,
-    open_adapter,
     stamp,
 )
 from mergeops.errors import SourceError

@@ -1,6 +1,6 @@
 """From a recipe and headers to a plan, or a refusal; no tensor is read.
 
-Stands on: checkpoint, errors, methods, recipe, schema, sources.
+Stands on: adapters, checkpoint, errors, methods, recipe, schema, sources.
 """
 
 from mergeops.planning.architecture import is_before_layers, layer_of

@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeops.adapters import open_adapter
 from mergeops.checkpoint import (
     ADAPTER_CONFIG,
     CONFIG,
     FileStamp,
     StoredTensor,
-    open_adapter,
     open_checkpoint,
     read_json,
     stamp,
 )
 from mergeops.errors import SourceError
+from mergeops.planning.architecture import changed
 from mergeops.sources import Source
 
 
@@ -42,6 +43,10 @@ class PlannedInput:
     """Weight files in ``adapter_base``."""
     config_stamp: FileStamp | None = None
     """The adapter's config, which says how much of it is added."""
+    config_changes: Mapping[str, Any] = field(default_factory=dict)
+    """What an adapter changes in its base's config.json, e.g. the size of the vocabulary."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of it."""
 
     @property
     def directories(self) -> list[Path]:
@@ -55,13 +60,14 @@ def has_config(planned: PlannedInput) -> bool:
 
 
 def config_of(planned: PlannedInput) -> dict[str, Any]:
-    """The input's config.json; empty where it has none.
+    """The input's config.json, with what its adapter changes; empty where it has none.
 
     Raises:
         SourceError: it is no JSON object.
     """
     configs = (directory / CONFIG for directory in planned.directories)
-    return next((read_json(config) for config in configs if config.is_file()), {})
+    config = next((read_json(config) for config in configs if config.is_file()), {})
+    return changed(config, planned.config_changes)
 
 
 def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
@@ -75,6 +81,8 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
             hashed.
     """
     config_stamp = None
+    config_changes: Mapping[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if source.adapter_base is None:
         checkpoint = open_checkpoint(source.path)
         tensors, stamps, base_stamps = checkpoint.tensors, checkpoint.stamps, {}
@@ -83,6 +91,7 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         tensors, stamps = adapter.tensors, adapter.adapter.stamps
         base_stamps = adapter.base.stamps
         config_stamp = stamp(source.path / ADAPTER_CONFIG)
+        config_changes, notes = adapter.config_changes, adapter.notes
     for file, hashed in source.stamps.items():
         if stamp(file) != hashed:
             raise SourceError(
@@ -101,5 +110,7 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         stamps=stamps,
         base_stamps=base_stamps,
         config_stamp=config_stamp,
+        config_changes=config_changes,
+        notes=notes,
     )
     return planned, tensors

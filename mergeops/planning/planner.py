@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mergeops import methods
 from mergeops.checkpoint import BY_WORD, FLOATS, StoredTensor
@@ -11,12 +12,16 @@ from mergeops.errors import about, key_of, locating
 from mergeops.planning.architecture import changed
 from mergeops.planning.assembly import assemble
 from mergeops.planning.companions import find_companions
-from mergeops.planning.inputs import PlannedInput, config_of, read_input
+from mergeops.planning.inputs import PlannedInput, config_of, has_config, read_input
 from mergeops.planning.parameters import TensorParameters, resolve_parameters
 from mergeops.planning.pieces import Ingredient, Piece
 from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
 from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
-from mergeops.planning.tokens.vocabulary_layout import lay_out_vocabulary, resized
+from mergeops.planning.tokens.vocabulary_layout import (
+    VocabularyLayout,
+    lay_out_vocabulary,
+    resized,
+)
 from mergeops.planning.views import see
 from mergeops.recipe import BASE, Recipe, parse_size
 from mergeops.sources import Source
@@ -48,6 +53,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         check_sources(method, planned_base, planned_sources, sliced=sliced)
     inputs = [*([planned_base] if planned_base else []), *planned_sources]
     warnings = [*recipe.notes, *check_configs(inputs, recipe)]
+    warnings += [note for planned in inputs for note in planned.notes]
     chosen = _tokenizer_input(recipe, inputs)
     vocabulary = None
     if recipe.tokenizer.source != "same":
@@ -82,7 +88,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         sources=tuple(planned_sources),
         shards=cut_into_shards(tasks, shard_bytes),
         companions=companions,
-        config=changed(views.config, assembly.config),
+        config=changed(changed(_of_adapter(inputs, vocabulary), views.config), assembly.config),
         vocabulary=vocabulary,
         compute=compute,
         seed=recipe.seed,
@@ -113,6 +119,19 @@ def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedI
         if planned.name == recipe.tokenizer.source:
             return planned
     return inputs[0]
+
+
+def _of_adapter(
+    inputs: Sequence[PlannedInput], vocabulary: VocabularyLayout | None
+) -> dict[str, Any]:
+    """What the adapter of the input that gives config.json changes in it; the size of a vocabulary
+    that is laid out anew is settled with that."""
+    first = next((planned for planned in inputs if has_config(planned)), inputs[0])
+    changes = dict(first.config_changes)
+    if vocabulary is not None:
+        changes.pop("vocab_size", None)
+        changes.pop("text_config", None)
+    return changes
 
 
 def _stored_in_64_bits(pieces: Sequence[Piece]) -> str:
