@@ -42,7 +42,7 @@ from mergeops.checkpoint.layout import (
 )
 from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
 from mergeops.checkpoint.pickled import converted
-from mergeops.checkpoint.quantised.recognition import Quantisation, recognise
+from mergeops.checkpoint.quantised.recognition import Quantisation, recognise, without_quantisation
 from mergeops.checkpoint.reader import (
     Bytes,
     CheckpointReader,
@@ -117,6 +117,7 @@ __all__ = [
     "verify_checkpoint",
     "weight_files",
     "weights_sha256",
+    "without_quantisation",
     "word",
     "write_manifest",
 ]

@@ -17,6 +17,7 @@ from mergeops.checkpoint import (
     file_sha256,
     read_json,
     tokenizer_directory,
+    without_quantisation,
 )
 from mergeops.errors import SourceError
 from mergeops.planning.architecture import changed
@@ -78,15 +79,24 @@ def find_companions(
     """
     directories = [d for planned in inputs for d in planned.directories]
     files: dict[str, Companion] = {}
+    dropped: list[str] = []
     for name in (CONFIG, GENERATION_CONFIG):
         place = next((d for d in directories if (d / name).is_file()), None)
         if place is None:
             continue
         files[name] = _copy(place / name)
+        said = read_json(place / name)
+        config = without_quantisation(said)
+        if config != said:
+            dropped.append(
+                f"{place / name} has a quantization_config; the merge is written in plain numbers, "
+                "and its config.json has none"
+            )
         if vocabulary is not None:
             theirs = next((d for d in tokenizer.directories if (d / name).is_file()), place)
             ids_from = None if theirs == place else read_json(theirs / name)
-            config = with_vocabulary(read_json(place / name), vocabulary, ids_from)
+            config = with_vocabulary(config, vocabulary, ids_from)
+        if vocabulary is not None or config != said:
             files[name] = _written(name, place / name, _dump(config))
     if CONFIG not in files:
         raise SourceError(f"{directories[0]} has no config.json, and no other input has one")
@@ -109,7 +119,7 @@ def find_companions(
     configs = [files[CONFIG], *([settings] if settings else [])]
     code, warnings = _code_files((Path(file.path) for file in configs), trusted=trust_code)
     files |= _copies(code)
-    return tuple(files[name] for name in sorted(files)), (*template.warnings, *warnings)
+    return tuple(files[name] for name in sorted(files)), (*dropped, *template.warnings, *warnings)
 
 
 def write_companions(

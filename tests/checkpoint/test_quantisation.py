@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,14 @@ def test_every_scheme_is_recognised_with_and_without_its_config(scheme: str) -> 
 def test_a_config_that_says_quantised_over_plain_weights_is_no_quantisation(scheme: str) -> None:
     said, _ = (WRITTEN | READ)[scheme]
     assert recognise({"quantization_config": said}, PLAIN) is None
+
+
+def test_the_page_of_formats_says_what_happens_to_each_scheme() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    section = page.partition("## Quantised checkpoints")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?) \|.*\| (read|refused)", section, re.MULTILINE)
+    fates = {scheme: fate for names, fate in rows for scheme in re.findall(r"`([\w-]+)`", names)}
+    assert fates == {**dict.fromkeys(WRITTEN, "refused"), **dict.fromkeys(READ, "read")}
 
 
 def test_what_a_nested_text_config_says_counts() -> None:

@@ -127,7 +127,7 @@ class TransposedExperts:
         for expert in range(start // size, -(-stop // size)):
             begin, end = max(start - expert * size, 0), min(stop - expert * size, size)
             parts.append(self._of_expert(reads, expert, begin, end))
-        return torch.cat(parts) if parts else torch.empty(0)
+        return torch.cat(parts)
 
     def extent(self, start: int, stop: int) -> tuple[StoredTensor, int, int]:
         """See ``CodedTensor``: whole experts."""

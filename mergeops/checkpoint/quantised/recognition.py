@@ -13,15 +13,16 @@ from typing import Any
 
 from mergeops.checkpoint.dtypes import FLOATS
 
+_KEYS = ("quantization_config", "compression_config")
 ORIGINAL = "take the 16-bit model that it was made from"
 """The way out that holds for every scheme."""
 DEQUANTISED = (
-    "load it with transformers, and save model.dequantize(): "
+    f"{ORIGINAL}, or dequantise it with transformers: "
     "AutoModelForCausalLM.from_pretrained(DIR).dequantize().save_pretrained(NEW_DIR)"
 )
 DECOMPRESSED = (
-    "load it with transformers and CompressedTensorsConfig(run_compressed=False) as its "
-    "quantization_config, and save that"
+    f"{ORIGINAL}, or decompress it with transformers: AutoModelForCausalLM.from_pretrained(DIR, "
+    "quantization_config=CompressedTensorsConfig(run_compressed=False)).save_pretrained(NEW_DIR)"
 )
 
 _BITSANDBYTES = re.compile(
@@ -93,11 +94,20 @@ def recognise(config: Mapping[str, Any], dtypes: Mapping[str, str]) -> Quantisat
 def said_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What config.json says of its quantisation, be it of its text model; empty where nothing."""
     for part in (config, config.get("text_config")):
-        for key in ("quantization_config", "compression_config"):
+        for key in _KEYS:
             said = part.get(key) if isinstance(part, Mapping) else None
             if isinstance(said, Mapping) and said:
                 return said
     return {}
+
+
+def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of the same model with plain weights."""
+    return {
+        key: without_quantisation(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in _KEYS
+    }
 
 
 def _by_names(
