@@ -85,8 +85,9 @@ def base(
         return None
     found = _directory(store, run, choice, said.path)
     # What a 4-bit repository (Unsloth) is fine-tuned to merges with its 16-bit twin.
-    twin = _FOUR_BIT.sub("", said.path)
-    if twin != said.path:
+    name = said.path.partition("@")[0] if is_hub_name(said.path) else said.path
+    twin = _FOUR_BIT.sub("", name)
+    if twin != name:
         twin_found = _directory(store, run, choice, twin)
         if twin_found is not None or found is None:
             said = Said(twin, f"{said.found_by} without its 4-bit suffix")
@@ -118,7 +119,8 @@ def _directory(store: TrainingRuns, run: Run, choice: CheckpointChoice, path: st
         if not place.is_dir():
             continue
         digest = run.data.tags.get(RunTags.BASE_SHA256)
-        if not is_here or choice.candidate.needs_proof or digest == cheap_sha256(place):
+        is_told = digest is not None and digest == cheap_sha256(place)
+        if not is_here or choice.candidate.needs_proof or is_told:
             return str(place.resolve())
     return None
 
@@ -127,11 +129,18 @@ def architecture(run: Run, choice: CheckpointChoice, base: Said | None) -> Archi
     """From the checkpoint's config.json, else the base's, else the params of the run."""
     if choice.kind == "full":
         return _of_config(read_json(choice.directory, CONFIG) or {}, CONFIG, choice.directory.local)
-    if base is not None and Path(base.path).is_dir():
-        config = read_json(LocalDirectory(Path(base.path)), CONFIG)
+    if base is not None and (path := _here(base.path)) is not None:
+        config = read_json(LocalDirectory(path), CONFIG)
         if config:
-            return _of_config(config, f"{CONFIG} of the base", Path(base.path))
+            return _of_config(config, f"{CONFIG} of the base", path)
     return _of_params(run.data.params)
+
+
+def _here(base: str) -> Path | None:
+    """The base's directory on this machine: itself, or in the hub's cache."""
+    if Path(base).is_absolute():
+        return Path(base) if Path(base).is_dir() else None
+    return cached(base) if is_hub_name(base) else None
 
 
 def logged(run: Run) -> dict[str, Any]:

@@ -66,14 +66,16 @@ class Search:
                 continue
             names = tuple(c.name for c in candidates if c.name)
             for named, why, value in self._ranked(newest, candidates):
-                if named is newest.candidate:
-                    return self._chosen(newest, why, names, value)
-                best = self._first_whole([named])
-                if best is not None:
-                    from_newest = TRAINER_STATE in why
-                    more = f" of {newest.candidate.name}" if from_newest else ""
-                    return self._chosen(best, why + more, names, value)
-            self._check_order(newest.candidate, candidates)
+                is_newest = named is newest.candidate
+                best = newest if is_newest else self._first_whole([named])
+                if best is None:
+                    continue
+                if value is not None:
+                    self._check_alone(named, candidates)
+                from_newest = TRAINER_STATE in why and not is_newest
+                more = f" of {newest.candidate.name}" if from_newest else ""
+                return self._chosen(best, why + more, names, value)
+            self._check_alone(newest.candidate, candidates)
             return self._chosen(newest, "newest whole one", names)
         return None
 
@@ -120,15 +122,29 @@ class Search:
         on_models = [(value_on(c.model, metric), c) for c in candidates if c.model is not None]
         return [(v, c) for v, c in on_models if v is not None], "of its LoggedModels"
 
-    def _check_order(
-        self, newest: CheckpointCandidate, candidates: Sequence[CheckpointCandidate]
+    def _check_alone(
+        self, chosen: CheckpointCandidate, candidates: Sequence[CheckpointCandidate]
     ) -> None:
-        alike = [c for c in candidates if c.order == newest.order and c.model is None and c.name]
-        if newest.order < 0 and newest.name and len(alike) > 1:
+        """Refuse to choose among saves of one step, or of none, that lie beside each other: trials
+        of a search, or artifacts of any name.
+
+        Raises:
+            SourceError: more than one of them may be meant.
+        """
+        if chosen.model is not None or not chosen.name:
+            return
+        depth = chosen.name.count("/")
+        alike = [
+            c
+            for c in candidates
+            if c.order == chosen.order and c.name.count("/") == depth and c.name
+            if c is chosen or self._first_whole([c]) is not None
+        ]
+        if len(alike) > 1:
             names = ", ".join(c.name for c in alike)
             raise SourceError(
-                f"{newest.found_by} hold several checkpoints, and nothing says which is the best "
-                f"or the newest; name one: {names} (runs:/{self.run.info.run_id}/NAME)"
+                f"of several checkpoints ({chosen.found_by}) nothing says which is the best or the "
+                f"newest; name one: {names} (runs:/{self.run.info.run_id}/NAME)"
             )
 
     def named(self, name: str) -> CheckpointChoice | None:

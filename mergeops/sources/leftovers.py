@@ -83,6 +83,13 @@ def _torch_shards(directory: Directory) -> str:
             f"{held}, under Megatron's names; make a Hugging Face checkpoint of them with "
             "Megatron-Bridge: AutoBridge.from_hf_pretrained(BASE).export_ckpt(...)"
         )
+    if not _FSDP_FOLDER.match(directory.shown.rpartition("/")[2]):
+        return (
+            f"{held}, a finished save under its trainer's own names; convert it with that "
+            "trainer's tool, or make one file of it and name its tensors as transformers does: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {directory.shown} "
+            "FILE"
+        )
     return (
         f"{held}, a finished FSDP save; make one file of them: accelerate merge-weights "
         f"{directory.shown} NEW_DIR, then copy config.json and the tokenizer of the model that "

@@ -409,3 +409,28 @@ def test_a_training_that_went_on_after_a_crash_in_a_notebook_is_not_marked_as_fa
         train(base, tmp_path / "again")
     crashed._at_exit()
     assert run_of(tracked, "cell").info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("revision", "peft_type", "kind", "base"),
+    [
+        (None, None, "full", f"org/base@{'c' * 40}"),
+        (None, "LOHA", "loha", f"org/base@{'c' * 40}"),
+        ("v1", "LORA", "lora", f"org/base@{'c' * 40}"),
+    ],
+)
+def test_the_base_is_noted_with_its_commit_and_the_adapter_with_its_kind(
+    revision: str | None, peft_type: str | None, kind: str, base: str
+) -> None:
+    from types import SimpleNamespace
+
+    from mergeops.adoption import callback
+
+    adapter = SimpleNamespace(
+        base_model_name_or_path="org/base", revision=revision, peft_type=peft_type
+    )
+    model = SimpleNamespace(
+        config=SimpleNamespace(_name_or_path="org/base", _commit_hash="c" * 40),
+        peft_config={"default": adapter} if peft_type else {},
+    )
+    assert (callback._kind_of(model), callback._base_of(model)) == (kind, base)

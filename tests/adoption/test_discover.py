@@ -18,6 +18,7 @@ from mergeops.adoption import adoption as adopt_module
 from mergeops.adoption.adoption import adopt
 from mergeops.adoption.found import FoundRun
 from mergeops.adoption.groups import group
+from mergeops.checkpoint import weights_sha256
 from mergeops.errors import ConfigError, SourceError, TrackingError
 
 
@@ -69,17 +70,25 @@ def test_the_current_directory_says_where_a_base_is_only_if_the_run_trained_ther
     hf_run(fabricate, "elsewhere", base="bases/tiny")
     params = {"output_dir": "out", "_name_or_path": "bases/tiny"}
     fabricate.run("here", params=params, metrics={"loss": [(2, 1.5)]})
+    (here / "bases/empty").mkdir()
+    hf_run(fabricate, "empty", base="bases/empty")
+    digest = weights_sha256(fabricate.checkpoint)
+    hf_run(fabricate, "told", base="bases/tiny", tags={"mergeops.base_sha256": digest})
     found = find(fabricate)
     assert found["elsewhere"].base == "bases/tiny"
+    assert found["empty"].base == "bases/empty"
+    assert found["told"].base == str(here / "bases/tiny")
     assert found["here"].base == str(here / "bases/tiny")
 
 
 def test_unsloths_four_bit_base_becomes_its_sixteen_bit_twin(fabricate: Fabricator) -> None:
     hf_run(fabricate, "a", base="unsloth/llama-3.2-1b-unsloth-bnb-4bit")
     hf_run(fabricate, "b", base="unsloth/llama-3.2-1b-bnb-4bit")
+    tagged = f"unsloth/llama-3.2-1b-bnb-4bit@{'c' * 40}"
+    hf_run(fabricate, "c", tags={"mergeops.base": tagged})
     for one in find(fabricate).values():
         assert one.base == "unsloth/llama-3.2-1b"
-        assert one.found_by["base"] == "param _name_or_path without its 4-bit suffix"
+        assert one.found_by["base"].endswith(" without its 4-bit suffix")
 
 
 def test_the_tag_of_the_base_wins(fabricate: Fabricator) -> None:

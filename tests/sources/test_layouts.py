@@ -160,7 +160,7 @@ def test_artifacts_that_nothing_sets_apart_are_to_be_named(fabricate: Fabricator
     run_id = fabricate.run()
     for name in ("first", "second"):
         fabricate.client.log_artifacts(run_id, str(fabricate.checkpoint), name)
-    wanted = "run artifacts hold several checkpoints, and nothing says which is the best or the ne"
+    wanted = "of several checkpoints (run artifacts) nothing says which is the best or the newest; "
     assert str(only(fabricate).problem).startswith(wanted)
     assert find(f"runs:/{run_id}/second", fabricate).path.name == "second"
 
@@ -212,6 +212,7 @@ def touch(folder: Path, *names: str) -> None:
             ["model_world_size_2_rank_0.pt", "huggingface/config.json"],
             "verl's weights in 1 of 2 sh",
         ),
+        (["model/.metadata", "model/__0_0.distcp"], "under its trainer's own names; convert it w"),
         (["iter/.metadata", "iter/__0_0.distcp", "iter/common.pt"], "under Megatron's names; make"),
     ],
 )
@@ -271,3 +272,19 @@ def test_a_directory_with_a_checkpoint_inside_says_where_it_is(tmp_path: Path) -
     touch(inside, "config.json", "model.safetensors")
     with pytest.raises(SourceError, match=f"; name the checkpoint inside it: {inside}$"):
         resolve_uri(str(tmp_path / "epoch_0_step_9"), cache_dir=tmp_path / "cache")
+
+
+def test_trials_of_a_search_are_told_apart_by_their_losses_or_are_to_be_named(
+    fabricate: Fabricator,
+) -> None:
+    output = fabricate.folder / "search"
+    for trial, loss in enumerate((3.0, 2.0)):
+        state = {"log_history": [{"step": 2, "loss": loss}]}
+        fabricate.save(output / f"run-{trial}/checkpoint-2", state=state)
+    for name, metrics in {"told": {"loss": [(2, 2.0)]}, "silent": {}}.items():
+        fabricate.run(name, params={"output_dir": str(output)}, metrics=metrics)
+    found = {one.run_name: one for one in discover("old", tracking_uri=fabricate.uri)}
+    assert found["told"].checkpoint == str(output / "run-1/checkpoint-2")
+    assert "name one: run-0/checkpoint-2, run-1/checkpoint-2 (runs:/" in str(
+        found["silent"].problem
+    )
