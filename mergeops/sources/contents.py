@@ -15,6 +15,7 @@ from mergeops.checkpoint import (
     PICKLED_ADAPTER,
     PICKLED_INDEX,
     SINGLE,
+    gguf_instead,
     open_checkpoint,
     read_headers,
 )
@@ -168,6 +169,8 @@ def _instead(directory: Directory, entries: list[DirectoryEntry], names: set[str
             f"{shown} has {pickled[0]}, but mergeops reads safetensors only; convert it once "
             "with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
+    if told := gguf_instead(names):
+        return f"{shown} {told}"
     if CONFIG in names:
         return f"{shown} has config.json but no {SINGLE}: the save did not finish"
     listed = _few(sorted(entry.name for entry in entries))

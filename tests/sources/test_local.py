@@ -243,7 +243,9 @@ def test_of_an_output_directory_a_checkpoint_is_to_be_named(tmp_path: Path) -> N
         (["config.json"], "config.json but no model.safetensors: the save did not finish"),
         (["adapter_config.json"], "but no adapter_model.safetensors: the save did not finish"),
         (["model.safetensors"], "weights but no config.json; copy the config.json"),
-        (["a.txt", "b.gguf"], "holds no checkpoint.*it has a.txt, b.gguf"),
+        (["a.txt", "b.bin"], "holds no checkpoint.*it has a.txt, b.bin"),
+        (["b.gguf"], "has b.gguf, whose weights only llama.cpp names .*gguf_file='b.gguf'"),
+        (["config.json", "b.gguf"], "has b.gguf, whose weights only llama.cpp names"),
     ],
 )
 def test_what_is_there_instead_is_named(files: list[str], message: str, tmp_path: Path) -> None:
