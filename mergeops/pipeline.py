@@ -23,7 +23,7 @@ from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.report import Leaderboard, Standing, leaderboard_of, standing_of
 from mergeops.scores import Scores, estimate
-from mergeops.store import Tracking
+from mergeops.store import Tracking, flavour_of
 from mergeops.tools import Tools
 from mergeops.tracking import (
     SearchRun,
@@ -122,6 +122,8 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
         with tools.progress.bar(f"uploading {name}", is_bytes=True) as tick:
             sha256 = tools.weights_sha256(checkpoint)
             log.log_model(checkpoint, weights_sha256=sha256, progress=tick)
+        if note := flavour_of(checkpoint).note:
+            tools.progress.step(f"note: {note}")
         scores, board = None, None
         parents: dict[str, Scores] = {}
         if recipe.evaluate.tasks:

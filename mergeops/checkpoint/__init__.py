@@ -42,7 +42,12 @@ from mergeops.checkpoint.layout import (
 )
 from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
 from mergeops.checkpoint.pickled import converted
-from mergeops.checkpoint.quantised.recognition import Quantisation, recognise, without_quantisation
+from mergeops.checkpoint.quantised.recognition import (
+    Quantisation,
+    gguf_instead,
+    recognise,
+    without_quantisation,
+)
 from mergeops.checkpoint.reader import (
     Bytes,
     CheckpointReader,
@@ -100,6 +105,7 @@ __all__ = [
     "encode_header",
     "file_sha256",
     "files_sha256",
+    "gguf_instead",
     "has_tokenizer",
     "hold",
     "is_processor_file",

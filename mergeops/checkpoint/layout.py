@@ -14,7 +14,12 @@ from typing import Any, Self
 from mergeops.checkpoint.header import SLICES_NAME, StoredTensor, read_header
 from mergeops.checkpoint.quantised.codes import CodedTensor
 from mergeops.checkpoint.quantised.codes_and_scales import numbers_in
-from mergeops.checkpoint.quantised.recognition import ORIGINAL, Quantisation, recognise
+from mergeops.checkpoint.quantised.recognition import (
+    ORIGINAL,
+    Quantisation,
+    gguf_instead,
+    recognise,
+)
 from mergeops.errors import SourceError
 
 SINGLE = "model.safetensors"
@@ -269,6 +274,8 @@ def _why_no_weights(path: Path) -> str:
             f"{path} has {pickled[0]}, but mergeops reads safetensors only; convert it once with "
             "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
+    if told := gguf_instead(names):
+        return f"{path} {told}"
     for name in (SINGLE, INDEX):
         if name in names:
             return f"{path / name} is a link to {os.readlink(path / name)}, which is not there"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from mergeops.checkpoint import gguf_instead
 from mergeops.sources.remote.directory import Directory, DirectoryEntry
 
 UNFINISHED = {
@@ -58,12 +59,8 @@ def unread_weights(directory: Directory, entries: Sequence[DirectoryEntry]) -> s
             "pickled by rank; make one checkpoint of them: python -m verl.model_merger merge "
             f"--backend fsdp --local_dir {directory.shown} --target_dir NEW_DIR"
         )
-    if gguf := sorted(name for name in files if name.endswith(".gguf")):
-        return (
-            f"{directory.shown} holds no checkpoint that is read; it has "
-            f"{', '.join(sorted(files))}: GGUF is for llama.cpp, name the Hugging Face checkpoint "
-            f"that {gguf[0]} was converted from"
-        )
+    if told := gguf_instead(files):
+        return f"{directory.shown} {told}"
     return None
 
 

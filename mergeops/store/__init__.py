@@ -21,6 +21,7 @@ from mergeops.store.connection import (
     current_user,
     reach,
 )
+from mergeops.store.flavours import flavour_of
 from mergeops.store.keys import (
     flatten,
     key,
@@ -55,6 +56,7 @@ __all__ = [
     "ensure_registered_model",
     "finish_external_model",
     "flatten",
+    "flavour_of",
     "is_http",
     "is_missing",
     "is_s3",

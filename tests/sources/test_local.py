@@ -246,7 +246,9 @@ def test_of_an_output_directory_a_checkpoint_is_to_be_named(tmp_path: Path) -> N
             "no adapter_model.safetensors; it has adapter_config.json: the save",
         ),
         (["model.safetensors"], "weights but no config.json; copy the config.json"),
-        (["a.txt", "b.gguf"], "holds no checkpoint.*it has a.txt, b.gguf"),
+        (["a.txt", "b.bin"], "holds no checkpoint.*it has a.txt, b.bin"),
+        (["b.gguf"], "has b.gguf, whose weights only llama.cpp names .*gguf_file='b.gguf'"),
+        (["config.json", "b.gguf"], "has b.gguf, whose weights only llama.cpp names"),
     ],
 )
 def test_what_is_there_instead_is_named(files: list[str], message: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ says "quantised" over plain weights, as QLoRA runs leave it, is no quantisation.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,19 @@ def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in config.items()
         if key not in _KEYS
     }
+
+
+def gguf_instead(names: Iterable[str]) -> str:
+    """What to do with the llama.cpp files among a directory's names; empty where there are none."""
+    files = sorted(name for name in names if name.endswith(".gguf"))
+    if not files:
+        return ""
+    return (
+        f"has {files[0]}, whose weights only llama.cpp names and lays out; convert it once with "
+        f"transformers: AutoModelForCausalLM.from_pretrained(DIR, gguf_file={files[0]!r}, "
+        "quantization_config=GgufConfig(dequantize=True), "
+        'dtype="bfloat16").save_pretrained(NEW_DIR), and AutoTokenizer in the same way'
+    )
 
 
 def _by_names(
