@@ -67,6 +67,20 @@ def pooled_value(tasks: Tasks, groups: Groups) -> float:
     return pool(tasks, groups).shown
 
 
+def pooled_words(tasks: Tasks, groups: Groups) -> str:
+    """What the number over all ``tasks`` is, for a caption."""
+    if is_mean_over_items(tasks, groups):
+        return "mean over items"
+    whole = [name for name, rule in groups.items() if set(rule.tasks) == set(tasks)]
+    if whole:
+        return f"lm-eval's number of {whole[0]}"
+    kinds = {(task.metric, task.kind) for task in tasks.values()}
+    if len(tasks) == 1 or (len(kinds) == 1 and {kind for _, kind in kinds} == {UNITS}):
+        by_log = ", compared by nats a unit" if all(t.by_log for t in tasks.values()) else ""
+        return f"{kinds.pop()[0]} over all items{by_log}"
+    return "mean of the tasks' numbers, each as often as it has items"
+
+
 def is_mean_over_items(tasks: Tasks, groups: Groups) -> bool:
     """Whether the number over ``tasks`` is a plain mean over their items."""
     by_item = all(task.kind == MEAN for task in tasks.values())
