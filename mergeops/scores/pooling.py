@@ -6,9 +6,8 @@ that number here. What differs otherwise is a mean of the tasks' numbers, each a
 items.
 
 A perplexity is compared by its logarithm, the nats a unit: a ratio of two sums over items. How far
-an item moves a ratio is what its error is made of (the linearisation of Taylor; Woodruff 1971,
-https://doi.org/10.1080/01621459.1971.10482279). A number that only all items together have has an
-error from drawing them again.
+an item moves the ratio is what its error is made of. A number that only all items together have has
+an error from drawing them again.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python tests/benchmarks/promotion_kinds_simulation.py [SEARCHES]
 
 Each search draws a parent and merges that are no better, chooses the best merge on dev and holds it
-against the parent on confirm, at the whole alpha: the choice (``Scores.merit``) and the verdict
-(``gate.judge``) are the real ones. Prints the table of docs/evidence.md.
+against the parent on confirm, its first use: the choice (``Scores.merit``), the level (``level_of``)
+and the verdict (``gate.judge``) are the real ones. Prints the table of docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mergeops.promotion.gate import judge
+from mergeops.promotion.uses import level_of
 from mergeops.recipe import PromoteSpec
 from mergeops.scores import CORPUS, UNITS, ItemResult, Scores, TaskScore
 
@@ -102,7 +103,7 @@ def wrong_promotions(kind: str, n: int, merges: int, searches: int, seed: int = 
         _, *dev = MAKERS[kind](generator, n, merges + 1, "dev")
         parent, *confirm = MAKERS[kind](generator, n, merges + 1, "confirm")
         best = max(range(merges), key=lambda i: dev[i].merit)
-        verdict = judge(confirm[best], {"best_parent": parent}, SPEC, level=ALPHA)
+        verdict = judge(confirm[best], {"best_parent": parent}, SPEC, level=level_of(1, ALPHA))
         promoted += verdict.promotes
     return promoted / searches
 

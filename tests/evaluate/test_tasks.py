@@ -300,11 +300,26 @@ def test_a_metric_that_lm_eval_does_not_have_is_refused_with_a_suggestion(
         load_tasks(spec_for(folder, "sums"))
 
 
+def from_hf_evaluate(write_task: Write, metric: str, **changes: Any) -> Path:
+    entry = {"metric": metric, "hf_evaluate": True, "aggregation": "mean", "higher_is_better": True}
+    return write_task(metric_list=[entry], **changes).parent
+
+
 def test_a_metric_from_hf_evaluate_that_cannot_be_fetched_is_refused(write_task: Write) -> None:
-    metric = {"metric": "acc", "hf_evaluate": True, "aggregation": "mean", "higher_is_better": True}
-    folder = write_task(metric_list=[metric]).parent
+    folder = from_hf_evaluate(
+        write_task,
+        "exact_match",
+        output_type="generate_until",
+        doc_to_choice=None,
+        doc_to_target="{{choices[0]}}",
+    )
     with pytest.raises(EvaluationError, match="is to come from HF evaluate"):
         load_tasks(spec_for(folder, "sums"))
+
+
+def test_where_lm_eval_counts_itself_no_metric_is_fetched(write_task: Write) -> None:
+    folder = from_hf_evaluate(write_task, "acc")
+    assert load_tasks(spec_for(folder, "sums")).tasks["sums"].metric == "acc"
 
 
 def test_an_unknown_aggregation_is_refused(write_task: Write) -> None:
