@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.errors import EvaluationError
@@ -20,6 +20,7 @@ from mergeops.scores import (
     compare,
     merit,
     pooled_score,
+    pooled_words,
     task_estimate,
 )
 
@@ -72,6 +73,8 @@ class Row:
     """Against the reference, paired by item; None for the reference itself."""
     origin: Origin | None = None
     """None where the scores come from this very command."""
+    groups: Mapping[str, Estimate] = field(default_factory=dict)
+    """Group of tasks -> the number that lm-eval gives it."""
 
     @property
     def estimate(self) -> Estimate:
@@ -81,16 +84,17 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types; what is not there, or not finite, is None."""
-        tasks = {}
-        for task, score in self.tasks.items():
-            low, high = score.interval or (None, None)
-            tasks[task] = {"value": score.value, "stderr": score.stderr, "low": low, "high": high}
         keys = ("rank", "name", "kind", "n", "pooled", "stderr")
         return {
             **{key: getattr(self, key) for key in keys},
             "low": _finite(self.low),
             "high": _finite(self.high),
-            "tasks": tasks,
+            "tasks": {task: _plain_score(score) for task, score in self.tasks.items()},
+            **(
+                {"groups": {group: _plain_score(score) for group, score in self.groups.items()}}
+                if self.groups
+                else {}
+            ),
             "difference": _plain(self.difference),
             **({"origin": dataclasses.asdict(self.origin)} if self.origin else {}),
         }
@@ -109,6 +113,13 @@ class Leaderboard:
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
     """Tasks that not every model was scored on."""
+    pooled_as: str = "mean over items"
+    """What the number over all tasks is."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of tasks with a number of their own."""
+        return tuple(self.rows[0].groups) if self.rows else ()
 
     @property
     def reference_row(self) -> Row | None:
@@ -185,6 +196,9 @@ def make_leaderboard(entries: Sequence[Entry], reference: str | None = None) -> 
         reference=chosen.name if chosen else None,
         rows=tuple(_row(i, entry, chosen, tasks) for i, entry in enumerate(ranked, 1)),
         left_out=left_out,
+        pooled_as=pooled_words(
+            {task: entries[0].scores.tasks[task] for task in tasks}, entries[0].scores.groups
+        ),
     )
 
 
@@ -248,7 +262,17 @@ def _row(rank: int, entry: Entry, reference: Entry | None, tasks: tuple[str, ...
         tasks={t: task_estimate(entry.scores, t, confidence=CONFIDENCE) for t in tasks},
         difference=difference,
         origin=entry.origin,
+        groups={
+            name: pooled_score(entry.scores, rule.tasks, confidence=CONFIDENCE).estimate
+            for name, rule in entry.scores.groups.items()
+            if set(rule.tasks) <= set(tasks)
+        },
     )
+
+
+def _plain_score(score: Estimate) -> dict[str, float | None]:
+    low, high = score.interval or (None, None)
+    return {"value": score.value, "stderr": score.stderr, "low": low, "high": high}
 
 
 def _plain(difference: Comparison | None) -> dict[str, Any] | None:

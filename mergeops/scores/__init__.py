@@ -9,7 +9,7 @@ Stands on: errors.
 from mergeops.scores.intervals import Estimate, estimate, pooled_score, task_estimate
 from mergeops.scores.max_t import Simultaneous, simultaneous_estimate
 from mergeops.scores.paired import BOOTSTRAP, Comparison, compare
-from mergeops.scores.pooling import pooled_value
+from mergeops.scores.pooling import pooled_value, pooled_words
 from mergeops.scores.scores import PARTS, Scores, merit
 from mergeops.scores.task_score import (
     CORPUS,
@@ -40,6 +40,7 @@ __all__ = [
     "merit",
     "pooled_score",
     "pooled_value",
+    "pooled_words",
     "simultaneous_estimate",
     "task_estimate",
 ]

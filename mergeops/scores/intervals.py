@@ -136,6 +136,7 @@ def pooled_score(
         confidence,
         (0.0 if min(values) >= 0 else -most, most),
         scale=most,
+        shares=None if is_mean else sums_by_label(pooled.shares, labels),
         more_variance=float((pooled.resampled**2).mean()) if pooled.resampled.size else 0.0,
     )
     if pooled.resampled.size and method != "exact sign":

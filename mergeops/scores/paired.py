@@ -48,6 +48,8 @@ class Comparison:
     """Items on which it is worse."""
     units: int
     """What is independent: items, or clusters of them."""
+    freedom: float
+    """Degrees of freedom of a t test; units - 1 where they weigh the same."""
 
     def __str__(self) -> str:
         return f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
@@ -67,7 +69,7 @@ class Comparison:
         from scipy.stats import t
 
         # Half the interval is t(1 - alpha / 2) standard errors.
-        quantile = float(t.ppf(0.5 + self.confidence / 2, self.units - 1))
+        quantile = float(t.ppf(0.5 + self.confidence / 2, self.freedom))
         stderr = (self.high - self.low) / (2 * quantile)
         # Minimal detectable effect, (z(1 - alpha) + z(power)) se, with the se of n items.
         return (z_quantile(1 - alpha) + z_quantile(power)) * stderr * math.sqrt(self.n / n)
@@ -103,7 +105,7 @@ def compare(
         clusters = labels if len(set(labels)) < len(labels) else None
         return compare_pairs(pairs, clusters=clusters, confidence=confidence)
     change = difference_of(candidate, reference, tuple(chosen))
-    effects = sums_by_label(change.effects, labels)
+    effects, shares = (sums_by_label(each, labels) for each in (change.effects, change.shares))
     most = max(1.0, *(abs(pool({t.task: t}, {}).value) for t in scores))
     test, low, high, p_value = t_test(
         change.value,
@@ -111,6 +113,7 @@ def compare(
         confidence,
         (-most, most),
         scale=most,
+        shares=shares,
         more_variance=float((change.resampled**2).mean()) if change.resampled.size else 0.0,
     )
     if change.resampled.size and test != SIGN:
@@ -128,6 +131,7 @@ def compare(
         wins=sum(a > b for a, b in pairs),
         losses=sum(a < b for a, b in pairs),
         units=len(effects),
+        freedom=effective_units(shares) - 1,
     )
 
 
@@ -202,6 +206,7 @@ def compare_pairs(
         wins=wins,
         losses=losses,
         units=units,
+        freedom=units - 1,
     )
 
 
@@ -236,6 +241,7 @@ def t_test(
     reach: tuple[float, float],
     *,
     scale: float,
+    shares: Any = None,
     more_variance: float = 0.0,
 ) -> tuple[str, float, float, float]:
     """Test, interval and one-sided p of a value that independent units move.
@@ -248,18 +254,37 @@ def t_test(
         confidence: of the two-sided interval.
         reach: the smallest and the largest value that there can be.
         scale: the largest difference of one item; less than rounding of it is no variation.
+        shares: ``[units]`` weight of each in the value, where they are not the same by design; they
+            sum to 1.
         more_variance: of the value, from items that are drawn again.
     """
     from scipy.stats import t
 
     count = len(effects)
-    # Cluster-robust variance (Miller 2024, https://arxiv.org/abs/2411.00640, section 2.2): each
-    # cluster's residuals are summed before they are squared; G / (G - 1) corrects for G clusters.
-    squares = math.fsum(effect**2 for effect in effects)
-    stderr = math.sqrt(squares * count / max(count - 1, 1) + more_variance)
-    if count == 1 or not stderr > 1e-12 * scale:
+    freedom = float(count - 1)
+    if shares is None:
+        # Cluster-robust variance (Miller 2024, https://arxiv.org/abs/2411.00640, section 2.2): each
+        # cluster's residuals are summed before they are squared; G / (G - 1) corrects for G.
+        squares = math.fsum(effect**2 for effect in effects) * count / max(count - 1, 1)
+    else:
+        # Delete-one jackknife of a ratio: without unit g the value is value - effect_g / (1 - h_g),
+        # where h_g is its share. Few units that weigh much leave few degrees of freedom.
+        freedom = effective_units(shares) - 1
+        if freedom < 1e-9:
+            count = 1
+        else:
+            moved = (effects / (1 - shares)) ** 2
+            squares = math.fsum(moved) * (count - 1) / count
+    if count == 1:
+        return SIGN, *constant_interval(value, 1, confidence, reach), 1.0
+    stderr = math.sqrt(squares + more_variance)
+    if not stderr > 1e-12 * scale:
         return SIGN, *constant_interval(value, count, confidence, reach), sign_p(value, count)
-    # Student's t with G - 1 degrees of freedom: the interval value +- t(1 - alpha / 2) se, and
-    # the upper tail beyond value / se.
-    half = float(t.ppf(0.5 + confidence / 2, count - 1)) * stderr
-    return "clustered t", value - half, value + half, float(t.sf(value / stderr, count - 1))
+    # Student's t: the interval value +- t(1 - alpha / 2) se, and the upper tail beyond value / se.
+    half = float(t.ppf(0.5 + confidence / 2, freedom)) * stderr
+    return "clustered t", value - half, value + half, float(t.sf(value / stderr, freedom))
+
+
+def effective_units(shares: Any) -> float:
+    """How many units of equal weight tell as much (Kish 1965): 1 / sum of h_g^2."""
+    return 1 / float((shares**2).sum())

@@ -6,9 +6,8 @@ that number here. What differs otherwise is a mean of the tasks' numbers, each a
 items.
 
 A perplexity is compared by its logarithm, the nats a unit: a ratio of two sums over items. How far
-an item moves a ratio is what its error is made of (the linearisation of Taylor; Woodruff 1971,
-https://doi.org/10.1080/01621459.1971.10482279). A number that only all items together have has an
-error from drawing them again.
+an item moves the ratio is what its error is made of. A number that only all items together have has
+an error from drawing them again.
 """
 
 from __future__ import annotations
@@ -65,6 +64,20 @@ def pooled_value(tasks: Tasks, groups: Groups) -> float:
     if len(tasks) == 1:
         return next(iter(tasks.values())).value
     return pool(tasks, groups).shown
+
+
+def pooled_words(tasks: Tasks, groups: Groups) -> str:
+    """What the number over all ``tasks`` is, for a caption."""
+    if is_mean_over_items(tasks, groups):
+        return "mean over items"
+    whole = [name for name, rule in groups.items() if set(rule.tasks) == set(tasks)]
+    if whole:
+        return f"lm-eval's number of {whole[0]}"
+    kinds = {(task.metric, task.kind) for task in tasks.values()}
+    if len(tasks) == 1 or (len(kinds) == 1 and {kind for _, kind in kinds} == {UNITS}):
+        by_log = ", compared by nats a unit" if all(t.by_log for t in tasks.values()) else ""
+        return f"{kinds.pop()[0]} over all items{by_log}"
+    return "mean of the tasks' numbers, each as often as it has items"
 
 
 def is_mean_over_items(tasks: Tasks, groups: Groups) -> bool:

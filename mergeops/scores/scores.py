@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.errors import EvaluationError
-from mergeops.scores.pooling import pooled_value
-from mergeops.scores.task_score import GroupRule, ItemResult, TaskScore
+from mergeops.scores.pooling import is_mean_over_items, pooled_value
+from mergeops.scores.task_score import MEAN, GroupRule, ItemResult, TaskScore
 
 PARTS = ("dev", "confirm")
 """dev is for choosing; confirm is opened once, for the candidate that was chosen."""
@@ -57,6 +57,14 @@ class Scores:
     def pooled(self) -> float:
         """The number over all tasks that is shown; see ``pooling.pooled_value``."""
         return pooled_value(self.tasks, self.groups)
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """What makes ``pooled`` another number than the mean over the items; none for that."""
+        if is_mean_over_items(self.tasks, self.groups):
+            return ()
+        kinds = [f"{n}: {task.kind}" for n, task in self.tasks.items() if task.kind != MEAN]
+        return (*kinds, *(f"{name}: {rule}" for name, rule in self.groups.items()))
 
     @property
     def higher_is_better(self) -> bool:

@@ -84,8 +84,10 @@ def _known(models: Sequence[Scored], left_out: list[LeftOut]) -> list[Scored]:
     return known
 
 
-def _asked(scored: Scored) -> Mapping[str, str]:
-    return {name: task.digest for name, task in scored.scores.tasks.items()}
+def _asked(scored: Scored) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """The questions, and how the answers are counted together."""
+    digests = {name: task.digest for name, task in scored.scores.tasks.items()}
+    return digests, scored.scores.counted
 
 
 def _without_repeats(models: Sequence[Scored]) -> list[Scored]:

@@ -101,7 +101,9 @@ def entries(scores: Scores) -> list[BoardEntry]:
         metric = key(f"{prefix}{name}/{members[rule.tasks[0]].metric}")
         value = pooled_value(members, {name: rule})
         board.append(BoardEntry(metric, value, f"{name}{suffix}", digest))
-    digest = dataset_digest(*sorted(task.digest for task in scores.tasks.values()), "pooled")
+    # Two numbers over the same questions that are counted otherwise are not of one column.
+    digests = sorted(task.digest for task in scores.tasks.values())
+    digest = dataset_digest(*digests, "pooled", *scores.counted)
     everything = f"{ALL_TASKS}{suffix}"
     board.append(BoardEntry(f"{prefix}pooled", scores.pooled, everything, digest))
     for name, end in zip(("low", "high"), estimate(scores).interval or (), strict=False):

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from evaluate.conftest import sums
 from safetensors.torch import load_file, save_file
 from support.scoring import score
 
@@ -576,10 +575,10 @@ def test_a_prompt_without_a_token_is_named(llama: Path, write_task: Write, work:
 
 
 def f1_task(write_task: Write, **changes: Any) -> Path:
-    rows = [{**row, "answer": i % 2, "passage": i // 3} for i, row in enumerate(sums(24))]
+    rows = [{"prompt": f"Is {i} odd?", "answer": i % 2, "passage": i // 3} for i in range(24)]
     return write_task(
         items=rows,
-        doc_to_choice=["no", "yes"],
+        doc_to_choice=["yes", "no"],
         metric_list=[{"metric": "f1"}, {"metric": "mcc"}],
         **changes,
     ).parent

@@ -77,21 +77,36 @@ def test_long_texts_decide_a_perplexity_as_they_do_in_lm_eval() -> None:
     assert compare(long_is_good, short_is_good).difference > 0
 
 
-def test_the_interval_of_a_ratio_is_that_of_its_linearisation() -> None:
+def jackknife(values: Any, weights: Any) -> tuple[float, float, float]:
+    """The ratio of the sums, its delete-one jackknife error, and Kish's effective number."""
+    n, ratio = len(values), values.sum() / weights.sum()
+    without = (values.sum() - values) / (weights.sum() - weights)
+    error = math.sqrt((n - 1) / n * ((without - ratio) ** 2).sum())
+    return ratio, error, weights.sum() ** 2 / (weights**2).sum()
+
+
+def test_the_interval_of_a_ratio_is_that_of_its_jackknife() -> None:
     draw = np.random.default_rng(0)
     words = draw.integers(5, 60, size=50)
     mine, other = words * 2.0 + draw.normal(size=50), words * 2.1 + draw.normal(size=50)
     found = compare(
         scores(perplexity("wiki", mine, words)), scores(perplexity("wiki", other, words))
     )
-    residuals = (other - mine) - (other - mine).sum() / words.sum() * words
-    stderr = math.sqrt(50 / 49 * (residuals**2).sum()) / words.sum()
-    half = stats.t.ppf(0.975, 49) * stderr
-    assert found.difference == pytest.approx((other - mine).sum() / words.sum())
-    assert (found.low, found.high) == pytest.approx(
-        (found.difference - half, found.difference + half)
-    )
+    ratio, error, effective = jackknife(other - mine, words)
+    half = stats.t.ppf(0.975, effective - 1) * error
+    assert found.difference == pytest.approx(ratio)
+    assert (found.low, found.high) == pytest.approx((ratio - half, ratio + half))
+    assert found.p_value == pytest.approx(stats.t.sf(ratio / error, effective - 1))
     assert found.test == "paired t"
+    z = stats.norm.ppf(0.95) + stats.norm.ppf(0.8)
+    assert found.detectable(0.05) == pytest.approx(z * error)
+
+
+def test_one_text_that_holds_all_words_shows_nothing() -> None:
+    mine, other = (scores(perplexity("w", [v, 0.0], [9, 0])) for v in (10.0, 12.0))
+    found = compare(mine, other)
+    assert (found.low, found.high, found.p_value) == (-math.inf, math.inf, 1.0)
+    assert found.detectable(0.05) is None
 
 
 def test_texts_of_equal_length_are_compared_as_a_mean_of_items() -> None:
@@ -261,7 +276,7 @@ def test_a_group_of_perplexities_is_lm_evals_mean_of_perplexities() -> None:
     assert once.pooled == pytest.approx((math.exp(1.4) + math.exp(1.0)) / 2)
 
 
-def test_the_difference_of_groups_has_the_interval_of_its_linearisation() -> None:
+def test_the_difference_of_groups_has_the_interval_of_its_jackknife() -> None:
     draw = np.random.default_rng(6)
     a, b = draw.normal(size=40), draw.normal(size=10)
     rule = {"g": GroupRule(("a", "b"), by_size=False)}
@@ -270,8 +285,10 @@ def test_the_difference_of_groups_has_the_interval_of_its_linearisation() -> Non
     found = compare(mine, other)
     centre = (a.mean() + b.mean()) / 2
     assert found.difference == pytest.approx(-centre)
-    effects = np.concatenate([(a - centre) / 80, (b - centre) / 20])
-    half = stats.t.ppf(0.975, 49) * math.sqrt(50 / 49 * (effects**2).sum())
+    # An item of a weighs 1 / 80, one of b 1 / 20.
+    weights = np.concatenate([np.full(40, 1 / 80), np.full(10, 1 / 20)])
+    _, error, effective = jackknife(np.concatenate([a, b]) * weights, weights)
+    half = stats.t.ppf(0.975, effective - 1) * error
     assert (found.high - found.low) / 2 == pytest.approx(half)
 
 
