@@ -9,6 +9,7 @@ Stands on: errors, methods, pipeline, progress, recipe, schema, scores, tools, t
 
 from mergeops.search.strategies import (
     SearchResult,
+    describe,
     dev_columns,
     parameter_types,
     run_search,
@@ -19,6 +20,7 @@ from mergeops.search.strategies import (
 
 __all__ = [
     "SearchResult",
+    "describe",
     "dev_columns",
     "parameter_types",
     "run_search",

@@ -8,7 +8,7 @@ import pkgutil
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from mergeops.errors import ConfigError
 from mergeops.pipeline import Trial, log_search_page
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
-from mergeops.schema import with_defaults
+from mergeops.schema import attribute_docstrings, with_defaults
 from mergeops.scores import Scores, estimate
 from mergeops.tools import Tools
 from mergeops.tracking import SearchRun, search_run
@@ -108,6 +108,31 @@ def parameter_types() -> dict[str, type[Any] | None]:
     """Strategy -> the dataclass of its parameters; None for a plug-in that cannot be imported."""
     broken = _discover()
     return {**dict.fromkeys(broken), **{name: _REGISTRY[name].parameters for name in _REGISTRY}}
+
+
+def describe(name: str | None = None) -> list[dict[str, Any]]:
+    """All strategies, or the named one, with their parameters, as JSON types.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    broken = _discover()
+    chosen = {name: get(name)} if name else _REGISTRY
+    assert not set(chosen) & set(broken), "what cannot be imported is not registered"
+    return [
+        {
+            "name": each,
+            "about": (sys.modules[found.search.__module__].__doc__ or "").split("\n\n")[0].strip(),
+            "parameters": [
+                {"name": f.name, "default": default, "about": texts.get(f.name, "")}
+                for texts in [attribute_docstrings(found.parameters)]
+                for f, default in zip(
+                    fields(found.parameters), asdict(found.parameters()).values(), strict=True
+                )
+            ],
+        }
+        for each, found in sorted(chosen.items())
+    ]
 
 
 @cache

@@ -62,9 +62,10 @@ class Tracking:
         """Of the registry that ``client`` uses; None where MLflow chooses it."""
         return chosen_registry(self.uri, self.spec.registry_uri)
 
-    def run_page(self, run_id: str) -> str | None:
-        """Where the MLflow UI shows a run; None where no server serves it."""
-        return self._page(f"experiments/{self.experiment_id}/runs/{run_id}")
+    def run_page(self, run_id: str, *, experiment_id: str | None = None) -> str | None:
+        """Where the MLflow UI shows a run, of this experiment where no other is named; None where
+        no server serves it."""
+        return self._page(f"experiments/{experiment_id or self.experiment_id}/runs/{run_id}")
 
     def version_page(self, name: str, version: int) -> str | None:
         """Where the MLflow UI shows a version of a registered model; None as ``run_page``."""
