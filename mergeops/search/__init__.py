@@ -4,13 +4,16 @@ A strategy is a function ``(recipe, parameters, tools, log) -> SearchResult``. A
 package that registers one with ``@strategy(NAME)`` adds it everywhere. So does a module that
 another package names in its entry point group ``mergeops.strategies``.
 
-Stands on: errors, methods, pipeline, progress, recipe, schema, scores, tools, tracking.
+Stands on: engine, errors, evaluate, methods, pipeline, progress, recipe, schema, scores, tools,
+tracking.
 """
 
+from mergeops.search.beforehand import Forecast, forecast
 from mergeops.search.strategies import (
     SearchResult,
     describe,
     dev_columns,
+    forecast_search,
     parameter_types,
     run_search,
     strategy,
@@ -19,9 +22,12 @@ from mergeops.search.strategies import (
 )
 
 __all__ = [
+    "Forecast",
     "SearchResult",
     "describe",
     "dev_columns",
+    "forecast",
+    "forecast_search",
     "parameter_types",
     "run_search",
     "strategy",

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT_KIND = "mlflow.experimentKind"
+NOTE = "mlflow.note.content"
+"""What a page says at its head."""
 SQLITE = "sqlite:///"
 DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Database schemes that MLflow talks to directly, and their ports."""
@@ -85,9 +87,12 @@ class Tracking:
         # Without its workflow the UI opens in GenAI mode, where models are called agent versions.
         return f"{self.shown_uri}/#/{place}?workflowType=machine_learning"
 
-    def experiment(self, name: str) -> str:
-        """The id of another experiment of this store, found or made."""
-        return _experiment(self.client, self.uri, name, create=True)
+    def experiment(self, name: str, note: str) -> str:
+        """The id of another experiment of this store, found or made; its page says the note."""
+        experiment_id = _experiment(self.client, self.uri, name, create=True)
+        if NOTE not in self.client.get_experiment(experiment_id).tags:
+            self.client.set_experiment_tag(experiment_id, NOTE, note)
+        return experiment_id
 
     def search_runs(self, filter_string: str) -> list[Run]:
         """All runs of the experiment that match, oldest first."""
