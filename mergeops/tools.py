@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergeops.evaluate import Model, TaskSet, check_clusters, load_tasks, score_all, with_clusters
+from mergeops.engine import SCORING, note_pace
+from mergeops.evaluate import (
+    Model,
+    TaskSet,
+    check_clusters,
+    load_tasks,
+    part_sizes,
+    score_all,
+    with_clusters,
+)
 from mergeops.inspection import Inspection, figures, inspect
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
@@ -21,7 +31,9 @@ from mergeops.scores import Scores
 from mergeops.sources import Source
 from mergeops.store import Tracking, connect
 from mergeops.tracking import ScoreRecords, log_parent
-from mergeops.workshop import Workshop
+from mergeops.workshop import Spent, Workshop
+
+__all__ = ["Spent", "Tools"]
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,9 +90,13 @@ class Tools(Workshop):
         numbers = {id(model): i for i, model in enumerate(models.values(), 1)}
         names = {id(model): name for name, model in models.items()}
 
-        def name_of(model: Model) -> str:
+        asked: list[Model] = []
+        began = time.monotonic()
+
+        def begin(model: Model) -> None:
+            asked.append(model)
             count = f" ({numbers[id(model)]} of {len(models)})" if len(models) > 1 else ""
-            return f"scoring {names[id(model)]}{count}"
+            tick.rename(f"scoring {names[id(model)]}{count}")
 
         with self.progress.bar(f"scoring {', '.join(models)}") as tick:
             scores = score_all(
@@ -92,8 +108,10 @@ class Tools(Workshop):
                 shared=ScoreRecords(self.tracking),
                 trust_remote_code=self.trust_remote_code,
                 progress=lambda _task, done, total: tick(done, total),
-                begin=lambda model: tick.rename(name_of(model)),
+                begin=begin,
             )
+        if asked and tasks:
+            self._note_scoring(asked, sum(part_sizes(tasks, part).values()), began)
         return [with_clusters(each, tasks) for each in scores] if tasks else scores
 
     def score_prefix(self, label: str, path: Path, share: float) -> Scores:
@@ -122,6 +140,14 @@ class Tools(Workshop):
                 progress=lambda _task, done, total: tick(done, total),
             )
         return with_clusters(scores, tasks)
+
+    def _note_scoring(self, asked: Sequence[Model], items: int, began: float) -> None:
+        seconds = time.monotonic() - began
+        sizes = [self.size_of(model.path) for model in asked]
+        note_pace(self.work_dir, SCORING, items * sum(sizes), seconds)
+        self.spent.models += len(asked)
+        self.spent.answers += items * len(asked)
+        self.spent.scoring_s += seconds
 
     def heat_maps(self, recipe: Recipe) -> dict[str, Figure]:
         """How the sources' task vectors interfere, layer by layer: file name -> figure."""

@@ -29,11 +29,14 @@ COMMANDS = {
     "doctor": "Check versions, devices, the tracking server and disk space, and say what to fix.",
     "gc": "Delete merges and interrupted work in output.dir that nothing in MLflow needs any more.",
     "history": "Every promotion, refusal, proposal, rollback and use of the confirm part of NAME.",
+    "init": "Write a config directory: experiment, registered model, tasks, and a first recipe.",
     "inspect": "Will these merge, and how do their task vectors interfere? Nothing is merged or "
     "logged.",
     "lineage": "The family tree of a model, back to its training runs and bases.",
     "merge": "Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked.",
     "methods": "List the merge methods, or explain one with its parameters and paper.",
+    "open": "Open the page of MLflow: the leaderboard, a run, a registered model or one of its "
+    "versions.",
     "promote": "Move NAME@champion to a merge, if it is better on the confirm part.",
     "recover": "Put together the weights that a sharded training left in DIR, as a Hugging Face "
     "directory OUT.",
@@ -41,6 +44,7 @@ COMMANDS = {
     "rollback": "Move NAME@champion back to NAME@previous.",
     "run": "One tracked trial: find the sources, merge, score merge and parents, log, register.",
     "search": "Many trials, the best chosen on the dev part: strategy=greedy_soup, grid or optuna.",
+    "strategies": "List the strategies of a search, or explain one with its parameters.",
     "sync": "Log trials that were kept while the server was away; nothing is merged or "
     "scored again.",
     "verify": "Rehash a merged checkpoint and name every file that differs from its manifest.",

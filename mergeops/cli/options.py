@@ -12,12 +12,19 @@ from typing import Any
 import click
 import yaml
 
+from mergeops.cli.completion import complete_overrides
 from mergeops.errors import ConfigError
 from mergeops.progress import MODES, Progress
 from mergeops.recipe import Recipe, compose
 
 PATH = click.Path(path_type=Path)
-OVERRIDES = click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[OVERRIDES]...")
+OVERRIDES = click.argument(
+    "overrides",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="[OVERRIDES]...",
+    shell_complete=complete_overrides,
+)
 CONFIG_DIR = click.option(
     "--config-dir",
     type=PATH,

@@ -25,14 +25,28 @@ from mergeops.recipe import Recipe, TrackingSpec, compose, expand_sweep
 from mergeops.redact import redact
 from mergeops.report import BETTER, WORSE, board_table
 from mergeops.scores import Estimate, estimate
-from mergeops.search import SearchResult, completed, parameter_types, run_search, with_strategy
+from mergeops.search import (
+    SearchResult,
+    completed,
+    forecast,
+    forecast_search,
+    parameter_types,
+    run_search,
+    with_strategy,
+)
+from mergeops.tools import Tools
+
+DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Only say what it will take: merges, answers, bytes, time."
+)
 
 
 @click.command()
 @OVERRIDES
 @click.option("-m", "--multirun", is_flag=True, help="Run every combination of listed values.")
+@DRY_RUN
 @options(CONFIG_DIR, SHOW, AS_JSON, progress_options)
-def run(call: Call, multirun: bool) -> None:
+def run(call: Call, multirun: bool, dry_run: bool) -> None:
     """One tracked trial: find the sources, merge, score merge and parents, log, register."""
     jobs = expand_sweep(call.overrides) if multirun else [list(call.overrides)]
     strategies = parameter_types()
@@ -41,6 +55,10 @@ def run(call: Call, multirun: bool) -> None:
         for recipe in recipes:
             show_recipe(recipe)
         return
+    if dry_run:
+        tools = Tools(recipes[0], call.progress)
+        expected = forecast(recipes[0], tools, len(recipes))
+        return call.show(expected, str(expected))
     trials = pipeline.run_all(recipes, call.progress, name=" ".join(call.overrides))
     shown = trials if multirun else trials[0]
     call.show(shown, lambda _: print_trials(call, recipes, trials))
@@ -48,13 +66,18 @@ def run(call: Call, multirun: bool) -> None:
 
 @click.command()
 @OVERRIDES
+@DRY_RUN
 @options(CONFIG_DIR, SHOW, AS_JSON, progress_options)
-def search(call: Call) -> None:
+def search(call: Call, dry_run: bool) -> None:
     """Many trials, the best chosen on the dev part: strategy=greedy_soup, grid or optuna."""
     words = with_strategy(call.overrides)
     recipe = compose(words, config_dir=call.config_dir, strategies=parameter_types())
     if call.cfg:
         return show_recipe(completed(recipe))
+    if dry_run:
+        expected = forecast_search(recipe, call.progress)
+        unknown = f"{recipe.search.strategy} does not say beforehand how many merges it makes"
+        return call.show(expected, str(expected) if expected else unknown)
     result = run_search(recipe, call.progress)
     call.show(result, lambda result: print_search(call, recipe, result))
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.schema import build
-from mergeops.store import Tracking
+from mergeops.store import Tracking, hidden, own_tags
 from mergeops.tracking import find_registered_model
 
 AUDIT = "mergeops.promotion."
+"""Written hidden, as every tag of a registered model: see ``store.hidden``."""
 PROMOTE, ROLLBACK = "promote", "rollback"
 REFUSED, PROPOSED, REJECTED = "refused", "proposed", "rejected"
 
@@ -82,7 +83,7 @@ def audit(tracking: Tracking, name: str) -> list[Change]:
     Raises:
         TrackingError: there is no such registered model.
     """
-    tags = find_registered_model(tracking, name).tags
+    tags = own_tags(find_registered_model(tracking, name).tags)
     entries = [Change.from_dict(json.loads(v)) for k, v in tags.items() if k.startswith(AUDIT)]
     return sorted(entries, key=lambda change: change.id)
 
@@ -90,7 +91,7 @@ def audit(tracking: Tracking, name: str) -> list[Change]:
 def add_entry(tracking: Tracking, change: Change) -> None:
     """Add an entry; the same one twice is one."""
     tracking.client.set_registered_model_tag(
-        change.name, f"{AUDIT}{change.id}", json.dumps(change.to_dict())
+        change.name, hidden(f"{AUDIT}{change.id}"), json.dumps(change.to_dict())
     )
 
 

@@ -8,10 +8,13 @@ Stands on: checkpoint, errors, methods, pipeline, planning, progress, recipe, sc
 tracking.
 """
 
+from mergeops.search.beforehand import Forecast, forecast
 from mergeops.search.strategies import (
     SearchResult,
     completed,
+    describe,
     dev_columns,
+    forecast_search,
     parameter_types,
     run_search,
     strategy,
@@ -20,9 +23,13 @@ from mergeops.search.strategies import (
 )
 
 __all__ = [
+    "Forecast",
     "SearchResult",
     "completed",
+    "describe",
     "dev_columns",
+    "forecast",
+    "forecast_search",
     "parameter_types",
     "run_search",
     "strategy",

@@ -69,7 +69,12 @@ class OptunaParameters:
         return dataclasses.replace(self, space=dict(self.space) or default_space(recipe))
 
 
-@strategy("optuna")
+def _merges(recipe: Recipe, parameters: OptunaParameters) -> int:
+    """At most: proposals, three baselines, the steps of the greedy soup, and the kept ones."""
+    return parameters.trials + 3 + max(len(recipe.sources) - 1, 0) + parameters.keep
+
+
+@strategy("optuna", trials=_merges)
 def search(
     recipe: Recipe, parameters: OptunaParameters, tools: Tools, log: SearchRun
 ) -> SearchResult:

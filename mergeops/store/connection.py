@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT_KIND = "mlflow.experimentKind"
+NOTE = "mlflow.note.content"
+"""What a page says at its head."""
 DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Database schemes that MLflow talks to directly, and their ports."""
 
@@ -62,9 +64,10 @@ class Tracking:
         """Of the registry that ``client`` uses; None where MLflow chooses it."""
         return chosen_registry(self.uri, self.spec.registry_uri)
 
-    def run_page(self, run_id: str) -> str | None:
-        """Where the MLflow UI shows a run; None where no server serves it."""
-        return self._page(f"experiments/{self.experiment_id}/runs/{run_id}")
+    def run_page(self, run_id: str, *, experiment_id: str | None = None) -> str | None:
+        """Where the MLflow UI shows a run, of this experiment where no other is named; None where
+        no server serves it."""
+        return self._page(f"experiments/{experiment_id or self.experiment_id}/runs/{run_id}")
 
     def version_page(self, name: str, version: int) -> str | None:
         """Where the MLflow UI shows a version of a registered model; None as ``run_page``."""
@@ -84,9 +87,12 @@ class Tracking:
         # Without its workflow the UI opens in GenAI mode, where models are called agent versions.
         return f"{self.shown_uri}/#/{place}?workflowType=machine_learning"
 
-    def experiment(self, name: str) -> str:
-        """The id of another experiment of this store, found or made."""
-        return _experiment(self.client, self.uri, name, create=True)
+    def experiment(self, name: str, note: str) -> str:
+        """The id of another experiment of this store, found or made; its page says the note."""
+        experiment_id = _experiment(self.client, self.uri, name, create=True)
+        if NOTE not in self.client.get_experiment(experiment_id).tags:
+            self.client.set_experiment_tag(experiment_id, NOTE, note)
+        return experiment_id
 
     def search_runs(self, filter_string: str) -> list[Run]:
         """All runs of the experiment that match, oldest first."""

@@ -70,7 +70,9 @@ def _close(trial: TrackedTrial, name: str) -> None:
 def _register(trial: TrackedTrial, name: str) -> int:
     if trial.model_id is None:
         raise TrackingError(f"trial {trial.name!r} has no model yet; log it before registering")
-    version = register(trial.tracking, name, trial.run_id, trial.model_id, trial.name)
+    version = register(
+        trial.tracking, name, trial.run_id, trial.model_id, trial.name, trial.standing
+    )
     if trial.pending is not None:
         _log_page(trial, trial.pending, version)
     return version

@@ -25,6 +25,8 @@ FROZEN = {
     "doctor": "OVERRIDES --config-dir --json --debug",
     "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --progress --quiet --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
+    "init": "--experiment --name --dir --tasks --path-map --force --json --progress --quiet"
+    " --debug",
     "inspect": "OVERRIDES --plot --no-rank --config-dir --json --progress --quiet --debug",
     "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
     " --progress --quiet --debug",
@@ -33,16 +35,18 @@ FROZEN = {
     "methods": "NAME --json --debug",
     "promote": "NAME OVERRIDES --version --expect-current --force --reason --config-dir --json"
     " --progress --quiet --debug",
-    "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json --progress --quiet"
-    " --debug",
+    "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json"
+    " --progress --quiet --debug",
     "recover": "DIRECTORY OUT --base --dry-run --json --progress --quiet --debug",
     "reject": "NAME OVERRIDES --version --reason --config-dir --json --progress --quiet --debug",
-    "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --progress --quiet --debug",
-    "history": "NAME OVERRIDES --config-dir --json --debug",
-    "controls": "NAME OVERRIDES --version --only --config-dir --json --progress --quiet"
+    "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --progress --quiet"
     " --debug",
-    "run": "OVERRIDES --multirun --config-dir --cfg --json --progress --quiet --debug",
-    "search": "OVERRIDES --config-dir --cfg --json --progress --quiet --debug",
+    "history": "NAME OVERRIDES --config-dir --json --debug",
+    "controls": "NAME OVERRIDES --version --only --config-dir --json --progress --quiet --debug",
+    "run": "OVERRIDES --dry-run --multirun --config-dir --cfg --json --progress --quiet --debug",
+    "search": "OVERRIDES --dry-run --config-dir --cfg --json --progress --quiet --debug",
+    "open": "WHAT OVERRIDES --print --config-dir --json --debug",
+    "strategies": "NAME --json --debug",
     "verify": "WHERE --json --progress --quiet --debug",
 }
 
