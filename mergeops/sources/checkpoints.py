@@ -9,7 +9,6 @@ external LoggedModels that point at a checkpoint.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -314,9 +313,10 @@ def step_of(name: str) -> int | None:
 
 def eval_losses(state: Mapping[str, Any]) -> dict[int | None, float]:
     """Step -> eval_loss, as a trainer's state holds them; those that are no numbers left out."""
+    history = state.get("log_history")
     return {
         entry["step"]: float(entry["eval_loss"])
-        for entry in state.get("log_history") or []
+        for entry in (history if isinstance(history, list) else [])
         if isinstance(entry, Mapping)
         and isinstance(entry.get("step"), int)
         and is_finite(entry.get("eval_loss"))
@@ -326,7 +326,7 @@ def eval_losses(state: Mapping[str, Any]) -> dict[int | None, float]:
 def is_finite(value: Any) -> bool:
     """Whether a logged value is a number."""
     # A store keeps infinity as the largest double.
-    return isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e308
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308
 
 
 def _is_external(model: LoggedModel) -> bool:
