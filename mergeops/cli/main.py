@@ -54,6 +54,8 @@ MODULES = {"convert": "merge", "search": "run"} | dict.fromkeys(
     ("approve", "controls", "history", "reject", "rollback"), "promote"
 )
 """Command -> its module here, where that is not called like it."""
+MOST_SHOWN = 4000
+"""Characters of a message; a file may hold names of any length."""
 
 
 class _Commands(click.Group):
@@ -139,10 +141,20 @@ def main() -> None:
         garbage_collector.freeze()
 
 
+def _as_line(message: str) -> str:
+    """The message without line breaks and other signs that a terminal acts on, and not endless."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    return (
+        text
+        if len(text) <= MOST_SHOWN
+        else f"{text[: MOST_SHOWN // 2]}...{text[-MOST_SHOWN // 2 :]}"
+    )
+
+
 def _fail(message: str, code: int) -> None:
     if "--debug" in sys.argv:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"mergeops: error: {message}", err=True)
+    click.echo(f"mergeops: error: {_as_line(message)}", err=True)
     sys.exit(code)

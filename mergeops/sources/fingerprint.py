@@ -83,9 +83,9 @@ def logged_values(state: Mapping[str, Any], name: str) -> dict[int, float]:
 
 def is_finite(value: Any) -> bool:
     """Whether a logged value is a number."""
-    # A store keeps infinity as the largest double.
+    # A store keeps infinity as the largest double; NaN is below nothing.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and abs(value) < 1e308
+    return is_number and abs(value) < 1e308
 
 
 def _losses(state: Mapping[str, Any]) -> dict[str, dict[int, float]]:

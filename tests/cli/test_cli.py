@@ -290,3 +290,14 @@ def test_a_name_that_no_file_can_have_is_one_line(
     )
     assert "Traceback" not in done.stderr
     assert "replaced" not in done.stderr
+
+
+def test_a_message_is_one_line_whatever_names_it_holds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli._fail("a\nb\x1b[31m\ud800ü " + "x" * 9000, 3)
+    said = capsys.readouterr().err
+    assert said.startswith("mergeops: error: a\\nb\\x1b[31m\\ud800ü xxx")
+    assert said.count("\n") == 1
+    assert len(said) < 4100

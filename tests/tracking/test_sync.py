@@ -119,6 +119,12 @@ def test_a_merge_that_changed_or_went_since_is_not_logged(offline: Case) -> None
         ('"format": 1,', '"format": 1', "is damaged (JSONDecodeError"),
         ('"format": 1,', '"format": 99,', "was written by another version of mergeops"),
         ('"task_arithmetic"', '"no_such_method"', "is damaged (ConfigError"),
+        ('"format": 1,', '"format": 1, "a": ' + "[" * 5000, "is damaged (RecursionError"),
+        (
+            '"reason": "',
+            '"reason": 3, "x": "',
+            "is damaged (TypeError('reason is of another type')",
+        ),
     ],
 )
 def test_a_damaged_record_is_named_and_holds_up_no_other(
