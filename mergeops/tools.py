@@ -86,7 +86,15 @@ class Tools(Workshop):
         Args:
             models: by the names that progress calls them by.
         """
-        tasks = self.load_tasks()
+        return self._score(models, part, self.load_tasks(), ScoreRecords(self.tracking))
+
+    def _score(
+        self,
+        models: Mapping[str, Model],
+        part: str,
+        tasks: TaskSet | None,
+        shared: ScoreRecords | None,
+    ) -> list[Scores]:
         numbers = {id(model): i for i, model in enumerate(models.values(), 1)}
         names = {id(model): name for name, model in models.items()}
 
@@ -101,11 +109,11 @@ class Tools(Workshop):
         with self.progress.bar(f"scoring {', '.join(models)}") as tick:
             scores = score_all(
                 list(models.values()),
-                self.evaluate,
+                tasks.spec if tasks else self.evaluate,
                 part,
                 work_dir=self.work_dir,
                 tasks=tasks,
-                shared=ScoreRecords(self.tracking),
+                shared=shared,
                 trust_remote_code=self.trust_remote_code,
                 progress=lambda _task, done, total: tick(done, total),
                 begin=begin,
@@ -129,17 +137,8 @@ class Tools(Workshop):
             self._prefixes[share] = whole if whole and spec == whole.spec else load_tasks(spec)
         tasks = self._prefixes[share]
         model = Model(path, self.weights_sha256(path))
-        with self.progress.bar(f"scoring {label}") as tick:
-            [scores] = score_all(
-                [model],
-                tasks.spec,
-                "dev",
-                work_dir=self.work_dir,
-                tasks=tasks,
-                trust_remote_code=self.trust_remote_code,
-                progress=lambda _task, done, total: tick(done, total),
-            )
-        return with_clusters(scores, tasks)
+        [scores] = self._score({label: model}, "dev", tasks, None)
+        return scores
 
     def _note_scoring(self, asked: Sequence[Model], items: int, began: float) -> None:
         seconds = time.monotonic() - began

@@ -121,7 +121,7 @@ def search(
         for each in ranked[:SHOWN]
     ]
     best = best_of(trials) if is_beaten else None
-    return SearchResult(best, None if best else best_source, trials, rows, report)
+    return SearchResult(best, None if best else best_source, trials, rows, report=report)
 
 
 @contextmanager
