@@ -122,7 +122,7 @@ def _describe(store: TrainingRuns, run: Run, known: FoundRun, choice: Checkpoint
     quantised = architecture.quantisation
     return dataclasses.replace(
         known,
-        problem=_why_not(directory.shown, adapter, base, quantised),
+        problem=_why_not(choice, adapter, base, quantised),
         uri=_uri(known.run_id, choice),
         checkpoint=directory.shown,
         kind="full" if adapter is None else adapter.kind,
@@ -142,9 +142,18 @@ def _describe(store: TrainingRuns, run: Run, known: FoundRun, choice: Checkpoint
 
 
 def _why_not(
-    shown: str, adapter: AdapterConfig | None, base: Said | None, quantised: Quantisation | None
+    choice: CheckpointChoice,
+    adapter: AdapterConfig | None,
+    base: Said | None,
+    quantised: Quantisation | None,
 ) -> str | None:
     """Why a whole checkpoint cannot be merged exactly, and the way out; None where it can."""
+    shown = choice.directory.shown
+    if choice.location.contents.has_adapter:
+        return (
+            f"{shown} holds a full model and an adapter beside it, and only one of them can be "
+            "meant; move the other out of the directory"
+        )
     if adapter is not None and adapter.problem is not None:
         return f"{shown}: {adapter.problem}"
     if adapter is None or base is None or quantised is None or quantised.is_readable:

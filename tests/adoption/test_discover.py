@@ -450,3 +450,14 @@ def test_a_diverged_loss_is_told_in_words_and_never_as_a_number(fabricate: Fabri
     model = fabricate.client.get_logged_model(one.model_id)
     assert model.tags["mergeops.not_finite"] == "loss"
     assert not model.metrics
+
+
+def test_a_full_model_with_an_adapter_beside_it_is_not_adopted(fabricate: Fabricator) -> None:
+    hf_run(fabricate, "a")
+    hf_run(fabricate, "both")
+    both = fabricate.folder / "out/both/checkpoint-2"
+    shutil.copytree(fabricate.adapter, both, dirs_exist_ok=True)
+    found = find(fabricate)
+    assert found["a"].problem is None
+    wanted = f"{both} holds a full model and an adapter beside it, and only one of them can be mea"
+    assert str(found["both"].problem).startswith(wanted)
