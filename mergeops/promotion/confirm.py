@@ -8,7 +8,8 @@ scored on the confirm part, and the gate decides.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class Outcome:
     change: Change | None
     """The audit's entry; None where the gate refused."""
     refusal: GateRefusedError | None
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Pages in MLflow: ``version`` and ``run``; empty where none serves any."""
 
     @property
     def promoted(self) -> bool:
@@ -67,6 +70,7 @@ class Outcome:
             "promoted": self.promoted,
             "proposed": self.change is not None and not self.promoted,
             "change": self.change.to_dict() if self.change else None,
+            "links": dict(self.links),
             "verdict": evidence(self.verdict, self.use, self.expectations),
         }
 
@@ -153,7 +157,8 @@ def promote(
     except GateRefusedError as error:
         refusal = error
     _run_hooks(tracking, name, settings, progress)
-    return Outcome(name, candidate.version, verdict, use, expectations, change, refusal)
+    links = tracking.links(candidate.run_id, name, candidate.version)
+    return Outcome(name, candidate.version, verdict, use, expectations, change, refusal, links)
 
 
 def _run_hooks(tracking: Tracking, name: str, settings: Recipe, progress: Progress) -> None:
@@ -208,10 +213,10 @@ def recipe_of(tracking: Tracking, settings: Recipe, candidate: RegisteredMerge) 
             f"version {candidate.version} was merged without evaluate.tasks, so there is nothing "
             "to judge it by; run its recipe again with evaluate.tasks=[...]"
         )
-    for task, field in settings.evaluate.clusters.items():
-        if logged.evaluate.clusters.get(task) != field:
+    for task, shared in settings.evaluate.clusters.items():
+        if logged.evaluate.clusters.get(task) != shared:
             raise EvaluationError(
-                f"evaluate.clusters.{task} is {field!r}, but version {candidate.version} was "
+                f"evaluate.clusters.{task} is {shared!r}, but version {candidate.version} was "
                 f"chosen with {logged.evaluate.clusters.get(task) or 'no clusters'}: that decides "
                 "which items are dev and which confirm; run its recipe again with it"
             )
