@@ -4,8 +4,8 @@ A strategy is a function ``(recipe, parameters, tools, log) -> SearchResult``. A
 package that registers one with ``@strategy(NAME)`` adds it everywhere. So does a module that
 another package names in its entry point group ``mergeops.strategies``.
 
-Stands on: engine, errors, evaluate, methods, pipeline, progress, recipe, schema, scores, tools,
-tracking.
+Stands on: engine, errors, evaluate, methods, pipeline, progress, recipe, schema, scores, store,
+tools, tracking.
 """
 
 from mergeops.search.beforehand import Forecast, forecast
