@@ -23,7 +23,7 @@ from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.report import Leaderboard, Standing, leaderboard_of, standing_of
 from mergeops.scores import Scores, estimate
-from mergeops.store import Tracking, flavour_of
+from mergeops.store import flavour_of
 from mergeops.tools import Tools
 from mergeops.tracking import (
     SearchRun,
@@ -151,17 +151,8 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
         scores=scores,
         parents=parents,
         leaderboard=board,
-        links=_links(tools.tracking, log.run_id, version),
+        links=tools.tracking.links(log.run_id, recipe.tracking.registered_model, version),
     )
-
-
-def _links(tracking: Tracking, run_id: str, version: int | None) -> dict[str, str]:
-    name = tracking.spec.registered_model
-    pages = {
-        "run": tracking.run_page(run_id) if run_id else None,
-        "version": tracking.version_page(name, version) if version else None,
-    }
-    return {what: page for what, page in pages.items() if page is not None}
 
 
 def trial_name(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from mergeops.evaluate import (
     Model,
     TaskSet,
     check_clusters,
+    check_directions,
     load_tasks,
     part_sizes,
     score_all,
@@ -64,6 +65,7 @@ class Tools(Workshop):
         if self._tasks is None and self.evaluate.tasks:
             self._tasks = load_tasks(self.evaluate)
             check_clusters(self._tasks)
+            check_directions(self._tasks)
         return self._tasks
 
     def score(

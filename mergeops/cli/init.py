@@ -49,7 +49,8 @@ def init(
     The recipe's sources are what `mergeops adopt` finds in the experiment of your training runs.
     """
     experiment = experiment or _choose_experiment()
-    name = name or _ask("registered model that merges become versions of", f"{experiment}-merged")
+    usual = experiment.rstrip("/").rpartition("/")[2].replace(":", "-")
+    name = name or _ask("registered model that merges become versions of", f"{usual}-merged")
     # Refused here as any recipe with it would be.
     TrackingSpec(registered_model=name)
     tasks = tasks_in(tasks_dir) if tasks_dir.is_dir() else ()

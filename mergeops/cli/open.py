@@ -24,7 +24,7 @@ def open(call: Call, what: str | None, only_print: bool) -> None:
     """
     words = call.overrides
     if what is not None and "=" in what:
-        what, words = None, (what, *words)
+        words, what = (what, *words), None
     recipe = compose(words, config_dir=call.config_dir)
     if what is None:
         tracking = connect(recipe.tracking, create=False)

@@ -161,6 +161,8 @@ def print_promotion(outcome: Outcome) -> None:
         return
     columns = ("the merge must be", "difference", "rule", "outcome")
     out.print(table(columns, [_row(check) for check in outcome.verdict.checks]))
+    for page in outcome.links.values():
+        out.print(f"  {escape(page)}", style="dim", soft_wrap=True)
     out.print(
         f"use {outcome.use.number} of the confirm part, level {outcome.use.level:.3g}", style="dim"
     )

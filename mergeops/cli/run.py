@@ -34,6 +34,7 @@ from mergeops.search import (
     run_search,
     with_strategy,
 )
+from mergeops.store import connect_to_server
 from mergeops.tools import Tools
 
 DRY_RUN = click.option(
@@ -56,7 +57,8 @@ def run(call: Call, multirun: bool, dry_run: bool) -> None:
             show_recipe(recipe)
         return
     if dry_run:
-        tools = Tools(recipes[0], call.progress)
+        tracking = connect_to_server(recipes[0].tracking)
+        tools = Tools(recipes[0], call.progress, tracking=tracking)
         expected = forecast(recipes[0], tools, len(recipes))
         return call.show(expected, str(expected))
     trials = pipeline.run_all(recipes, call.progress, name=" ".join(call.overrides))

@@ -23,8 +23,8 @@ def print_strategies(described: list[dict[str, Any]]) -> None:
     """The table of strategies, or the page of a single one."""
     out = console()
     if len(described) > 1:
-        rows = [(each["name"], each["about"]) for each in described]
-        out.print(table(("strategy", "what it does"), rows, ruled=False))
+        listed = [(each["name"], each["about"]) for each in described]
+        out.print(table(("strategy", "what it does"), listed, ruled=False))
         out.print("\n[dim]mergeops strategies NAME explains one and its parameters[/]")
         return
     [one] = described

@@ -8,6 +8,7 @@ from mergeops.evaluate.harness import score_all
 from mergeops.evaluate.items import (
     asked_digest,
     check_clusters,
+    check_directions,
     part_digests,
     part_sizes,
     part_sketches,
@@ -21,6 +22,7 @@ __all__ = [
     "TaskSet",
     "asked_digest",
     "check_clusters",
+    "check_directions",
     "load_tasks",
     "part_digests",
     "part_sizes",

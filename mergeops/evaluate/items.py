@@ -18,6 +18,21 @@ from mergeops.scores import Scores
 SKETCH_ITEMS = 64
 
 
+def check_directions(tasks: TaskSet) -> None:
+    """Refuse tasks that no single number can choose by, before hours of merging and scoring.
+
+    Raises:
+        EvaluationError: of some higher is better, of others lower.
+    """
+    up = [name for name, task in tasks.tasks.items() if task.higher_is_better]
+    down = [name for name in tasks.tasks if name not in up]
+    if up and down:
+        raise EvaluationError(
+            f"of {', '.join(up)} higher is better, of {', '.join(down)} lower: no single number "
+            "can choose by both; name tasks of one kind in evaluate.tasks"
+        )
+
+
 def check_clusters(tasks: TaskSet) -> None:
     """Refuse ``evaluate.clusters`` that names no task or no field, before a model is loaded.
 

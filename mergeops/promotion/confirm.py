@@ -8,7 +8,8 @@ scored on the confirm part, and the gate decides.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class Outcome:
     change: Change | None
     """The audit's entry; None where the gate refused, or somebody set @champion by hand."""
     refusal: GateRefusedError | None
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Pages in MLflow: ``version`` and ``run``; empty where none serves any."""
 
     @property
     def promoted(self) -> bool:
@@ -72,6 +75,7 @@ class Outcome:
             "verdict": evidence(self.verdict, self.use, self.expectations)
             if self.verdict and self.use
             else None,
+            "links": dict(self.links),
         }
 
     def raise_if_refused(self) -> None:
@@ -167,7 +171,8 @@ def promote(
     except GateRefusedError as error:
         refusal = error
     _run_hooks(tracking, name, settings, progress)
-    return Outcome(name, candidate.version, verdict, use, expectations, change, refusal)
+    links = tracking.links(candidate.run_id, name, candidate.version)
+    return Outcome(name, candidate.version, verdict, use, expectations, change, refusal, links)
 
 
 def _run_hooks(tracking: Tracking, name: str, settings: Recipe, progress: Progress) -> None:
@@ -211,10 +216,10 @@ def recipe_of(tracking: Tracking, settings: Recipe, candidate: RegisteredMerge) 
             f"version {candidate.version} was merged without evaluate.tasks, so there is nothing "
             "to judge it by; run its recipe again with evaluate.tasks=[...]"
         )
-    for task, field in settings.evaluate.clusters.items():
-        if logged.evaluate.clusters.get(task) != field:
+    for task, shared in settings.evaluate.clusters.items():
+        if logged.evaluate.clusters.get(task) != shared:
             raise EvaluationError(
-                f"evaluate.clusters.{task} is {field!r}, but version {candidate.version} was "
+                f"evaluate.clusters.{task} is {shared!r}, but version {candidate.version} was "
                 f"chosen with {logged.evaluate.clusters.get(task) or 'no clusters'}: that decides "
                 "which items are dev and which confirm; run its recipe again with it"
             )

@@ -5,7 +5,7 @@ package that registers one with ``@strategy(NAME)`` adds it everywhere. So does 
 another package names in its entry point group ``mergeops.strategies``.
 
 Stands on: checkpoint, engine, errors, evaluate, methods, pipeline, planning, progress, recipe,
-schema, scores, tools, tracking.
+schema, scores, store, tools, tracking.
 """
 
 from mergeops.search.beforehand import Forecast, forecast

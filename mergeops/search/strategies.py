@@ -20,6 +20,7 @@ from mergeops.recipe import Recipe
 from mergeops.schema import attribute_docstrings, with_defaults
 from mergeops.scores import Scores, estimate
 from mergeops.search.beforehand import Forecast, cost, forecast
+from mergeops.store import connect_to_server
 from mergeops.tools import Tools
 from mergeops.tracking import SearchRun, search_run
 
@@ -211,7 +212,9 @@ def forecast_search(recipe: Recipe, progress: Progress) -> Forecast | None:
         MergeopsError: as ``run_search`` before its first merge.
     """
     _, chosen, recipe = _prepared(recipe)
-    return _forecast(recipe, chosen, Tools(recipe, progress))
+    # No experiment is made: nothing is to be written.
+    tools = Tools(recipe, progress, tracking=connect_to_server(recipe.tracking))
+    return _forecast(recipe, chosen, tools)
 
 
 def _prepared(recipe: Recipe) -> tuple[str, Strategy, Recipe]:

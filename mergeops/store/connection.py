@@ -73,6 +73,14 @@ class Tracking:
         """Where the MLflow UI shows a version of a registered model; None as ``run_page``."""
         return self._page(f"models/{quote(name, safe='')}/versions/{version}")
 
+    def links(self, run_id: str, name: str, version: int | None) -> dict[str, str]:
+        """The pages of a run and of its version, ``run`` and ``version``, as far as there are."""
+        pages = {
+            "run": self.run_page(run_id) if run_id else None,
+            "version": self.version_page(name, version) if version else None,
+        }
+        return {what: page for what, page in pages.items() if page is not None}
+
     def model_page(self, name: str) -> str | None:
         """Where the MLflow UI shows a registered model; None as ``run_page``."""
         return self._page(f"models/{quote(name, safe='')}")

@@ -120,7 +120,11 @@ def _log(kept: Pending, tracking_uri: str | None, progress: Progress) -> Synced:
             log_leaderboard(log, board, standing_of(kept.scores, kept.parents))
         for path in sorted(p for p in kept.artifacts.rglob("*") if p.is_file()):
             log.log_file(path, path.relative_to(kept.artifacts).as_posix())
-        version = register_trial(log, name) if name else log_unregistered(log)
+        version = None
+        if name:
+            version = register_trial(log, name)
+        else:
+            log_unregistered(log)
     registered = f"{name}/{version}" if version else ""
     return _result(kept, "logged", run_id=log.run_id, registered=registered)
 

@@ -42,6 +42,15 @@ def test_a_run_is_shown_in_its_own_experiment(served: Tracking, registered: Case
     assert page_of(served, f"runs:/{run_id}") == page
 
 
+def test_a_trial_and_a_promotion_link_to_what_there_is(served: Tracking, registered: Case) -> None:
+    run = f"http://mlflow:5000/#/experiments/{served.experiment_id}/runs/r{ML}"
+    version = f"http://mlflow:5000/#/models/my%20skills/versions/2{ML}"
+    assert served.links("r", "my skills", 2) == {"run": run, "version": version}
+    assert served.links("r", "my skills", None) == {"run": run}
+    assert served.links("", "skills", None) == {}
+    assert registered.tracking.links("r", "skills", 2) == {}
+
+
 def test_what_has_no_page_says_why(served: Tracking, registered: Case) -> None:
     for what, why in (
         ("skills@nobody", "skills has no alias 'nobody'; its aliases: none"),

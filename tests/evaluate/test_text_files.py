@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.scoring import score
 
 from mergeops.errors import EvaluationError
+from mergeops.evaluate import check_directions
 from mergeops.evaluate.tasks import load_tasks
 from mergeops.evaluate.text_files import FEWEST, PASSAGE, passages
 from mergeops.recipe.settings import EvaluateSpec
@@ -52,6 +54,16 @@ def test_a_text_file_is_a_task_named_by_it(held: Path) -> None:
 def test_a_text_may_lie_in_the_include_path(held: Path) -> None:
     spec = EvaluateSpec(tasks=("held.txt",), include_path=str(held.parent))
     assert list(load_tasks(spec).tasks) == ["held"]
+
+
+def test_a_text_beside_a_task_of_which_higher_is_better_is_refused_at_once(
+    held: Path, write_task: Callable[..., Path]
+) -> None:
+    spec = EvaluateSpec(tasks=("sums", str(held)), include_path=str(write_task().parent))
+    message = "of sums higher is better, of held lower: no single number can choose by both"
+    with pytest.raises(EvaluationError, match=message):
+        check_directions(load_tasks(spec))
+    check_directions(load_tasks(EvaluateSpec(tasks=(str(held),))))
 
 
 def test_another_text_is_another_question(held: Path) -> None:

@@ -100,8 +100,9 @@ def test_from_sources_to_a_promoted_champion_and_back(place: Path) -> None:
         "rolled back",
     ]
     assert past["events"][0]["record"]["alpha"] / 2 == refused["verdict"]["level"] == 0.025
-    [expected] = refused["verdict"]["beforehand"]
+    expected, against_base = refused["verdict"]["beforehand"]
     assert expected["reference"].startswith("best_parent:")
+    assert against_base["reference"] == "base"
     assert expected["dev"]["low"] < expected["dev"]["difference"] < expected["dev"]["high"]
     assert expected["detectable"] > 0
 

@@ -99,9 +99,11 @@ def test_what_the_gate_refuses_is_said_with_the_status_that_it_has_now(
         use=SimpleNamespace(number=1, level=0.025),
         verdict=Verdict(decision, (), ("worse than base",), 0.025),
         change=None,
+        links={"version": "http://mlflow/#/models/skills/versions/2"},
     )
     print_promotion(outcome)
     shown = capsys.readouterr().out
     assert f"{decision}: version 2 of skills {becomes}" in shown
+    assert "http://mlflow/#/models/skills/versions/2" in shown
     # The error's line has it, and says it once.
     assert "worse than base" not in shown

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from mergeops.engine import MERGING, SCORING, note_pace
@@ -54,6 +55,8 @@ def test_a_search_says_how_much_it_takes_at_most(
     [weights] = Path(recipe().base or "").glob("*.safetensors")
     assert said.written == 3 * weights.stat().st_size
     assert said.seconds is None and "it is not known how long" in str(said)
+    client = mlflow.MlflowClient(recipe().tracking.uri)
+    assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
 
     note_pace(tmp_path / "work", MERGING, said.written, 2.0)
     note_pace(tmp_path / "work", SCORING, said.answers * weights.stat().st_size, 60.0)
