@@ -72,6 +72,9 @@ class YamlItem:
             return [item.plain() for item in self.items("a list")]
         assert isinstance(self.node, yaml.ScalarNode)
         value = self.value
+        if not isinstance(value, str | int | float | None):
+            # YAML 1.1 makes a date of 2024-01-01, and bytes of what is marked as binary.
+            return self.node.value
         # YAML 1.1 takes 1e-5, without a dot, for a text; what is quoted is one.
         is_number = isinstance(value, str) and not self.node.style and _NUMBER.fullmatch(value)
         return float(value) if is_number else value

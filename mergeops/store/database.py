@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mergeops.checkpoint import alone, sync_directory, sync_file
 from mergeops.errors import AwayError, TrackingError
@@ -195,7 +196,8 @@ def _make(path: Path, directory: Path) -> None:
     made = directory / "mlflow.db"
     for left in directory.iterdir():
         left.unlink()
-    store = SqlAlchemyStore(f"{SQLITE}{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+    new_store: Any = SqlAlchemyStore
+    store = new_store(f"{SQLITE}{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
     store.engine.dispose()
     sync_file(made)
     try:

@@ -48,7 +48,7 @@ sources:
   b: {uri: in/b}
 rules:
 - match: '*mlp*'
-  method: {name: linear}
+  density: 0.3
 evaluate:
   tasks: [arc_easy]
   metrics: {arc_easy: acc}
@@ -101,6 +101,7 @@ def build(place: Path) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     import mergeops
+    from mergeops.recipe import compose
 
     inputs = place / "in"
     tokenizer = build_tokenizer(110)
@@ -124,6 +125,9 @@ def build(place: Path) -> None:
     (inputs / "checkpoint-4").mkdir()
     (inputs / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(STATE))
     os.chdir(place)
+    # Mutations of what is refused anyway would show nothing.
+    for file in ("recipe.yaml", "mergekit.yml"):
+        compose(recipe_file=Path(file))
     mergeops.merge(_recipe(), "merged")
     _leave_partial(place)
     _keep_trial(place)

@@ -313,3 +313,10 @@ def test_a_mergekit_config_cannot_read_the_environment(
     file.write_text("merge_method: linear\nmodels:\n- model: a\n- model: '${oc.env:SECRET}'\n")
     with pytest.raises(ConfigError, match=r"config.yml, line 4: models\[1\].model is .*own keys"):
         compose(recipe_file=file)
+
+
+def test_what_yaml_takes_for_a_date_is_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"{NATIVE}name: 2024-01-01\nevaluate: {{tasks: [2024-01-02 03:04:05]}}\n")
+    recipe = compose(recipe_file=file)
+    assert (recipe.name, recipe.evaluate.tasks) == ("2024-01-01", ("2024-01-02 03:04:05",))
