@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from support.tracking_case import Case, make_scores
 
+from mergeops.cli.options import Call
 from mergeops.cli.run import print_search
+from mergeops.recipe import Recipe
 from mergeops.report.leaderboard import Entry, Leaderboard, make_leaderboard
 from mergeops.report.plots import search_figure
 from mergeops.scores import ItemResult, Scores, TaskScore
@@ -137,7 +139,8 @@ def test_each_step_in_the_terminal_has_its_score_with_its_interval(
         {"added": "math", "size": 1, **dev_columns(make_scores(right={"a": 4})), "kept": True},
         {"added": "dates", "size": 2, **dev_columns(broken), "kept": False},
     ]
-    print_search("greedy_soup", SearchResult(None, "math", [], rows))
+    recipe = Recipe.from_dict({"method": "linear", "sources": {"math": "x", "dates": "y"}})
+    print_search(Call(), recipe, SearchResult(None, "math", [], rows))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["added", "size", "dev", "kept"]
     assert [" ".join(line.split()) for line in lines[3:5]] == [
