@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         lineage,
         merge,
         promote,
+        recover,
         rollback,
         run,
         search,
@@ -39,6 +40,7 @@ __all__ = [
     "lineage",
     "merge",
     "promote",
+    "recover",
     "rollback",
     "run",
     "search",
@@ -65,13 +67,13 @@ class _Room(ModuleType):
 
 
 class _Face(ModuleType):
-    """Keeps ``mergeops.search`` and ``mergeops.lineage`` callable, which are rooms of it too.
+    """Keeps ``mergeops.search`` and its like callable, which are rooms of it too.
 
     The import system sets a room as an attribute of the package, which hides the function.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name in ("search", "lineage") and isinstance(value, ModuleType):
+        if name in ("lineage", "recover", "search") and isinstance(value, ModuleType):
             value.__class__ = _Room
         super().__setattr__(name, value)
 

@@ -26,8 +26,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 FLOORS = (
     ("errors", "kernels", "lazy_torch", "lm_eval_plugin", "progress", "redact", "version"),
     ("checkpoint", "schema"),
-    ("architectures", "scores"),
-    ("methods", "report"),
+    ("architectures", "recover", "scores"),
+    ("adapters", "methods", "report"),
     ("recipe", "testing"),
     ("evaluate", "store"),
     ("sources",),
@@ -50,10 +50,22 @@ FOREIGN = {
     "lm_eval": {"evaluate", "lm_eval_plugin"},
     "hydra": {"recipe"},
     "omegaconf": {"recipe"},
+    "peft": {"adapters"},
+    "optuna": {"search"},
     "pytest": {"testing"},
 }
 """Who alone may import what."""
-HEAVY = {"datasets", "hydra", "lm_eval", "matplotlib", "mlflow", "networkx", "omegaconf", "peft"}
+HEAVY = {
+    "datasets",
+    "hydra",
+    "lm_eval",
+    "matplotlib",
+    "mlflow",
+    "networkx",
+    "omegaconf",
+    "optuna",
+    "peft",
+}
 HEAVY |= {"llvmlite", "numba", "rich", "scipy", "torch", "transformers"}
 BUILT_ON = {
     "mergeops.adoption.callback": {"transformers"},

@@ -20,10 +20,10 @@ win over the packaged ones. Every result has ``to_dict``, which is what the comm
     ()
 
 Stands on: adoption, checkpoint, errors, inspection, lineage, pipeline, progress, promotion,
-recipe, report, search, sources, store, tracking, workshop.
+recipe, recover, report, search, sources, store, tracking, workshop.
 """
 
-from mergeops.api.merging import Verification, inspect, merge, run, search, verify
+from mergeops.api.merging import Verification, inspect, merge, recover, run, search, verify
 from mergeops.api.registered import adopt, compare, lineage, promote, rollback
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "lineage",
     "merge",
     "promote",
+    "recover",
     "rollback",
     "run",
     "search",

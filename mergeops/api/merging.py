@@ -1,4 +1,4 @@
-"""The words about recipes and what is made of them: merge, run, search, inspect, verify."""
+"""The words about recipes and weights: merge, run, search, inspect, verify, recover."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from mergeops import inspection, pipeline, workshop
 from mergeops.api.recipes import ConfigDir, RecipeLike, as_recipe
 from mergeops.checkpoint import verify_checkpoint
 from mergeops.progress import Progress
+from mergeops.recover import Recovered
+from mergeops.recover import recover as put_together
 from mergeops.search import SearchResult, run_search, with_strategy
 from mergeops.sources import locate
 
@@ -83,7 +85,8 @@ def run(
 
     >>> import mergeops
     >>> recipe = {"sources": {"math": "models/math", "code": "models/code"}}
-    >>> trial = mergeops.run(recipe, overrides=["tracking.heat_maps=false"])
+    >>> overrides = ["tracking.heat_maps=false", "tracking.register=unscored"]
+    >>> trial = mergeops.run(recipe, overrides=overrides)
     >>> trial.registered, trial.scores
     ('merged/1', None)
     """
@@ -173,3 +176,39 @@ def verify(where: str | os.PathLike[str], *, progress: bool = False) -> Verifica
         path = locate(os.fspath(where), progress=lambda _what, done, total: tick(done, total))
     with bars.bar(f"hashing {path.name}", is_bytes=True) as tick:
         return Verification(path, tuple(verify_checkpoint(path, tick)))
+
+
+def recover(
+    directory: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    progress: bool = False,
+) -> Recovered:
+    """Put together the weights that a sharded training left, as a Hugging Face directory.
+
+    Args:
+        directory: a checkpoint of FSDP, DeepSpeed ZeRO, verl, torchtitan or NeMo Automodel.
+        out: a new directory, or one that holds this very result.
+        base: the model that was trained, as a directory or a URI that a recipe may name; names and
+            shapes must be its.
+        dry_run: check everything, write nothing.
+        progress: show bars on stderr.
+
+    Raises:
+        SourceError: there is nothing of the kind, it is not whole, or it is not the base's.
+        MergeError: the result cannot be written.
+
+    >>> import mergeops
+    >>> mergeops.recover("models/math", "recovered")
+    Traceback (most recent call last):
+    ...
+    mergeops.errors.SourceError: models/math is a whole checkpoint already; use it as a source
+    """
+    bars = Progress(quiet=not progress)
+    place = None
+    if base is not None:
+        with bars.bar(f"fetching {base}", is_bytes=True) as tick:
+            place = locate(os.fspath(base), progress=lambda _what, done, total: tick(done, total))
+    return put_together(Path(directory), Path(out), base=place, dry_run=dry_run, progress=bars)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from mergeops.errors import SourceError
 
 MAX_HEADER_BYTES = 100_000_000
 """What the safetensors library allows, too."""
+SLICED = "DCP_SHARDING_INFO"
+"""The key by which torch's distributed writer says where in its tensor each slice begins."""
+SLICES_NAME = re.compile(r"shard-(\d+)-model-\d+-of-\d+\.safetensors")
+"""How that writer calls a process's file of slices."""
+_WHOLE_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,36 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         Name -> tensor, in the order of the data.
 
     Raises:
-        SourceError: the file cannot be read, or it lies; names file, tensor and value.
+        SourceError: the file cannot be read, it lies, or it holds slices of tensors under the
+            names of the whole; names file, tensor and value.
     """
+    tensors, metadata = _read(path)
+    if SLICED in metadata:
+        _refuse_slices(path, _offsets(path, tensors, metadata))
+    return tensors
+
+
+def read_slices(path: Path) -> dict[str, tuple[StoredTensor, tuple[int, ...]]]:
+    """Parse and check one file of slices of tensors, as a process of a sharded training wrote it.
+
+    Returns:
+        Name -> slice, and where in the tensor its first element is.
+
+    Raises:
+        SourceError: as ``read_header``, or the file holds no slices.
+    """
+    tensors, metadata = _read(path)
+    if SLICED not in metadata:
+        raise SourceError(
+            f"{path} has no {SLICED} in its header, so it does not say what its "
+            "tensors are slices of"
+        )
+    offsets = _offsets(path, tensors, metadata)
+    return {name: (tensor, offsets[name]) for name, tensor in tensors.items()}
+
+
+def _read(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """The tensors of a file and the metadata of its header."""
     try:
         check_regular(path)
         with open(path, "rb") as file:
@@ -73,7 +107,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             text = file.read(length)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
-    return _tensors(path, _parse(path, text), 8 + length, size)
+    content = _parse(path, text)
+    metadata = content.pop("__metadata__", None)
+    tensors = _tensors(path, content, 8 + length, size)
+    return tensors, metadata if isinstance(metadata, dict) else {}
 
 
 def check_regular(path: Path) -> None:
@@ -103,6 +140,33 @@ def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def _offsets(
+    path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """Tensor -> where its slice begins."""
+    try:
+        said = json.loads(metadata[SLICED])
+        offsets = {name: tuple(said[name]["saved_offsets"]) for name in tensors}
+        for name, offset in offsets.items():
+            if len(offset) != len(tensors[name].shape) or not all(map(_is_count, offset)):
+                raise ValueError(f"tensor {name} begins at {offset}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SourceError(f"{path}: the {SLICED} of its header is damaged: {error}") from error
+    return offsets
+
+
+def _refuse_slices(path: Path, offsets: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse slices of tensors. The same writer puts the key, with all offsets zero, into the
+    files of a model that one process wrote whole; those have other names."""
+    if _WHOLE_NAME.fullmatch(path.name) and not any(map(any, offsets.values())):
+        return
+    raise SourceError(
+        f"{path} holds slices of tensors under the names of the whole, as one process of a "
+        f"sharded training wrote them; put them together with all processes' files by "
+        f"`mergeops recover {path.parent} OUT --base BASE`, with BASE the model that was trained"
+    )
+
+
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content: dict[str, Any] = {}
@@ -124,11 +188,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 def _tensors(
     path: Path, content: dict[str, Any], data_start: int, size: int
 ) -> dict[str, StoredTensor]:
-    tensors = [
-        _tensor(path, name, entry, data_start, size)
-        for name, entry in content.items()
-        if name != "__metadata__"
-    ]
+    tensors = [_tensor(path, name, entry, data_start, size) for name, entry in content.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     expected = data_start
     for tensor in tensors:

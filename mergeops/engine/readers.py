@@ -6,18 +6,18 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from mergeops.adapters import AdapterReader, open_adapter
 from mergeops.checkpoint import (
     ADAPTER_CONFIG,
-    AdapterReader,
     CheckpointReader,
     RelaidReader,
     RenamedReader,
     TensorReader,
-    open_adapter,
     stamp,
 )
 from mergeops.errors import SourceError
 from mergeops.planning import PlannedInput, VocabularyLayout
+from mergeops.recover import ShardedReader, is_sharded, open_on_base
 
 
 def open_input(planned: PlannedInput, compute: str) -> TensorReader:
@@ -37,6 +37,9 @@ def open_input(planned: PlannedInput, compute: str) -> TensorReader:
 def _open(planned: PlannedInput, compute: str) -> TensorReader:
     if planned.adapter_base is None:
         return CheckpointReader.open(Path(planned.path), planned.stamps)
+    if is_sharded(Path(planned.path)):
+        model = open_on_base(Path(planned.path), Path(planned.adapter_base))
+        return ShardedReader(model, planned.stamps)
     config = Path(planned.path) / ADAPTER_CONFIG
     if stamp(config) != planned.config_stamp:
         raise SourceError(

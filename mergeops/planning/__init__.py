@@ -1,6 +1,7 @@
 """From a recipe and headers to a plan, or a refusal; no tensor is read.
 
-Stands on: architectures, checkpoint, errors, methods, recipe, schema, sources.
+Stands on: adapters, architectures, checkpoint, errors, methods, recipe, recover, schema,
+sources.
 """
 
 from mergeops.planning.alignment import read_inputs

@@ -23,7 +23,7 @@ from mergeops.checkpoint import (
 from mergeops.errors import SourceError
 from mergeops.planning.architecture import changed
 from mergeops.planning.inputs import PlannedInput, read_config_file
-from mergeops.planning.quantisation_left import without_quantisation
+from mergeops.planning.quantisation_left import plain_config
 from mergeops.planning.special_tokens import check_special_tokens, reconciled, text_settings
 from mergeops.planning.tokens.merged import NewToken
 from mergeops.planning.tokens.template import choose_template
@@ -62,7 +62,6 @@ def find_companions(
     chat_template: str,
     vocabulary: VocabularyLayout | None,
     *,
-    plain: bool = True,
     trust_code: bool = False,
 ) -> tuple[tuple[Companion, ...], tuple[str, ...]]:
     """Choose the small files: configs and processor from the first input, the rest from the
@@ -77,7 +76,6 @@ def find_companions(
         tokenizer: the input whose tokenizer the recipe asks for.
         chat_template: auto, an input's name, or the template itself.
         vocabulary: the merge's, where it is not simply that of every input.
-        plain: whether the weights are real numbers, whatever config.json says of quantisation.
         trust_code: whether the code that the configs name is copied.
 
     Returns:
@@ -97,10 +95,7 @@ def find_companions(
         raise SourceError(f"{next(iter(owners))} has no config.json, and no other input has one")
     home = owners[places[CONFIG]]
     contents = {name: read_config_file(place / name) for name, place in places.items()}
-    warnings: list[str] = []
-    if plain:
-        contents[CONFIG], told = without_quantisation(contents[CONFIG], home.name)
-        warnings += told
+    contents[CONFIG], warnings = plain_config(contents[CONFIG], home.name)
     chosen = tokenizer_directory([*tokenizer.directories, *owners])
     template = choose_template(chat_template, chosen, {p.name: p.directories for p in inputs})
     if vocabulary is not None:

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeops.adapters import open_adapter
 from mergeops.checkpoint import (
     ADAPTER_CONFIG,
     CONFIG,
     FileStamp,
     StoredTensor,
-    open_adapter,
     open_checkpoint,
     read_json,
     stamp,
 )
 from mergeops.errors import SourceError
+from mergeops.planning.architecture import changed
+from mergeops.recover import is_sharded, open_on_base
 from mergeops.sources import Source
 
 
@@ -32,7 +34,8 @@ class PlannedInput:
     path: str
     sha256: str
     adapter_base: str | None = None
-    """For a LoRA adapter: the directory of the model it applies to."""
+    """For a LoRA adapter: the directory of the model it applies to; for what a sharded training
+    left: of the model that was trained."""
     run_id: str | None = None
     model_id: str | None = None
     registered: str | None = None
@@ -43,6 +46,10 @@ class PlannedInput:
     """Weight files in ``adapter_base``."""
     config_stamp: FileStamp | None = None
     """The adapter's config, which says how much of it is added."""
+    config_changes: Mapping[str, Any] = field(default_factory=dict)
+    """What an adapter changes in its base's config.json, e.g. the size of the vocabulary."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of it."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Name in the result -> name on disk, of the tensors whose names differ."""
 
@@ -58,13 +65,14 @@ def has_config(planned: PlannedInput) -> bool:
 
 
 def config_of(planned: PlannedInput) -> dict[str, Any]:
-    """The input's config.json; empty where it has none.
+    """The input's config.json, with what its adapter changes; empty where it has none.
 
     Raises:
         SourceError: as ``read_config_file``.
     """
     configs = (directory / CONFIG for directory in planned.directories)
-    return next((read_config_file(config) for config in configs if config.is_file()), {})
+    config = next((read_config_file(config) for config in configs if config.is_file()), {})
+    return changed(config, planned.config_changes)
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -112,14 +120,20 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
             hashed.
     """
     config_stamp = None
+    config_changes: Mapping[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if source.adapter_base is None:
         checkpoint = open_checkpoint(source.path)
         tensors, stamps, base_stamps = checkpoint.tensors, checkpoint.stamps, {}
+    elif is_sharded(source.path):
+        model = open_on_base(source.path, source.adapter_base)
+        tensors, stamps, base_stamps = model.stored, dict(model.stamps), {}
     else:
         adapter = open_adapter(source.path, source.adapter_base)
         tensors, stamps = adapter.tensors, adapter.adapter.stamps
         base_stamps = adapter.base.stamps
         config_stamp = stamp(source.path / ADAPTER_CONFIG)
+        config_changes, notes = adapter.config_changes, adapter.notes
     for file, hashed in source.stamps.items():
         if stamp(file) != hashed:
             raise SourceError(
@@ -138,5 +152,7 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         stamps=stamps,
         base_stamps=base_stamps,
         config_stamp=config_stamp,
+        config_changes=config_changes,
+        notes=notes,
     )
     return planned, tensors

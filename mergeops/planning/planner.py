@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mergeops import methods
 from mergeops.architectures import read_fit
@@ -21,7 +22,11 @@ from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
 from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
 from mergeops.planning.result_check import check_result
 from mergeops.planning.tied_heads import part_heads
-from mergeops.planning.tokens.vocabulary_layout import lay_out_vocabulary, resized
+from mergeops.planning.tokens.vocabulary_layout import (
+    VocabularyLayout,
+    lay_out_vocabulary,
+    resized,
+)
 from mergeops.planning.views import see
 from mergeops.recipe import BASE, Recipe, parse_size
 from mergeops.sources import Source
@@ -54,6 +59,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     with about("method"):
         check_sources(method, planned_base, planned_sources, sliced=sliced)
     warnings = [*recipe.notes, *check_configs(inputs, recipe), *renamed]
+    warnings += [note for planned in inputs for note in planned.notes]
     chosen = _tokenizer_input(recipe, inputs)
     vocabulary = None
     if recipe.tokenizer.source != "same":
@@ -76,7 +82,6 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
             chosen,
             template,
             vocabulary,
-            plain=_are_plain(assembly.pieces),
             trust_code=recipe.trust_remote_code,
         )
     warnings += notes
@@ -87,7 +92,8 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
     if recipe.missing == "leave_out" and not sliced:
         warnings += check_left_out(assembly.pieces, views.inputs)
-    changes = changed(views.config, assembly.config)
+    changes = changed(_of_adapter(inputs, vocabulary), views.config)
+    changes = changed(changes, assembly.config)
     config = changed(result_config(companions), changes)
     shapes = {task.name: task.shape for task in tasks}
     home = next(planned.name for planned in inputs if has_config(planned))
@@ -113,19 +119,25 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     )
 
 
-def _are_plain(pieces: Sequence[Piece]) -> bool:
-    """Whether the weights are numbers, and no codes with scales."""
-    return not any(
-        piece.like.dtype not in FLOATS and len(piece.like.shape) > 1 for piece in pieces
-    ) and not any("scale" in piece.name.rpartition(".")[2] for piece in pieces)
-
-
 def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedInput:
     """The input that the recipe takes the tokenizer from; ``base`` without a base is the first."""
     for planned in inputs:
         if planned.name == recipe.tokenizer.source:
             return planned
     return inputs[0]
+
+
+def _of_adapter(
+    inputs: Sequence[PlannedInput], vocabulary: VocabularyLayout | None
+) -> dict[str, Any]:
+    """What the adapter of the input that gives config.json changes in it; the size of a vocabulary
+    that is laid out anew is settled with that."""
+    first = next((planned for planned in inputs if has_config(planned)), inputs[0])
+    changes = dict(first.config_changes)
+    if vocabulary is not None:
+        changes.pop("vocab_size", None)
+        changes.pop("text_config", None)
+    return changes
 
 
 def _stored_in_64_bits(pieces: Sequence[Piece]) -> str:

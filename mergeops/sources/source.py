@@ -23,7 +23,8 @@ class Source:
     """Digest of the weights: of the sorted (file name, sha256) of all its weight files, and for an
     adapter of its config and its base's digest too. Equal digests mean equal weights."""
     adapter_base: Path | None = None
-    """For a LoRA adapter: the directory of the full model that it applies to."""
+    """For a LoRA adapter: the directory of the full model that it applies to; for what a sharded
+    training left: that of the model that was trained."""
     run_id: str | None = None
     """MLflow training run that wrote the checkpoint."""
     model_id: str | None = None
@@ -37,7 +38,7 @@ class Source:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether ``path`` holds a LoRA adapter, not a full model."""
+        """Whether ``path`` holds no full model of its own: a LoRA adapter, or a model in pieces."""
         return self.adapter_base is not None
 
 

@@ -109,7 +109,7 @@ def test_shape_that_is_none(tmp_path: Path, shape: Any) -> None:
     refused(write(tmp_path / "x", header), "tensor w has shape .* list of sizes")
 
 
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F4", "C64", None, 3])
+@pytest.mark.parametrize("dtype", ["F8_E4M3FNUZ", "F4", "C64", None, 3])
 def test_dtype_that_cannot_be_merged(tmp_path: Path, dtype: Any) -> None:
     header = {"w": {"dtype": dtype, "shape": [2, 2], "data_offsets": [0, 16]}}
     refused(write(tmp_path / "x", header), f"tensor w has dtype {dtype!r}; allowed: F64, F32, F16")
@@ -240,3 +240,36 @@ def test_links_inside_a_hub_cache_are_followed(tmp_path: Path) -> None:
     write(tmp_path / "blobs" / "abc", GOOD)
     (tmp_path / "snapshot" / "model.safetensors").symlink_to("../blobs/abc")
     assert set(open_checkpoint(tmp_path / "snapshot").tensors) == {"w"}
+
+
+def test_slices_under_the_names_of_the_whole_are_no_model(tmp_path: Path) -> None:
+    written = {"DCP_SHARDING_INFO": json.dumps({"w": {"saved_offsets": [2, 0]}}), "format": "pt"}
+    first = {"DCP_SHARDING_INFO": json.dumps({"w": {"saved_offsets": [0, 0]}}), "format": "pt"}
+    name = "shard-00002-model-00001-of-00001.safetensors"
+    save_file({"w": torch.zeros(2, 4)}, tmp_path / name, metadata=written)
+    refused(tmp_path / name, f"holds slices .* `mergeops recover {tmp_path} OUT --base BASE`")
+    with pytest.raises(SourceError, match=f"{tmp_path} holds slices of tensors, a file for each p"):
+        open_checkpoint(tmp_path)
+    # Under another name a slice is a slice, and so is the first one, which begins at zero.
+    for metadata in (written, first):
+        save_file({"w": torch.zeros(2, 4)}, tmp_path / "model.safetensors", metadata=metadata)
+        with pytest.raises(SourceError, match="model.safetensors holds slices of tensors"):
+            open_checkpoint(tmp_path)
+
+
+def test_a_model_that_one_process_wrote_whole_is_one(tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    writer = HuggingFaceStorageWriter(str(tmp_path), fqn_to_index_mapping={"a": 1, "b": 2})
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
+    dcp.save(tensors, storage_writer=writer, no_dist=True)
+    assert open_checkpoint(tmp_path).tensors["a"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "said", ["{", "[]", '{"w": {}}', '{"w": {"saved_offsets": [0]}}', '{"w": {"saved_offsets": 3}}']
+)
+def test_damaged_places_of_slices(tmp_path: Path, said: str) -> None:
+    header = {**GOOD, "__metadata__": {"DCP_SHARDING_INFO": said}}
+    refused(write(tmp_path / "x", header), "the DCP_SHARDING_INFO of its header is damaged")
