@@ -128,11 +128,13 @@ def _matched(
     if not lacking or all(name in tensors for name in reference):
         return {}, []
     ours, fit = _fit(reference, config), _fit(tensors, their_config)
+    names: dict[str, str] = {}
     if ours is not None and fit is not None:
         places = {parameter: name for name, parameter in ours.in_memory().items()}
         in_memory = fit.in_memory()
         names = {name: places.get(in_memory.get(name, ""), name) for name in lacking}
-    else:
+    if all(name == new for name, new in names.items()):
+        # Of two classes, of which one has the other inside, or models that nobody knows.
         names = _by_prefix(reference, tensors)
     names = {name: new for name, new in names.items() if new != name and new not in tensors}
     if not names or len(set(names.values())) < len(names):

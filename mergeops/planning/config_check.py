@@ -107,7 +107,7 @@ def _compare(
     pairs = zip((ours, theirs), read if None not in read else (ours, theirs), strict=True)
     left, right = ({**_contradicted(raw), **dict(_flat(seen))} for raw, seen in pairs)
     notes = []
-    for key in dict.fromkeys([*left, *right]):
+    for key in sorted(dict.fromkeys([*left, *right]), key=_weight):
         one, two = left.get(key), right.get(key)
         if one == two or _is_passed_over(key, settled, left, right):
             continue
@@ -128,6 +128,12 @@ def _compare(
     if more > 0:
         notes = [*notes[:MOST_NOTES], f"{more} more settings differ between {label} and {name}"]
     return notes
+
+
+def _weight(key: str) -> int:
+    """The order in which differences are told: what changes the meaning first."""
+    last = key.rpartition(".")[2]
+    return MEANING.index(last) if last in MEANING else len(MEANING)
 
 
 def _is_passed_over(

@@ -122,12 +122,13 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
     config_stamp = None
     config_changes: Mapping[str, Any] = {}
     notes: tuple[str, ...] = ()
+    base_stamps: dict[str, FileStamp] = {}
     if source.adapter_base is None:
         checkpoint = open_checkpoint(source.path)
-        tensors, stamps, base_stamps = checkpoint.tensors, checkpoint.stamps, {}
+        tensors, stamps = checkpoint.tensors, checkpoint.stamps
     elif is_sharded(source.path):
         model = open_on_base(source.path, source.adapter_base)
-        tensors, stamps, base_stamps = model.stored, dict(model.stamps), {}
+        tensors, stamps = model.stored, dict(model.stamps)
     else:
         adapter = open_adapter(source.path, source.adapter_base)
         tensors, stamps = adapter.tensors, adapter.adapter.stamps

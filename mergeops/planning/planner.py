@@ -68,7 +68,8 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
                 recipe.tokenizer, inputs, headers, has_base=planned_base is not None
             )
         warnings += told
-        headers = resized(headers, vocabulary) if vocabulary else headers
+        if vocabulary is not None:
+            headers = {**resized(headers, vocabulary)}
     configs = {planned.name: config_of(planned) for planned in inputs}
     views = see(headers, recipe.tied_head, configs[inputs[0].name])
     assembly = assemble(recipe, method, views.inputs, configs)
@@ -170,7 +171,8 @@ def _tasks(
             if name != BASE or piece.base
         ]
         # Parts are written only where they are not simply the tensors of this name.
-        is_plain = expected == [part(ingredient) for ingredient in piece.ingredients]
+        found = [part(ingredient) for ingredient in piece.ingredients]
+        is_plain = expected == found and not piece.is_taken
         tasks.append(
             TensorTask(
                 name=piece.name,

@@ -81,12 +81,12 @@ def check_special_tokens(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
                     "such token"
                 )
         for key in ("max_length", "max_new_tokens"):
-            value = content.get(key)
-            if name == CONFIG or not isinstance(context, int) or not isinstance(value, int):
+            length = content.get(key)
+            if name == CONFIG or not isinstance(context, int) or not isinstance(length, int):
                 continue
-            if value > context:
+            if length > context:
                 warnings.append(
-                    f"{name}: {key} is {value}, and the model's context has {context} positions; "
+                    f"{name}: {key} is {length}, and the model's context has {context} positions; "
                     "texts may be generated beyond it"
                 )
     return warnings

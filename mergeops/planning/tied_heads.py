@@ -39,7 +39,9 @@ def part_heads(
         Changes of config.json, and warnings.
     """
     by_name = {task.name: task for task in tasks}
-    for target, source in fit.tied.items() if fit else ():
+    if fit is None:
+        return {}, []
+    for target, source in fit.tied.items():
         one, other = fit.parts.get(target, ()), fit.parts.get(source, ())
         if len(one) != 1 or len(other) != 1 or one == other:
             continue
@@ -61,13 +63,11 @@ def _are_equal(planned: PlannedInput, head: TensorTask, embeddings: TensorTask) 
     names = [planned.renamed.get(task.name, task.name) for task in (head, embeddings)]
     with CheckpointReader.open(Path(planned.path), planned.stamps) as reader:
         size = head.numel
-        staging = [np.zeros(8 * min(CHUNK, size), np.uint8) for _ in names]
+        first, second = (np.zeros(8 * min(CHUNK, size), np.uint8) for _ in names)
         for start in range(0, size, CHUNK):
             stop = min(start + CHUNK, size)
-            one, other = (
-                reader.read(name, start, stop, room)
-                for name, room in zip(names, staging, strict=True)
-            )
-            if one != other or not np.array_equal(*staging):
+            one = reader.read(names[0], start, stop, first)
+            other = reader.read(names[1], start, stop, second)
+            if one != other or not np.array_equal(first, second):
                 return False
     return True

@@ -188,6 +188,29 @@ def test_models_that_nobody_knows_are_matched_by_one_prefix(
         merge(plan, tmp_path / next(iter(sources)) / "out")
 
 
+def test_a_model_inside_another_class_is_matched_where_that_is_allowed(
+    plan_of: Make, tmp_path: Path
+) -> None:
+    inner = transformers.BertConfig(**ARCHITECTURES["bert"][1])
+    torch.manual_seed(0)
+    transformers.BertModel(inner).save_pretrained(tmp_path / "base")
+    a = family("bert", tmp_path / "a", 1)
+    allowed = {"mixed_architectures": "allow", "missing": "leave_out"}
+    plan = plan_of({"name": "task_arithmetic"}, tmp_path / "base", {"a": a}, **allowed)
+    merge(plan, tmp_path / "out")
+    said = " ".join(plan.warnings)
+    assert "architectures is BertModel in base and BertForSequenceClassification in a" in said
+    assert "bert.embeddings.LayerNorm.bias is embeddings.LayerNorm.bias there" in said
+    assert "2 of 73 tensors come from a only" in said
+    assert "2 tensor(s) have no place in BertModel" in said
+    model, told = transformers.BertModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not told["missing_keys"]
+    base = loaded(tmp_path / "base", "BertModel")["pooler.dense.weight"]
+    theirs = loaded(a, "BertForSequenceClassification")["bert.pooler.dense.weight"]
+    # The weight of a source is 0.4 where the recipe says none.
+    torch.testing.assert_close(model.pooler.dense.weight.detach(), base + 0.4 * (theirs - base))
+
+
 def test_the_digest_knows_what_was_renamed(
     plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from mergeops.checkpoint import is_processor_file, is_small_file
 from mergeops.engine.execute import merge
@@ -203,19 +202,6 @@ def test_what_is_left_of_a_quantisation_over_plain_weights_is_dropped_and_said(
     plan = average(plan_of, models)
     assert any("has a quantization_config" in note for note in plan.warnings)
     assert "quantization_config" not in json.dumps(read(merged(plan, tmp_path / "out")))
-
-
-def test_codes_with_scales_keep_what_config_json_says_of_them(
-    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    left = {"quantization_config": {"quant_method": "ours"}, "architectures": ["Ours"]}
-    models = {n: copied(p, tmp_path / n, config=left) for n, p in zip("ab", pair, strict=True)}
-    for model in models.values():
-        content = load_file(model / "model.safetensors")
-        content["model.norm.weight_scale"] = content["model.norm.weight"].clone()
-        save_file(content, model / "model.safetensors", metadata={"format": "pt"})
-    plan = average(plan_of, models)
-    assert "quantization_config" in read(merged(plan, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["config", "generation_config"])
