@@ -111,8 +111,8 @@ def flavour_of(checkpoint: Path) -> Flavour:
             )
         elif task == "image-text-to-text":
             note = (
-                f"{model_class} takes images, which MLflow's pyfunc cannot pass on: load it with "
-                "mlflow.transformers.load_model"
+                f"{model_class} has a processor, of which MLflow makes no pipeline: load it with "
+                'mlflow.transformers.load_model(..., return_type="components")'
             )
         return Flavour(
             task, pipelines[task], model_class, component, task != "image-text-to-text", note

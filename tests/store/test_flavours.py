@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -156,7 +157,6 @@ def test_models_that_do_not_generate_answer_as_in_memory(
     case: Case, tiny_tokenizer: Callable[..., Any], tmp_path: Path, kind: str, task: str
 ) -> None:
     import mlflow
-    import numpy as np
 
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"mask_token": "[MASK]"})
@@ -190,6 +190,43 @@ def test_models_that_do_not_generate_answer_as_in_memory(
         best = tokenizer.decode([int(odds[place].argmax())]).strip()
         assert pipeline(text)[0]["token_str"].strip() == best
         assert served[0].strip() == best
+
+
+def test_a_vision_language_model_is_loaded_with_its_processor(
+    case: Case, tiny_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    import mlflow
+    from transformers import CLIPImageProcessor, LlavaConfig, LlavaProcessor
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", **vision},
+        text_config={"model_type": "llama", **SIZES, "vocab_size": len(tokenizer)},
+        image_token_index=image_token,
+    )
+    model = saved(tmp_path / "m", "LlavaForConditionalGeneration", tokenizer, config.to_dict())
+    LlavaProcessor(
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+        ),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(tmp_path / "m")
+    assert 'return_type="components"' in flavour_of(tmp_path / "m").note
+    uri = registered(case, tmp_path / "m")
+    parts = mlflow.transformers.load_model(uri, return_type="components")
+    picture = np.full((16, 16, 3), 90, np.uint8)
+    inputs = parts["processor"](images=picture, text=f"<image> {TEXT}", return_tensors="pt")
+    assert int((inputs["input_ids"] == image_token).sum()) == 4
+    with torch.no_grad():
+        wanted = model(**inputs).logits
+        assert torch.allclose(parts["model"](**inputs).logits, wanted, atol=1e-5)
 
 
 def test_what_no_pipeline_serves_is_kept_as_files_with_a_note(
