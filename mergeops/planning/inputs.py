@@ -77,12 +77,13 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
             hashed.
     """
     config_stamp = None
+    base_stamps: Mapping[str, FileStamp] = {}
     if source.adapter_base is None:
         checkpoint = open_checkpoint(source.path)
-        tensors, stamps, base_stamps = checkpoint.tensors, checkpoint.stamps, {}
+        tensors, stamps = checkpoint.tensors, checkpoint.stamps
     elif is_sharded(source.path):
         model = open_on_base(source.path, source.adapter_base)
-        tensors, stamps, base_stamps = model.stored, dict(model.stamps), {}
+        tensors, stamps = model.stored, dict(model.stamps)
     else:
         adapter = open_adapter(source.path, source.adapter_base)
         tensors, stamps = adapter.tensors, adapter.adapter.stamps
