@@ -13,10 +13,12 @@ PAIRS ?= 5
 RESUME ?=
 # Files or directories to test, e.g. TEST=tests/methods.
 TEST ?= tests
+# How long to fuzz.
+MINUTES ?= 60
 # A process for each processor, which takes whole files: their servers and models are made once.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help install demo check quick test test-all parity bench lint format types docs wheel ui clean
+.PHONY: help install demo check quick test test-all fuzz parity bench lint format types docs wheel ui clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +59,9 @@ test: $(VENV)/.dev ## Run the tests but for the long sweeps over crashes and fau
 
 test-all: test ## Run all tests, as CI does: the sweeps too
 	$(BIN)/python -m pytest $(WORKERS) -m sweep $(TEST)
+
+fuzz: $(VENV)/.dev ## Mutate every kind of file that is read, and keep findings: MINUTES=60
+	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES)
 
 # mergekit pins versions that exclude ours, so it has an environment of its own.
 .venv-mergekit/.mergekit: .ci/install-torch

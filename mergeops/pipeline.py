@@ -14,21 +14,23 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mergeops.planning import make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
-from mergeops.report import Leaderboard, leaderboard_of
+from mergeops.report import Leaderboard, Standing, leaderboard_of, standing_of
 from mergeops.scores import Scores, estimate
+from mergeops.store import Tracking, flavour_of
 from mergeops.tools import Tools
 from mergeops.tracking import (
     SearchRun,
     TrialLine,
     log_leaderboard,
     log_search,
+    log_unregistered,
     open_trial,
     register_trial,
     search_run,
@@ -45,13 +47,16 @@ class Trial:
     """Empty where the trial is kept for ``mergeops sync``."""
     checkpoint: Path
     registered: str
-    """NAME/VERSION in the model registry; empty where the trial is kept for ``mergeops sync``."""
+    """NAME/VERSION in the model registry; empty where the trial is kept for ``mergeops sync``, or
+    has no scores and ``tracking.register`` does not ask for a version all the same."""
     scores: Scores | None
     """On the dev part; None where the recipe names no tasks."""
     parents: Mapping[str, Scores]
     """Of the base and every source, on the dev part."""
     leaderboard: Leaderboard | None
     """The merge among its parents."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Pages in MLflow: ``run``, and ``version`` where there is one; empty where none serves any."""
 
     @property
     def dev_score(self) -> float:
@@ -63,8 +68,14 @@ class Trial:
         """What choices are made by, larger is better; -inf where there is no finite score."""
         return self.scores.merit if self.scores else -math.inf
 
+    @property
+    def standing(self) -> Standing | None:
+        """Whether it is better than its best parent and its base; None where nothing was scored."""
+        return standing_of(self.scores, self.parents) if self.scores else None
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
+        standing = self.standing
         interval = estimate(self.scores).interval if self.scores else None
         return {
             "name": self.name,
@@ -74,6 +85,8 @@ class Trial:
             "registered": self.registered,
             "dev_score": self.dev_score if math.isfinite(self.dev_score) else None,
             "dev_interval": list(interval) if interval else None,
+            "links": dict(self.links),
+            "standing": standing.to_dict() if standing else None,
             "leaderboard": self.leaderboard.to_dict() if self.leaderboard else None,
         }
 
@@ -109,6 +122,8 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
         with tools.progress.bar(f"uploading {name}", is_bytes=True) as tick:
             sha256 = tools.weights_sha256(checkpoint)
             log.log_model(checkpoint, weights_sha256=sha256, progress=tick)
+        if note := flavour_of(checkpoint).note:
+            tools.progress.step(f"note: {note}")
         scores, board = None, None
         parents: dict[str, Scores] = {}
         if recipe.evaluate.tasks:
@@ -116,11 +131,15 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
             scores = tools.score(name, checkpoint, "dev")
             log.log_scores(scores)
             board = leaderboard_of({name: scores}, parents)
-            log_leaderboard(log, board)
+            log_leaderboard(log, board, standing_of(scores, parents))
         if recipe.tracking.heat_maps and not log.complete:
             for figure_name, figure in tools.heat_maps(recipe).items():
                 log.log_figure(figure, f"plots/{figure_name}.png")
-        version = register_trial(log)
+        version = None
+        if scores is not None or recipe.tracking.register == "unscored":
+            version = register_trial(log)
+        else:
+            log_unregistered(log)
     if search is not None and scores is not None:
         search.log_trial(scores.pooled, higher_is_better=scores.higher_is_better)
     return Trial(
@@ -132,7 +151,17 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
         scores=scores,
         parents=parents,
         leaderboard=board,
+        links=_links(tools.tracking, log.run_id, version),
     )
+
+
+def _links(tracking: Tracking, run_id: str, version: int | None) -> dict[str, str]:
+    name = tracking.spec.registered_model
+    pages = {
+        "run": tracking.run_page(run_id) if run_id else None,
+        "version": tracking.version_page(name, version) if version else None,
+    }
+    return {what: page for what, page in pages.items() if page is not None}
 
 
 def trial_name(recipe: Recipe) -> str:

@@ -1,76 +1,200 @@
-"""Progress on stderr: bars on a terminal, only the steps elsewhere; results never go here."""
+"""Progress on stderr: bars on a terminal, lines or JSON elsewhere; results never go here."""
 
 from __future__ import annotations
 
+import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import ProgressColumn
 
 Tick = Callable[[int, int], None]
 """Called with (done, total)."""
+MODES = ("auto", "bar", "lines", "json", "none")
+"""auto: bars on a terminal, elsewhere lines."""
+EVERY_S = 30.0
+"""Between two lines of one piece of work: a log shows that it lives, and stays short."""
+
+
+@dataclass
+class Task:
+    """A piece of work that is shown; call it with (done, total)."""
+
+    label: str
+    is_bytes: bool = False
+    done: int = 0
+    total: int = 0
+    """0 until it is known."""
+    began: float = field(default_factory=time.monotonic)
+    changed: Callable[[], None] = lambda: None
+
+    def __call__(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+        self.changed()
+
+    def rename(self, label: str) -> None:
+        """Say what is worked on now."""
+        self.label = label
+        self.changed()
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON types."""
+        return {
+            "task": self.label,
+            "done": self.done,
+            "total": self.total or None,
+            "unit": "bytes" if self.is_bytes else None,
+            "seconds": round(time.monotonic() - self.began, 1),
+        }
+
+    def __str__(self) -> str:
+        spent = time.monotonic() - self.began
+        said = [f"{self.label}: {_clock(spent)} so far"]
+        if self.total:
+            share = self.done / self.total
+            said.insert(0, f"{self.label}: {self._amount()} ({share:.0%})")
+            said[1] = f"{_clock(spent)} so far"
+            if 0 < self.done < self.total:
+                said.append(f"about {_clock(spent * (1 - share) / share)} left")
+        return ", ".join(said)
+
+    def _amount(self) -> str:
+        if not self.is_bytes:
+            return f"{self.done} of {self.total}"
+        for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+            if self.total >= size:
+                return f"{self.done / size:.1f} of {self.total / size:.1f} {unit}"
+        return f"{self.done} of {self.total} bytes"
 
 
 class Progress:
     """Shows the user what is being done.
 
     Args:
-        quiet: show nothing at all.
+        mode: one of ``MODES``.
+        quiet: show nothing at all, whatever the mode.
         force_terminal: draw bars even when stderr is no terminal (for tests).
+        every_s: seconds between two lines.
     """
 
-    def __init__(self, *, quiet: bool = False, force_terminal: bool | None = None) -> None:
-        self._quiet = quiet
-        self._force_terminal = force_terminal
+    def __init__(
+        self,
+        mode: str = "auto",
+        *,
+        quiet: bool = False,
+        force_terminal: bool | None = None,
+        every_s: float = EVERY_S,
+    ) -> None:
+        self._mode = "none" if quiet else mode
+        self._force_terminal = True if mode == "bar" else force_terminal
+        self._every_s = every_s
 
     def step(self, text: str) -> None:
         """Say one thing that happened or starts."""
-        if not self._quiet:
+        if self._mode == "json":
+            self._write(json.dumps({"step": text}))
+        elif self._mode != "none":
             self._console().print(f"[dim]·[/] {_escape(text)}", highlight=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, label: str, *, is_bytes: bool = False) -> Iterator[Tick]:
-        """A bar that lives for the block; the block calls the tick with (done, total)."""
-        console = None if self._quiet else self._console()
-        if console is None or not console.is_terminal:
-            yield lambda done, total: None
-            return
+    def bar(self, label: str, *, is_bytes: bool = False) -> Iterator[Task]:
+        """What is worked on in the block, which calls the task with (done, total)."""
+        task = Task(label, is_bytes)
+        if self._mode == "none":
+            yield task
+        elif self._mode in ("auto", "bar") and self._console().is_terminal:
+            with self._drawn(task):
+                yield task
+        else:
+            with self._told(task):
+                yield task
+
+    @contextmanager
+    def _told(self, task: Task) -> Iterator[None]:
+        """A line every half minute, also where nothing moves: it is still at work."""
+        ended = threading.Event()
+
+        def tell() -> None:
+            while not ended.wait(self._every_s):
+                told = json.dumps(task.to_dict()) if self._mode == "json" else f"· {task}"
+                self._write(told)
+
+        teller = threading.Thread(target=tell, name="progress", daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
+
+    @contextmanager
+    def _drawn(self, task: Task) -> Iterator[None]:
         from rich import progress as bars
 
-        amount = (
-            (bars.DownloadColumn(), bars.TransferSpeedColumn())
-            if is_bytes
-            else (bars.MofNCompleteColumn(),)
-        )
         with bars.Progress(
-            bars.TextColumn("{task.description}"),
+            bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(),
-            *amount,
+            *_amounts(task.is_bytes),
             bars.TimeRemainingColumn(),
-            console=console,
+            console=self._console(),
             transient=True,
         ) as drawn:
-            task = drawn.add_task(_escape(label), total=None)
+            number = drawn.add_task(task.label, total=None)
             before = float("inf")
 
-            def tick(done: int, total: int) -> None:
+            def redraw() -> None:
                 nonlocal before
-                if done < before:
+                total, label = task.total or None, task.label
+                if task.done < before:
                     # What an earlier try did is no speed of this one; the next file begins anew.
-                    drawn.reset(task, completed=done, total=total)
+                    drawn.reset(number, completed=task.done, total=total, description=label)
                 else:
-                    drawn.update(task, completed=done, total=total)
-                before = done
+                    drawn.update(number, completed=task.done, total=total, description=label)
+                before = task.done
 
-            yield tick
+            task.changed = redraw
+            yield
+
+    def _write(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     def _console(self) -> Console:
         from rich.console import Console
 
-        return Console(file=sys.stderr, force_terminal=self._force_terminal)
+        return Console(file=sys.stderr, force_terminal=self._force_terminal, emoji=False)
+
+
+def _amounts(is_bytes: bool) -> list[ProgressColumn]:
+    """How much is done, once it is known of how much: nothing is no "0/? bytes"."""
+    from rich import progress as bars
+    from rich.text import Text
+
+    class Amount(bars.DownloadColumn):
+        def render(self, task: bars.Task) -> Text:
+            return super().render(task) if task.total else Text("")
+
+    class Speed(bars.TransferSpeedColumn):
+        def render(self, task: bars.Task) -> Text:
+            return super().render(task) if task.total else Text("")
+
+    class Count(bars.MofNCompleteColumn):
+        def render(self, task: bars.Task) -> Text:
+            return super().render(task) if task.total else Text("")
+
+    return [Amount(), Speed()] if is_bytes else [Count()]
+
+
+def _clock(seconds: float) -> str:
+    """E.g. ``0:01:30``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _escape(text: str) -> str:

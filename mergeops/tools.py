@@ -6,12 +6,24 @@ these questions, a source that was hashed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergeops.evaluate import Model, TaskSet, check_clusters, load_tasks, score_all, with_clusters
+from mergeops.engine import SCORING, note_pace
+from mergeops.evaluate import (
+    Model,
+    TaskSet,
+    check_clusters,
+    load_tasks,
+    part_sizes,
+    score_all,
+    with_clusters,
+)
 from mergeops.inspection import Inspection, figures, inspect
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
@@ -19,7 +31,9 @@ from mergeops.scores import Scores
 from mergeops.sources import Source
 from mergeops.store import Tracking, connect
 from mergeops.tracking import ScoreRecords, log_parent
-from mergeops.workshop import Workshop
+from mergeops.workshop import Spent, Workshop
+
+__all__ = ["Spent", "Tools"]
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +56,7 @@ class Tools(Workshop):
         self.trust_remote_code = recipe.trust_remote_code
         self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
+        self._prefixes: dict[float, TaskSet] = {}
         self._inspections: dict[tuple[str, ...], Inspection] = {}
 
     def load_tasks(self) -> TaskSet | None:
@@ -62,15 +77,30 @@ class Tools(Workshop):
     ) -> Scores:
         """Score a full checkpoint on one part of the tasks, or find it scored."""
         model = Model(path, sha256 or self.weights_sha256(path), tokenizer)
-        [scores] = self.score_all(label, [model], part)
+        [scores] = self.score_all({label: model}, part)
         return scores
 
-    def score_all(self, label: str, models: Sequence[Model], part: str) -> list[Scores]:
-        """Score full checkpoints on one part of the tasks, on all devices, or find them scored."""
+    def score_all(self, models: Mapping[str, Model], part: str) -> list[Scores]:
+        """Score full checkpoints on one part of the tasks, on all devices, or find them scored.
+
+        Args:
+            models: by the names that progress calls them by.
+        """
         tasks = self.load_tasks()
-        with self.progress.bar(f"scoring {label}") as tick:
+        numbers = {id(model): i for i, model in enumerate(models.values(), 1)}
+        names = {id(model): name for name, model in models.items()}
+
+        asked: list[Model] = []
+        began = time.monotonic()
+
+        def begin(model: Model) -> None:
+            asked.append(model)
+            count = f" ({numbers[id(model)]} of {len(models)})" if len(models) > 1 else ""
+            tick.rename(f"scoring {names[id(model)]}{count}")
+
+        with self.progress.bar(f"scoring {', '.join(models)}") as tick:
             scores = score_all(
-                models,
+                list(models.values()),
                 self.evaluate,
                 part,
                 work_dir=self.work_dir,
@@ -78,8 +108,46 @@ class Tools(Workshop):
                 shared=ScoreRecords(self.tracking),
                 trust_remote_code=self.trust_remote_code,
                 progress=lambda _task, done, total: tick(done, total),
+                begin=begin,
             )
+        if asked and tasks:
+            self._note_scoring(asked, sum(part_sizes(tasks, part).values()), began)
         return [with_clusters(each, tasks) for each in scores] if tasks else scores
+
+    def score_prefix(self, label: str, path: Path, share: float) -> Scores:
+        """Score a full checkpoint on the first share of each task's dev items.
+
+        A smaller share is part of a larger one, so that only new items are asked. The scores are
+        kept on this machine only.
+        """
+        if share not in self._prefixes:
+            limit = self.evaluate.limit
+            if share < 1:
+                limit = math.ceil(limit * share) if isinstance(limit, int) else share * (limit or 1)
+            spec = dataclasses.replace(self.evaluate, limit=limit)
+            whole = self.load_tasks()
+            self._prefixes[share] = whole if whole and spec == whole.spec else load_tasks(spec)
+        tasks = self._prefixes[share]
+        model = Model(path, self.weights_sha256(path))
+        with self.progress.bar(f"scoring {label}") as tick:
+            [scores] = score_all(
+                [model],
+                tasks.spec,
+                "dev",
+                work_dir=self.work_dir,
+                tasks=tasks,
+                trust_remote_code=self.trust_remote_code,
+                progress=lambda _task, done, total: tick(done, total),
+            )
+        return with_clusters(scores, tasks)
+
+    def _note_scoring(self, asked: Sequence[Model], items: int, began: float) -> None:
+        seconds = time.monotonic() - began
+        sizes = [self.size_of(model.path) for model in asked]
+        note_pace(self.work_dir, SCORING, items * sum(sizes), seconds)
+        self.spent.models += len(asked)
+        self.spent.answers += items * len(asked)
+        self.spent.scoring_s += seconds
 
     def heat_maps(self, recipe: Recipe) -> dict[str, Figure]:
         """How the sources' task vectors interfere, layer by layer: file name -> figure."""
@@ -102,9 +170,8 @@ class Tools(Workshop):
         resolved = self.resolve(recipe)
         base = {"base": resolved.base} if resolved.base else {}
         parents = {**base, **resolved.sources}
-        models = [self._model(recipe, source) for source in parents.values()]
-        label = f"{len(parents)} parents" if len(parents) > 1 else next(iter(parents), "")
-        scores = dict(zip(parents, self.score_all(label, models, "dev"), strict=True))
+        models = {name: self._model(recipe, source) for name, source in parents.items()}
+        scores = dict(zip(parents, self.score_all(models, "dev"), strict=True))
         log = log or partial(log_parent, self.tracking)
         for name, source in parents.items():
             log(source, scores[name])
@@ -118,7 +185,7 @@ class Tools(Workshop):
 
     def score_source(self, label: str, recipe: Recipe, source: Source, part: str) -> Scores:
         """Score a source; an adapter is applied to its base first."""
-        [scores] = self.score_all(label, [self._model(recipe, source)], part)
+        [scores] = self.score_all({label: self._model(recipe, source)}, part)
         return scores
 
     def _model(self, recipe: Recipe, source: Source) -> Model:

@@ -6,16 +6,32 @@ Finished work is found first: a plan that was merged, a source that was hashed.
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import has_tokenizer, weights_sha256
-from mergeops.engine import check_output, merge
+from mergeops.checkpoint import has_tokenizer, read_manifest, weights_sha256
+from mergeops.engine import MERGING, check_output, merge, note_pace
 from mergeops.methods import get
 from mergeops.planning import Digests, Plan, make_plan, merge_dir, resolve_with_merges
 from mergeops.progress import Progress
 from mergeops.recipe import MethodSpec, Recipe, SourceSpec, TokenizerSpec
 from mergeops.sources import Resolved, Source, resolve, resolve_uri
+
+
+@dataclasses.dataclass
+class Spent:
+    """What was done for a command; what was found done is no part of it."""
+
+    merges: int = 0
+    written: int = 0
+    """Bytes."""
+    merging_s: float = 0.0
+    models: int = 0
+    """That were asked something."""
+    answers: int = 0
+    """Items times models; those that were known of one are counted with it."""
+    scoring_s: float = 0.0
 
 
 class Workshop:
@@ -30,6 +46,7 @@ class Workshop:
         self.progress = progress
         self.work_dir = Path(recipe.output.dir)
         self.device = recipe.output.device
+        self.spent = Spent()
         self._resolved: dict[str, Resolved] = {}
         self._warned: set[str] = set()
 
@@ -72,10 +89,22 @@ class Workshop:
             label: what the progress bar calls it.
             into: the directory; None takes the plan's own below the work directory.
         """
+        folder = into or merge_dir(self.work_dir, plan)
+        was_there, began = read_manifest(folder) is not None, time.monotonic()
         with self.progress.bar(f"merging {label}", is_bytes=True) as tick:
-            return merge(
-                plan, into or merge_dir(self.work_dir, plan), device=self.device, progress=tick
-            )
+            done = merge(plan, folder, device=self.device, progress=tick)
+        if not was_there:
+            size, seconds = self.size_of(done), time.monotonic() - began
+            note_pace(self.work_dir, MERGING, size, seconds)
+            self.spent.merges += 1
+            self.spent.written += size
+            self.spent.merging_s += seconds
+        return done
+
+    def size_of(self, checkpoint: Path) -> int:
+        """Bytes of a checkpoint's weights."""
+        files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")]
+        return sum(path.stat().st_size for path in files)
 
     def weights_sha256(self, path: Path) -> str:
         """Digest of a full checkpoint's weights; files are hashed once."""

@@ -11,7 +11,7 @@ from mergeops import pipeline
 from mergeops.errors import EvaluationError
 from mergeops.pipeline import Trial, best_of
 from mergeops.recipe.recipe import Recipe
-from mergeops.scores.scores import ItemResult, Scores, TaskScore
+from mergeops.scores import ItemResult, Scores, TaskScore
 from mergeops.search import grid
 from mergeops.tracking.searches import SearchRun
 

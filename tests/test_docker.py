@@ -134,3 +134,15 @@ def test_secrets_come_from_the_environment_and_are_named_in_the_example() -> Non
                 assert re.match(r"^\$\{(\w+):\?", value)
                 assert re.findall(r"\$\{(\w+)", value)[0] in named
     assert ".env" in (DOCKER / ".gitignore").read_text().split()
+
+
+def test_our_own_images_write_to_volumes_and_memory_only() -> None:
+    for service in SERVICES.values():
+        if "build" in service:
+            assert service["read_only"] is True
+            assert service["cap_drop"] == ["ALL"]
+            assert service["security_opt"] == ["no-new-privileges:true"]
+            assert "/tmp" in service["tmpfs"]
+    home = [line for _, line in instructions(DOCKER / "Dockerfile") if "--uid 10001" in line]
+    assert home
+    assert "/home/mergeops:uid=10001" in SERVICES["mergeops"]["tmpfs"]

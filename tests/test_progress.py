@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
-from mergeops.progress import Progress
+from mergeops.progress import Progress, Task
 
 SHOWN = """
 import sys, time
@@ -66,6 +68,60 @@ def test_quiet_is_quiet_on_a_terminal() -> None:
     assert on_a_terminal("quiet") == ""
 
 
+def test_nothing_is_said_of_bytes_before_it_is_known_of_how_many() -> None:
+    program = SHOWN.replace("FIRST", "11").replace("as tick:", "as tick:\n    time.sleep(0.3)")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    subprocess.run(command, stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "merging" in shown and "?" not in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+
+
+def lines_of(capsys: pytest.CaptureFixture[str], mode: str = "auto") -> list[str]:
+    """What stderr, which is no terminal here, gets in 50 ms of work with a line every 20 ms."""
+    with Progress(mode, every_s=0.02).bar("merging a", is_bytes=True) as task:
+        task(5 * 10**8, 2 * 10**9)
+        task.rename("merging b")
+        time.sleep(0.05)
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()
+
+
+def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = lines_of(capsys)
+    assert 1 <= len(lines) <= 3
+    assert lines[0] == "· merging b: 0.5 of 2.0 GB (25%), 0:00:00 so far, about 0:00:00 left"
+
+
+def test_a_log_gets_a_line_where_nothing_moves(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("lines", every_s=0.01).bar("loading"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err.startswith("· loading: 0:00:00 so far\n")
+
+
+def test_the_time_left_is_the_time_that_the_rest_takes_at_the_pace_so_far() -> None:
+    task = Task("scoring math", began=time.monotonic() - 90)
+    task(30, 40)
+    assert str(task) == "scoring math: 30 of 40 (75%), 0:01:30 so far, about 0:00:30 left"
+
+
+def test_a_program_gets_json_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = json.loads(lines_of(capsys, "json")[0])
+    assert shown.pop("seconds") < 5
+    expected = {"task": "merging b", "done": 5 * 10**8, "total": 2 * 10**9, "unit": "bytes"}
+    assert shown == expected
+    Progress("json").step("note")
+    assert json.loads(capsys.readouterr().err) == {"step": "note"}
+
+
+def test_none_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines_of(capsys, "none") == []
+
+
 def test_no_bar_is_drawn_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress().bar("merging", is_bytes=True) as tick:
         tick(1, 2)
@@ -79,3 +135,18 @@ def test_steps_are_said_anywhere_but_quietly(capsys: pytest.CaptureFixture[str])
     Progress(quiet=True).step("unheard")
     out, err = capsys.readouterr()
     assert (out, err) == ("", "· note: [odd] but possible\n")
+
+
+def test_names_between_colons_and_in_brackets_stay_what_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from mergeops.cli.console import console, table
+
+    Progress().step("source :dog: [bold]x[/]")
+    console().print(table(("name",), [(":dog: [red]y",)]))
+    with Progress(force_terminal=True).bar(":dog: [red]z"):
+        pass
+    out, err = capsys.readouterr()
+    assert "source :dog: [bold]x[/]" in err
+    assert ":dog: [red]z" in err
+    assert ":dog: [red]y" in out

@@ -202,6 +202,9 @@ def _tags(run: FoundRun) -> dict[str, str]:
         tags["mergeops.base"] = run.base
     if run.step is not None:
         tags["mergeops.step"] = str(run.step)
+    if run.not_finite:
+        # As a metric of the model, MLflow would show it as 0.0.
+        tags["mergeops.not_finite"] = ", ".join(run.not_finite)
     return tags
 
 

@@ -16,15 +16,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainerCallback
 
 from mergeops.adoption.courier import Courier
 from mergeops.adoption.facts import SHAPE_PARAMS
-from mergeops.checkpoint import CONFIG
 from mergeops.redact import redacted_line
-from mergeops.sources import RunTags, cheap_sha256, write_note
+from mergeops.sources import (
+    TRAINER_STATE,
+    RunTags,
+    cached,
+    cheap_sha256,
+    is_hub_name,
+    write_note,
+)
 from mergeops.store import new_client
 
 PATIENCE_S = 15
@@ -43,6 +49,8 @@ LOGGED_ARGUMENTS = (
     "weight_decay",
     "warmup_steps",
     "seed",
+    "metric_for_best_model",
+    "greater_is_better",
 )
 
 
@@ -76,6 +84,9 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
             MLflow's own default.
     """
 
+    _last_of_run: ClassVar[dict[str, Courier]] = {}
+    """Run id -> who sent to it last, of this process's trainings."""
+
     def __init__(self, experiment: str | None = None) -> None:
         self._experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
         self._courier: Courier | None = None
@@ -84,14 +95,22 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
         self._logs_metrics = False
         self._has_warned = False
         self._saved: list[Path] = []
+        self._without_note: list[Path] = []
         self._metrics: dict[int, float] = {}
+        self._base: str | None = None
+        self._tags: dict[str, str] = {}
+        self._params: dict[str, str] = {}
 
     @_never_breaks_training
     def on_train_begin(self, args: Any, state: Any, **rest: Any) -> None:
         """A new training, maybe with the same callback."""
+        if self._courier is not None and self._owns_run and self._is_started:
+            # In a notebook the process outlives a training that ended with an exception.
+            self._courier.send(status=_how_it_ended(getattr(sys, "last_value", None)))
         self._is_started = False
         self._courier = None
         self._saved = []
+        self._without_note = []
         self._metrics = {}
 
     @_never_breaks_training
@@ -100,41 +119,59 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
         if self._is_started:
             return
         self._is_started = True
+        self._logs_metrics = "mlflow" not in args.report_to
+        self._base = _base_of(model)
+        self._params = _params(args, model)
+        self._tags = {
+            RunTags.OUTPUT_DIR: str(Path(args.output_dir).absolute()),
+            RunTags.HOST: socket.gethostname(),
+            RunTags.KIND: _kind_of(model),
+        }
+        if self._base:
+            self._tags[RunTags.BASE] = self._base
+        self._join(args, is_first_step=True)
+
+    def _join(self, args: Any, *, is_first_step: bool = False) -> Courier | None:
+        """The courier of this training's run; None as long as MLflow's own callback is still to
+        make it: in a second training it does so with the first log, and without params."""
+        if self._courier is not None or not self._is_started:
+            return self._courier
         import mlflow
 
         active = mlflow.active_run()
         run_id = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID")
+        if run_id is None and not self._logs_metrics:
+            return None
         self._owns_run = run_id is None
-        self._logs_metrics = "mlflow" not in args.report_to
-        base = _base_of(model)
-        name, experiment = str(args.run_name or ""), self._experiment
-        uri = mlflow.get_tracking_uri()
+        uri, name, experiment = (
+            mlflow.get_tracking_uri(),
+            str(args.run_name or ""),
+            self._experiment,
+        )
         self._courier = Courier(
             lambda: new_client(uri),
             lambda client: _new_run(client, experiment, name),
             run_id=run_id,
-            collect=functools.partial(_base_digest, base),
+            collect=functools.partial(_base_digest, self._base),
         )
-        output = Path(args.output_dir).absolute()
-        tags = {
-            RunTags.OUTPUT_DIR: str(output),
-            RunTags.HOST: socket.gethostname(),
-            RunTags.KIND: "lora" if getattr(model, "peft_config", None) else "full",
-        }
-        if base:
-            tags[RunTags.BASE] = base
-        self._courier.send(tags, _params(args, model) if self._logs_metrics else None)
+        if run_id is not None:
+            self._last_of_run[run_id] = self._courier
+        wants_params = self._logs_metrics or not is_first_step
+        self._courier.send(self._tags, self._params if wants_params else None)
+        self._note_saved(args)
         atexit.register(self._at_exit)
         if run_id is None:
             self._courier.wait(START_S)
+        return self._courier
 
     @_never_breaks_training
     def on_log(self, args: Any, state: Any, logs: Mapping[str, Any], **rest: Any) -> None:
         """Losses, where nobody else logs them."""
-        if self._courier is None or not self._logs_metrics:
+        courier = self._join(args)
+        if courier is None or not self._logs_metrics:
             return
         now = int(time.time() * 1000)
-        self._courier.send(
+        courier.send(
             metrics=[
                 (re.sub(r"[^\w\-. :/]", "_", name), float(value), int(state.global_step), now)
                 for name, value in logs.items()
@@ -152,21 +189,34 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
     @_never_breaks_training
     def on_save(self, args: Any, state: Any, **rest: Any) -> None:
         """A checkpoint is whole: note whose it is, and which is the best by now."""
-        if self._courier is None:
+        checkpoint = _checkpoint_of(args, state)
+        if checkpoint is None or not self._is_started:
             return
-        checkpoint = Path(args.output_dir).absolute() / f"checkpoint-{state.global_step}"
-        if not checkpoint.is_dir():
-            return
-        if self._courier.run_id:
-            write_note(checkpoint, self._courier.run_id, int(state.global_step))
         self._saved = [path for path in self._saved if path.is_dir() and path != checkpoint]
         self._saved.append(checkpoint)
-        tags = {RunTags.CHECKPOINTS: " ".join(path.name for path in self._saved[-100:])}
-        self._courier.send(tags | self._best(args))
+        self._without_note.append(checkpoint)
+        self._tags[RunTags.OUTPUT_DIR] = str(checkpoint.parent)
+        if self._join(args) is not None:
+            self._note_saved(args)
+
+    def _note_saved(self, args: Any) -> None:
+        """Say in each checkpoint whose it is, and in the run what is there."""
+        courier = self._courier
+        if courier is None or not self._saved:
+            return
+        tags = {
+            RunTags.OUTPUT_DIR: self._tags[RunTags.OUTPUT_DIR],
+            RunTags.CHECKPOINTS: " ".join(path.name for path in self._saved[-100:]),
+        }
+        courier.send(tags | self._best(args))
+        while courier.run_id and self._without_note:
+            path = self._without_note.pop()
+            write_note(path, courier.run_id, _step(path))
 
     @_never_breaks_training
     def on_train_end(self, args: Any, state: Any, **rest: Any) -> None:
         """Let the last facts arrive."""
+        self._is_started = False
         if self._courier is None:
             return
         atexit.unregister(self._at_exit)
@@ -178,7 +228,7 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
         greater = args.greater_is_better
         if greater is None:
             greater = not name.endswith("loss")
-        known = {p.name: self._metrics.get(int(p.name.split("-")[1])) for p in self._saved}
+        known = {p.name: self._metrics.get(_step(p)) for p in self._saved}
         scored = {path: value for path, value in known.items() if value is not None}
         if not scored:
             return {}
@@ -190,13 +240,13 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
         import mlflow
 
         courier = self._courier
-        if courier is None:
+        if courier is None or self._last_of_run.get(str(courier.run_id), courier) is not courier:
             return
         raised = getattr(sys, "last_value", None)
         if raised is None and not self._owns_run:
             # The script caught the exception: whoever made the run says how it ended.
             return
-        status = "KILLED" if isinstance(raised, KeyboardInterrupt) else "FAILED"
+        status = _how_it_ended(raised)
         courier.send(status=status)
         arrived = courier.wait(PATIENCE_S)
         active = mlflow.active_run()
@@ -214,30 +264,59 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
             )
 
 
+def _how_it_ended(raised: object) -> str:
+    """The status of a run whose training did not end."""
+    return "KILLED" if isinstance(raised, KeyboardInterrupt) else "FAILED"
+
+
+def _kind_of(model: Any) -> str:
+    """full, or the kind of the adapter that is trained, as its config will say it."""
+    configs = list((getattr(model, "peft_config", None) or {}).values())
+    if not configs:
+        return "full"
+    word = getattr(configs[0].peft_type, "value", configs[0].peft_type)
+    return "dora" if getattr(configs[0], "use_dora", False) else str(word).lower()
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _checkpoint_of(args: Any, state: Any) -> Path | None:
+    """What the Trainer has just saved; a trial of a search has a directory of its own."""
+    output, name = Path(args.output_dir).absolute(), f"checkpoint-{state.global_step}"
+    if not state.is_hyper_param_search:
+        return output / name if (output / name).is_dir() else None
+    saved = [path for path in output.glob(f"*/{name}") if (path / TRAINER_STATE).is_file()]
+    newest = max(saved, key=lambda path: (path / TRAINER_STATE).stat().st_mtime_ns, default=None)
+    return newest
+
+
 def _base_of(model: Any) -> str | None:
-    """The model that is trained: an absolute path where it is a directory here, else as named."""
-    adapters = getattr(model, "peft_config", None) or {}
-    named = [getattr(config, "base_model_name_or_path", None) for config in adapters.values()]
-    named.append(getattr(getattr(model, "config", None), "_name_or_path", None))
+    """The model that is trained: an absolute path where it is a directory here, else as named, and
+    with the hub's commit."""
+    adapters = list((getattr(model, "peft_config", None) or {}).values())
+    named = [getattr(config, "base_model_name_or_path", None) for config in adapters]
+    own = getattr(model, "config", None)
+    named.append(getattr(own, "_name_or_path", None))
     said = next((name for name in named if name), None)
     if said is None:
         return None
-    return str(Path(said).resolve()) if Path(said).is_dir() else str(said)
+    if Path(said).is_dir():
+        return str(Path(said).resolve())
+    revisions = [getattr(own, "_commit_hash", None)]
+    revisions += [getattr(config, "revision", None) for config in adapters]
+    revision = next((revision for revision in revisions if revision), None)
+    is_pinned = revision is not None and is_hub_name(str(said))
+    return f"{said}@{revision}" if is_pinned else str(said)
 
 
 def _base_digest(base: str | None) -> dict[str, str]:
     """The tag of the base's digest, where that is cheap to get."""
     if base is None:
         return {}
-    path = Path(base)
-    if not path.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(base, CONFIG)
-        if not isinstance(cached, str):
-            return {}
-        path = Path(cached).parent
-    digest = cheap_sha256(path)
+    path = Path(base) if Path(base).is_dir() else cached(base)
+    digest = cheap_sha256(path) if path is not None else None
     return {RunTags.BASE_SHA256: digest} if digest else {}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mergeops.adoption.found import FoundRun, look_at
 from mergeops.errors import SourceError, TrackingError
-from mergeops.sources import OUTPUT_PARAMS, RunTags, TrainingRuns, moved
+from mergeops.sources import TrainingRuns
 from mergeops.store import pages
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ class _Look:
     found: FoundRun
     in_output_dir: bool
     started_ms: int
-    directories: tuple[str, ...]
     outputs: frozenset[str]
 
 
@@ -71,7 +70,6 @@ def read_experiment(
     if not looks:
         why = f" that match {filter_string!r}" if filter_string else ""
         raise SourceError(f"experiment {name!r} at {store.shown} has no runs{why}")
-    looks = _look_again_at_shared(store, looks, owned)
     return Experiment(
         name,
         experiment_id,
@@ -153,40 +151,15 @@ def _look_at_all(
     return looks
 
 
-def _look(
-    store: TrainingRuns,
-    run: Run,
-    models: Mapping[str, tuple[LoggedModel, ...]],
-    is_shared: bool = False,
-) -> _Look:
-    found, choice = look_at(store, run, models.get(run.info.run_id, ()), is_shared)
-    said = [run.data.tags.get(RunTags.OUTPUT_DIR)]
-    said += [run.data.params.get(key) for key in OUTPUT_PARAMS]
+def _look(store: TrainingRuns, run: Run, models: Mapping[str, tuple[LoggedModel, ...]]) -> _Look:
+    found, choice = look_at(store, run, models.get(run.info.run_id, ()))
     outputs = run.outputs.model_outputs if run.outputs else []
     return _Look(
         found,
         choice is not None and choice.candidate.in_output_dir,
         int(run.info.start_time or 0),
-        tuple(moved(path, store.path_map).rstrip("/") for path in said if path),
         frozenset(str(output.model_id) for output in outputs or []),
     )
-
-
-def _look_again_at_shared(
-    store: TrainingRuns, looks: Sequence[_Look], models: Mapping[str, tuple[LoggedModel, ...]]
-) -> list[_Look]:
-    """Ask of runs that were given one output directory, whose the checkpoints in it are."""
-    sharing: dict[str, set[str]] = defaultdict(set)
-    for look in looks:
-        for directory in look.directories:
-            sharing[directory].add(look.found.run_id)
-    shared = {run_id for run_ids in sharing.values() if len(run_ids) > 1 for run_id in run_ids}
-    return [
-        _look(store, store.run(look.found.run_id), models, is_shared=True)
-        if look.in_output_dir and look.found.run_id in shared
-        else look
-        for look in looks
-    ]
 
 
 def _without_stolen(looks: Sequence[_Look]) -> list[FoundRun]:

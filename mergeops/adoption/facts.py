@@ -12,18 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeops.checkpoint import ADAPTER_CONFIG, CONFIG
+from mergeops.adapters import AdapterConfig
+from mergeops.checkpoint import ADAPTER_CONFIG, CONFIG, Quantisation, quantisation_of
+from mergeops.errors import SourceError
 from mergeops.sources import (
     CheckpointChoice,
     LocalDirectory,
     RunTags,
     Said,
     TrainingRuns,
+    cached,
+    cheap_sha256,
     config_artifacts,
-    eval_losses,
     is_finite,
+    is_hub_name,
     is_set,
+    logged_values,
     read_json,
+    snapshot_name,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +51,7 @@ SHAPE_PARAMS = (
     "num_attention_heads",
     "num_key_value_heads",
 )
+LOSSES = ("loss", "eval_loss", "train_loss")
 
 _FOUR_BIT = re.compile(r"(-unsloth)?-bnb-4bit$")
 
@@ -56,41 +63,84 @@ class Architecture:
     architectures: tuple[str, ...]
     shape: Mapping[str, int] = field(default_factory=dict)
     found_by: str = ""
+    quantisation: Quantisation | None = None
+    """How its weights are coded, where that is known and they are not simply numbers."""
 
 
-def base(store: TrainingRuns, run: Run, choice: CheckpointChoice) -> Said | None:
-    """The model that was fine-tuned: a directory on this machine, or what the run calls it.
+def base(
+    store: TrainingRuns, run: Run, choice: CheckpointChoice, adapter: AdapterConfig | None
+) -> Said | None:
+    """The model that was fine-tuned: a directory on this machine, or what the run calls it; with
+    the commit, where anybody noted it: ORG/NAME@REVISION.
 
-    The run's tag wins, then an adapter's own config, then what the trainer logged.
+    The run's tag wins, then an adapter's own config, then what MLflow noted of the model that it
+    logged, then what the trainer logged.
     """
     said = _tagged_base(run)
-    if said is None and choice.kind == "lora":
-        config = read_json(choice.candidate.directory, ADAPTER_CONFIG) or {}
-        named = config.get("base_model_name_or_path")
-        if isinstance(named, str) and named:
-            said = Said(named, ADAPTER_CONFIG)
+    own = None if adapter is None else adapted(choice, adapter)
+    if said is None or (own is not None and own.path.startswith(f"{said.path}@")):
+        said = own or said
     said = said or _base_param(run.data.params) or _configured_base(store, run)
     if said is None:
         return None
+    found = _directory(store, run, choice, said.path)
     # What a 4-bit repository (Unsloth) is fine-tuned to merges with its 16-bit twin.
-    plain = _FOUR_BIT.sub("", said.path)
-    if plain != said.path:
-        said = Said(plain, f"{said.found_by} without its 4-bit suffix")
-    for path in store.nearby(said.path):
-        if path.is_dir():
-            return Said(str(path.resolve()), said.found_by)
-    return said
+    name = said.path.partition("@")[0] if is_hub_name(said.path) else said.path
+    twin = _FOUR_BIT.sub("", name)
+    if twin != name:
+        twin_found = _directory(store, run, choice, twin)
+        if twin_found is not None or found is None:
+            said = Said(twin, f"{said.found_by} without its 4-bit suffix")
+            found = twin_found
+    snapshot = snapshot_name(found or said.path)
+    if snapshot is not None and (found is None or cached(snapshot) is not None):
+        return Said(snapshot, said.found_by)
+    return Said(found, said.found_by) if found is not None else said
+
+
+def adapted(choice: CheckpointChoice, adapter: AdapterConfig) -> Said | None:
+    """What an adapter calls its base, with the revision that it or MLflow noted."""
+    name, noted = adapter.base_name, choice.location
+    said, revision = Said(name or noted.base or "", ADAPTER_CONFIG), adapter.revision
+    if name is None:
+        said = Said(said.path, "MLmodel")
+    if not said.path:
+        return None
+    if revision is None and said.path == noted.base:
+        revision = noted.base_revision
+    is_pinned = revision is not None and is_hub_name(said.path)
+    return Said(f"{said.path}@{revision}", said.found_by) if is_pinned else said
+
+
+def _directory(store: TrainingRuns, run: Run, choice: CheckpointChoice, path: str) -> str | None:
+    """Where a logged path is on this machine. The current directory is believed only where the
+    run's own facts say that the training ran in it: its losses, or the base's digest."""
+    for place, is_here in store.nearby(path):
+        if not place.is_dir():
+            continue
+        digest = run.data.tags.get(RunTags.BASE_SHA256)
+        is_told = digest is not None and digest == cheap_sha256(place)
+        if not is_here or choice.candidate.needs_proof or is_told:
+            return str(place.resolve())
+    return None
 
 
 def architecture(run: Run, choice: CheckpointChoice, base: Said | None) -> Architecture:
     """From the checkpoint's config.json, else the base's, else the params of the run."""
     if choice.kind == "full":
-        return _of_config(read_json(choice.candidate.directory, CONFIG) or {}, CONFIG)
-    if base is not None and Path(base.path).is_dir():
-        config = read_json(LocalDirectory(Path(base.path)), CONFIG)
+        return _of_config(read_json(choice.directory, CONFIG) or {}, CONFIG, choice.directory.local)
+    if base is not None and (path := _here(base.path)) is not None:
+        config = read_json(LocalDirectory(path), CONFIG)
         if config:
-            return _of_config(config, f"{CONFIG} of the base")
+            return _of_config(config, f"{CONFIG} of the base", path)
     return _of_params(run.data.params)
+
+
+def _here(base: str) -> Path | None:
+    """The base's directory on this machine: itself, or in the hub's cache."""
+    if Path(base).is_absolute():
+        return Path(base) if Path(base).is_dir() else None
+    return cached(base) if is_hub_name(base) else None
 
 
 def logged(run: Run) -> dict[str, Any]:
@@ -99,7 +149,7 @@ def logged(run: Run) -> dict[str, Any]:
     known: dict[str, Any] = {}
     found_by = {}
     kind = run.data.tags.get(RunTags.KIND)
-    if kind in ("full", "lora"):
+    if kind:
         known["kind"] = kind
         found_by["kind"] = f"tag {RunTags.KIND}"
     said = _tagged_base(run) or _base_param(run.data.params)
@@ -113,23 +163,32 @@ def logged(run: Run) -> dict[str, Any]:
     return {**known, "found_by": found_by}
 
 
-def metrics(run: Run, state: Mapping[str, Any], step: int | None) -> dict[str, float]:
-    """Losses by name: ``eval_loss`` at ``step``, ``eval_loss_best`` and ``eval_loss_last``, and the
-    run's last ``loss`` and ``train_loss``; non-finite ones are left out."""
+def metrics(run: Run, choice: CheckpointChoice | None) -> dict[str, float]:
+    """Losses by name: ``eval_loss`` at the checkpoint's step, ``eval_loss_best`` and
+    ``eval_loss_last``, the run's last ``loss`` and ``train_loss``, and the metric that the
+    checkpoint was chosen by; non-finite ones are left out."""
     last = run.data.metrics
-    history = eval_losses(state)
+    history = logged_values(choice.state, "eval_loss") if choice is not None else {}
     losses = {
-        "eval_loss": history.get(step),
+        "eval_loss": history.get(choice.step or -1) if choice is not None else None,
         "eval_loss_best": min(history.values(), default=None),
         "eval_loss_last": last.get("eval_loss"),
         "loss": last.get("loss"),
         "train_loss": last.get("train_loss"),
     }
+    if choice is not None and choice.value is not None:
+        losses |= dict([choice.value])
     return {
         name: float(value)
         for name, value in losses.items()
         if value is not None and is_finite(value)
     }
+
+
+def not_finite(run: Run) -> tuple[str, ...]:
+    """The run's losses that ended as no number: it diverged."""
+    last = run.data.metrics
+    return tuple(sorted(name for name in LOSSES if name in last and not is_finite(last[name])))
 
 
 def _tagged_base(run: Run) -> Said | None:
@@ -169,7 +228,7 @@ def _literal(value: str) -> Any:
         return value
 
 
-def _of_config(config: Mapping[str, Any], found_by: str) -> Architecture:
+def _of_config(config: Mapping[str, Any], found_by: str, path: Path | None = None) -> Architecture:
     named = config.get("architectures")
     named = [named] if isinstance(named, str) else named
     shape = {
@@ -177,4 +236,12 @@ def _of_config(config: Mapping[str, Any], found_by: str) -> Architecture:
         for key in SHAPE_PARAMS
         if isinstance(config.get(key), int) and not isinstance(config[key], bool)
     }
-    return Architecture(tuple(str(n) for n in named or []), shape, found_by)
+    return Architecture(tuple(str(n) for n in named or []), shape, found_by, _coded(path))
+
+
+def _coded(path: Path | None) -> Quantisation | None:
+    try:
+        return quantisation_of(path) if path is not None else None
+    except SourceError:
+        # Pickled, or cut: whoever reads the weights says so.
+        return None

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mergeops.adapters import AdapterConfig, checked
 from mergeops.adoption import facts
+from mergeops.checkpoint import ADAPTER_CONFIG, Quantisation
 from mergeops.errors import SourceError
 from mergeops.sources import (
     CheckpointChoice,
-    Kind,
     RunTags,
+    Said,
     Search,
     TrainingRuns,
     no_checkpoint,
-    written_by,
+    read_json,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ class FoundRun:
     """What a recipe writes: runs:/ID/checkpoint-N."""
     checkpoint: str | None = None
     """Where the checkpoint is: a path, or a URI without credentials."""
-    kind: Kind | None = None
+    kind: str | None = None
+    """full, or an adapter's kind by its own config: lora, dora, loha, ..."""
     step: int | None = None
     """Optimiser step of the checkpoint."""
     checkpoints: tuple[str, ...] = ()
@@ -45,14 +48,20 @@ class FoundRun:
     size_bytes: int = 0
     """Of its safetensors files; 0 where the store does not say."""
     base: str | None = None
-    """The model that was fine-tuned: a directory, or a hub id."""
+    """The model that was fine-tuned: a directory, or a hub id, with @REVISION where it is known."""
+    adapter_base: str | None = None
+    """What an adapter itself calls its base."""
     base_sha256: str | None = None
     """Digest of the base's weights, where the run says it."""
     architectures: tuple[str, ...] = ()
     shape: Mapping[str, int] = field(default_factory=dict)
     """vocab_size, hidden_size, num_hidden_layers, ..."""
+    quantisation: str | None = None
+    """How the weights (of an adapter, its base's) are coded, e.g. gptq; None for plain numbers."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """eval_loss (at this checkpoint), eval_loss_best and eval_loss_last of the run, train loss."""
+    not_finite: tuple[str, ...] = ()
+    """Losses of the run that ended as no number."""
     model_id: str | None = None
     """The run's own LoggedModel of the checkpoint, where the trainer logged one."""
     found_by: Mapping[str, str] = field(default_factory=dict)
@@ -63,29 +72,28 @@ class FoundRun:
     def row(self) -> dict[str, Any]:
         """As JSON types, for a table or ``--json``."""
         row = dataclasses.asdict(self)
-        for key in ("architectures", "skipped", "checkpoints"):
+        for key in ("architectures", "skipped", "checkpoints", "not_finite"):
             row[key] = list(row[key])
         return row
 
 
 def look_at(
-    store: TrainingRuns, run: Run, models: Sequence[LoggedModel], is_shared: bool = False
+    store: TrainingRuns, run: Run, models: Sequence[LoggedModel]
 ) -> tuple[FoundRun, CheckpointChoice | None]:
     """Find a run's best checkpoint and what is known of it.
 
     Args:
         models: LoggedModels that the run made.
-        is_shared: another run was given the same output directory: ask whose checkpoints lie there.
     """
     known = FoundRun(
         run_id=run.info.run_id,
         run_name=str(run.info.run_name or run.info.run_id[:8]),
         status=str(run.info.status),
-        metrics=facts.metrics(run, {}, None),
+        metrics=facts.metrics(run, None),
+        not_finite=facts.not_finite(run),
         base_sha256=run.data.tags.get(RunTags.BASE_SHA256),
     )
-    check = (lambda state: written_by(store, run, state)) if is_shared else None
-    search = Search(store, run, models, check)
+    search = Search(store, run, models)
     try:
         choice = search.best()
         if choice is None:
@@ -97,26 +105,59 @@ def look_at(
 
 
 def _describe(store: TrainingRuns, run: Run, known: FoundRun, choice: CheckpointChoice) -> FoundRun:
-    candidate = choice.candidate
-    base = facts.base(store, run, choice)
+    candidate, directory = choice.candidate, choice.directory
+    adapter, own = None, None
+    if choice.kind != "full":
+        adapter = checked(read_json(directory, ADAPTER_CONFIG) or {}, directory.shown)
+        own = facts.adapted(choice, adapter)
+    base = facts.base(store, run, choice, adapter)
     architecture = facts.architecture(run, choice, base)
-    provenance = {"checkpoint": f"{candidate.found_by}; {choice.why}", "kind": "files"}
+    provenance = {
+        "checkpoint": f"{candidate.found_by}; {choice.why}",
+        "kind": "files" if adapter is None else ADAPTER_CONFIG,
+    }
     if base is not None:
         provenance["base"] = base.found_by
     provenance["architectures"] = architecture.found_by
+    quantised = architecture.quantisation
     return dataclasses.replace(
         known,
-        uri="/".join([f"runs:/{known.run_id}", *([candidate.name] if candidate.name else [])]),
-        checkpoint=candidate.directory.shown,
-        kind=choice.kind,
+        problem=_why_not(directory.shown, adapter, base, quantised),
+        uri=_uri(known.run_id, choice),
+        checkpoint=directory.shown,
+        kind="full" if adapter is None else adapter.kind,
         step=choice.step,
         checkpoints=choice.others,
-        size_bytes=choice.contents.size_bytes,
+        size_bytes=choice.location.contents.size_bytes,
         base=base.path if base else None,
+        adapter_base=own.path if own else None,
         architectures=architecture.architectures,
         shape=architecture.shape,
-        metrics=facts.metrics(run, choice.state, choice.step),
+        quantisation=quantised.scheme if quantised is not None else None,
+        metrics=facts.metrics(run, choice),
         model_id=candidate.model_id,
         found_by=provenance,
         skipped=choice.skipped,
     )
+
+
+def _why_not(
+    shown: str, adapter: AdapterConfig | None, base: Said | None, quantised: Quantisation | None
+) -> str | None:
+    """Why a whole checkpoint cannot be merged exactly, and the way out; None where it can."""
+    if adapter is not None and adapter.problem is not None:
+        return f"{shown}: {adapter.problem}"
+    if adapter is None or base is None or quantised is None or quantised.is_readable:
+        return None
+    return (
+        f"{shown} is an adapter on {base.path}, which is quantised ({quantised.told}): set the "
+        f"run's tag {RunTags.BASE} to the 16-bit model that it was made from"
+    )
+
+
+def _uri(run_id: str, choice: CheckpointChoice) -> str:
+    """What a recipe writes. Several LoggedModels may have one name: the id tells them apart."""
+    candidate = choice.candidate
+    if choice.is_name_shared and candidate.model_id is not None:
+        return f"models:/{candidate.model_id}"
+    return "/".join([f"runs:/{run_id}", *([candidate.name] if candidate.name else [])])

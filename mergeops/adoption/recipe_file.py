@@ -9,15 +9,15 @@ from pathlib import Path
 
 from mergeops.adoption.found import FoundRun
 from mergeops.adoption.groups import group
+from mergeops.adoption.repetitions import without_repetitions
 from mergeops.checkpoint import replace_with
 from mergeops.errors import ConfigError, SourceError
 from mergeops.recipe import PACKAGE
+from mergeops.sources import is_hub_name
 
 HEADER = "# Written by `mergeops adopt`"
 """A file that begins so (after the package line) is replaced without asking."""
 MAX_NAME = 40
-
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 def write_recipe(
@@ -51,14 +51,23 @@ def write_recipe(
             "choose another file"
         )
     chosen, *others = groups
-    members = sorted(chosen.members, key=lambda run: (run.run_name, run.run_id))
+    in_order = sorted(chosen.members, key=lambda run: (run.run_name, run.run_id))
+    members, repeated = without_repetitions(in_order)
     lines = [PACKAGE, f"{HEADER}: {len(members)} run(s) that can be merged with each other."]
     for other in others:
         names = ", ".join(sorted(run.run_name for run in other.members))
         lines += [f"# Left out, since it {other.reason}: {_one_line(names)}"]
-    lines += [f"base: {_quote(_base_uri(chosen.base))}", "sources:"]
+    for run, first in repeated:
+        words = f"has the very weights of {first.run_name}: {run.run_name}"
+        lines += [f"# Left out, since it {_one_line(words)}"]
+    base = _base_uri(chosen.base)
+    lines += [f"base: {_quote(base)}", "sources:"]
     for name, run in zip(source_names(members), members, strict=True):
-        lines += [f"  # {_comment(run)}", f"  {name}: {{uri: {_quote(run.uri)}}}"]
+        # An adapter that calls its base otherwise is told which one it is.
+        is_told = base is not None and run.adapter_base not in (None, base, chosen.base)
+        is_told = is_told or "@" in str(run.adapter_base)
+        told = f", base: {_quote(base)}" if is_told else ""
+        lines += [f"  # {_comment(run)}", f"  {name}: {{uri: {_quote(run.uri)}{told}}}"]
     if path_map:
         lines += ["path_map:"]
         lines += [f"  {_quote(old)}: {_quote(new)}" for old, new in path_map.items()]
@@ -81,7 +90,7 @@ def source_names(runs: Sequence[FoundRun]) -> list[str]:
 
 
 def _base_uri(base: str | None) -> str | None:
-    if base is None or Path(base).is_dir() or not _HUB_ID.match(base):
+    if base is None or Path(base).is_absolute() or not is_hub_name(base):
         return base
     return f"hf://{base}"
 
@@ -93,8 +102,8 @@ def _comment(run: FoundRun) -> str:
     loss = run.metrics.get("eval_loss", run.metrics.get("eval_loss_last"))
     if loss is not None:
         facts.append(f"eval loss {loss:.4g}")
-    if run.kind == "lora":
-        facts.append("LoRA")
+    if run.kind != "full":
+        facts.append("LoRA" if run.kind == "lora" else f"{run.kind} adapter")
     return _one_line(", ".join(facts))
 
 

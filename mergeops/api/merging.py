@@ -85,7 +85,8 @@ def run(
 
     >>> import mergeops
     >>> recipe = {"sources": {"math": "models/math", "code": "models/code"}}
-    >>> trial = mergeops.run(recipe, overrides=["tracking.heat_maps=false"])
+    >>> overrides = ["tracking.heat_maps=false", "tracking.register=unscored"]
+    >>> trial = mergeops.run(recipe, overrides=overrides)
     >>> trial.registered, trial.scores
     ('merged/1', None)
     """

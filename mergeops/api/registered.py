@@ -103,7 +103,8 @@ def promote(
         progress: show bars on stderr.
 
     Returns:
-        The verdict and what came of it; ``raise_if_refused`` makes a refusal an error.
+        The verdict and what came of it; ``raise_if_refused`` makes a refusal an error. Without a
+        verdict where the version is @champion already.
 
     Raises:
         GateRefusedError: nothing was opened, since the candidate cannot pass.

@@ -33,15 +33,22 @@ from mergeops.checkpoint.layout import (
     SINGLE,
     Checkpoint,
     FileStamp,
+    is_too_deep,
     open_checkpoint,
+    quantisation_of,
     read_headers,
     read_json,
     stamp,
     weight_files,
 )
-from mergeops.checkpoint.lora import AdapterReader, open_adapter
 from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
 from mergeops.checkpoint.pickled import converted
+from mergeops.checkpoint.quantised.recognition import (
+    Quantisation,
+    gguf_instead,
+    recognise,
+    without_quantisation,
+)
 from mergeops.checkpoint.reader import (
     Bytes,
     CheckpointReader,
@@ -51,6 +58,9 @@ from mergeops.checkpoint.reader import (
     read_tensor,
 )
 from mergeops.checkpoint.relaid import RelaidReader
+from mergeops.checkpoint.renamed import RenamedReader
+from mergeops.checkpoint.sizes import lacking, size_text
+from mergeops.checkpoint.small_files import SMALL_SUFFIXES, is_processor_file, is_small_file
 from mergeops.checkpoint.tokenizer_files import (
     PROCESSOR_TEMPLATE,
     VOCABULARY_FILES,
@@ -75,13 +85,15 @@ __all__ = [
     "PROCESSOR_TEMPLATE",
     "SINGLE",
     "SLICES_NAME",
+    "SMALL_SUFFIXES",
     "VOCABULARY_FILES",
-    "AdapterReader",
     "Bytes",
     "Checkpoint",
     "CheckpointReader",
     "FileStamp",
+    "Quantisation",
     "RelaidReader",
+    "RenamedReader",
     "StoredTensor",
     "TensorReader",
     "TokenizerFile",
@@ -94,20 +106,27 @@ __all__ = [
     "encode_header",
     "file_sha256",
     "files_sha256",
+    "gguf_instead",
     "has_tokenizer",
     "hold",
+    "is_processor_file",
+    "is_small_file",
+    "is_too_deep",
     "item_size",
+    "lacking",
     "locked",
-    "open_adapter",
     "open_checkpoint",
+    "quantisation_of",
     "read_headers",
     "read_json",
     "read_manifest",
     "read_range",
     "read_slices",
     "read_tensor",
+    "recognise",
     "remember",
     "replace_with",
+    "size_text",
     "stamp",
     "sync_directory",
     "sync_file",
@@ -117,6 +136,7 @@ __all__ = [
     "verify_checkpoint",
     "weight_files",
     "weights_sha256",
+    "without_quantisation",
     "word",
     "write_manifest",
 ]

@@ -18,11 +18,15 @@ _FORMATS = {
     "U16": ("uint16", 2),
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
 }
 """safetensors name -> torch's word, bytes of one element."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Formats that are merged; the others are copied where all inputs agree."""
+"""Formats that are merged; the others are copied where all inputs agree, but FP8, whose numbers are
+read with their scales."""
 
 SIZES = {name: size for name, (_, size) in _FORMATS.items()}
 

@@ -17,7 +17,7 @@ def locked(
     """Hold the lock of a file or directory for the block.
 
     Args:
-        path: a file is made where there is none, in a directory that exists, and stays.
+        path: a file is made where there is none, in a directory that exists, and stays; no link.
         shared: let others share the lock.
         wait: for another holder, instead of refusing.
         is_directory: the path is a directory, which is never made.
@@ -29,7 +29,9 @@ def locked(
         BlockingIOError: another process holds it, without ``wait``.
         OSError: it cannot be opened or locked.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY if is_directory else os.O_RDWR | os.O_CREAT
+    # Somebody else's link must not make or lock a file where it leads.
+    made = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    flags = os.O_RDONLY | os.O_DIRECTORY if is_directory else made
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
     try:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from dataclasses import dataclass
+import stat as file_kind
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from mergeops.checkpoint.header import SLICES_NAME, StoredTensor, read_header
+from mergeops.checkpoint.quantised.codes import CodedTensor
+from mergeops.checkpoint.quantised.codes_and_scales import numbers_in
+from mergeops.checkpoint.quantised.recognition import (
+    ORIGINAL,
+    Quantisation,
+    gguf_instead,
+    recognise,
+)
 from mergeops.errors import SourceError
 
 SINGLE = "model.safetensors"
@@ -20,6 +31,10 @@ PICKLED_ADAPTER = "adapter_model.bin"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+MOST_JSON_BYTES = 2**28
+"""Ten times the largest tokenizer.json of the hub."""
+MOST_JSON_LEVELS = 64
+"""Code that goes through nested values calls itself; files of models have a handful of levels."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +62,21 @@ class Checkpoint:
     """In the order of the data, file by file."""
     stamps: dict[str, FileStamp]
     """File name -> stamp, for every weight file."""
+    coded: Mapping[str, CodedTensor] = field(default_factory=dict)
+    """Tensor -> how its numbers are computed, where the files hold codes."""
 
 
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a full checkpoint: ``model.safetensors``, or what the index names.
 
     Raises:
-        SourceError: there are none, one is missing, or the index points outside the directory.
+        SourceError: there are none, or two sets of them, or one is missing, or the index points
+            outside the directory.
     """
     if not path.is_dir():
         raise SourceError(f"{path} is not a directory")
     if (path / SINGLE).exists():
+        _check_no_others(path)
         return [path / SINGLE]
     if (path / INDEX).exists():
         return [path / name for name in sorted(set(weight_map(path / INDEX).values()))]
@@ -67,9 +86,51 @@ def weight_files(path: Path) -> list[Path]:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read and check all headers of a full checkpoint; no tensor data is read.
 
+    A quantised one has the tensors that its codes and scales stand for.
+
     Raises:
-        SourceError: as ``weight_files`` and ``read_header``, or index and files disagree.
+        SourceError: as ``weight_files`` and ``read_header``, or index and files disagree, or the
+            weights are codes of a kind that is not read.
     """
+    checkpoint = _open_stored(path)
+    quantisation = _recognised(checkpoint)
+    if quantisation is None:
+        return checkpoint
+    if not quantisation.is_readable:
+        raise SourceError(
+            f"{path} is quantised, {quantisation.told}: its codes are no numbers that can be "
+            f"merged; {quantisation.way_out}"
+        )
+    try:
+        tensors, coded = numbers_in(_config_beside(path), checkpoint.tensors)
+    except SourceError as error:
+        raise SourceError(
+            f"{path} is quantised, {quantisation.told}, in a way that is not read: {error}; "
+            f"{ORIGINAL}"
+        ) from error
+    return replace(checkpoint, tensors=tensors, coded=coded)
+
+
+def quantisation_of(path: Path) -> Quantisation | None:
+    """How the weights of a full checkpoint are coded; None where they are simply numbers.
+
+    Raises:
+        SourceError: as ``weight_files`` and ``read_header``.
+    """
+    return _recognised(_open_stored(path))
+
+
+def _recognised(checkpoint: Checkpoint) -> Quantisation | None:
+    dtypes = {name: stored.dtype for name, stored in checkpoint.tensors.items()}
+    return recognise(_config_beside(checkpoint.path), dtypes)
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    return read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+
+
+def _open_stored(path: Path) -> Checkpoint:
+    """The headers of a full checkpoint as they are."""
     files = weight_files(path)
     for file in files:
         if not file.exists():
@@ -116,9 +177,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a source's file.
 
     Raises:
-        SourceError: the file is missing or no JSON object.
+        SourceError: the file is missing, too large or no JSON object, or nested too deeply.
     """
     try:
+        facts = path.stat()
+        if not file_kind.S_ISREG(facts.st_mode):
+            raise SourceError(f"{path} is no regular file")
+        if facts.st_size > MOST_JSON_BYTES:
+            raise SourceError(f"{path} has {facts.st_size} bytes; allowed are {MOST_JSON_BYTES}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -126,7 +192,22 @@ def read_json(path: Path) -> dict[str, Any]:
         raise SourceError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise SourceError(f"{path} is no JSON object")
+    if is_too_deep(content):
+        raise SourceError(f"{path} is nested more than {MOST_JSON_LEVELS} levels deep")
     return content
+
+
+def is_too_deep(content: Any) -> bool:
+    """Whether JSON types are nested more than ``MOST_JSON_LEVELS`` deep."""
+    level: list[Any] = [content]
+    for _ in range(MOST_JSON_LEVELS + 1):
+        level = [inner for outer in level for inner in _nested_in(outer)]
+    return bool(level)
+
+
+def _nested_in(outer: Any) -> Iterable[Any]:
+    values = outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
+    return [value for value in values if isinstance(value, dict | list)]
 
 
 def weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:
@@ -147,6 +228,22 @@ def weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:
         if not name.endswith(ending):
             raise SourceError(f"{index} puts tensor {tensor} into {name!r}, no safetensors file")
     return files
+
+
+def _check_no_others(path: Path) -> None:
+    """Beside a single file there is no index of other files that are there, too."""
+    named: set[str] = set()
+    if (path / INDEX).exists():
+        # What is wrong with an index that nobody needs is of no interest.
+        with contextlib.suppress(SourceError):
+            named = set(weight_map(path / INDEX).values()) - {SINGLE}
+    others = sorted(name for name in named if (path / name).exists())
+    if others:
+        raise SourceError(
+            f"{path} holds two sets of weights: {SINGLE}, and {len(others)} file(s) that {INDEX} "
+            f"names, e.g. {others[0]}; a model was saved over another, and transformers loads "
+            f"{SINGLE}, be it the older; remove the set that is not meant: {SINGLE}, or {INDEX}"
+        )
 
 
 def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:
@@ -177,6 +274,8 @@ def _why_no_weights(path: Path) -> str:
             f"{path} has {pickled[0]}, but mergeops reads safetensors only; convert it once with "
             "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
+    if told := gguf_instead(names):
+        return f"{path} {told}"
     for name in (SINGLE, INDEX):
         if name in names:
             return f"{path / name} is a link to {os.readlink(path / name)}, which is not there"

@@ -6,6 +6,7 @@ It holds no times and no paths: the same plan gives the same manifest.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,11 +76,17 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             raise SourceError(
                 f"{path} has format {content['format']}; this version of mergeops reads {FORMAT}"
             )
-        for entry in content["files"].values():
-            int(entry["size"]), str(entry["sha256"])
-        str(content["plan_digest"])
+        for name, entry in content["files"].items():
+            if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
+                raise ValueError(f"{name!r} is no name of a file in this directory")
+            if type(entry["size"]) is not int or not isinstance(entry["sha256"], str):
+                raise ValueError(f"{name!r} has no size or no digest")
+            if not isinstance(entry.get("tensors", {}), dict):
+                raise ValueError(f"the tensors of {name!r} are no object")
+        if not isinstance(content["plan_digest"], str):
+            raise ValueError("its plan_digest is no text")
     except KeyError as error:
         raise SourceError(f"{path} is damaged: it lacks {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{path} is damaged: {error}") from error
     return dict(content)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint.durable import locked
+from mergeops.checkpoint.durable import locked, sync_directory, sync_file
 from mergeops.checkpoint.layout import (
     ADAPTER,
     INDEX,
@@ -25,10 +24,13 @@ from mergeops.checkpoint.layout import (
     stamp,
     weight_map,
 )
+from mergeops.checkpoint.sizes import lacking
 from mergeops.errors import SourceError
 from mergeops.lazy_torch import torch
 from mergeops.progress import Tick
 
+_MOST_VIEWS = 8
+"""Tensors may share their bytes, as tied heads do; a few bytes could describe any number."""
 DONE = ".converted"
 """Written last: its presence means that all weights are there and whole."""
 
@@ -64,7 +66,11 @@ def converted(path: Path, cache_dir: Path, progress: Tick | None = None) -> Path
                             f"{file} changed while it was converted; run the command again when "
                             "nobody writes it"
                         )
+                for written in folder.iterdir():
+                    sync_file(written)
+                sync_directory(folder)
                 (folder / DONE).touch()
+                sync_directory(folder)
             _link_others(path, folder)
     except OSError as error:
         why = error.strerror or error
@@ -83,6 +89,7 @@ def _pickled_files(path: Path) -> list[Path]:
 
 
 def _convert(path: Path, files: list[Path], folder: Path, progress: Tick | None) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     for old in folder.iterdir():
@@ -92,7 +99,7 @@ def _convert(path: Path, files: list[Path], folder: Path, progress: Tick | None)
     if free < total:
         raise SourceError(
             f"{path} has pickled weights, which are converted to {folder}: that needs "
-            f"{total / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there"
+            f"{lacking(total, free)} are free there"
         )
     weight_map: dict[str, str] = {}
     for number, file in enumerate(files, 1):
@@ -100,7 +107,10 @@ def _convert(path: Path, files: list[Path], folder: Path, progress: Tick | None)
         name = ADAPTER if file.name == PICKLED_ADAPTER else SINGLE
         if len(files) > 1:
             name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+        try:
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+        except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise _unreadable(file, error) from error
         weight_map |= dict.fromkeys(tensors, name)
         done += file.stat().st_size
         if progress is not None:
@@ -129,17 +139,27 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
         except RuntimeError:
             # Files of torch before 1.6 cannot be mapped.
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise SourceError(
-            f"{file} cannot be read as tensors alone, and other objects are never unpickled: {why}"
-        ) from error
+    except OSError:
+        raise
+    except Exception as error:
+        # What a damaged pickle runs into depends on where it is damaged.
+        raise _unreadable(file, error) from error
     if not isinstance(content, dict) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in content.values()
+        isinstance(name, str)
+        and isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        for name, tensor in content.items()
     ):
         raise SourceError(
             f"{file} is no dict of tensors; save the model again with transformers: "
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+        )
+    most = _MOST_VIEWS * file.stat().st_size
+    total = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
+    if total > most:
+        raise SourceError(
+            f"{file} describes {total} bytes of tensors, more than {_MOST_VIEWS} times its size; "
+            "its tensors repeat each other: save the model again with safe_serialization=True"
         )
     seen: set[tuple[Any, ...]] = set()
     storages: set[int] = set()
@@ -154,3 +174,10 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
         tensors[name] = tensor.clone() if storage in storages else tensor.contiguous()
         storages.add(storage)
     return tensors
+
+
+def _unreadable(file: Path, error: Exception) -> SourceError:
+    why = " ".join(str(error).split())[:200] or type(error).__name__
+    return SourceError(
+        f"{file} cannot be read as tensors alone, and other objects are never unpickled: {why}"
+    )

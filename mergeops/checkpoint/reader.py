@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ from mergeops.errors import SourceError
 from mergeops.lazy_torch import torch
 
 Bytes = npt.NDArray[np.uint8]
+KEPT = 4
+"""Ranges that are kept for decoding: scales, and an expert's codes, which are read column by
+column."""
 
 
 class TensorReader(Protocol):
@@ -68,6 +72,8 @@ class CheckpointReader:
     ) -> None:
         self._path = checkpoint.path
         self._tensors = checkpoint.tensors
+        self._coded = checkpoint.coded
+        self.kept_range = functools.lru_cache(maxsize=KEPT)(self.stored_range)
         self._stamps = dict(checkpoint.stamps if stamps is None else stamps)
         self._files: dict[str, int] = {}
         try:
@@ -91,8 +97,23 @@ class CheckpointReader:
         return self._tensors[name]
 
     def read(self, name: str, start: int, stop: int, staging: Bytes) -> str:
-        """See ``TensorReader``; delivers the stored dtype, and needs room for that only."""
+        """See ``TensorReader``; delivers the stored dtype, and needs room for that only. Numbers
+        that are stored as codes come in the model's."""
         tensor = self._tensors[name]
+        if name in self._coded:
+            numbers = self._coded[name].numbers(self, start, stop)
+            as_tensor(staging, tensor.dtype, stop - start).copy_(numbers)
+        else:
+            self._read_stored(tensor, start, stop, staging)
+        return tensor.dtype
+
+    def stored_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        """See ``StoredReads``; ``kept_range`` keeps the last few."""
+        staging = np.empty((stop - start) * item_size(tensor.dtype), np.uint8)
+        self._read_stored(tensor, start, stop, staging)
+        return as_tensor(staging, tensor.dtype, stop - start)
+
+    def _read_stored(self, tensor: StoredTensor, start: int, stop: int, staging: Bytes) -> None:
         size = item_size(tensor.dtype)
         view = staging[: (stop - start) * size].data
         position = tensor.start + start * size
@@ -103,19 +124,20 @@ class CheckpointReader:
             except OSError as error:
                 raise SourceError(
                     f"{self._path / tensor.file} cannot be read at byte {position + done}, tensor "
-                    f"{name}: {error.strerror}"
+                    f"{tensor.name}: {error.strerror}"
                 ) from error
             if n == 0:
                 raise SourceError(
                     f"{self._path / tensor.file} ends at byte {position + done}, inside tensor "
-                    f"{name}: it was cut while being read"
+                    f"{tensor.name}: it was cut while being read"
                 )
             done += n
-        return tensor.dtype
 
     def prefetch(self, name: str, start: int, stop: int) -> None:
         """See ``TensorReader``."""
         tensor = self._tensors[name]
+        if name in self._coded:
+            tensor, start, stop = self._coded[name].extent(start, stop)
         size = item_size(tensor.dtype)
         os.posix_fadvise(
             self._files[tensor.file],

@@ -18,6 +18,12 @@ class TokenizerFile(StrEnum):
     XLM = "sentencepiece.bpe.model"
     MISTRAL = "tekken.json"
     TIKTOKEN = "tiktoken.model"
+    QWEN = "qwen.tiktoken"
+    PIECES = "sentencepiece.model"
+    DEBERTA = "spm.model"
+    MARIAN = "source.spm"
+    MARIAN_TARGET = "target.spm"
+    BPE_CODES = "bpe.codes"
     MERGES = "merges.txt"
     CONFIG = "tokenizer_config.json"
     SPECIAL_TOKENS = "special_tokens_map.json"
@@ -37,6 +43,11 @@ VOCABULARY_FILES = (
     TokenizerFile.XLM,
     TokenizerFile.MISTRAL,
     TokenizerFile.TIKTOKEN,
+    TokenizerFile.QWEN,
+    TokenizerFile.PIECES,
+    TokenizerFile.DEBERTA,
+    TokenizerFile.MARIAN,
+    TokenizerFile.BPE_CODES,
 )
 """Any one of these makes a tokenizer."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergeops.store import Tracking, pages, with_tags
+from mergeops.store import Tracking, own_tags, pages, with_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -59,7 +59,7 @@ def _use(
     versions: list[ModelVersion],
     in_use: set[str],
 ) -> MergeUse:
-    tags = [*(run.data.tags for run in runs), *(version.tags for version in versions)]
+    tags = [*(run.data.tags for run in runs), *(own_tags(version.tags) for version in versions)]
     digests = [t["mergeops.weights_sha256"] for t in tags if "mergeops.weights_sha256" in t]
     experiments = tuple(sorted({str(run.info.experiment_id) for run in runs}))
     needed = []
@@ -97,7 +97,7 @@ def _plan(run: Run) -> str:
 def _is_of(version: ModelVersion, plan_digest: str, runs: list[Run]) -> bool:
     """Whether a version is the plan's: by its tag, else by the model or run that it was made of,
     as in MLflow's own pages anybody can register one."""
-    if version.tags.get("mergeops.plan_digest") == plan_digest:
+    if own_tags(version.tags).get("mergeops.plan_digest") == plan_digest:
         return True
     models = {run.data.tags.get("mergeops.model_id") for run in runs} - {None}
     sources = {f"models:/{model_id}" for model_id in models}

@@ -1,5 +1,6 @@
 """The command line: one module a command; it parses, calls and prints.
 
 Stands on: adoption, checkpoint, cleanup, errors, inspection, lineage, methods, pipeline, progress,
-promotion, recipe, recover, report, scores, search, sources, store, tracking, version, workshop.
+promotion, recipe, recover, redact, report, scores, search, sources, store, tools, tracking,
+version, workshop.
 """

@@ -10,8 +10,9 @@ import click
 
 from mergeops import adoption
 from mergeops.adoption import Adoption, write_recipe
+from mergeops.checkpoint import size_text
 from mergeops.cli.console import console, table
-from mergeops.cli.options import AS_JSON, PATH, QUIET, Call, options, pairs
+from mergeops.cli.options import AS_JSON, PATH, Call, options, pairs, progress_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--path-map", multiple=True, metavar="OLD=NEW", help="Moved storage.")
 @click.option("--tracking-uri", help="In place of MLFLOW_TRACKING_URI.")
 @click.option("--force", is_flag=True, help="Overwrite the recipe file.")
-@options(AS_JSON, QUIET)
+@options(AS_JSON, progress_options)
 def adopt(
     call: Call,
     experiment: str,
@@ -143,9 +144,7 @@ def _place(found_by: str | None) -> str:
 
 
 def _size(n: int) -> str:
-    if not n:
-        return "-"
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+    return size_text(n) if n else "-"
 
 
 def _loss(value: float | None) -> str:

@@ -15,7 +15,8 @@ def console() -> Console:
     """The terminal, without guesses about what to colour."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    # A name between colons is no picture.
+    return Console(highlight=False, soft_wrap=False, emoji=False)
 
 
 def table(

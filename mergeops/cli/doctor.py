@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from mergeops.checkpoint import size_text
 from mergeops.cli.console import console, table
 from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options
 from mergeops.errors import MergeopsError
@@ -126,7 +127,7 @@ def _disk(work_dir: Path) -> list[HealthCheck]:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    detail = f"{free / 10**9:.0f} GB free for {work_dir}"
+    detail = f"{size_text(free)} free for {work_dir}"
     if free < LITTLE_DISK:
         return [HealthCheck("disk", "warn", detail, "free some space, or set output.dir elsewhere")]
     return [HealthCheck("disk", "ok", detail)]

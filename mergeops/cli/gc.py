@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mergeops import cleanup
+from mergeops.checkpoint import size_text
 from mergeops.cleanup import KeptItem
 from mergeops.cli.console import console, escape, table
 from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options, print_json
@@ -63,7 +64,7 @@ def print_items(items: Sequence[KeptItem]) -> None:
         (
             item.path.name,
             item.kind,
-            size(item.nbytes),
+            size_text(item.nbytes),
             age(item.age_s),
             "delete" if item.is_garbage else "keep",
             item.reason,
@@ -74,10 +75,12 @@ def print_items(items: Sequence[KeptItem]) -> None:
     out.print(table(columns, rows))
     doomed = [item for item in items if item.is_garbage]
     total, held = sum(item.nbytes for item in doomed), sum(item.freed for item in doomed)
-    shared = "" if total == held else f" ({size(total - held)} more stay, as MLflow's own files)"
+    shared = (
+        "" if total == held else f" ({size_text(total - held)} more stay, as MLflow's own files)"
+    )
     out.print(
-        f"{len(doomed)} of {len(items)} may go, which frees {size(held)}{shared}; "
-        f"{size(sum(item.nbytes for item in items))} in all"
+        f"{len(doomed)} of {len(items)} may go, which frees {size_text(held)}{shared}; "
+        f"{size_text(sum(item.nbytes for item in items))} in all"
     )
 
 
@@ -85,18 +88,10 @@ def print_deleted(items: Sequence[KeptItem], wanted: Collection[Path]) -> None:
     """What went, and what of the wanted could not."""
     out = console()
     gone = [item for item in items if item.is_garbage]
-    out.print(f"deleted {len(gone)}, {size(sum(item.freed for item in gone))} freed")
+    out.print(f"deleted {len(gone)}, {size_text(sum(item.freed for item in gone))} freed")
     for item in items:
         if item.path in wanted and not item.is_garbage:
             out.print(f"kept {escape(str(item.path))}: {escape(item.reason)}")
-
-
-def size(nbytes: int) -> str:
-    """In decimal units."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.1f} {unit}"
-    return f"{nbytes} B"
 
 
 def age(seconds: float) -> str:

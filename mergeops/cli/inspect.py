@@ -16,10 +16,10 @@ from mergeops.cli.options import (
     CONFIG_DIR,
     OVERRIDES,
     PATH,
-    QUIET,
     Call,
     options,
     print_json,
+    progress_options,
 )
 from mergeops.errors import ConfigError
 from mergeops.inspection import Inspection, Layer, save_figures
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @OVERRIDES
 @click.option("--plot", type=PATH, metavar="DIR", help="Write heat maps (PNG) to DIR.")
 @click.option("--no-rank", is_flag=True, help="Skip effective ranks, which take most of the time.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def inspect(call: Call, plot: Path | None, no_rank: bool) -> None:
     """Will these merge, and how do their task vectors interfere? Nothing is merged or logged.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc as garbage_collector
 import importlib
+import io
 import signal
 import sys
 from types import FrameType
@@ -28,19 +29,22 @@ COMMANDS = {
     "doctor": "Check versions, devices, the tracking server and disk space, and say what to fix.",
     "gc": "Delete merges and interrupted work in output.dir that nothing in MLflow needs any more.",
     "history": "Every promotion, refusal, proposal, rollback and use of the confirm part of NAME.",
+    "init": "Write a config directory: experiment, registered model, tasks, and a first recipe.",
     "inspect": "Will these merge, and how do their task vectors interfere? Nothing is merged or "
     "logged.",
     "lineage": "The family tree of a model, back to its training runs and bases.",
     "merge": "Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked.",
     "methods": "List the merge methods, or explain one with its parameters and paper.",
+    "open": "Open the page of MLflow: the leaderboard, a run, a registered model or one of its "
+    "versions.",
     "promote": "Move NAME@champion to a merge, if it is better on the confirm part.",
     "recover": "Put together the weights that a sharded training left in DIR, as a Hugging Face "
     "directory OUT.",
     "reject": "Close the proposal of NAME@challenger; the champion stays.",
     "rollback": "Move NAME@champion back to NAME@previous.",
     "run": "One tracked trial: find the sources, merge, score merge and parents, log, register.",
-    "search": "Many trials, the best chosen on the dev part: strategy=greedy_soup or "
-    "strategy=grid.",
+    "search": "Many trials, the best chosen on the dev part: strategy=greedy_soup, grid or optuna.",
+    "strategies": "List the strategies of a search, or explain one with its parameters.",
     "sync": "Log trials that were kept while the server was away; nothing is merged or "
     "scored again.",
     "verify": "Rehash a merged checkpoint and name every file that differs from its manifest.",
@@ -50,6 +54,8 @@ MODULES = {"convert": "merge", "search": "run"} | dict.fromkeys(
     ("approve", "controls", "history", "reject", "rollback"), "promote"
 )
 """Command -> its module here, where that is not called like it."""
+MOST_SHOWN = 4000
+"""Characters of a message; a file may hold names of any length."""
 
 
 class _Commands(click.Group):
@@ -97,6 +103,10 @@ def main() -> None:
     # Libraries make half a million objects that stay. Python would look through them for garbage
     # many times while they load, and once more before it ends: half a second of a small merge.
     garbage_collector.set_threshold(50_000, 20, 20)
+    # A name may hold what the terminal's encoding lacks, or half a UTF-16 pair.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _stop)
     try:
         code = cli.main(standalone_mode=False)
@@ -115,8 +125,13 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        # Errors of files have a name, and are caught where they arise.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename:
+        if error.filename is not None:
+            # Most are caught where they arise, and say what to do; a name that is too long, a loop
+            # of links or a directory without access may come up wherever a path is touched.
+            shown = str(error.filename)
+            shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+            _fail(f"{shown}: {error.strerror}", MergeopsError.exit_code)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         why = f"what is printed cannot be written: {error.strerror}; the work before it is done"
         _fail(why, MergeError.exit_code)
@@ -126,10 +141,20 @@ def main() -> None:
         garbage_collector.freeze()
 
 
+def _as_line(message: str) -> str:
+    """The message without line breaks and other signs that a terminal acts on, and not endless."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    return (
+        text
+        if len(text) <= MOST_SHOWN
+        else f"{text[: MOST_SHOWN // 2]}...{text[-MOST_SHOWN // 2 :]}"
+    )
+
+
 def _fail(message: str, code: int) -> None:
     if "--debug" in sys.argv:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"mergeops: error: {message}", err=True)
+    click.echo(f"mergeops: error: {_as_line(message)}", err=True)
     sys.exit(code)

@@ -13,10 +13,10 @@ from mergeops.cli.options import (
     CONFIG_DIR,
     OVERRIDES,
     PATH,
-    QUIET,
     SHOW,
     Call,
     options,
+    progress_options,
     show_recipe,
 )
 from mergeops.errors import ConfigError
@@ -46,7 +46,7 @@ class WithMergekitFlags(click.Command):
 @OVERRIDES
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--seed", type=int, help="Seed of random methods, in place of the recipe's.")
-@options(COMPAT, CONFIG_DIR, SHOW, AS_JSON, QUIET)
+@options(COMPAT, CONFIG_DIR, SHOW, AS_JSON, progress_options)
 def merge(
     call: Call, recipe_file: Path, out: Path, device: str, seed: int | None, compat: str | None
 ) -> None:

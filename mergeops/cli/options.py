@@ -12,12 +12,19 @@ from typing import Any
 import click
 import yaml
 
+from mergeops.cli.completion import complete_overrides
 from mergeops.errors import ConfigError
-from mergeops.progress import Progress
+from mergeops.progress import MODES, Progress
 from mergeops.recipe import Recipe, compose
 
 PATH = click.Path(path_type=Path)
-OVERRIDES = click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[OVERRIDES]...")
+OVERRIDES = click.argument(
+    "overrides",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="[OVERRIDES]...",
+    shell_complete=complete_overrides,
+)
 CONFIG_DIR = click.option(
     "--config-dir",
     type=PATH,
@@ -25,7 +32,23 @@ CONFIG_DIR = click.option(
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 SHOW = click.option("--cfg", type=click.Choice(["job"]), help="Print the recipe and do nothing.")
-QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="The same as --progress=none.")
+_PROGRESS = click.option(
+    "--progress",
+    "progress_mode",
+    type=click.Choice(MODES),
+    default="auto",
+    envvar="MERGEOPS_PROGRESS",
+    show_envvar=True,
+    help="On stderr; auto: bars on a terminal, elsewhere a line each half minute.",
+)
+
+
+def progress_options(command: Any) -> Any:
+    """How progress is shown, or not at all."""
+    return _PROGRESS(_QUIET(command))
+
+
 # main() looks for it, so that it works wherever the error arises.
 DEBUG = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
@@ -41,11 +64,12 @@ class Call:
     cfg: str | None = None
     as_json: bool = False
     quiet: bool = False
+    progress_mode: str = "auto"
 
     @property
     def progress(self) -> Progress:
         """On stderr, unless the command is quiet."""
-        return Progress(quiet=self.quiet)
+        return Progress(self.progress_mode, quiet=self.quiet)
 
     def recipe(self, *more: str, recipe_file: Path | None = None) -> Recipe:
         """The recipe that the overrides, and then ``more`` of them, make."""

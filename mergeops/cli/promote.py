@@ -11,7 +11,7 @@ import click
 
 from mergeops import promotion
 from mergeops.cli.console import console, escape, table
-from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, QUIET, Call, options
+from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options, progress_options
 from mergeops.errors import ConfigError
 from mergeops.promotion import (
     BETTER,
@@ -45,7 +45,7 @@ EXPECT = click.option(
 @EXPECT
 @click.option("--force", is_flag=True, help="Promote against the gate; needs --reason.")
 @click.option("--reason", help="Why the gate is overruled; kept in the audit.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def promote(call: Call, name: str | None, **wanted: Any) -> None:
     """Move NAME@champion to a merge, if it is better on the confirm part.
 
@@ -63,7 +63,7 @@ def promote(call: Call, name: str | None, **wanted: Any) -> None:
 @click.option("--version", type=int, help="Refuse unless this version is the one that waits.")
 @EXPECT
 @click.option("--reason", help="Kept in the audit.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def approve(call: Call, name: str | None, **wanted: Any) -> None:
     """Make NAME@challenger, which another user proposed, the champion."""
     recipe, name = _settings(call, name)
@@ -78,7 +78,7 @@ def approve(call: Call, name: str | None, **wanted: Any) -> None:
 @OVERRIDES
 @click.option("--version", type=int, help="Refuse unless this version is the one that waits.")
 @click.option("--reason", required=True, help="Kept in the audit.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def reject(call: Call, name: str | None, reason: str, **wanted: Any) -> None:
     """Close the proposal of NAME@challenger; the champion stays."""
     if not reason.strip():
@@ -87,6 +87,7 @@ def reject(call: Call, name: str | None, reason: str, **wanted: Any) -> None:
     with promotion.registry(recipe, name, call.progress) as tracking:
         change = promotion.reject(tracking, name, user=current_user(), reason=reason, **wanted)
     text = f"rejected: version {change.to} of {change.name}, proposed by {change.proposed_by}"
+    text += _made_before(change)
     call.show(change, text)
 
 
@@ -95,7 +96,7 @@ def reject(call: Call, name: str | None, reason: str, **wanted: Any) -> None:
 @OVERRIDES
 @EXPECT
 @click.option("--reason", help="Kept in the audit.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def rollback(call: Call, name: str | None, **wanted: Any) -> None:
     """Move NAME@champion back to NAME@previous."""
     recipe, name = _settings(call, name)
@@ -103,6 +104,8 @@ def rollback(call: Call, name: str | None, **wanted: Any) -> None:
     with promotion.registry(recipe, name, call.progress) as tracking:
         change = promotion.rollback(tracking, name, user=current_user(), hooks=hooks, **wanted)
     text = f"{change.name}@champion is version {change.to} again (was {change.came_from})"
+    if change.was_made:
+        text += f"{_made_before(change)}; --expect-current {change.to} goes back to the other one"
     call.show(change, text)
 
 
@@ -125,7 +128,7 @@ def history(call: Call, name: str | None) -> None:
     type=click.Choice(["leave-one-out", "random"]),
     help="One kind of control; default: both.",
 )
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def controls(call: Call, name: str | None, **wanted: Any) -> None:
     """What each source of a merge contributes: the merge without it, and with noise for it.
 
@@ -149,24 +152,30 @@ def _settings(call: Call, name: str | None) -> tuple[Recipe, str]:
 def print_promotion(outcome: Outcome) -> None:
     """Every check of the gate with its numbers, and the verdict."""
     out = console()
+    label = escape(f"version {outcome.version} of {outcome.name}")
+    if outcome.verdict is None or outcome.use is None:
+        if outcome.change is not None:
+            print_change(outcome.change)
+        else:
+            out.print(f"{label} is @champion already, set by hand; nothing to promote")
+        return
     columns = ("the merge must be", "difference", "rule", "outcome")
     out.print(table(columns, [_row(check) for check in outcome.verdict.checks]))
-    label = f"version {outcome.version} of {outcome.name}"
     out.print(
         f"use {outcome.use.number} of the confirm part, level {outcome.use.level:.3g}", style="dim"
     )
     if outcome.change is None:
         decision = outcome.verdict.decision
         now = "stays a candidate" if decision == INCONCLUSIVE else "is marked as rejected"
+        # Why is the error's one line.
         out.print(f"[bold red]{decision}[/]: {label} {now}")
-        for reason in outcome.verdict.reasons:
-            out.print(f"  - {escape(reason)}")
         return
     forced = f", forced: {outcome.change.reason}" if outcome.change.forced else ""
     if not outcome.promoted:
         out.print(
             f"[bold yellow]proposed[/]: {label} is @challenger and waits for approval by another "
-            f"user than {escape(outcome.change.by + forced)}: mergeops approve {outcome.name}"
+            f"user than {escape(outcome.change.by + forced)}: mergeops approve "
+            f"{escape(outcome.name)}"
         )
         return
     print_change(outcome.change)
@@ -178,9 +187,14 @@ def print_change(change: Change) -> None:
     forced = f", forced: {change.reason}" if change.forced else ""
     approved = f", proposed by {change.proposed_by}" if change.proposed_by else ""
     console().print(
-        f"[bold green]promoted[/]: models:/{change.name}@champion is version {change.to} "
-        f"({was}{escape(approved + forced)})"
+        f"[bold green]promoted[/]: models:/{escape(change.name)}@champion is version {change.to} "
+        f"({was}{escape(approved + forced)}){escape(_made_before(change))}"
     )
+
+
+def _made_before(change: Change) -> str:
+    """For who asks again: it is done, and nothing was changed now."""
+    return f"; done before, by {change.by} at {change.at}" if change.was_made else ""
 
 
 def print_history(history: History) -> None:
@@ -194,7 +208,7 @@ def print_history(history: History) -> None:
     aliases = ("champion", "previous", "challenger")
     at = {alias: getattr(history, alias) for alias in aliases}
     shown = [f"@{alias} is version {version}" for alias, version in at.items() if version]
-    out.print(f"{history.name}: {', '.join(shown) or 'no champion yet'}")
+    out.print(f"{escape(history.name)}: {', '.join(shown) or 'no champion yet'}")
     if history.unfinished is not None:
         out.print(
             f"a {history.unfinished.kind} of version {history.unfinished.to} was cut off; the next "

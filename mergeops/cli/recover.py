@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mergeops.cli.options import AS_JSON, PATH, QUIET, Call, options
+from mergeops.cli.options import AS_JSON, PATH, Call, options, progress_options
 from mergeops.recover import KINDS, Recovered
 from mergeops.recover import recover as put_together
 from mergeops.sources import locate
@@ -17,7 +17,7 @@ from mergeops.sources import locate
 @click.argument("out", metavar="OUT", type=PATH)
 @click.option("--base", metavar="DIR|URI", help="The model that was trained: names are checked.")
 @click.option("--dry-run", is_flag=True, help="Say what is there; write nothing.")
-@options(AS_JSON, QUIET)
+@options(AS_JSON, progress_options)
 def recover(call: Call, directory: Path, out: Path, base: str | None, dry_run: bool) -> None:
     """Put together the weights that a sharded training left in DIR, as a Hugging Face directory
     OUT.

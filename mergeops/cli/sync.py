@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, QUIET, Call, options
+from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options, progress_options
 from mergeops.tracking import raise_if_failed, sync_trials
 
 
@@ -14,7 +14,7 @@ from mergeops.tracking import raise_if_failed, sync_trials
 @OVERRIDES
 @click.option("--tracking-uri", help="In place of the server that each trial was meant for.")
 @click.option("--dry-run", is_flag=True, help="Only list the trials that are kept.")
-@options(CONFIG_DIR, AS_JSON, QUIET)
+@options(CONFIG_DIR, AS_JSON, progress_options)
 def sync(call: Call, tracking_uri: str | None, dry_run: bool) -> None:
     """Log trials that were kept while the server was away; nothing is merged or scored again.
 
@@ -24,7 +24,8 @@ def sync(call: Call, tracking_uri: str | None, dry_run: bool) -> None:
     results = sync_trials(output_dir, call.progress, tracking_uri=tracking_uri, dry_run=dry_run)
     lines = []
     for result in results:
-        where = f" as models:/{result.registered}, run {result.run_id}"
+        version = f" as models:/{result.registered}" if result.registered else ""
+        where = f"{version}, run {result.run_id}"
         detail = where if result.outcome == "logged" else f": {result.problem}"
         lines.append(f"{result.name} ({result.plan_digest[:12]}): {result.outcome}{detail}")
     call.show(results, "\n".join(lines) or f"nothing is kept in {output_dir}")

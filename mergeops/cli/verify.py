@@ -7,13 +7,13 @@ import sys
 import click
 
 from mergeops.checkpoint import verify_checkpoint
-from mergeops.cli.options import AS_JSON, QUIET, Call, options
+from mergeops.cli.options import AS_JSON, Call, options, progress_options
 from mergeops.sources import locate
 
 
 @click.command()
 @click.argument("where", metavar="DIR|URI")
-@options(AS_JSON, QUIET)
+@options(AS_JSON, progress_options)
 def verify(call: Call, where: str) -> None:
     """Rehash a merged checkpoint and name every file that differs from its manifest."""
     with call.progress.bar(f"fetching {where}", is_bytes=True) as tick:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import MANIFEST, read_manifest
+from mergeops.checkpoint import MANIFEST, lacking, read_manifest
 from mergeops.errors import MergeError
 from mergeops.planning import Plan
 
@@ -71,8 +71,9 @@ def remove_empty(out: Path) -> None:
             return
         if error.errno == errno.EBUSY:
             raise _mount_error(out) from error
+        verb = "replaced by the merge" if os.path.lexists(out) else "made"
         raise MergeError(
-            f"{out} cannot be replaced by the merge: {error.strerror}; choose a new directory"
+            f"{out} cannot be {verb}: {error.strerror}; choose a new directory"
         ) from error
 
 
@@ -91,8 +92,8 @@ def check_space(plan: Plan, out: Path, present: int = 0) -> None:
     free = shutil.disk_usage(place).free + present
     if free < plan.bytes_to_write:
         raise MergeError(
-            f"{out} needs {plan.bytes_to_write / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
-            "free there; free some space, or write it elsewhere"
+            f"{out} needs {lacking(plan.bytes_to_write, free)} are free there; free some space, or "
+            "write it elsewhere"
         )
 
 

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from mergeops.adapters import AdapterReader, open_adapter
 from mergeops.checkpoint import (
     ADAPTER_CONFIG,
-    AdapterReader,
     CheckpointReader,
     RelaidReader,
+    RenamedReader,
     TensorReader,
-    open_adapter,
     stamp,
 )
 from mergeops.errors import SourceError
@@ -21,7 +21,7 @@ from mergeops.recover import ShardedReader, is_sharded, open_on_base
 
 
 def open_input(planned: PlannedInput, compute: str) -> TensorReader:
-    """A reader of an input's tensors.
+    """A reader of an input's tensors, by the names that they have in the result.
 
     Args:
         planned: the input.
@@ -30,6 +30,11 @@ def open_input(planned: PlannedInput, compute: str) -> TensorReader:
     Raises:
         SourceError: a file is missing or not the one that was planned with.
     """
+    reader = _open(planned, compute)
+    return RenamedReader(reader, planned.renamed) if planned.renamed else reader
+
+
+def _open(planned: PlannedInput, compute: str) -> TensorReader:
     if planned.adapter_base is None:
         return CheckpointReader.open(Path(planned.path), planned.stamps)
     if is_sharded(Path(planned.path)):

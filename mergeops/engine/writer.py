@@ -300,7 +300,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, str]], int]:
     for text in content.splitlines(keepends=True):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         whole = {"plan_digest"} if not lines else {"file", "tensor", "xxh3"}
         if not text.endswith(b"\n") or not isinstance(line, dict) or line.keys() != whole:

@@ -14,6 +14,7 @@ from mergeops.evaluate.items import (
     with_clusters,
 )
 from mergeops.evaluate.tasks import TaskSet, load_tasks
+from mergeops.evaluate.workers import pick_devices
 
 __all__ = [
     "Model",
@@ -24,6 +25,7 @@ __all__ = [
     "part_digests",
     "part_sizes",
     "part_sketches",
+    "pick_devices",
     "score_all",
     "with_clusters",
 ]

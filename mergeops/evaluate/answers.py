@@ -2,7 +2,7 @@
 
 This is lm-eval's ``evaluate()`` for one task and one part of its items, with three differences: the
 requests are built once for all models; an item keeps its own position as its id, whichever items
-are asked; and what cannot be paired later (NaN, a metric without item values) is an error.
+are asked; and answers that are no numbers are an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from typing import Any
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate.catalogue import first_line
+from mergeops.evaluate.draws import replicates
+from mergeops.evaluate.metric_kinds import Aggregation, aggregation_of, kind_of
 from mergeops.evaluate.tasks import LoadedTask
+from mergeops.scores import CORPUS
 
 
 def build_requests(
@@ -110,14 +113,13 @@ def score_answers(
         answers: to each instance, as ``ask`` returns them.
 
     Returns:
-        ``metrics``: "metric,filter" -> value and stderr over all items; ``items``: one dict an item
-        with its id, hashes, answers and "metric,filter" -> value.
+        ``metrics``: "metric,filter" -> its value and kind over all items, or why it has none;
+        ``items``: one dict an item with its id, hashes, answers, and for each "metric,filter" its
+        value and, where that is not 1, its weight.
 
     Raises:
-        EvaluationError: the task's own metric code fails.
+        EvaluationError: the task's own code for items or filters fails.
     """
-    from lm_eval.api.metrics import mean
-
     task = loaded.task
     task._instances = list(instances)  # where apply_filters looks
     by_item = defaultdict(list)
@@ -126,9 +128,8 @@ def score_answers(
         instance.resps = [tuple(r) if isinstance(r, list) else r for r in responses]
         instance.filtered_resps = {}
         by_item[instance.doc_id].append(instance)
-    raw: dict[str, list[Any]] = defaultdict(list)
-    values: dict[int, dict[str, float]] = {doc_id: {} for doc_id in by_item}
-    functions: dict[str, Callable[[list[Any]], float]] = {}
+    raw: dict[str, dict[int, Any]] = defaultdict(dict)
+    functions: dict[str, Aggregation] = {}
     where = loaded.name
     try:
         task.apply_filters()
@@ -140,66 +141,60 @@ def score_answers(
                 results = task.process_results(loaded.docs[doc_id], own_answers)
                 for metric, value in results.items():
                     key = f"{metric},{filtered}"
-                    raw[key].append(value)
-                    functions[key] = task.aggregation().get(metric, mean)
-                    number = item_value(metric, value)
-                    if number is not None and math.isfinite(number):
-                        values[doc_id][key] = number
-        where = loaded.name
-        metrics = {key: _aggregated(functions[key], items) for key, items in raw.items()}
+                    raw[key][doc_id] = value
+                    functions[key] = aggregation_of(task, metric)
     except Exception as error:
         raise EvaluationError(
             f"task {where}: its metric cannot be computed: {first_line(error)}"
         ) from error
-    items = [
-        {
+    items = {
+        doc_id: {
             "doc_id": doc_id,
             **item_hashes(task, loaded.docs[doc_id], own),
             "answers": [instance.resps for instance in own],
-            "values": values[doc_id],
+            "values": {},
+            "weights": {},
         }
         for doc_id, own in by_item.items()
-    ]
-    return {"metrics": metrics, "items": items}
+    }
+    metrics = {
+        key: _counted(loaded, key, functions[key], values, items) for key, values in raw.items()
+    }
+    return {"metrics": metrics, "items": list(items.values())}
 
 
-def item_value(metric: str, value: Any) -> float | None:
-    """A metric's value on one item, in the metric's unit; None where an item has none."""
-    if isinstance(value, tuple | list):
-        if len(value) != 2:
-            return None
-        first, second = value
-        if metric == "brier_score":
-            # Sum over classes of (probability - 1 for the right one, 0 for the others)^2.
-            return math.fsum((float(p) - (i == first)) ** 2 for i, p in enumerate(second))
-        # (log-likelihood in nats, bytes or words)
-        if metric == "bits_per_byte":
-            return -float(first) / (float(second) * math.log(2))
-        if metric in ("byte_perplexity", "word_perplexity"):
-            return _exp(-float(first) / float(second))
-        return None
-    if metric == "perplexity":  # lm-eval keeps the log-likelihood
-        return _exp(-float(value))
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+def _counted(
+    loaded: LoadedTask,
+    key: str,
+    function: Aggregation,
+    raw: Mapping[int, Any],
+    items: Mapping[int, dict[str, Any]],
+) -> dict[str, Any]:
+    """A metric's value and what it is of the items, which get their values; or why there is none.
 
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
-
-
-def _aggregated(function: Callable[[list[Any]], float], items: list[Any]) -> dict[str, Any]:
-    """Value and standard error; only a mean has one here, as lm-eval's others are bootstraps."""
+    Only a mean has a standard error here, as lm-eval's others are bootstraps.
+    """
     from lm_eval.api.metrics import mean, mean_stderr
 
-    value = float(function(items))
-    stderr = float(mean_stderr(items)) if function is mean and len(items) > 1 else math.nan
-    return {
-        "value": value if math.isfinite(value) else None,
-        "stderr": stderr if math.isfinite(stderr) else None,
-    }
+    kind, values = kind_of(function), list(raw.values())
+    counted: dict[str, Any] = {"kind": kind.kind, "by_log": kind.by_log}
+    try:
+        value = float(function(values))
+        if not math.isfinite(value):
+            raise ValueError(f"its value is {value}")
+        stderr = float(mean_stderr(values)) if function is mean and len(values) > 1 else math.nan
+        for doc_id, item in raw.items():
+            if (contribution := kind.contribution(item)) is not None:
+                items[doc_id]["values"][key], weight = contribution
+                if weight != 1.0:
+                    items[doc_id]["weights"][key] = weight
+        if kind.kind == CORPUS and key == f"{loaded.metric},{loaded.filter}":
+            labels = [loaded.clusters.get(doc_id, f"#{doc_id}") for doc_id in raw]
+            counted["replicates"] = replicates(function, values, loaded.name, labels)
+    # A metric that is not chosen may fail; whoever chooses it is told why.
+    except Exception as error:
+        return {**counted, "value": None, "stderr": None, "error": first_line(error)}
+    return {**counted, "value": value, "stderr": stderr if math.isfinite(stderr) else None}
 
 
 def item_hashes(task: Any, doc: Any, instances: list[Any]) -> Mapping[str, str]:

@@ -83,6 +83,8 @@ class Asker:
     """A lock, held while the tasks' own objects are used, which all devices share."""
     trust_remote_code: bool
     """Whether a checkpoint's own code may run."""
+    begin: Callable[[Model], object] | None = None
+    """Called with each model before it is asked."""
     _lm: Any = None
     _loaded: tuple[str, str] | None = None
     """``Missing.digests`` of the model that is loaded, where its weights can be replaced."""
@@ -100,6 +102,8 @@ class Asker:
                 NaN; a prompt cannot be made, which is found before the model is loaded.
         """
         model, subjects = missing.model, missing.subjects
+        if self.begin is not None:
+            self.begin(model)
         alike = self.store.alike(subjects)
         chat = self.tasks.spec.apply_chat_template
         if chat:  # the prompts need the tokenizer
@@ -210,6 +214,8 @@ class Asker:
             else:
                 done += _items(piece)
                 tell(done)
+        if pieces and hasattr(self._lm, "tell_of_cut"):
+            self._lm.tell_of_cut()
         new = iter([responses for piece in answered for responses in piece])
         return [
             known.answers[i] if i in known.answers else next(new) for i in range(len(instances))

@@ -17,6 +17,7 @@ from typing import Any
 from mergeops.errors import EvaluationError
 from mergeops.evaluate.checks import check_config, needs_network, pin_data_files
 from mergeops.evaluate.silence import hub_is_reachable, offline
+from mergeops.evaluate.text_files import ENDINGS, text_config
 from mergeops.schema import did_you_mean
 
 _NETWORK_ERRORS = (
@@ -48,17 +49,23 @@ class Catalogue:
             _check_files(self.folder)
         self._own = TaskManager(include_path=self.folder, include_defaults=False)
 
-    def build(self, name: str) -> list[Any]:
-        """The leaf tasks of a task, group or tag name, or of a YAML path, as lm-eval Task objects.
+    def build(self, name: str) -> tuple[list[Any], list[Any]]:
+        """The leaf tasks of a task, group or tag name, or of a YAML path, as lm-eval Task objects;
+        of the path of a text file the task that measures its bits per byte.
+
+        Of a group also its ``AggMetricConfig``s, by which lm-eval gives it a number of its own.
 
         Raises:
             EvaluationError: unknown name, broken YAML, unknown metric, missing data, no network.
         """
         path = self._as_path(name)
+        if path is not None and path.suffix in ENDINGS:
+            with _explained(path.stem, {}):
+                return list(self._own.load([text_config(path)])["tasks"].values()), []
         manager, entry = (self._own, _entry_of(path)) if path else self._lookup(name)
         if entry.kind.name == "TAG":
             leaves = sorted(entry.tags)
-            return [t for leaf in leaves for t in self._build_one(manager, leaf)]
+            return [t for leaf in leaves for t in self._build_one(manager, leaf)[0]], []
         if entry.kind.name == "GROUP" and self._borrows(entry):
             manager = self._with_shipped
         return self._build_one(manager, str(path) if path else name, entry)
@@ -81,7 +88,7 @@ class Catalogue:
             where = f"evaluate.include_path {self.folder} has: {', '.join(own) or 'none'}"
         raise EvaluationError(f"evaluate.tasks has {name!r}, which fits no task; {where}")
 
-    def _build_one(self, manager: Any, name: str, entry: Any = None) -> list[Any]:
+    def _build_one(self, manager: Any, name: str, entry: Any = None) -> tuple[list[Any], list[Any]]:
         from lm_eval.tasks._yaml_loader import load_yaml
 
         entry = entry or manager.task_index[name]
@@ -99,14 +106,17 @@ class Catalogue:
             may_download = (is_group or needs_network(config)) and self._hub_is_reachable
             # Off the network, cached data still loads.
             with contextlib.nullcontext() if may_download else offline():
-                return list(manager.load([spec])["tasks"].values())
+                loaded = manager.load([spec])
+            group = loaded["groups"].get(entry.name)
+            aggregated = group.aggregate_metric_list if group is not None else None
+            return list(loaded["tasks"].values()), list(aggregated or [])
 
     @cached_property
     def _hub_is_reachable(self) -> bool:
         return hub_is_reachable()
 
     def _as_path(self, name: str) -> Path | None:
-        if not (name.endswith((".yaml", ".yml")) or "/" in name):
+        if not (name.endswith((".yaml", ".yml", *ENDINGS)) or "/" in name):
             return None
         choices = [Path(name).expanduser()]
         if self.folder is not None:
@@ -114,7 +124,8 @@ class Catalogue:
         for path in choices:
             if path.is_file():
                 return path.resolve()
-        raise EvaluationError(f"task file {name} does not exist (from {Path.cwd()})")
+        kind = "text" if name.endswith(ENDINGS) else "task"
+        raise EvaluationError(f"{kind} file {name} does not exist (from {Path.cwd()})")
 
     def _lookup(self, name: str) -> tuple[Any, Any]:
         if name in self._own.task_index:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mergeops.errors import EvaluationError
 from mergeops.schema import did_you_mean
 
-CORPUS_METRICS = ("f1", "mcc", "bleu", "chrf", "ter", "likelihood")
-"""Defined over all items together: no value for one item, so nothing to pair models on."""
 _REMOTE = ("http://", "https://", "hf://", "s3://", "gs://")
 
 
@@ -86,6 +84,8 @@ def check_built(name: str, task: Any) -> None:
         for metric, function in getattr(task, "_metric_fn_list", {}).items():
             if function is None:
                 _check_metric(name, metric)
+                if task.OUTPUT_TYPE != "generate_until":
+                    continue  # lm-eval counts such answers itself and calls no function
                 raise EvaluationError(
                     f"task {name}: metric {metric!r} is to come from HF evaluate, which has it "
                     "neither in its cache nor within reach"
@@ -93,42 +93,6 @@ def check_built(name: str, task: Any) -> None:
     for metric, function in task.aggregation().items():
         if function is None:
             raise EvaluationError(f"task {name}: the aggregation of metric {metric!r} is unknown")
-
-
-def choose_metric(
-    name: str, chosen: str | None, metrics: Iterable[str], filters: Iterable[str]
-) -> tuple[str, str]:
-    """The metric and the filter that a task is scored by.
-
-    Args:
-        name: of the task.
-        chosen: ``evaluate.metrics`` for this task: ``acc``, or ``exact_match,strict-match`` to
-            choose one of several filters as well.
-        metrics, filters: what the task has, in its order.
-
-    Raises:
-        EvaluationError: the task has no such metric or filter, or the metric has no item values.
-    """
-    metrics, filters = list(metrics), list(filters)
-    metric, _, chosen_filter = (chosen or "").partition(",")
-    if chosen is None:
-        metric = "acc" if "acc" in metrics else metrics[0]
-    if metric not in metrics:
-        raise EvaluationError(
-            f"evaluate.metrics.{name} is {chosen!r}; task {name} has: {', '.join(metrics)}"
-        )
-    if chosen_filter and chosen_filter not in filters:
-        raise EvaluationError(
-            f"evaluate.metrics.{name} is {chosen!r}; the filters of task {name} are: "
-            f"{', '.join(filters)}"
-        )
-    if metric in CORPUS_METRICS:
-        others = [m for m in metrics if m not in CORPUS_METRICS]
-        raise EvaluationError(
-            f"metric {metric} of task {name} has no value for a single item, so models cannot be "
-            f"paired on it; set evaluate.metrics.{name} to one of: {', '.join(others) or 'none'}"
-        )
-    return metric, chosen_filter or filters[0]
 
 
 def _check_metric(name: str, metric: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ def score_all(
     shared: SharedScores | None = None,
     trust_remote_code: bool = False,
     progress: TaskTick | None = None,
+    begin: Callable[[Model], object] | None = None,
 ) -> list[Scores]:
     """Score models, task by task; what ``work_dir`` or ``shared`` already has is not asked again.
 
@@ -49,6 +50,7 @@ def score_all(
         shared: a store that other machines see too.
         trust_remote_code: whether a checkpoint's own code may run.
         progress: called from one thread at a time.
+        begin: called with each model that is asked, before it is.
 
     Returns:
         In the order of the candidates.
@@ -109,6 +111,7 @@ def score_all(
             store=store,
             tick=tick,
             turn=threading.Lock(),
+            begin=begin,
             trust_remote_code=trust,
         )
         devices = _devices(spec)
@@ -126,6 +129,7 @@ def score_all(
                 for name, loaded in tasks.tasks.items()
             },
             settings=_settings(tasks, own_records),
+            groups=tasks.groups,
         )
         for model, own_records in zip(candidates, records, strict=True)
     ]
@@ -157,22 +161,28 @@ def _devices(spec: EvaluateSpec) -> list[Any]:
 
 def _task_score(loaded: LoadedTask, part: str, record: Mapping[str, Any]) -> TaskScore:
     key = f"{loaded.metric},{loaded.filter}"
-    whole = record["metrics"].get(key)
-    if whole is None or whole["value"] is None:
+    whole = record["metrics"].get(key, {"value": None})
+    others = ", ".join(k for k, m in record["metrics"].items() if m["value"] is not None)
+    advice = f"choose another with evaluate.metrics.{loaded.name}: it has {others or 'none'}"
+    if whole["value"] is None:
+        reason = f" ({whole['error']})" if "error" in whole else ""
         raise EvaluationError(
-            f"task {loaded.name} gives no finite value of metric {loaded.metric}; choose another "
-            f"with evaluate.metrics.{loaded.name}: it has {', '.join(record['metrics'])}"
+            f"task {loaded.name} gives no finite value of metric {loaded.metric}{reason}; {advice}"
         )
     identity = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
     items = tuple(
-        ItemResult(**{name: item[name] for name in identity}, value=item["values"][key])
+        ItemResult(
+            **{name: item[name] for name in identity},
+            value=item["values"][key],
+            weight=item["weights"].get(key, 1.0),
+        )
         for item in record["items"]
         if key in item["values"]
     )
     if not items:
         raise EvaluationError(
-            f"metric {loaded.metric} of task {loaded.name} has no value for a single item, so "
-            f"models cannot be paired on it; choose another with evaluate.metrics.{loaded.name}"
+            f"metric {loaded.metric} of task {loaded.name} is no number on any item, so models "
+            f"cannot be compared by it; {advice}"
         )
     return TaskScore(
         task=loaded.name,
@@ -183,6 +193,10 @@ def _task_score(loaded: LoadedTask, part: str, record: Mapping[str, Any]) -> Tas
         version=record["version"],
         digest=loaded.digests[part],
         higher_is_better=loaded.higher_is_better,
+        kind=whole["kind"],
+        by_log=whole["by_log"],
+        replicates=tuple(whole.get("replicates", ())),
+        asked=loaded.how,
     )
 
 

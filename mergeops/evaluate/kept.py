@@ -22,7 +22,9 @@ from mergeops.errors import EvaluationError, MergeopsError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
+_WITH_ANSWERS = (2, 3)
+"""Formats whose answers can be counted again. The second knew no weights of items."""
 
 ScoreRecord = dict[str, Any]
 """What ``answers.score_answers`` makes of one task, with settings, version, way and header."""
@@ -117,14 +119,15 @@ class ScoreStore:
         for way, subject in by_way.items():
             ending = f".{way[:16]}.way"
             for mark in sorted(self._file(subject.header).parent.glob(f"*{ending}")):
-                record = _read(mark.with_name(mark.name.removesuffix(ending) + ".json"))
+                file = mark.with_name(mark.name.removesuffix(ending) + ".json")
+                record = _read(file, _WITH_ANSWERS)
                 if record is not None and _is_alike(record, subject):
                     records[subject.task][_sha256(record["header"])] = record
         weights = subjects[0].weights_sha256
         known = [key for by_key in records.values() for key in by_key]
         texts = self._ask_others(lambda shared: shared.alike(weights, list(by_way), known))
         for key, text in texts.items():
-            record = _parse(text)
+            record = _parse(text, _WITH_ANSWERS)
             if record is None or key != _sha256(record["header"]):
                 continue
             same_way = by_way.get(record.get("way", ""))
@@ -218,19 +221,19 @@ class AnswerJournal:
         self.path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> ScoreRecord | None:
+def _read(path: Path, formats: Collection[int] = (FORMAT,)) -> ScoreRecord | None:
     try:
-        return _parse(path.read_text(encoding="utf-8"))
+        return _parse(path.read_text(encoding="utf-8"), formats)
     except (OSError, ValueError):
         return None
 
 
-def _parse(text: str) -> ScoreRecord | None:
-    """The record in a text; None where it is damaged or of another format."""
+def _parse(text: str, formats: Collection[int] = (FORMAT,)) -> ScoreRecord | None:
+    """The record in a text; None where it is damaged or of a format that is not wanted."""
     try:
         stored = json.loads(text)
         record: ScoreRecord = stored["record"]
-        is_whole = stored["format"] == FORMAT and stored["sha256"] == _sha256(record)
+        is_whole = stored["format"] in formats and stored["sha256"] == _sha256(record)
         return record if is_whole and isinstance(record["header"], dict) else None
     except (ValueError, TypeError, KeyError):
         return None

@@ -10,6 +10,7 @@ import logging
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate.lm import TreeLM
@@ -38,6 +39,8 @@ class _Checked(HFLM):  # type: ignore[misc]  # lm-eval has no types
         )
         self.asking = ""
         """The task being asked, for messages."""
+        self._cut: dict[str, tuple[int, int]] = {}
+        """Task -> its requests that lost their beginning, and all."""
         self._encodings = encodings
         self._room = _KEPT_TOKENS - sum(map(len, encodings.values()))
 
@@ -84,12 +87,45 @@ class _Checked(HFLM):  # type: ignore[misc]  # lm-eval has no types
                     "embedding rows; it belongs to another model"
                 )
             cut += len(context) + len(continuation) > self.max_length + 1
+        self._count_cut(cut, len(requests))
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        """As lm-eval's; what it would assert, or hide a warning of, is found before."""
+        cut = 0
+        for request in requests:
+            context, settings = request.args
+            most = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
+            room = self.max_length - most
+            tokens = len(self.tok_encode(context))
+            if room <= 0:
+                raise EvaluationError(
+                    f"task {self.asking}: an answer of up to {most} tokens leaves no room for a "
+                    f"prompt in max_length {self.max_length}; set a smaller max_gen_toks in the "
+                    "generation_kwargs of the task's file, or a larger evaluate.max_length where "
+                    "the model can read it"
+                )
+            if tokens == 0:
+                raise EvaluationError(
+                    f"task {self.asking}, item {request.doc_id}: the prompt is empty once "
+                    "tokenised, so there is nothing to generate from"
+                )
+            cut += tokens > room
+        self._count_cut(cut, len(requests))
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _count_cut(self, cut: int, requests: int) -> None:
+        cut_before, before = self._cut.get(self.asking, (0, 0))
+        self._cut[self.asking] = cut_before + cut, before + requests
+
+    def tell_of_cut(self) -> None:
+        """Warn once of the task being asked, when all its requests were."""
+        cut, requests = self._cut.pop(self.asking, (0, 0))
         if cut:
             log.warning(
                 "task %s: %d of %d requests are longer than max_length %d and lose their beginning",
                 self.asking,
                 cut,
-                len(requests),
+                requests,
                 self.max_length,
             )
 

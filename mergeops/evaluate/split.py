@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def part_ids(
     units: Sequence[str],
     confirm_fraction: float,
     salt: str,
-    limit: int | None,
+    limit: float | None,
 ) -> tuple[int, ...]:
     """Positions of the items of one part, ascending.
 
@@ -60,8 +61,9 @@ def part_ids(
         units: ``split_units`` of the items.
         confirm_fraction: expected share of the confirm part.
         salt: another salt gives another split.
-        limit: keep this many of the part at most, the same ones in whatever order they came: those
-            with the smallest hashes. A smaller limit keeps a subset of what a larger one keeps.
+        limit: keep this many of the part at most, or below 1 this share of it, rounded up: the
+            same ones in whatever order they came: those with the smallest hashes. A smaller
+            limit keeps a subset of what a larger one keeps.
     """
     if part not in PARTS:
         raise ValueError(f"part is {part!r}; allowed: {', '.join(PARTS)}")
@@ -72,7 +74,8 @@ def part_ids(
         if (int.from_bytes(_salted(salt, unit)[:8], "big") < threshold) == (part == "confirm")
     ]
     if limit is not None:
-        chosen = sorted(chosen, key=lambda i: (_salted(salt, digests[i]), i))[:limit]
+        kept = math.ceil(limit * len(chosen)) if limit < 1 else int(limit)
+        chosen = sorted(chosen, key=lambda i: (_salted(salt, digests[i]), i))[:kept]
     return tuple(sorted(chosen))
 
 

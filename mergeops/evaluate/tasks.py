@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate.catalogue import Catalogue, first_line
-from mergeops.evaluate.checks import check_built, choose_metric
+from mergeops.evaluate.checks import check_built
+from mergeops.evaluate.golds import warn_of_golds
+from mergeops.evaluate.how_asked import ENGINE_KEYS, digest_of_settings, how_asked, settings_of
+from mergeops.evaluate.metric_choice import choose_metric, direction
+from mergeops.evaluate.metric_kinds import aggregation_of, kind_of
 from mergeops.evaluate.silence import quiet
 from mergeops.evaluate.split import item_digest, part_ids, split_units
 from mergeops.recipe import EvaluateSpec
 from mergeops.schema import did_you_mean
-from mergeops.scores import PARTS
-
-_ENGINE_KEYS = ("dtype", "backend", "batch_size", "lm_eval", "transformers")
-# Where the items are kept, and what they are called, is not what is asked: the items are hashed.
-_PLACE_KEYS = (
-    "custom_dataset",
-    "dataset_kwargs",
-    "dataset_name",
-    "dataset_path",
-    "metadata",
-    "process_docs",
-    "tag",
-    "task_alias",
-)
+from mergeops.scores import CORPUS, PARTS, GroupRule
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,16 +45,17 @@ class LoadedTask:
     """Part -> sha256 of the questions alone: whatever computes the answers is left out."""
     way: str
     """sha256 of everything that decides how an item is asked, whichever items they are."""
+    clusters: Mapping[int, str]
+    """Position in ``docs`` -> what names the item's cluster; items in none are not here."""
+    higher_is_better: bool
+    """Direction of the chosen metric."""
+    how: Mapping[str, str]
+    """How items are asked and counted, by what it is called in messages."""
 
     @property
     def version(self) -> str:
         """The task's version as its author counts it."""
         return str(self.task.VERSION)
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Direction of the chosen metric."""
-        return self.task.higher_is_better().get(self.metric) is not False
 
     def needed_ids(self, part: str) -> tuple[int, ...]:
         """The items of a part.
@@ -90,6 +77,8 @@ class TaskSet:
 
     spec: EvaluateSpec
     tasks: Mapping[str, LoadedTask]
+    groups: Mapping[str, GroupRule] = field(default_factory=dict)
+    """Those that ``spec.tasks`` names and lm-eval gives a number by the chosen metrics."""
     requests: dict[tuple[str, str, str | None], list[Any]] = field(default_factory=dict)
     """(task, part, tokenizer where prompts depend on it) -> lm-eval instances, built once."""
     encodings: dict[str, dict[tuple[str, bool | None], list[int]]] = field(default_factory=dict)
@@ -100,8 +89,8 @@ def load_tasks(spec: EvaluateSpec) -> TaskSet:
     """Load every task that ``spec.tasks`` names and split its items into dev and confirm.
 
     Raises:
-        EvaluationError: unknown task, broken YAML, unknown metric, missing data, no network,
-            a task named twice, too few few-shot examples.
+        EvaluationError: unknown task, broken YAML, unknown metric, a metric whose direction nobody
+            says, missing data, no network, a task named twice, too few few-shot examples.
     """
     if not spec.tasks:
         raise EvaluationError(
@@ -109,10 +98,12 @@ def load_tasks(spec: EvaluateSpec) -> TaskSet:
         )
     loaded: dict[str, LoadedTask] = {}
     named_by: dict[str, str] = {}
+    groups: dict[str, GroupRule] = {}
     with quiet():
         catalogue = Catalogue(spec.include_path)
         for entry in (name for pattern in spec.tasks for name in catalogue.expand(pattern)):
-            for task in catalogue.build(entry):
+            tasks, aggregated = catalogue.build(entry)
+            for task in tasks:
                 name = str(task.task_name)
                 if name in loaded:
                     raise EvaluationError(
@@ -120,30 +111,43 @@ def load_tasks(spec: EvaluateSpec) -> TaskSet:
                         f"{entry!r}"
                     )
                 named_by[name] = entry
-                loaded[name] = _load(name, task, spec)
-    for name in spec.metrics:
-        if name not in loaded:
-            raise EvaluationError(
-                f"evaluate.metrics names task {name!r}, which is not scored; "
-                f"{did_you_mean(name, loaded)}the tasks are: {', '.join(loaded)}"
-            )
-    return TaskSet(spec, loaded)
+                loaded[name] = _load(name, task, spec, [each.metric for each in aggregated])
+            members = [loaded[str(task.task_name)] for task in tasks]
+            if (by_size := _rule(members, aggregated)) is not None:
+                groups[entry] = GroupRule(tuple(task.name for task in members), by_size)
+    for key in ("metrics", "higher_is_better"):
+        for name in getattr(spec, key):
+            if name not in loaded:
+                raise EvaluationError(
+                    f"evaluate.{key} names task {name!r}, which is not scored; "
+                    f"{did_you_mean(name, loaded)}the tasks are: {', '.join(loaded)}"
+                )
+    return TaskSet(spec, loaded, groups)
 
 
-def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
+def _rule(members: Sequence[LoadedTask], aggregated: Sequence[Any]) -> bool | None:
+    """Whether lm-eval counts each task of a group as often as it has items, or once; None where it
+    has no number of the group by the metric and filter that all its tasks are scored by."""
+    chosen = {(task.metric, task.filter) for task in members}
+    if len(chosen) != 1:
+        return None
+    [(metric, of)] = chosen
+    for each in aggregated:
+        if each.metric == metric and (each.filter_list is None or of in each.filter_list):
+            return bool(each.weight_by_size)
+    return None
+
+
+def _load(name: str, task: Any, spec: EvaluateSpec, preferred: Sequence[str]) -> LoadedTask:
     check_built(name, task)
-    metric, chosen_filter = choose_metric(
-        name,
-        spec.metrics.get(name),
-        task.aggregation(),
-        [ensemble.name for ensemble in task._filters],
-    )
     try:
         docs = tuple(task.eval_docs)
     except Exception as error:
         raise EvaluationError(
             f"task {name}: its items cannot be read: {first_line(error)}"
         ) from error
+    metric, chosen_filter = choose_metric(name, spec.metrics.get(name), task, docs, preferred)
+    higher_is_better = direction(name, metric, task, spec.higher_is_better)
     num_fewshot = _num_fewshot(task, spec)
     items = [item_digest(doc) for doc in docs]
     cluster_field = spec.clusters.get(name)
@@ -151,6 +155,7 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
     with _templates_kept():
         marks = [_marks(task, doc, cluster_field) for doc in docs]
         example_marks = [set(_marks(task, doc, cluster_field)) - {None} for doc, _ in examples]
+        warn_of_golds(name, task, docs)
     split = partial(
         part_ids,
         items,
@@ -158,8 +163,8 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
         confirm_fraction=spec.confirm_fraction,
         salt=spec.split_salt,
     )
-    settings = _settings(name, task, num_fewshot, spec)
-    way = _digest(settings)
+    settings = settings_of(name, task, num_fewshot, spec)
+    way = digest_of_settings(settings)
     ids, pools, digests, asked = {}, {}, {}, {}
     for part, other in zip(PARTS, reversed(PARTS), strict=True):
         ids[part] = split(part, limit=spec.limit)
@@ -170,8 +175,11 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
         if num_fewshot:
             settings["fewshot_pool"] = [digest for _, digest in pool]
         whole = {**settings, "items": [[i, items[i]] for i in ids[part]]}
-        digests[part] = _digest(whole)
-        asked[part] = _digest({k: v for k, v in whole.items() if k not in _ENGINE_KEYS})
+        if kind_of(aggregation_of(task, metric)).kind == CORPUS:
+            # The items are drawn again for this metric, clusters whole, and the draws are kept.
+            whole["drawn"] = [metric, chosen_filter, cluster_field]
+        digests[part] = digest_of_settings(whole)
+        asked[part] = digest_of_settings({k: v for k, v in whole.items() if k not in ENGINE_KEYS})
     return LoadedTask(
         name=name,
         task=task,
@@ -184,6 +192,9 @@ def _load(name: str, task: Any, spec: EvaluateSpec) -> LoadedTask:
         digests=digests,
         asked=asked,
         way=way,
+        clusters={i: cluster for i, (_, cluster) in enumerate(marks) if cluster is not None},
+        higher_is_better=higher_is_better,
+        how=how_asked(settings, chosen_filter),
     )
 
 
@@ -236,59 +247,3 @@ def _check_pool(name: str, part: str, num_fewshot: int, left: int, examples: int
             f"task {name} has {left} examples to draw from{why}, fewer than num_fewshot "
             f"{num_fewshot}"
         )
-
-
-def _settings(name: str, task: Any, num_fewshot: int, spec: EvaluateSpec) -> dict[str, Any]:
-    """What decides a task's scores beside its items and the model."""
-    import lm_eval
-
-    config = {k: v for k, v in vars(task.config).items() if k not in _PLACE_KEYS}
-    settings = {
-        "task": name,
-        "version": str(task.VERSION),
-        "config": config,
-        "num_fewshot": num_fewshot,
-        "seed": spec.seed,
-        "apply_chat_template": spec.apply_chat_template,
-        "dtype": spec.dtype,
-        "backend": "mergeops" if spec.backend == "auto" else spec.backend,
-        "batch_size": spec.batch_size,
-        "max_length": spec.max_length,
-        "lm_eval": lm_eval.__version__,
-        "transformers": version("transformers"),
-    }
-    if not type(task).__module__.startswith("lm_eval.api."):
-        settings["class"] = _code(type(task))
-    return settings
-
-
-def _digest(settings: Mapping[str, Any]) -> str:
-    text = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=_plain)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if callable(value):
-        return _code(value)
-    if hasattr(value, "__dataclass_fields__"):
-        return vars(value)
-    return str(value)
-
-
-def _code(function: Any) -> str:
-    """A function or class by name and by the code that it may call.
-
-    Its whole file; outside lm-eval, whose version is part of the digest, every file of its folder,
-    and of an object that can be called its class.
-    """
-    if isinstance(function, partial):
-        return _digest({"of": function.func, "with": [function.args, function.keywords]})
-    kind = function if hasattr(function, "__qualname__") else type(function)
-    try:
-        file = Path(inspect.getfile(kind))
-        own = str(kind.__module__).partition(".")[0] != "lm_eval"
-        files = sorted(file.parent.glob("*.py")) if own else [file]
-        sources = [[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in files]
-    except (TypeError, OSError):
-        sources = []
-    return f"{kind.__qualname__}:{_digest({'sources': sources})}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mergeops.errors import ConfigError, MergeError
-from mergeops.planning import check_configs, check_tensors, check_tokenizers, make_plan, read_input
+from mergeops.planning import check_configs, check_tensors, check_tokenizers, make_plan, read_inputs
 from mergeops.recipe import Recipe
 from mergeops.sources import Resolved, Source
 
@@ -35,14 +35,13 @@ def look_at_fit(recipe: Recipe, resolved: Resolved, base: Source | None) -> Fit:
         SourceError: an input's files are missing or corrupt.
     """
     inputs = [*([base] if base else []), *resolved.sources.values()]
-    (first, headers), *others = [read_input(source) for source in inputs]
+    (first, *others), headers, warnings = read_inputs(inputs)
     differences: dict[str, list[str]] = {}
-    warnings: list[str] = []
-    for planned, others_headers in others:
+    for planned in others:
         pair = [first, planned]
         checks: list[Callable[[], list[str] | None]] = [
             partial(check_configs, pair, recipe),
-            partial(check_tensors, {first.name: headers, planned.name: others_headers}),
+            partial(check_tensors, {p.name: headers[p.name] for p in pair}),
             partial(check_tokenizers, first, pair),
         ]
         for check in checks:

@@ -14,7 +14,7 @@ from mergeops.errors import MergeError
 from mergeops.inspection.effective_rank import RankMeter
 from mergeops.inspection.moments import Moments
 from mergeops.lazy_torch import torch
-from mergeops.planning import is_before_layers, layer_of, read_input
+from mergeops.planning import is_before_layers, layer_of, read_inputs
 from mergeops.sources import Source
 
 if TYPE_CHECKING:
@@ -84,15 +84,15 @@ def walk(
         MergeError: the inputs have no tensor in common.
     """
     inputs = [*([base] if base else []), *sources]
-    planned = [read_input(source) for source in inputs]
-    shared, left_out = _shared({source.name: tensors for source, tensors in planned})
+    planned, headers, _ = read_inputs(inputs)
+    shared, left_out = _shared(headers)
     total = sum(stored.numel for stored in shared.values())
     done = 0
     compared = []
     names = [source.name for source in inputs]
     alike = set(itertools.combinations(range(len(names)), 2))
     with contextlib.ExitStack() as opened:
-        readers = [open_input(source, "F64") for source, _ in planned]
+        readers = [open_input(source, "F64") for source in planned]
         for reader in readers:
             opened.callback(reader.close)
         for name, stored in shared.items():
@@ -100,7 +100,7 @@ def walk(
             meters = [RankMeter(*stored.shape) for _ in sources] if matrix else []
             moments: Moments | None = None
             for start, stop in _cuts(stored):
-                chunk = _read(readers, [tensors[name] for _, tensors in planned], start, stop)
+                chunk = _read(readers, [tensors[name] for tensors in headers.values()], start, stop)
                 alike = {(i, j) for i, j in alike if torch.equal(chunk[i], chunk[j])}
                 own = chunk[1:] if base is not None else chunk
                 part = Moments.of(chunk[0], own, has_base=base is not None)

@@ -17,7 +17,7 @@ from mergeops.errors import ConfigError, SourceError, TrackingError
 from mergeops.lineage.family import Member
 from mergeops.lineage.family_records import FamilyRecords
 from mergeops.redact import redact
-from mergeops.store import Tracking
+from mergeops.store import Tracking, own_tags
 from mergeops.tracking import pooled_estimate
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Ancestors:
 
     def of_version(self, version: ModelVersion) -> Member:
         """Of a registered version: its run tells more than its source, where there is one."""
-        run_id = version.tags.get("mergeops.run_id") or version.run_id
+        run_id = own_tags(version.tags).get("mergeops.run_id") or version.run_id
         model = _MODEL.match(str(version.source))
         member = self.of_model(model[1]) if model else None
         if member is None and (run := self._records.run(run_id)):

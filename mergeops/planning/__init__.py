@@ -1,10 +1,12 @@
 """From a recipe and headers to a plan, or a refusal; no tensor is read.
 
-Stands on: checkpoint, errors, methods, recipe, recover, schema, sources.
+Stands on: adapters, architectures, checkpoint, errors, methods, recipe, recover, schema,
+sources.
 """
 
+from mergeops.planning.alignment import read_inputs
 from mergeops.planning.architecture import is_before_layers, layer_of
-from mergeops.planning.inputs import PlannedInput, read_input
+from mergeops.planning.inputs import PlannedInput
 from mergeops.planning.merges_first import Digests, merge_dir, resolve_with_merges
 from mergeops.planning.plan import Plan, TensorTask, write_small_files
 from mergeops.planning.planner import make_plan
@@ -24,7 +26,7 @@ __all__ = [
     "layer_of",
     "make_plan",
     "merge_dir",
-    "read_input",
+    "read_inputs",
     "resolve_with_merges",
     "write_small_files",
 ]

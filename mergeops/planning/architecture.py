@@ -1,25 +1,10 @@
-"""What tensor names and config.json say: the depth of layers, and which models fit each other."""
+"""What tensor names say: which layer, and how deep; and a config.json with changes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-from mergeops.errors import MergeError, key_of
-
-# The settings that change what the weights mean without changing their shapes.
-MEANING = (
-    "model_type",
-    "architectures",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "tie_word_embeddings",
-)
-ROPE = ("rope_parameters", "rope_theta", "rope_scaling")
 
 _LAYER = re.compile(r"^(.*?\.)?(\d+)\.")
 _BEFORE_LAYERS = re.compile(r"embed|\bwte\b|\bwpe\b|\bshared\b|\bpatch|\bconv\d?\b")
@@ -60,53 +45,6 @@ def layer_depths(names: Iterable[str], after: float = 1.0) -> dict[str, float]:
         else:
             depths[name] = 0.0 if is_before_layers(name) else after
     return depths
-
-
-def check_same_architecture(
-    configs: Mapping[str, Mapping[str, Any]], settled: Iterable[str] = (), *, mixed: bool = False
-) -> list[str]:
-    """Compare every config.json with the first.
-
-    Args:
-        configs: name of the input -> content.
-        settled: settings that may differ, since the recipe says what the result has.
-        mixed: whether all may differ.
-
-    Returns:
-        Warnings: differences that a merge can live with.
-
-    Raises:
-        MergeError: two inputs are models of different kinds; names the setting and both values.
-    """
-    warnings = []
-    (first, reference), *others = configs.items()
-    for name, config in others:
-        for key in (key for key in MEANING if key not in settled):
-            ours, theirs = reference.get(key), config.get(key)
-            if ours is None or theirs is None or ours == theirs:
-                continue
-            differs = f"{key} is {_short(ours)} in {first} and {_short(theirs)} in {name}"
-            if mixed:
-                warnings.append(f"{differs}; the merge takes that of {first}")
-                continue
-            raise MergeError(
-                f"{first} and {name} have different architectures: {differs}; choose fine-tunes of "
-                "one model, or set mixed_architectures=allow if their weights mean the same",
-                at=key_of(name),
-            )
-        for key in ROPE:
-            if reference.get(key) != config.get(key):
-                warnings.append(
-                    f"{key} is {reference.get(key)!r} in {first} and {config.get(key)!r} in "
-                    f"{name}; the merge takes that of {first}"
-                )
-    return warnings
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return str(value)
 
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mergeops.errors import ConfigError, MergeError, about
 from mergeops.methods import Method, check_source_count
 from mergeops.planning.architecture import changed, layer_depths
 from mergeops.planning.pieces import Assembler, Piece
-from mergeops.planning.preflight import check_tensors
+from mergeops.planning.preflight import check_experts, check_tensors
 from mergeops.planning.stacks import Stack, find_stacks, get, is_per_layer, pick, resized
 from mergeops.planning.views import View
 from mergeops.recipe import BASE, Module, Recipe, Slice, SlicePart
@@ -51,7 +51,9 @@ def assemble(
     assembler = Assembler(method, views, recipe.sources, after=after, leave_out=leave_out)
     first = next(iter(views))
     if not recipe.slices and not recipe.modules:
-        if not leave_out:
+        if leave_out:
+            check_experts(views)
+        else:
             check_tensors(views)
         names = dict.fromkeys(name for view in views.values() for name in view)
         return Assembly(tuple(assembler.plain(names)), {})

@@ -1,4 +1,4 @@
-"""The small files beside the weights: config, generation config, tokenizer, chat template."""
+"""The small files beside the weights: configs, tokenizer, chat template, processor."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ from mergeops.checkpoint import (
     PROCESSOR_TEMPLATE,
     TokenizerFile,
     file_sha256,
+    is_processor_file,
+    is_small_file,
     read_json,
     tokenizer_directory,
 )
 from mergeops.errors import SourceError
 from mergeops.planning.architecture import changed
-from mergeops.planning.inputs import PlannedInput
+from mergeops.planning.inputs import PlannedInput, read_config_file
+from mergeops.planning.quantisation_left import plain_config
+from mergeops.planning.special_tokens import check_special_tokens, reconciled, text_settings
 from mergeops.planning.tokens.merged import NewToken
 from mergeops.planning.tokens.template import choose_template
 from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
 from mergeops.planning.tokens.written_files import WITH_TOKENS, with_tokens, with_vocabulary
+
+SENSES = ("vision", "audio", "mel_bins", "image_token", "speech")
+"""Parts of the names of settings that models have which take more than text."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,12 @@ def find_companions(
     *,
     trust_code: bool = False,
 ) -> tuple[tuple[Companion, ...], tuple[str, ...]]:
-    """Choose the small files: configs from the first input, the rest from the tokenizer's.
+    """Choose the small files: configs and processor from the first input, the rest from the
+    tokenizer's.
 
-    What one input lacks is taken from the first that has it; but a tokenizer is never put together
-    from two.
+    What one input lacks is taken from the first that has it; but a tokenizer or a processor is
+    never put together from two, and ids of special tokens are those of the input that the tokenizer
+    is from.
 
     Args:
         inputs: base, where there is one, then sources.
@@ -73,27 +82,45 @@ def find_companions(
         The files by name, and warnings.
 
     Raises:
-        SourceError: no input has a config.json.
+        SourceError: no input has a config.json, or one holds what is no JSON.
         MergeError: the input whose chat template is wanted has none.
     """
-    directories = [d for planned in inputs for d in planned.directories]
-    files: dict[str, Companion] = {}
+    owners = {d: planned for planned in inputs for d in planned.directories}
+    places = {}
     for name in (CONFIG, GENERATION_CONFIG):
-        place = next((d for d in directories if (d / name).is_file()), None)
-        if place is None:
-            continue
-        files[name] = _copy(place / name)
-        if vocabulary is not None:
-            theirs = next((d for d in tokenizer.directories if (d / name).is_file()), place)
-            ids_from = None if theirs == place else read_json(theirs / name)
-            config = with_vocabulary(read_json(place / name), vocabulary, ids_from)
-            files[name] = _written(name, place / name, _dump(config))
-    if CONFIG not in files:
-        raise SourceError(f"{directories[0]} has no config.json, and no other input has one")
-    chosen = tokenizer_directory([*tokenizer.directories, *directories])
-    if chosen is not None:
-        files |= _copies(chosen / name for name in (*TokenizerFile, PROCESSOR_TEMPLATE))
+        place = next((d for d in owners if (d / name).is_file()), None)
+        if place is not None:
+            places[name] = place
+    if CONFIG not in places:
+        raise SourceError(f"{next(iter(owners))} has no config.json, and no other input has one")
+    home = owners[places[CONFIG]]
+    contents = {name: read_config_file(place / name) for name, place in places.items()}
+    contents[CONFIG], warnings = plain_config(contents[CONFIG], home.name)
+    chosen = tokenizer_directory([*tokenizer.directories, *owners])
     template = choose_template(chat_template, chosen, {p.name: p.directories for p in inputs})
+    if vocabulary is not None:
+        for name, place in places.items():
+            theirs = next((d for d in tokenizer.directories if (d / name).is_file()), place)
+            ids_from = None if theirs == place else read_config_file(theirs / name)
+            contents[name] = with_vocabulary(contents[name], vocabulary, ids_from)
+    else:
+        speaker = owners[chosen] if chosen is not None else home
+        ends = next((p for p in inputs if p.name == template.holder), speaker)
+        contents, told = reconciled(contents, home, speaker, ends)
+        warnings += told
+    files = {name: _copy(place / name) for name, place in places.items()}
+    for name, content in contents.items():
+        path = places[name] / name
+        if content != read_json(path):
+            files[name] = _written(name, path, _dump(content))
+    if chosen is not None:
+        files |= _small_files(chosen) | _copies([chosen / PROCESSOR_TEMPLATE])
+    elif "vocab_size" in text_settings(contents[CONFIG]):
+        warnings.append("no input has a tokenizer, so the merge has none; put one beside it")
+    own_places = [*home.directories, *([chosen] if chosen else []), *owners]
+    processors = next((found for place in own_places if (found := _processors(place))), {})
+    files |= processors
+    warnings += _about_processors(contents[CONFIG], processors, home)
     settings = files.get(TokenizerFile.CONFIG)
     if template.text is not None:
         files.pop(PROCESSOR_TEMPLATE, None)
@@ -107,9 +134,19 @@ def find_companions(
         for name in files.keys() & set(WITH_TOKENS):
             files[name] = replace(files[name], added=vocabulary.added)
     configs = [files[CONFIG], *([settings] if settings else [])]
-    code, warnings = _code_files((Path(file.path) for file in configs), trusted=trust_code)
+    code, about_code = _code_files((Path(file.path) for file in configs), trusted=trust_code)
     files |= _copies(code)
-    return tuple(files[name] for name in sorted(files)), (*template.warnings, *warnings)
+    warnings += [*template.warnings, *about_code, *check_special_tokens(contents)]
+    return tuple(files[name] for name in sorted(files)), tuple(warnings)
+
+
+def result_config(companions: Sequence[Companion]) -> dict[str, Any]:
+    """What the result's config.json says, before what the plan changes in it."""
+    config = next(companion for companion in companions if companion.name == CONFIG)
+    if config.text is None:
+        return read_config_file(Path(config.path))
+    content: dict[str, Any] = json.loads(config.text)
+    return content
 
 
 def write_companions(
@@ -163,6 +200,33 @@ def _copy(file: Path) -> Companion:
 def _copies(files: Iterable[Path]) -> dict[str, Companion]:
     """Those of the files that are there, by name."""
     return {file.name: _copy(file) for file in files if file.is_file()}
+
+
+def _small_files(directory: Path) -> dict[str, Companion]:
+    """The small files of a tokenizer's directory, but for a processor's."""
+    names = sorted(path.name for path in directory.iterdir())
+    kept = [n for n in names if is_small_file(n) and not is_processor_file(n)]
+    return _copies(directory / name for name in kept)
+
+
+def _processors(directory: Path) -> dict[str, Companion]:
+    names = sorted(path.name for path in directory.iterdir())
+    return _copies(directory / name for name in names if is_processor_file(name))
+
+
+def _about_processors(
+    config: Mapping[str, Any], files: Mapping[str, Companion], home: PlannedInput
+) -> list[str]:
+    if not files and any(sense in key for key in config for sense in SENSES):
+        return [
+            "the model sees or hears, and no input has a processor (preprocessor_config.json): "
+            "the merge has none; put one beside it"
+        ]
+    strangers = [f.name for f in files.values() if Path(f.path).parent not in home.directories]
+    if strangers:
+        place = Path(files[strangers[0]].path).parent
+        return [f"{home.name} has no processor; {', '.join(strangers)} of {place} is taken"]
+    return []
 
 
 def _written(name: str, file: Path | None, text: str) -> Companion:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeops.adapters import open_adapter
 from mergeops.checkpoint import (
     ADAPTER_CONFIG,
     CONFIG,
     FileStamp,
     StoredTensor,
-    open_adapter,
     open_checkpoint,
     read_json,
     stamp,
 )
 from mergeops.errors import SourceError
+from mergeops.planning.architecture import changed
 from mergeops.recover import is_sharded, open_on_base
 from mergeops.sources import Source
 
@@ -44,6 +46,12 @@ class PlannedInput:
     """Weight files in ``adapter_base``."""
     config_stamp: FileStamp | None = None
     """The adapter's config, which says how much of it is added."""
+    config_changes: Mapping[str, Any] = field(default_factory=dict)
+    """What an adapter changes in its base's config.json, e.g. the size of the vocabulary."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of it."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Name in the result -> name on disk, of the tensors whose names differ."""
 
     @property
     def directories(self) -> list[Path]:
@@ -57,13 +65,48 @@ def has_config(planned: PlannedInput) -> bool:
 
 
 def config_of(planned: PlannedInput) -> dict[str, Any]:
-    """The input's config.json; empty where it has none.
+    """The input's config.json, with what its adapter changes; empty where it has none.
 
     Raises:
-        SourceError: it is no JSON object.
+        SourceError: as ``read_config_file``.
     """
     configs = (directory / CONFIG for directory in planned.directories)
-    return next((read_json(config) for config in configs if config.is_file()), {})
+    config = next((read_config_file(config) for config in configs if config.is_file()), {})
+    return changed(config, planned.config_changes)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A config.json or generation_config.json.
+
+    Infinity, which is no JSON but which transformers 4 wrote, becomes what transformers 5 writes.
+
+    Raises:
+        SourceError: it is no JSON object, or holds what no JSON can: NaN, or half a character.
+    """
+    content: dict[str, Any] = _checked(read_json(path), path, "")
+    return content
+
+
+def _checked(value: Any, path: Path, key: str) -> Any:
+    if isinstance(value, dict):
+        return {
+            _checked(name, path, f"{key} a key".strip()): _checked(
+                inner, path, f"{key}.{name}".strip(".")
+            )
+            for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [_checked(inner, path, f"{key}[{i}]") for i, inner in enumerate(value)]
+    if isinstance(value, float) and math.isinf(value):
+        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, float) and math.isnan(value):
+        raise SourceError(f"{path}: {key} is NaN, which is no number; write what it shall be")
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        raise SourceError(
+            f"{path}: {key} holds half of a surrogate pair ({value[:40]!a}), which is no "
+            "character; write the whole one or take it out"
+        )
+    return value
 
 
 def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
@@ -78,6 +121,8 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
     """
     config_stamp = None
     base_stamps: Mapping[str, FileStamp] = {}
+    config_changes: Mapping[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if source.adapter_base is None:
         checkpoint = open_checkpoint(source.path)
         tensors, stamps = checkpoint.tensors, checkpoint.stamps
@@ -89,6 +134,7 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         tensors, stamps = adapter.tensors, adapter.adapter.stamps
         base_stamps = adapter.base.stamps
         config_stamp = stamp(source.path / ADAPTER_CONFIG)
+        config_changes, notes = adapter.config_changes, adapter.notes
     for file, hashed in source.stamps.items():
         if stamp(file) != hashed:
             raise SourceError(
@@ -107,5 +153,7 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         stamps=stamps,
         base_stamps=base_stamps,
         config_stamp=config_stamp,
+        config_changes=config_changes,
+        notes=notes,
     )
     return planned, tensors

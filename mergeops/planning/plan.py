@@ -152,6 +152,9 @@ class Plan:
             "compute": self.compute,
             "seed": self.seed,
         }
+        renamed = {planned.name: dict(planned.renamed) for planned in self.inputs}
+        if any(renamed.values()):
+            content["renamed"] = list(renamed.values())
         if self.vocabulary is not None:
             names = [planned.name for planned in self.inputs]
             content["vocabulary"] = self.vocabulary.identity(names)

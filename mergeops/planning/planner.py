@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mergeops import methods
-from mergeops.checkpoint import BY_WORD, FLOATS, StoredTensor
-from mergeops.errors import about, key_of, locating
+from mergeops.architectures import read_fit
+from mergeops.checkpoint import BY_WORD, FLOATS
+from mergeops.errors import about, locating
+from mergeops.planning.alignment import read_inputs
 from mergeops.planning.architecture import changed
 from mergeops.planning.assembly import assemble
-from mergeops.planning.companions import find_companions
-from mergeops.planning.inputs import PlannedInput, config_of, read_input
+from mergeops.planning.companions import find_companions, result_config
+from mergeops.planning.inputs import PlannedInput, config_of, has_config
+from mergeops.planning.left_out import check_left_out
 from mergeops.planning.parameters import TensorParameters, resolve_parameters
 from mergeops.planning.pieces import Ingredient, Piece
 from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
 from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
-from mergeops.planning.tokens.vocabulary_layout import lay_out_vocabulary, resized
+from mergeops.planning.result_check import check_result
+from mergeops.planning.tied_heads import part_heads
+from mergeops.planning.tokens.vocabulary_layout import (
+    VocabularyLayout,
+    lay_out_vocabulary,
+    resized,
+)
 from mergeops.planning.views import see
 from mergeops.recipe import BASE, Recipe, parse_size
 from mergeops.sources import Source
@@ -42,12 +52,14 @@ def make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
 def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source]) -> Plan:
     method = methods.get(recipe.method.name)
     shard_bytes = parse_size("output.shard_size", recipe.output.shard_size)
-    planned_base, planned_sources, headers = _read_inputs(recipe, base, sources)
+    every = [*([base] if base else []), *(sources[name] for name in recipe.sources)]
+    inputs, headers, renamed = read_inputs(every)
+    planned_base, planned_sources = (inputs[0], inputs[1:]) if base else (None, inputs)
     sliced = bool(recipe.slices or recipe.modules)
     with about("method"):
         check_sources(method, planned_base, planned_sources, sliced=sliced)
-    inputs = [*([planned_base] if planned_base else []), *planned_sources]
-    warnings = [*recipe.notes, *check_configs(inputs, recipe)]
+    warnings = [*recipe.notes, *check_configs(inputs, recipe), *renamed]
+    warnings += [note for planned in inputs for note in planned.notes]
     chosen = _tokenizer_input(recipe, inputs)
     vocabulary = None
     if recipe.tokenizer.source != "same":
@@ -66,7 +78,11 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     with about("tokenizer"):
         template = recipe.tokenizer.chat_template
         companions, notes = find_companions(
-            inputs, chosen, template, vocabulary, trust_code=recipe.trust_remote_code
+            inputs,
+            chosen,
+            template,
+            vocabulary,
+            trust_code=recipe.trust_remote_code,
         )
     warnings += notes
     compute = recipe.dtype.compute
@@ -74,6 +90,18 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         compute = "float64"
         warnings.append(f"{wide} is stored as float64, so the arithmetic is done in float64")
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
+    if recipe.missing == "leave_out" and not sliced:
+        warnings += check_left_out(assembly.pieces, views.inputs)
+    changes = changed(_of_adapter(inputs, vocabulary), views.config)
+    changes = changed(changes, assembly.config)
+    config = changed(result_config(companions), changes)
+    shapes = {task.name: task.shape for task in tasks}
+    home = next(planned.name for planned in inputs if has_config(planned))
+    fit = read_fit(config, shapes)
+    warnings += check_result(fit, config, shapes, home)
+    untied, told = part_heads(fit, tasks, inputs, config, is_random=method.is_random)
+    changes = changed(changes, untied)
+    warnings += told
     return Plan(
         method=method.name,
         method_version=method.version,
@@ -82,7 +110,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         sources=tuple(planned_sources),
         shards=cut_into_shards(tasks, shard_bytes),
         companions=companions,
-        config=changed(views.config, assembly.config),
+        config=changes,
         vocabulary=vocabulary,
         compute=compute,
         seed=recipe.seed,
@@ -91,28 +119,25 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     )
 
 
-def _read_inputs(
-    recipe: Recipe, base: Source | None, sources: Mapping[str, Source]
-) -> tuple[PlannedInput | None, list[PlannedInput], dict[str, dict[str, StoredTensor]]]:
-    headers: dict[str, dict[str, StoredTensor]] = {}
-    planned = []
-    for source in [base, *(sources[name] for name in recipe.sources)]:
-        if source is None:
-            continue
-        with about(key_of(source.name)):
-            described, headers[source.name] = read_input(source)
-        planned.append(described)
-    if base is None:
-        return None, planned, headers
-    return planned[0], planned[1:], headers
-
-
 def _tokenizer_input(recipe: Recipe, inputs: Sequence[PlannedInput]) -> PlannedInput:
     """The input that the recipe takes the tokenizer from; ``base`` without a base is the first."""
     for planned in inputs:
         if planned.name == recipe.tokenizer.source:
             return planned
     return inputs[0]
+
+
+def _of_adapter(
+    inputs: Sequence[PlannedInput], vocabulary: VocabularyLayout | None
+) -> dict[str, Any]:
+    """What the adapter of the input that gives config.json changes in it; the size of a vocabulary
+    that is laid out anew is settled with that."""
+    first = next((planned for planned in inputs if has_config(planned)), inputs[0])
+    changes = dict(first.config_changes)
+    if vocabulary is not None:
+        changes.pop("vocab_size", None)
+        changes.pop("text_config", None)
+    return changes
 
 
 def _stored_in_64_bits(pieces: Sequence[Piece]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from mergeops.checkpoint import FLOATS, StoredTensor, TokenizerFile, tokenizer_directory
 from mergeops.errors import MergeError, key_of
 from mergeops.methods import Method, check_source_count
-from mergeops.planning.architecture import check_same_architecture
+from mergeops.planning.config_check import check_same_architecture
 from mergeops.planning.inputs import PlannedInput, config_of, has_config
 from mergeops.planning.tokens.vocabulary import has_vocabulary, read_vocabulary
 from mergeops.recipe import Recipe
@@ -78,7 +78,7 @@ def check_tensors(headers: Mapping[str, Headers]) -> None:
     """
     (first, reference), *others = headers.items()
     for name, theirs in others:
-        check_same_experts(first, reference, name, theirs)
+        _check_same_experts(first, reference, name, theirs)
         _check_names(first, reference, name, theirs)
         pairs = [(stored, theirs[tensor]) for tensor, stored in reference.items()]
         other_shapes = [pair for pair in pairs if pair[0].shape != pair[1].shape]
@@ -108,12 +108,18 @@ def check_fit(tensor: str, inputs: Sequence[tuple[str, StoredTensor]]) -> None:
             )
 
 
-def check_same_experts(first: str, reference: Headers, name: str, theirs: Headers) -> None:
-    """Both inputs keep their experts one by one, or both in one tensor.
+def check_experts(headers: Mapping[str, Headers]) -> None:
+    """All inputs keep their experts alike.
 
     Raises:
         MergeError: says which input keeps them how, and what to do.
     """
+    (first, reference), *others = headers.items()
+    for name, theirs in others:
+        _check_same_experts(first, reference, name, theirs)
+
+
+def _check_same_experts(first: str, reference: Headers, name: str, theirs: Headers) -> None:
     examples = {}
     for label, tensors in ((first, reference), (name, theirs)):
         single = next((tensor for tensor in tensors if _EXPERT.search(tensor)), None)
@@ -198,8 +204,14 @@ def _check_names(first: str, reference: Headers, name: str, theirs: Headers) -> 
         return
     lacking, having = (name, first) if missing else (first, name)
     remedy = "set missing=leave_out to merge such tensors from the inputs that have them"
-    if len(missing) == len(reference):
+    common = len(reference) - len(missing)
+    if not common:
         remedy = "the names have nothing in common: are both of one architecture?"
+    elif common < 0.5 * min(len(reference), len(theirs)):
+        remedy = (
+            f"only {common} names are in both: save both with the same class and version of "
+            "transformers, so that their names agree"
+        )
     elif any(_LAYER.search(tensor) for tensor in [*missing, *extra]) and _layers(
         reference
     ) != _layers(theirs):

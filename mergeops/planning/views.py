@@ -58,14 +58,14 @@ def see(headers: Mapping[str, View], tied_head: str, config: Mapping[str, Any]) 
     if tied_head == "tie":
         return Views(
             {name: {t: s for t, s in view.items() if t != head} for name, view in views.items()},
-            _tied(config, True),
+            tied_setting(config, True),
             (*warnings, f"the head of {', '.join(have)} is dropped: the merge ties {head}"),
         )
     seen = {}
     for name, view in views.items():
         seen[name] = view if name in have else {**view, head: _embeddings(name, view)}
     told = f"{', '.join(lack)} tied {head} to the embeddings; the merge has a head of its own"
-    return Views(seen, _tied(config, False), (*warnings, told))
+    return Views(seen, tied_setting(config, False), (*warnings, told))
 
 
 def _without_computed(headers: Mapping[str, View]) -> tuple[dict[str, View], list[str]]:
@@ -97,8 +97,8 @@ def _embeddings(name: str, view: View) -> StoredTensor:
     return candidates[0]
 
 
-def _tied(config: Mapping[str, Any], value: bool) -> dict[str, Any]:
-    """The setting wherever the config has it."""
+def tied_setting(config: Mapping[str, Any], value: bool) -> dict[str, Any]:
+    """``tie_word_embeddings`` wherever the config has it."""
     key = "tie_word_embeddings"
     nested = {k: {key: value} for k, v in config.items() if isinstance(v, Mapping) and key in v}
     return {key: value, **nested}

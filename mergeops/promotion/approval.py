@@ -37,19 +37,25 @@ def approve(
         reason: of the approval; None keeps the proposal's.
         hooks: which run afterwards.
 
+    Returns:
+        The audit's entry; where it was approved before, and is @champion still, that one's.
+
     Raises:
         GateRefusedError: the proposer approves.
         TrackingError: nothing waits, another version does, or the champion is no longer the one
             that the evidence was against.
     """
     with writing(tracking, name) as check_lock:
+        current = find_champion(tracking, name)
+        done = _decided_before(tracking, name, PROMOTE, version)
+        if done and done.to == current and expect_current in (None, current, done.came_from or 0):
+            return done
         waiting = _waiting(tracking, name, version)
         if waiting.by == user:
             raise GateRefusedError(
                 f"version {waiting.to} of {name} was proposed by {user}; another user has to "
                 "approve it"
             )
-        current = find_champion(tracking, name)
         check_current(name, current, expect_current)
         if current != waiting.came_from:
             was = version_text(waiting.came_from)
@@ -67,10 +73,15 @@ def reject(
 ) -> Change:
     """Close a proposal without promoting; the proposer may do so, too.
 
+    Returns:
+        The audit's entry; where it was rejected before, that one's.
+
     Raises:
         TrackingError: nothing waits, or another version does.
     """
     with writing(tracking, name) as check_lock:
+        if done := _decided_before(tracking, name, REJECTED, version):
+            return done
         waiting = _waiting(tracking, name, version)
         return apply(tracking, _decided(waiting, REJECTED, user, redact(reason)), check_lock)
 
@@ -103,11 +114,23 @@ def _decided(
     )
 
 
-def _last(tracking: Tracking, name: str) -> str:
-    """What became of the last proposal: a user who decides again after a crash sees it done."""
+def _decided_before(tracking: Tracking, name: str, kind: str, version: int | None) -> Change | None:
+    """The last decision, where nothing waits since and it is the one that is asked for again."""
+    last = _last_decision(tracking, name)
+    if last is None or last.kind != kind or version not in (None, last.to):
+        return None
+    return last.as_made() if proposal(tracking, name) is None else None
+
+
+def _last_decision(tracking: Tracking, name: str) -> Change | None:
     decided = [change for change in audit(tracking, name) if change.proposed_by is not None]
-    if not decided:
+    return decided[-1] if decided else None
+
+
+def _last(tracking: Tracking, name: str) -> str:
+    """What became of the last proposal, for who decides otherwise."""
+    last = _last_decision(tracking, name)
+    if last is None:
         return ""
-    last = decided[-1]
     decision = "approved" if last.kind == PROMOTE else "rejected"
     return f": version {last.to} was {decision} by {last.by} at {last.at}"

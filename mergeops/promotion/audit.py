@@ -12,14 +12,15 @@ import datetime
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.schema import build
-from mergeops.store import Tracking
+from mergeops.store import Tracking, hidden, own_tags
 from mergeops.tracking import find_registered_model
 
 AUDIT = "mergeops.promotion."
+"""Written hidden, as every tag of a registered model: see ``store.hidden``."""
 PROMOTE, ROLLBACK = "promote", "rollback"
 REFUSED, PROPOSED, REJECTED = "refused", "proposed", "rejected"
 
@@ -47,6 +48,8 @@ class Change:
     """Of a promotion that another user approved."""
     hooks: tuple[str, ...] = ()
     """The hooks that are to run: command, webhook."""
+    was_made: bool = field(default=False, compare=False)
+    """Whether the command found the change made before, and had nothing to do; not kept."""
 
     @property
     def id(self) -> str:
@@ -57,6 +60,7 @@ class Change:
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; ``came_from`` is spelled ``from``."""
         raw = dataclasses.asdict(self) | {"hooks": list(self.hooks)}
+        del raw["was_made"]
         raw["from"] = raw.pop("came_from")
         return raw
 
@@ -68,6 +72,10 @@ class Change:
         change: Change = build(cls, values, "change.")
         return change
 
+    def as_made(self) -> Change:
+        """The change, as one that was made before."""
+        return dataclasses.replace(self, was_made=True)
+
 
 def audit(tracking: Tracking, name: str) -> list[Change]:
     """Every promotion, rollback, refusal, proposal and rejection of a model, oldest first.
@@ -75,7 +83,7 @@ def audit(tracking: Tracking, name: str) -> list[Change]:
     Raises:
         TrackingError: there is no such registered model.
     """
-    tags = find_registered_model(tracking, name).tags
+    tags = own_tags(find_registered_model(tracking, name).tags)
     entries = [Change.from_dict(json.loads(v)) for k, v in tags.items() if k.startswith(AUDIT)]
     return sorted(entries, key=lambda change: change.id)
 
@@ -83,7 +91,7 @@ def audit(tracking: Tracking, name: str) -> list[Change]:
 def add_entry(tracking: Tracking, change: Change) -> None:
     """Add an entry; the same one twice is one."""
     tracking.client.set_registered_model_tag(
-        change.name, f"{AUDIT}{change.id}", json.dumps(change.to_dict())
+        change.name, hidden(f"{AUDIT}{change.id}"), json.dumps(change.to_dict())
     )
 
 

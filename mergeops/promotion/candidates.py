@@ -9,7 +9,7 @@ from functools import partial
 
 from mergeops.errors import TrackingError
 from mergeops.scores import merit
-from mergeops.store import Tracking, or_none, quoted, with_tags
+from mergeops.store import Tracking, or_none, own_tags, quoted
 from mergeops.tracking import find_registered_model
 
 
@@ -62,10 +62,12 @@ def candidates(tracking: Tracking, name: str) -> list[RegisteredMerge]:
     """
     client = tracking.client
     find_registered_model(tracking, name)
-    wanted = f"name = {quoted(name)} and {with_tags(role='merge')}"
     merges = []
-    for version in client.search_model_versions(wanted):
-        run_id = version.tags.get("mergeops.run_id") or str(version.run_id)
+    for version in client.search_model_versions(f"name = {quoted(name)}"):
+        facts = own_tags(version.tags)
+        if facts.get("mergeops.role") != "merge":
+            continue
+        run_id = facts.get("mergeops.run_id") or str(version.run_id)
         run = or_none(partial(client.get_run, run_id))
         if run is None or run.info.lifecycle_stage == "deleted":
             # Nothing can be logged onto it any more.
@@ -76,9 +78,9 @@ def candidates(tracking: Tracking, name: str) -> list[RegisteredMerge]:
                 version=int(version.version),
                 run_id=run_id,
                 model_id=tags.get("mergeops.model_id"),
-                plan_digest=version.tags.get("mergeops.plan_digest", ""),
-                weights_sha256=version.tags.get("mergeops.weights_sha256", ""),
-                status=version.tags.get("mergeops.status", ""),
+                plan_digest=facts.get("mergeops.plan_digest", ""),
+                weights_sha256=facts.get("mergeops.weights_sha256", ""),
+                status=facts.get("mergeops.status", ""),
                 dev_score=float(metrics.get("pooled", math.nan)),
                 higher_is_better=tags.get("mergeops.higher_is_better.dev") != "false",
                 questions=tags.get("mergeops.questions.dev", ""),

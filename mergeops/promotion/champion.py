@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergeops.errors import ConfigError, GateRefusedError, TrackingError
@@ -28,7 +28,6 @@ from mergeops.promotion.changes import (
     PREVIOUS,
     aliases,
     apply,
-    begun,
     proposal,
     set_approval,
     set_status,
@@ -40,6 +39,8 @@ from mergeops.tracking import find_version, reopen
 
 NO_CHAMPION = 0
 """As ``expect_current``: there must be none yet."""
+REASONS_LIMIT = 2000
+"""Characters of a refusal's reasons in the audit, whose entries hold 5000."""
 
 
 def find_champion(tracking: Tracking, name: str) -> int | None:
@@ -105,25 +106,24 @@ def make_champion(
         )
         if change.kind == REFUSED:
             reasons = verdict.get("reasons") or ["the evidence does not support it"]
-            change = dataclasses.replace(change, reason=change.reason or reasons[0][:500], hooks=())
+            told = change.reason or "; ".join(reasons)[:REASONS_LIMIT]
+            change = dataclasses.replace(change, reason=told, hooks=())
             # Too few items to tell is no rejection.
             if current != version and verdict.get("decision") != "inconclusive":
                 set_status(tracking, name, version, "rejected")
             add_entry(tracking, change)
             raise GateRefusedError(
-                f"version {version} of {name} is not promoted: {'; '.join(reasons)}; see gate.json "
-                "of its run, or overrule with --force --reason TEXT"
+                f"version {version} of {name} is not promoted: {reasons[0]}{_more(reasons, name)}"
             )
         if current == version:
-            moves = [move for move in _moves(tracking, name) if move.to == version]
-            return moves[-1] if moves else change
+            return made_champion(tracking, name, version) or change
         if change.kind == PROPOSED:
             waiting = proposal(tracking, name)
             if waiting is not None and waiting.came_from != current:
                 # Its evidence was against another champion.
                 set_approval(tracking, name, waiting.to, "superseded")
             elif waiting is not None and waiting.to == version:
-                return waiting
+                return waiting.as_made()
             elif waiting is not None:
                 raise TrackingError(
                     f"version {waiting.to} of {name}, proposed by {waiting.by}, waits for "
@@ -143,20 +143,23 @@ def rollback(
 ) -> Change:
     """Make @previous the @champion again, and the champion so far @previous.
 
+    The same command again finds it done: after a rollback only one that names the champion of now
+    in ``expect_current`` goes back once more.
+
     Returns:
-        The audit's entry; where an earlier rollback was cut off, that one's, now complete.
+        The audit's entry; where the rollback was made before or cut off, that one's.
 
     Raises:
         TrackingError: no such model, no champion, another than expected, or no previous one.
     """
-    half_done = begun(tracking, name)
     with writing(tracking, name) as check_lock:
         versions = aliases(tracking, name)
         current, previous = versions.get(CHAMPION), versions.get(PREVIOUS)
-        is_done = half_done is not None and (half_done.kind, half_done.to) == (ROLLBACK, current)
-        if half_done and is_done and expect_current in (None, half_done.came_from):
-            # The same command again, after a crash: a second rollback would undo the first.
-            return half_done
+        last = made_champion(tracking, name, current) if current is not None else None
+        is_done = last is not None and (last.kind, last.came_from) == (ROLLBACK, previous)
+        if last is not None and is_done and expect_current in (None, previous):
+            # A second rollback would undo the first.
+            return last
         check_current(name, current, expect_current)
         if current is None:
             raise TrackingError(f"{name} has no @champion; promote a version first")
@@ -185,6 +188,12 @@ def rolled_back(tracking: Tracking, name: str, version: int) -> Change | None:
     if moves and moves[-1].kind == ROLLBACK and moves[-1].came_from == version:
         return moves[-1]
     return None
+
+
+def made_champion(tracking: Tracking, name: str, version: int) -> Change | None:
+    """The change that made a version @champion last, if mergeops made it."""
+    moves = [move for move in _moves(tracking, name) if move.to == version]
+    return moves[-1].as_made() if moves else None
 
 
 def _moves(tracking: Tracking, name: str) -> list[Change]:
@@ -222,6 +231,12 @@ def check_current(name: str, current: int | None, expected: int | None) -> None:
 def version_text(version: int | None) -> str:
     """A version for a message."""
     return f"version {version}" if version else "no version"
+
+
+def _more(reasons: Sequence[str], name: str) -> str:
+    if len(reasons) == 1:
+        return ""
+    return f"; and {len(reasons) - 1} more: `mergeops history {name}`"
 
 
 def _keep_verdict(tracking: Tracking, run_id: str | None, verdict: Mapping[str, Any]) -> None:

@@ -10,12 +10,13 @@ machine and one on the server, and read again after writing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from mergeops.errors import TrackingError
 from mergeops.promotion.audit import PROMOTE, PROPOSED, REJECTED, ROLLBACK, Change, add_entry
-from mergeops.store import Tracking, lease, only_one, or_none
+from mergeops.store import Tracking, hidden, lease, only_one, or_none, own_tags, spellings
 from mergeops.tracking import find_registered_model
 
 CHAMPION = "champion"
@@ -45,7 +46,7 @@ def writing(tracking: Tracking, name: str) -> Iterator[LockCheck]:
         half_done = begun(tracking, name)
         if half_done is not None:
             if _is_overtaken(tracking, half_done):
-                tracking.client.delete_registered_model_tag(name, IN_PROGRESS)
+                _remove(tracking, name, IN_PROGRESS)
             else:
                 _finish(tracking, half_done, check_lock)
         yield check_lock
@@ -67,7 +68,7 @@ def apply(tracking: Tracking, change: Change, check_lock: LockCheck) -> Change:
     """Make a change; after a crash the next command completes it."""
     # A writer that lost the lock may not write over the change of the one that has it.
     check_lock()
-    tracking.client.set_registered_model_tag(change.name, IN_PROGRESS, json.dumps(change.to_dict()))
+    _set(tracking, change.name, IN_PROGRESS, change.to_dict())
     _finish(tracking, change, check_lock)
     return change
 
@@ -89,8 +90,17 @@ def proposal(tracking: Tracking, name: str) -> Change | None:
 
 
 def _read(tracking: Tracking, name: str, tag: str) -> Change | None:
-    text = find_registered_model(tracking, name).tags.get(tag)
+    text = own_tags(find_registered_model(tracking, name).tags).get(tag)
     return Change.from_dict(json.loads(text)) if text else None
+
+
+def _set(tracking: Tracking, name: str, tag: str, value: Mapping[str, Any]) -> None:
+    tracking.client.set_registered_model_tag(name, hidden(tag), json.dumps(value))
+
+
+def _remove(tracking: Tracking, name: str, tag: str) -> None:
+    for spelled in spellings(find_registered_model(tracking, name).tags, tag):
+        tracking.client.delete_registered_model_tag(name, spelled)
 
 
 def set_status(tracking: Tracking, name: str, version: int, status: str) -> None:
@@ -121,7 +131,7 @@ def _finish(tracking: Tracking, change: Change, check_lock: LockCheck) -> None:
     if change.kind == PROPOSED:
         client.set_registered_model_alias(change.name, CHALLENGER, str(change.to))
         client.set_model_version_tag(change.name, str(change.to), APPROVAL, "pending")
-        client.set_registered_model_tag(change.name, PROPOSAL, json.dumps(change.to_dict()))
+        _set(tracking, change.name, PROPOSAL, change.to_dict())
     elif change.kind == REJECTED:
         _close_proposal(tracking, change, "rejected")
     else:
@@ -129,8 +139,8 @@ def _finish(tracking: Tracking, change: Change, check_lock: LockCheck) -> None:
     add_entry(tracking, change)
     if change.hooks:
         delivery = {"change": change.to_dict(), "pending": list(change.hooks)}
-        client.set_registered_model_tag(change.name, f"{HOOK}{change.id}", json.dumps(delivery))
-    client.delete_registered_model_tag(change.name, IN_PROGRESS)
+        _set(tracking, change.name, f"{HOOK}{change.id}", delivery)
+    _remove(tracking, change.name, IN_PROGRESS)
 
 
 def _move_champion(tracking: Tracking, change: Change, check_lock: LockCheck) -> None:
@@ -160,5 +170,4 @@ def _close_proposal(tracking: Tracking, change: Change, outcome: str) -> None:
     if aliases(tracking, change.name).get(CHALLENGER) == change.to:
         client.delete_registered_model_alias(change.name, CHALLENGER)
     # The tag last: it is what says that there is something to close.
-    if proposal(tracking, change.name) is not None:
-        client.delete_registered_model_tag(change.name, PROPOSAL)
+    _remove(tracking, change.name, PROPOSAL)

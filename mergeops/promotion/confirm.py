@@ -23,6 +23,7 @@ from mergeops.promotion.champion import (
     check_current,
     check_force,
     find_champion,
+    made_champion,
     make_champion,
     rolled_back,
 )
@@ -33,7 +34,7 @@ from mergeops.promotion.hooks import configured, deliver
 from mergeops.promotion.references import Reference, find_references
 from mergeops.promotion.uses import Use, count_use, next_use
 from mergeops.recipe import Recipe
-from mergeops.scores import Scores, mean_interval
+from mergeops.scores import Scores, pooled_score
 from mergeops.store import Tracking, connect, current_user
 from mergeops.tools import Tools
 from mergeops.tracking import read_recipe, read_scores, reopen
@@ -45,19 +46,20 @@ class Outcome:
 
     name: str
     version: int
-    verdict: Verdict
-    use: Use
-    """Of the confirm part."""
+    verdict: Verdict | None
+    """None where the version was @champion already, so that nothing was judged."""
+    use: Use | None
+    """Of the confirm part, where it was opened."""
     expectations: tuple[Expectation, ...]
     """What was said before it was opened."""
     change: Change | None
-    """The audit's entry; None where the gate refused."""
+    """The audit's entry; None where the gate refused, or somebody set @champion by hand."""
     refusal: GateRefusedError | None
 
     @property
     def promoted(self) -> bool:
         """Whether the version is @champion now, and not merely proposed."""
-        return self.change is not None and self.change.kind != PROPOSED
+        return self.verdict is None or (self.change is not None and self.change.kind != PROPOSED)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -67,7 +69,9 @@ class Outcome:
             "promoted": self.promoted,
             "proposed": self.change is not None and not self.promoted,
             "change": self.change.to_dict() if self.change else None,
-            "verdict": evidence(self.verdict, self.use, self.expectations),
+            "verdict": evidence(self.verdict, self.use, self.expectations)
+            if self.verdict and self.use
+            else None,
         }
 
     def raise_if_refused(self) -> None:
@@ -105,9 +109,13 @@ def promote(
         expect_current: refuse unless this version is @champion (NO_CHAMPION: none is). The champion
             that the candidate was judged against must be @champion still in any case.
 
+    Returns:
+        What came of it. Where the candidate is @champion already, nothing is opened: the same
+        command again, after it succeeded or was killed, says that it is done.
+
     Raises:
-        GateRefusedError: nothing is opened, since the candidate is @champion already, was rolled
-            back and is not named by ``version``, or cannot pass the gate whatever it scores.
+        GateRefusedError: nothing is opened, since the candidate was rolled back and is not named by
+            ``version``, or cannot pass the gate whatever it scores.
         TrackingError: no such model or version, no candidate with scores, or another writer.
     """
     check_force(force, reason)
@@ -119,8 +127,14 @@ def promote(
     if was_cut_off or candidate.version == champion:
         # A command that was killed may not have run the hooks.
         _run_hooks(tracking, name, settings, progress)
+    if candidate.version == champion:
+        made = made_champion(tracking, name, champion)
+        if made is None or expect_current != (made.came_from or NO_CHAMPION):
+            check_current(name, champion, expect_current)
+        return Outcome(name, champion, None, None, (), made, None)
     check_current(name, champion, expect_current)
-    _check_new(tracking, name, candidate, champion, is_named=version is not None)
+    if version is None:
+        _check_not_rolled_back(tracking, name, candidate)
     recipe = recipe_of(tracking, settings, candidate)
     tools = Tools(recipe, progress, tracking=tracking)
     guard = _guard_tools(recipe, tools)
@@ -161,24 +175,13 @@ def _run_hooks(tracking: Tracking, name: str, settings: Recipe, progress: Progre
         progress.step(f"note: {failure}")
 
 
-def _check_new(
-    tracking: Tracking,
-    name: str,
-    candidate: RegisteredMerge,
-    champion: int | None,
-    *,
-    is_named: bool,
-) -> None:
-    """Refuse the champion itself, and a version that was rolled back and is not asked for."""
-    label = f"version {candidate.version} of {name}{'' if is_named else ', the best on dev,'}"
-    if candidate.version == champion:
-        raise GateRefusedError(f"{label} is @champion already; nothing to promote")
+def _check_not_rolled_back(tracking: Tracking, name: str, candidate: RegisteredMerge) -> None:
     undone = rolled_back(tracking, name, candidate.version)
-    if undone is not None and not is_named:
+    if undone is not None:
         reason = f": {undone.reason}" if undone.reason else ""
         raise GateRefusedError(
-            f"{label} was rolled back by {undone.by}{reason}; judge it again by --version "
-            f"{candidate.version}, or name another"
+            f"version {candidate.version} of {name}, the best on dev, was rolled back by "
+            f"{undone.by}{reason}; judge it again by --version {candidate.version}, or name another"
         )
 
 
@@ -245,6 +248,7 @@ def _guard_tools(recipe: Recipe, tools: Tools) -> Tools | None:
         recipe.evaluate,
         tasks=guards,
         metrics=dict.fromkeys(guards, "bits_per_byte"),
+        higher_is_better={},
         num_fewshot=None,
         clusters={},
     )
@@ -283,7 +287,7 @@ def _open(
     expectations = tuple(
         expect(chosen, rivals, r.label, r.dev, primary, n, level) for r in references
     )
-    shown = f"{mean_interval(rivals[chosen])} on dev" if chosen in rivals else "not scored on dev"
+    shown = f"{pooled_score(rivals[chosen])} on dev" if chosen in rivals else "not scored on dev"
     tools.progress.step(f"candidate: version {candidate.version} of {name}, {shown}")
     for expectation in expectations:
         tools.progress.step(expectation.sentence())

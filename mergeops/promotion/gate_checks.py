@@ -12,7 +12,7 @@ from typing import Any
 from mergeops.errors import EvaluationError
 from mergeops.promotion.tables import signed
 from mergeops.recipe import PromoteSpec
-from mergeops.scores import Comparison, Scores, compare, mean_interval
+from mergeops.scores import BOOTSTRAP, Comparison, Scores, compare, pooled_score
 
 PASS, FAIL, THIN = "pass", "fail", "inconclusive"
 BETTER, NOT_WORSE, RISE, FLOOR = "better", "not worse", "bits per byte", "floor"
@@ -123,7 +123,7 @@ def not_worse(
 def no_rise(
     name: str, candidate: Scores, reference: Scores, task: str, spec: PromoteSpec
 ) -> GateCheck:
-    """Bits per byte, averaged over documents, do not rise by more than allowed.
+    """Bits per byte, all bits by all bytes, do not rise by more than allowed.
 
     Raises:
         EvaluationError: the task is scored by another metric.
@@ -161,20 +161,20 @@ def no_rise(
 def floor(candidate: Scores, task: str, spec: PromoteSpec) -> GateCheck:
     """The candidate's score reaches a floor with confidence, whatever the references do."""
     wanted = spec.floors[task]
-    score = mean_interval(candidate, (task,), confidence=2 * spec.confidence - 1)
+    score = pooled_score(candidate, (task,), confidence=2 * spec.confidence - 1)
     if candidate.tasks[task].higher_is_better:
         limit, rule = f"floor {wanted:g}", f"low >= {wanted:.3f}"
-        outcome = _outcome(score.low >= wanted, score.mean >= wanted)
+        outcome = _outcome(score.low >= wanted, score.value >= wanted)
     else:
         limit, rule = f"limit {wanted:g}", f"high <= {wanted:.3f}"
-        outcome = _outcome(score.high <= wanted, score.mean <= wanted)
+        outcome = _outcome(score.high <= wanted, score.value <= wanted)
     verbs = {PASS: "keeps", THIN: "is not shown to keep", FAIL: "misses"}
     return GateCheck(
         reference="-",
         kind=FLOOR,
         tasks=(task,),
         n=score.n,
-        difference=score.mean,
+        difference=score.value,
         low=score.low,
         high=score.high,
         threshold=wanted,
@@ -200,4 +200,6 @@ def _of(paired: Comparison) -> dict[str, Any]:
 
 def _counted(paired: Comparison) -> str:
     numbers = signed(paired.difference, paired.low, paired.high)
+    if paired.test == BOOTSTRAP:
+        return f"{numbers} on {paired.n} items together"
     return f"{numbers} on {paired.n} items, {paired.wins} won and {paired.losses} lost"

@@ -33,7 +33,7 @@ from mergeops.promotion.changes import HOOK
 from mergeops.recipe import HooksSpec, Recipe
 from mergeops.redact import redact
 from mergeops.schema import build
-from mergeops.store import Tracking, connect_to_server, only_one
+from mergeops.store import Tracking, connect_to_server, hidden, only_one, own_tags
 from mergeops.tracking import find_registered_model
 from mergeops.version import __version__
 
@@ -82,7 +82,7 @@ def configured(spec: HooksSpec) -> tuple[str, ...]:
 
 def deliveries(tracking: Tracking, name: str) -> list[Delivery]:
     """What was told and what is still to be told, oldest first."""
-    tags = find_registered_model(tracking, name).tags
+    tags = own_tags(find_registered_model(tracking, name).tags)
     recorded = [json.loads(tags[tag]) for tag in sorted(tags) if tag.startswith(HOOK)]
     return [
         build(Delivery, raw, "hook.", {"change": Change.from_dict(raw.pop("change"))})
@@ -107,7 +107,7 @@ def deliver(
             for delivery in deliveries(tracking, name):
                 for hook in delivery.pending:
                     delivery = _tell(delivery, hook, spec, sleep)
-                    tag = f"{HOOK}{delivery.change.id}"
+                    tag = hidden(f"{HOOK}{delivery.change.id}")
                     text = json.dumps({**delivery.to_dict(), "error": redact(delivery.error)})
                     tracking.client.set_registered_model_tag(name, tag, text)
                     if hook in delivery.pending:

@@ -13,6 +13,7 @@ from mergeops.errors import AwayError, TrackingError
 from mergeops.recipe import Recipe
 from mergeops.scores import Scores
 from mergeops.sources import Source
+from mergeops.store import own_tags
 from mergeops.tools import Tools
 from mergeops.tracking import find_version, read_scores
 
@@ -74,7 +75,7 @@ def best_parent(dev: Mapping[str, Scores]) -> str:
 
 def _logged_dev_scores(tools: Tools, name: str, version: int) -> Scores | None:
     registered = find_version(tools.tracking, name, version)
-    run_id = registered.tags.get("mergeops.run_id") or registered.run_id
+    run_id = own_tags(registered.tags).get("mergeops.run_id") or registered.run_id
     if not run_id:
         return None
     try:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.schema import build
-from mergeops.store import Tracking
+from mergeops.store import Tracking, hidden, own_tags
 from mergeops.tracking import find_registered_model
 
 USE = "mergeops.confirm_use."
@@ -85,7 +85,7 @@ def uses(tracking: Tracking, name: str) -> list[Use]:
     Raises:
         TrackingError: there is no such registered model.
     """
-    tags = find_registered_model(tracking, name).tags
+    tags = own_tags(find_registered_model(tracking, name).tags)
     counted = []
     for tag, text in tags.items():
         if tag.startswith(USE):
@@ -110,11 +110,11 @@ def count_use(tracking: Tracking, name: str, use: Use) -> Use:
     """
     if known := _same_question(uses(tracking, name), use):
         return known
-    tag = f"{USE}{use.key}"
+    tag = hidden(f"{USE}{use.key}")
     client = tracking.client
     # The sketches first: a use without them would share its items with fewer.
     for digest, sketch in use.sketches.items():
-        client.set_registered_model_tag(name, f"{SKETCH}{digest}", sketch)
+        client.set_registered_model_tag(name, hidden(f"{SKETCH}{digest}"), sketch)
     client.set_registered_model_tag(name, tag, _text(use))
     number = sum(_shares(other, use) for other in uses(tracking, name))
     numbered = dataclasses.replace(use, number=number)

@@ -3,8 +3,10 @@
 Stands on: errors, methods, schema.
 """
 
-from mergeops.recipe.composition import compose, expand_sweep
-from mergeops.recipe.files import PACKAGE, converted_text
+from mergeops.recipe.choices import WORDS, keys, options_of
+from mergeops.recipe.composition import compose, expand_sweep, packaged_conf
+from mergeops.recipe.files import GROUPS, PACKAGE, converted_text
+from mergeops.recipe.first_conf import FirstConf, tasks_in, write_first_conf
 from mergeops.recipe.merge_uris import MERGE
 from mergeops.recipe.mergekit.read import read_mergekit
 from mergeops.recipe.recipe import MethodSpec, Recipe, SourceSpec
@@ -22,9 +24,12 @@ from mergeops.recipe.values import MatchedValue, Setting, choose, interpolate, n
 
 __all__ = [
     "BASE",
+    "GROUPS",
     "MERGE",
     "PACKAGE",
+    "WORDS",
     "EvaluateSpec",
+    "FirstConf",
     "HooksSpec",
     "MatchedValue",
     "MethodSpec",
@@ -45,8 +50,13 @@ __all__ = [
     "converted_text",
     "expand_sweep",
     "interpolate",
+    "keys",
     "numbers",
+    "options_of",
+    "packaged_conf",
     "parse_size",
     "plain",
     "read_mergekit",
+    "tasks_in",
+    "write_first_conf",
 ]

@@ -19,6 +19,7 @@ from typing import Any
 
 from mergeops import methods
 from mergeops.errors import ConfigError
+from mergeops.recipe.choices import check_option, hydra_error
 from mergeops.recipe.files import (
     GROUPS,
     MERGEKIT,
@@ -32,6 +33,8 @@ from mergeops.schema import unknown_key
 
 _FILE_RECIPE = "from_file"
 FILE = "file"
+CHECKED = ("method", "search")
+"""Groups whose names are known without reading files."""
 # Hydra keeps its state in a process singleton.
 _LOCK = threading.Lock()
 
@@ -79,8 +82,11 @@ def compose(
     compat = _value_of(parsed, "compat")
     read = read_recipe_file(recipe_file, compat) if recipe_file else None
     file_content = read.recipe if read else content and read_mapping(content)
+    folders = [folder for folder in (packaged_conf(), config_dir) if folder]
     for override in parsed:
         _check_key(override)
+        if override.key_or_group in CHECKED and isinstance(name := _plain_value(override), str):
+            check_option(override.key_or_group, name, folders, strategies)
         if override.is_sweep_override():
             raise ConfigError(f"{override.input_line} lists several values; add -m to run them all")
     arguments = [_openly(override) for override in parsed]
@@ -132,9 +138,15 @@ def _parse(overrides: Sequence[str]) -> list[Any]:
 
 def _check_key(override: Any) -> None:
     top = override.key_or_group.split(".")[0].split("/")[0]
+    if top == "hydra":
+        raise hydra_error(override.key_or_group)
     known = set(Recipe.keys()) | set(GROUPS) | {"only", FILE}
     if top not in known:
         raise unknown_key("", override.key_or_group, sorted(known))
+
+
+def _plain_value(override: Any) -> Any:
+    return None if override.is_delete() or override.is_sweep_override() else override.value()
 
 
 def _openly(override: Any) -> str:

@@ -36,7 +36,7 @@ def read_recipe_file(path: Path, compat: Any = None) -> Converted:
         raise ConfigError(f"recipe file {path} does not exist")
     try:
         text = path.read_text(encoding="utf-8")
-        if is_mergekit(text):
+        if is_mergekit(text, str(path)):
             return read_mergekit(path, compat=compat == MERGEKIT)
     except UnicodeDecodeError as error:
         raise ConfigError(f"recipe file {path} is not YAML: {one_line(error)}") from error

@@ -41,17 +41,21 @@ class EvaluateSpec:
     """What is scored with the lm-eval harness, and how."""
 
     tasks: tuple[str, ...] = ()
-    """lm-eval task, group or tag names, paths of task YAML files, or patterns like * for tasks in
-    include_path."""
+    """lm-eval task, group or tag names, paths of task YAML files, patterns like * for tasks in
+    include_path, or a text file (.txt, .md), which is scored in bits per byte."""
     include_path: str | None = None
     """A directory of task YAML files whose names ``tasks`` may use."""
     metrics: Mapping[str, str] = field(default_factory=dict)
     """Metric of a task, e.g. {my_task: exact_match}; else acc where the task has it, else its
     first metric."""
+    higher_is_better: Mapping[str, bool] = field(default_factory=dict)
+    """Whether more of a task's metric is better, e.g. {my_task: false}, where neither the task's
+    file nor lm-eval says so."""
     num_fewshot: int | None = None
     """In-context examples; null keeps what the task says."""
-    limit: int | None = None
-    """At most this many items of each part of each task (for a quick look)."""
+    limit: int | float | None = None
+    """At most this many items of each part of each task, or below 1 this share of them (for a quick
+    look)."""
     batch_size: int = 32
     """Fixed for every model, since the batch size moves scores in the last digits."""
     max_length: int | None = None
@@ -79,7 +83,12 @@ class EvaluateSpec:
     def __post_init__(self) -> None:
         check_range("evaluate.batch_size", self.batch_size, 1, None)
         check_range("evaluate.confirm_fraction", self.confirm_fraction, 0.0, 0.95)
-        if self.limit is not None:
+        if self.limit is not None and not (0 < self.limit < 1 or isinstance(self.limit, int)):
+            raise ConfigError(
+                f"evaluate.limit is {self.limit!r}; it takes a whole number of items, or a share "
+                "of them between 0 and 1"
+            )
+        if isinstance(self.limit, int):
             check_range("evaluate.limit", self.limit, 1, None)
         if self.num_fewshot is not None:
             check_range("evaluate.num_fewshot", self.num_fewshot, 0, None)
@@ -99,6 +108,8 @@ class TrackingSpec:
     """The experiment that holds trials and the scores of their parents."""
     registered_model: str = "merged"
     """The registered model whose versions are the merges."""
+    register: str = "scored"
+    """scored: only a merge with scores becomes a version; unscored: one without them too."""
     timeout_s: int = 20
     """How long to wait for the server before saying that it cannot be reached."""
     offline: bool = False
@@ -119,6 +130,7 @@ class TrackingSpec:
                 f"tracking.registered_model is {self.registered_model!r}; MLflow allows any name "
                 "without '/' and ':'"
             )
+        check_choice("tracking.register", self.register, ("scored", "unscored"))
 
 
 @dataclass(frozen=True)
@@ -197,8 +209,8 @@ class PromoteSpec:
     alpha: float = 0.05
     """The chance of ever promoting a merge that is not better, over all uses of the confirm part
     together; the k-th use is tested at alpha / (k (k + 1))."""
-    against: tuple[str, ...] = ("best_parent", "champion")
-    """References to beat: best_parent (by dev score), champion, base."""
+    against: tuple[str, ...] = ("best_parent", "champion", "base")
+    """References to beat, of those that there are: best_parent (by dev score), champion, base."""
     primary: tuple[str, ...] = ()
     """Tasks whose items, pooled, must be better; empty means all of evaluate.tasks."""
     retain: tuple[str, ...] = ()

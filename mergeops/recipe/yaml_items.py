@@ -16,6 +16,9 @@ from mergeops.schema import did_you_mean
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _DEEPEST = 40
 _MOST_NODES = 100_000
+_PLAIN = re.compile(r"\$\{[\w\s.\[\]-]*\}")
+"""A reference to another key of the recipe."""
+_ESCAPED = re.compile(r"(?<!\\)(\\\\)*\\\$\{")
 _TOO_LARGE = "is nested too deeply or too large for a merge config"
 
 
@@ -193,7 +196,13 @@ class YamlItem:
 
 
 def read_documents(text: str, file: str) -> list[YamlItem]:
-    """The documents of a YAML file, but for empty ones."""
+    """The documents of a YAML file, but for empty ones.
+
+    Raises:
+        ConfigError: it is no YAML, too large, or asks for more than other keys of its own:
+            ``${oc.env:NAME}`` would carry the environment of whoever runs a stranger's recipe into
+            messages and MLflow.
+    """
     try:
         nodes = [
             node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None
@@ -205,7 +214,39 @@ def read_documents(text: str, file: str) -> list[YamlItem]:
     documents = [YamlItem(node, file, "") for node in nodes]
     for document in documents:
         _check_size(document)
+        if "${" in text:
+            _check_references(document)
     return [document for document in documents if not document.is_null]
+
+
+def _check_references(item: YamlItem) -> None:
+    if item.is_mapping:
+        for key, inner in item.entries("a mapping").items():
+            if _asks_outside(key):
+                raise inner.error(_outside(key))
+            _check_references(inner)
+    elif item.is_list:
+        for inner in item.items("a list"):
+            _check_references(inner)
+    elif isinstance(item.node, yaml.ScalarNode) and _asks_outside(item.node.value):
+        raise item.error(_outside(item.node.value))
+
+
+def _asks_outside(text: str) -> bool:
+    """Whether there is more between ``${`` and ``}`` than the name of a key, however nested."""
+    text, changed = _ESCAPED.sub("", text), True
+    while changed:
+        inner = _PLAIN.sub("x", text)
+        text, changed = inner, inner != text
+    return "${" in text
+
+
+def _outside(text: str) -> str:
+    shown = text if len(text) <= 80 else text[:77] + "..."
+    return (
+        f"is {shown!r}; a recipe file may refer to its own keys only, as ${{seed}}: give what "
+        "comes from elsewhere on the command line, KEY=VALUE"
+    )
 
 
 def _line_of_depth(text: str, depth: int) -> int:

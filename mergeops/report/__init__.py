@@ -17,9 +17,13 @@ from mergeops.report.leaderboard import (
 )
 from mergeops.report.lineage_picture import Line, Node, draw_network, lineage_svg
 from mergeops.report.plots import plain_label, scores_figure, search_figure, tidy
+from mergeops.report.standing import BETTER, WORSE, Against, Standing, standing_of
 from mergeops.report.web_page import check_page_target, write_page
 
 __all__ = [
+    "BETTER",
+    "WORSE",
+    "Against",
     "CardParent",
     "Compared",
     "Entry",
@@ -29,6 +33,7 @@ __all__ = [
     "Node",
     "Origin",
     "Row",
+    "Standing",
     "board_markdown",
     "board_table",
     "check_page_target",
@@ -40,6 +45,7 @@ __all__ = [
     "plain_label",
     "scores_figure",
     "search_figure",
+    "standing_of",
     "tidy",
     "write_page",
 ]

@@ -33,12 +33,12 @@ def board_table(board: Leaderboard, width: int | None = None) -> RenderableType:
     from rich.text import Text
 
     width = width or shutil.get_terminal_size().columns
-    whole = [*_SUMMARY, *board.tasks]
+    whole = [*_SUMMARY, *board.groups, *board.tasks]
     if _room(whole) <= width:
         parts = [_drawn(board, whole)]
     else:
         parts = [_drawn(board, _SUMMARY)]
-        waiting = list(board.tasks)
+        waiting = [*board.groups, *board.tasks]
         while waiting:
             shown = ["#", "model", waiting.pop(0)]
             while waiting and _room([*shown, waiting[0]]) <= width:
@@ -49,7 +49,7 @@ def board_table(board: Leaderboard, width: int | None = None) -> RenderableType:
 
 def board_markdown(board: Leaderboard) -> str:
     """A Markdown table with all columns and a line about how to read it."""
-    headings = [*_SUMMARY, *board.tasks]
+    headings = [*_SUMMARY, *board.groups, *board.tasks]
     rule = ["---" if heading in _TEXTS else "---:" for heading in headings]
     texts = [_texts(board, row) for row in board.rows]
     cells = [[_escaped(text[heading]) for heading in headings] for text in texts]
@@ -92,7 +92,7 @@ def _texts(board: Leaderboard, row: Row) -> dict[str, str]:
     """The cells of a row by their headings."""
     difference = "reference" if row.name == board.reference else ""
     return {
-        **{task: str(score) for task, score in row.tasks.items()},
+        **{name: str(score) for name, score in {**row.tasks, **row.groups}.items()},
         "#": str(row.rank),
         "model": row.name,
         "kind": row.kind,
@@ -103,8 +103,8 @@ def _texts(board: Leaderboard, row: Row) -> dict[str, str]:
 
 def _caption(board: Leaderboard) -> str:
     text = (
-        f"{board.part} part, {board.rows[0].n} items. All tasks: mean over items. Scores are shown "
-        "with 95 % intervals."
+        f"{board.part} part, {board.rows[0].n} items. All tasks: {board.pooled_as}. Scores "
+        "are shown with 95 % intervals."
     )
     if board.reference is not None:
         text += f" Differences to {board.reference} are paired by item, and so are their intervals."

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.errors import EvaluationError
@@ -18,8 +18,9 @@ from mergeops.scores import (
     Estimate,
     Scores,
     compare,
-    mean_interval,
     merit,
+    pooled_score,
+    pooled_words,
     task_estimate,
 )
 
@@ -60,7 +61,7 @@ class Row:
     n: int
     """Items of all tasks."""
     pooled: float
-    """Mean over the items of all tasks."""
+    """The number over all tasks, by which models are ranked."""
     stderr: float | None
     """Of ``pooled``, the tasks being given: sampling error within each task."""
     low: float
@@ -72,6 +73,8 @@ class Row:
     """Against the reference, paired by item; None for the reference itself."""
     origin: Origin | None = None
     """None where the scores come from this very command."""
+    groups: Mapping[str, Estimate] = field(default_factory=dict)
+    """Group of tasks -> the number that lm-eval gives it."""
 
     @property
     def estimate(self) -> Estimate:
@@ -81,16 +84,17 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types; what is not there, or not finite, is None."""
-        tasks = {}
-        for task, score in self.tasks.items():
-            low, high = score.interval or (None, None)
-            tasks[task] = {"value": score.value, "stderr": score.stderr, "low": low, "high": high}
         keys = ("rank", "name", "kind", "n", "pooled", "stderr")
         return {
             **{key: getattr(self, key) for key in keys},
             "low": _finite(self.low),
             "high": _finite(self.high),
-            "tasks": tasks,
+            "tasks": {task: _plain_score(score) for task, score in self.tasks.items()},
+            **(
+                {"groups": {group: _plain_score(score) for group, score in self.groups.items()}}
+                if self.groups
+                else {}
+            ),
             "difference": _plain(self.difference),
             **({"origin": dataclasses.asdict(self.origin)} if self.origin else {}),
         }
@@ -109,6 +113,13 @@ class Leaderboard:
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
     """Tasks that not every model was scored on."""
+    pooled_as: str = "mean over items"
+    """What the number over all tasks is."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of tasks with a number of their own."""
+        return tuple(self.rows[0].groups) if self.rows else ()
 
     @property
     def reference_row(self) -> Row | None:
@@ -175,7 +186,7 @@ def make_leaderboard(entries: Sequence[Entry], reference: str | None = None) -> 
             "evaluate.metrics"
         )
     ranked = sorted(
-        entries, key=lambda e: -merit(_values(e.scores, tasks)[0], directions == {True})
+        entries, key=lambda e: -merit(pooled_score(e.scores, tasks).value, directions == {True})
     )
     chosen = _reference(ranked, reference)
     return Leaderboard(
@@ -185,6 +196,9 @@ def make_leaderboard(entries: Sequence[Entry], reference: str | None = None) -> 
         reference=chosen.name if chosen else None,
         rows=tuple(_row(i, entry, chosen, tasks) for i, entry in enumerate(ranked, 1)),
         left_out=left_out,
+        pooled_as=pooled_words(
+            {task: entries[0].scores.tasks[task] for task in tasks}, entries[0].scores.groups
+        ),
     )
 
 
@@ -232,8 +246,7 @@ def _reference(ranked: Sequence[Entry], wanted: str | None) -> Entry | None:
 
 
 def _row(rank: int, entry: Entry, reference: Entry | None, tasks: tuple[str, ...]) -> Row:
-    pooled, stderr, n = _values(entry.scores, tasks)
-    mean = mean_interval(entry.scores, tasks, confidence=CONFIDENCE)
+    pooled = pooled_score(entry.scores, tasks, confidence=CONFIDENCE)
     difference = None
     if reference is not None and entry.name != reference.name:
         difference = compare(entry.scores, reference.scores, tasks, confidence=CONFIDENCE)
@@ -241,33 +254,25 @@ def _row(rank: int, entry: Entry, reference: Entry | None, tasks: tuple[str, ...
         rank=rank,
         name=entry.name,
         kind=entry.kind,
-        n=n,
-        pooled=pooled,
-        stderr=stderr,
-        low=mean.low,
-        high=mean.high,
+        n=pooled.n,
+        pooled=pooled.value,
+        stderr=pooled.stderr,
+        low=pooled.low,
+        high=pooled.high,
         tasks={t: task_estimate(entry.scores, t, confidence=CONFIDENCE) for t in tasks},
         difference=difference,
         origin=entry.origin,
+        groups={
+            name: pooled_score(entry.scores, rule.tasks, confidence=CONFIDENCE).estimate
+            for name, rule in entry.scores.groups.items()
+            if set(rule.tasks) <= set(tasks)
+        },
     )
 
 
-def _values(scores: Scores, tasks: Iterable[str]) -> tuple[float, float | None, int]:
-    """Mean over the items of all tasks, its standard error (tasks as strata), and their number."""
-    total, variance, n = 0.0, 0.0, 0
-    for task in tasks:
-        values = [item.value for item in scores.tasks[task].items]
-        mean = math.fsum(values) / len(values)
-        total += math.fsum(values)
-        n += len(values)
-        if len(values) > 1:
-            # Variance of the task's sum: items times their sample variance.
-            spread = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
-            variance += len(values) * spread
-        else:
-            variance = math.inf
-    stderr = math.sqrt(variance) / n if math.isfinite(variance) else None
-    return total / n, stderr, n
+def _plain_score(score: Estimate) -> dict[str, float | None]:
+    low, high = score.interval or (None, None)
+    return {"value": score.value, "stderr": score.stderr, "low": low, "high": high}
 
 
 def _plain(difference: Comparison | None) -> dict[str, Any] | None:

@@ -93,7 +93,7 @@ def page(compared: Compared) -> str:
 def _how_to_read(board: Leaderboard) -> str:
     tasks = ", ".join(board.tasks)
     text = (
-        f"{board.part} part, {board.rows[0].n} items of {tasks}. All tasks: mean over items. "
+        f"{board.part} part, {board.rows[0].n} items of {tasks}. All tasks: {board.pooled_as}. "
         "Scores are shown with 95 % intervals."
     )
     if board.reference is not None:

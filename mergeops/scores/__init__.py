@@ -6,23 +6,41 @@ only on items where all three agree.
 Stands on: errors.
 """
 
-from mergeops.scores.intervals import Estimate, estimate, mean_interval, task_estimate
+from mergeops.scores.intervals import Estimate, estimate, pooled_score, task_estimate
 from mergeops.scores.max_t import Simultaneous, simultaneous_estimate
-from mergeops.scores.paired import Comparison, compare
-from mergeops.scores.scores import PARTS, ItemResult, Scores, TaskScore, merit
+from mergeops.scores.paired import BOOTSTRAP, Comparison, compare
+from mergeops.scores.pooling import pooled_value, pooled_words
+from mergeops.scores.scores import PARTS, Scores, merit
+from mergeops.scores.task_score import (
+    CORPUS,
+    MEAN,
+    UNITS,
+    UNKNOWN,
+    GroupRule,
+    ItemResult,
+    TaskScore,
+)
 
 __all__ = [
+    "BOOTSTRAP",
+    "CORPUS",
+    "MEAN",
     "PARTS",
+    "UNITS",
+    "UNKNOWN",
     "Comparison",
     "Estimate",
+    "GroupRule",
     "ItemResult",
     "Scores",
     "Simultaneous",
     "TaskScore",
     "compare",
     "estimate",
-    "mean_interval",
     "merit",
+    "pooled_score",
+    "pooled_value",
+    "pooled_words",
     "simultaneous_estimate",
     "task_estimate",
 ]

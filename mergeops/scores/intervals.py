@@ -1,4 +1,4 @@
-"""The interval of one model's score: of a mean Wilson's for items of 0 and 1, else Student's."""
+"""The interval of one model's score: Wilson's for items of 0 and 1, else Student's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from mergeops.errors import EvaluationError
-from mergeops.scores.paired import cluster_labels, compare_pairs
+from mergeops.scores.paired import t_test
+from mergeops.scores.pooling import (
+    cluster_labels,
+    is_mean_over_items,
+    pool,
+    pooled_value,
+    shown,
+    sums_by_label,
+)
 from mergeops.scores.scores import Scores
+from mergeops.scores.task_score import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -37,17 +46,19 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
-    """A mean over items with its two-sided interval."""
+class PooledScore:
+    """The number over some tasks, as it is shown, with its two-sided interval."""
 
     n: int
     """Items."""
-    mean: float
+    value: float
+    stderr: float | None
+    """Sampling error within each task; None where one item alone does not tell."""
     low: float
     high: float
     method: str
-    """Wilson, t, clustered t, exact sign where the values do not vary, or none where one of them
-    is not finite."""
+    """Wilson, t, clustered t, bootstrap, exact sign where the values do not vary, or none where
+    one of them is not finite."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -55,28 +66,33 @@ class Mean:
         is_finite = math.isfinite(self.low) and math.isfinite(self.high)
         return (self.low, self.high) if is_finite else None
 
+    @property
+    def estimate(self) -> Estimate:
+        """As it is shown."""
+        return Estimate(self.value, self.interval, self.stderr)
+
     def __str__(self) -> str:
-        return str(Estimate(self.mean, self.interval))
+        return str(self.estimate)
 
 
 def estimate(scores: Scores) -> Estimate:
-    """The mean over the items of all tasks (``scores.pooled``) with its 95 % interval."""
+    """The number over all tasks (``scores.pooled``) with its 95 % interval."""
     items = any(task.items for task in scores.tasks.values())
-    return Estimate(scores.pooled, mean_interval(scores).interval if items else None)
+    return Estimate(scores.pooled, pooled_score(scores).interval if items else None)
 
 
 def task_estimate(scores: Scores, task: str, *, confidence: float = 0.95) -> Estimate:
     """A task's score with its interval.
 
-    Where the score is the mean over its items, the interval is that of the mean; where the metric
-    aggregates otherwise, a normal one if there is a standard error, else none.
+    Where it is not known what the score is of its items, since an older mergeops logged it, the
+    interval is a normal one if there is a standard error, else none.
     """
     score = scores.tasks[task]
     value, stderr = score.value, score.stderr
-    if score.items:
-        mean = mean_interval(scores, (task,), confidence=confidence)
-        if math.isclose(mean.mean, value, rel_tol=1e-9, abs_tol=1e-12):
-            return Estimate(value, mean.interval, stderr)
+    if score.items and score.kind != UNKNOWN:
+        pooled = pooled_score(scores, (task,), confidence=confidence)
+        if math.isclose(pooled.value, value, rel_tol=1e-9, abs_tol=1e-12):
+            return Estimate(value, pooled.interval, stderr)
     if stderr is None or not math.isfinite(stderr) or not math.isfinite(value):
         return Estimate(value, None, stderr)
     # Wald interval: value +- z(1 - alpha / 2) standard errors.
@@ -84,42 +100,50 @@ def task_estimate(scores: Scores, task: str, *, confidence: float = 0.95) -> Est
     return Estimate(value, (value - half, value + half), stderr)
 
 
-def mean_interval(
+def pooled_score(
     scores: Scores, tasks: Iterable[str] | None = None, *, confidence: float = 0.95
-) -> Mean:
-    """The mean over the items of all ``tasks``.
+) -> PooledScore:
+    """The number over all ``tasks``; clusters are counted.
 
     Raises:
-        EvaluationError: there are no items.
+        EvaluationError: there are no items; a score of an older mergeops, see ``pooling.pool``.
     """
-    chosen = tuple(scores.tasks if tasks is None else tasks)
-    values = [item.value for task in chosen for item in scores.tasks[task].items]
-    labels = cluster_labels(scores, chosen)
+    chosen = {task: scores.tasks[task] for task in (scores.tasks if tasks is None else tasks)}
+    values = [item.value for task in chosen.values() for item in task.items]
     if not values:
         raise EvaluationError("there are no items to take a mean over")
-    n = len(values)
-    if labels is None and all(value in (0.0, 1.0) for value in values):
+    labels = cluster_labels(chosen)
+    n, is_mean = len(values), is_mean_over_items(chosen, scores.groups)
+    value = pooled_value(chosen, scores.groups)
+    if not all(map(math.isfinite, values)):
+        return PooledScore(
+            n=n, value=value, stderr=None, low=-math.inf, high=math.inf, method="none"
+        )
+    pooled = pool(chosen, scores.groups)
+    slope = value if pooled.by_log else 1.0
+    stderr = slope * math.sqrt(pooled.variance) if math.isfinite(pooled.variance) else None
+    if is_mean and len(set(labels)) == n and all(v in (0.0, 1.0) for v in values):
         from scipy.stats import binomtest
 
         # Score interval of a proportion (Wilson 1927, https://doi.org/10.2307/2276774).
-        right = int(sum(values))
-        ends = binomtest(right, n).proportion_ci(confidence, method="wilson")
-        return Mean(
-            n=n, mean=right / n, low=float(ends.low), high=float(ends.high), method="Wilson"
-        )
-    if not all(map(math.isfinite, values)):
-        return Mean(n=n, mean=math.nan, low=-math.inf, high=math.inf, method="none")
-    # Student's t interval of the mean, by clusters where there are some: the paired one against a
-    # constant. The constant is half a point, since values of 0 and 1 against 0 or 1 would be
-    # taken for pairs of answers; it is added again below.
-    most = max(1.0, *map(abs, values))
-    reach = (-0.5 if min(values) >= 0 else -most - 0.5), most - 0.5
-    pairs = [(v, 0.5) for v in values]
-    shifted = compare_pairs(pairs, clusters=labels, confidence=confidence, reach=reach)
-    return Mean(
-        n=n,
-        mean=math.fsum(values) / n,
-        low=shifted.low + 0.5,
-        high=shifted.high + 0.5,
-        method=shifted.test.removeprefix("paired "),
+        ends = binomtest(int(sum(values)), n).proportion_ci(confidence, method="wilson")
+        low, high = float(ends.low), float(ends.high)
+        return PooledScore(n=n, value=value, stderr=stderr, low=low, high=high, method="Wilson")
+    most = max(1.0, abs(pooled.value), *(map(abs, values) if is_mean else ()))
+    method, low, high, _ = t_test(
+        pooled.value,
+        sums_by_label(pooled.effects, labels),
+        confidence,
+        (0.0 if min(values) >= 0 else -most, most),
+        scale=most,
+        shares=None if is_mean else sums_by_label(pooled.shares, labels),
+        more_variance=float((pooled.resampled**2).mean()) if pooled.resampled.size else 0.0,
+    )
+    if pooled.resampled.size and method != "exact sign":
+        method = "bootstrap"
+    elif len(set(labels)) == n:
+        method = method.removeprefix("clustered ")
+    ends_shown = (shown(low, pooled.by_log), shown(high, pooled.by_log))
+    return PooledScore(
+        n=n, value=value, stderr=stderr, low=ends_shown[0], high=ends_shown[1], method=method
     )

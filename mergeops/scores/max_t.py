@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mergeops.scores.paired import cluster_labels, constant_interval, pair, sign_p
+from mergeops.scores.paired import constant_interval, difference_of, sign_p
+from mergeops.scores.pairing import pair
+from mergeops.scores.pooling import cluster_labels, sums_by_label
 from mergeops.scores.scores import Scores
 
 # Bootstrap samples drawn at once, which bounds the memory.
@@ -27,7 +28,7 @@ class Simultaneous:
     """One candidate of many."""
 
     difference: float
-    """Mean of candidate minus reference over the items; positive means better."""
+    """Candidate minus reference, as ``paired.compare`` has it; positive means better."""
     low: float
     high: float
     """Two-sided; all candidates' intervals hold together with ``confidence``."""
@@ -58,30 +59,34 @@ def simultaneous_estimate(
         seed: of the draws; the same scores give the same intervals.
 
     Raises:
-        EvaluationError: as ``paired.pair``.
+        EvaluationError: as ``pairing.pair``.
     """
     if not candidates:
         return {}
     chosen = tuple(reference.tasks if tasks is None else tasks)
-    # d[k, i]: candidate k minus reference on item i.
-    differences = np.array(
-        [
-            [a - b for pairs in pair(scores, reference, chosen).values() for a, b in pairs]
-            for scores in candidates.values()
-        ]
-    )
-    # D[k, g] and n_g: sum of the differences over cluster g, and its size.
-    sums, sizes = _by_cluster(differences, cluster_labels(reference, chosen))
-    n, units = differences.shape[1], len(sizes)
-    means = differences.mean(axis=1)
-    # Cluster-robust standard error of each mean, as in ``paired.t_test`` (Miller 2024, section
-    # 2.2): se_k^2 = G / (G - 1) * sum_g (D[k, g] - n_g mean_k)^2 / n^2.
-    residuals = sums - means[:, None] * sizes
+    for scores in candidates.values():
+        pair(scores, reference, chosen)
+    changes = [difference_of(scores, reference, chosen) for scores in candidates.values()]
+    labels = cluster_labels({task: reference.tasks[task] for task in chosen})
+    means = np.array([change.value for change in changes])
+    # D[k, g] and n_g: how far cluster g moves the difference of candidate k, and its share in it.
+    effects = sums_by_label(np.array([change.effects for change in changes]), labels)
+    sizes = sums_by_label(changes[0].shares, labels)
+    units = len(sizes)
+    # R[k, b]: how far drawing items again moves it where only all of them have a number.
+    resampled = np.array([change.resampled for change in changes])
+    draws = resampled.shape[1] or draws
+    # Cluster-robust standard error of each difference, as in ``paired.t_test``:
+    # se_k^2 = G / (G - 1) * sum_g D[k, g]^2, and what drawing again adds.
     correction = units / (units - 1) if units > 1 else np.inf
     with np.errstate(invalid="ignore"):
-        errors = np.sqrt(correction * (residuals**2).sum(axis=1)) / n
+        squares = correction * (effects**2).sum(axis=1)
+    if resampled.size:
+        squares = squares + (resampled**2).mean(axis=1)
+    errors = np.sqrt(squares)
     # Candidates whose differences vary by more than rounding; the others have no t statistic.
-    varies = errors > 1e-12 * abs(differences).max(axis=1)
+    largest_effect = abs(effects).max(axis=1) if units else np.zeros(len(changes))
+    varies = errors > 1e-12 * np.maximum(abs(means), largest_effect * units)
     # max_k t*_k and max_k |t*_k| of each bootstrap sample.
     largest, largest_absolute = np.zeros(draws), np.zeros(draws)
     generator = np.random.default_rng(seed)
@@ -91,11 +96,13 @@ def simultaneous_estimate(
             # How often each of the G clusters is drawn, of G draws with replacement. All candidates
             # see the same draws, which keeps what their scores have in common.
             counts = generator.multinomial(units, np.full(units, 1 / units), size=stop - start)
-            # Bootstrap means: a ratio, since clusters of unequal size change the number of items.
-            again = counts @ sums[varies].T / (counts @ sizes)[:, None]
-            # Studentised deviation from the observed mean, which is the truth of the bootstrap
-            # world: t*_k = (mean*_k - mean_k) / se_k.
-            t = (again - means[varies]) / errors[varies]
+            # How far the draw moves the difference from the observed one, which is the truth of the
+            # bootstrap world: a ratio, since clusters of unequal size change the number of items.
+            moved = counts @ effects[varies].T / (counts @ sizes)[:, None]
+            if resampled.size:
+                moved = moved + resampled[varies, start:stop].T
+            # Studentised: t*_k = (mean*_k - mean_k) / se_k.
+            t = moved / errors[varies]
             largest[start:stop] = t.max(axis=1)
             largest_absolute[start:stop] = abs(t).max(axis=1)
     # c: single-step critical value, for the band mean_k +- c se_k that holds for all k at once.
@@ -121,13 +128,3 @@ def simultaneous_estimate(
             candidates=count,
         )
     return estimates
-
-
-def _by_cluster(differences: Any, labels: list[str] | None) -> tuple[Any, Any]:
-    """Sums of the differences over each cluster, ``[m, clusters]``, and the clusters' sizes."""
-    if labels is None:
-        return differences, np.ones(differences.shape[1])
-    _, index = np.unique(labels, return_inverse=True)
-    sizes = np.bincount(index).astype(float)
-    sums = np.array([np.bincount(index, weights=row) for row in differences])
-    return sums, sizes

@@ -7,18 +7,21 @@ not. So everything here works on differences, and refuses items that are not pro
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from typing import Any
+
+import numpy as np
 
 from mergeops.errors import EvaluationError
-from mergeops.scores.scores import Scores, TaskScore
+from mergeops.scores.pairing import pair
+from mergeops.scores.pooling import Pooled, cluster_labels, is_mean_over_items, pool, sums_by_label
+from mergeops.scores.proportions import detectable_share, mcnemar_p, tango_interval, z_quantile
+from mergeops.scores.scores import Scores
 
 EXACT = "exact McNemar"
 SIGN = "exact sign"
-Pairs = tuple[tuple[float, float], ...]
-"""(candidate, reference) for each item, larger is better."""
+BOOTSTRAP = "paired bootstrap"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class Comparison:
     n: int
     """Items."""
     difference: float
-    """Mean of candidate minus reference."""
+    """Candidate minus reference: of means, of nats a unit, or of a number of all items."""
     low: float
     high: float
     """Two-sided interval of ``confidence``, from -inf to inf for one item or one cluster."""
@@ -37,13 +40,16 @@ class Comparison:
     """One-sided: the chance of a difference as large if the candidate were no better."""
     test: str
     """``exact McNemar`` for items of 0 and 1, else ``paired t``; ``clustered t`` for clusters;
-    ``exact sign`` where every item or cluster shows the same difference."""
+    ``exact sign`` where every item or cluster shows the same difference; ``paired bootstrap``
+    where a number that only all items together have takes part."""
     wins: int
     """Items on which the candidate is better."""
     losses: int
     """Items on which it is worse."""
     units: int
     """What is independent: items, or clusters of them."""
+    freedom: float
+    """Degrees of freedom of a t test; units - 1 where they weigh the same."""
 
     def __str__(self) -> str:
         return f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
@@ -63,37 +69,10 @@ class Comparison:
         from scipy.stats import t
 
         # Half the interval is t(1 - alpha / 2) standard errors.
-        quantile = float(t.ppf(0.5 + self.confidence / 2, self.units - 1))
+        quantile = float(t.ppf(0.5 + self.confidence / 2, self.freedom))
         stderr = (self.high - self.low) / (2 * quantile)
         # Minimal detectable effect, (z(1 - alpha) + z(power)) se, with the se of n items.
-        return (_z(1 - alpha) + _z(power)) * stderr * math.sqrt(self.n / n)
-
-
-def pair(
-    candidate: Scores, reference: Scores, tasks: Iterable[str] | None = None
-) -> dict[str, Pairs]:
-    """The values of both models on every item, by task.
-
-    Args:
-        tasks: which; None takes all of the candidate's.
-
-    Raises:
-        EvaluationError: a task is missing, or any item, prompt or target is not the same.
-    """
-    if candidate.part != reference.part:
-        raise EvaluationError(
-            f"scores of the {candidate.part} part cannot be compared with scores of the "
-            f"{reference.part} part"
-        )
-    paired = {}
-    for task in candidate.tasks if tasks is None else tasks:
-        for scores, who in ((candidate, "the candidate"), (reference, "the reference")):
-            if task not in scores.tasks:
-                raise EvaluationError(
-                    f"task {task!r} is not among the scores of {who}: {', '.join(scores.tasks)}"
-                )
-        paired[task] = _pair_task(candidate.tasks[task], reference.tasks[task])
-    return paired
+        return (z_quantile(1 - alpha) + z_quantile(power)) * stderr * math.sqrt(self.n / n)
 
 
 def compare(
@@ -106,8 +85,8 @@ def compare(
     """Compare on the items of all ``tasks`` together.
 
     Raises:
-        EvaluationError: as ``pair``; or the tasks' metrics do not point the same way, so that
-            their sum means nothing.
+        EvaluationError: as ``pairing.pair``; or the tasks' metrics do not point the same way, so
+            that their sum means nothing.
     """
     paired = pair(candidate, reference, tasks)
     scores = [candidate.tasks[task] for task in paired]
@@ -119,22 +98,61 @@ def compare(
             f"({down[0].metric}, lower is better) cannot be pooled; choose some with the same "
             "direction"
         )
-    return compare_pairs(
-        [p for pairs in paired.values() for p in pairs],
-        clusters=cluster_labels(candidate, tuple(paired)),
+    pairs = [p for of_task in paired.values() for p in of_task]
+    chosen = {score.task: score for score in scores}
+    labels = cluster_labels(chosen)
+    if is_mean_over_items(chosen, candidate.groups):
+        clusters = labels if len(set(labels)) < len(labels) else None
+        return compare_pairs(pairs, clusters=clusters, confidence=confidence)
+    change = difference_of(candidate, reference, tuple(chosen))
+    effects, shares = (sums_by_label(each, labels) for each in (change.effects, change.shares))
+    most = max(1.0, *(abs(pool({t.task: t}, {}).value) for t in scores))
+    test, low, high, p_value = t_test(
+        change.value,
+        effects,
+        confidence,
+        (-most, most),
+        scale=most,
+        shares=shares,
+        more_variance=float((change.resampled**2).mean()) if change.resampled.size else 0.0,
+    )
+    if change.resampled.size and test != SIGN:
+        test = BOOTSTRAP
+    elif len(effects) == len(pairs):
+        test = test.replace("clustered", "paired")
+    return Comparison(
+        n=len(pairs),
+        difference=change.value,
+        low=low,
+        high=high,
         confidence=confidence,
+        p_value=p_value,
+        test=test,
+        wins=sum(a > b for a, b in pairs),
+        losses=sum(a < b for a, b in pairs),
+        units=len(effects),
+        freedom=effective_units(shares) - 1,
     )
 
 
-def cluster_labels(scores: Scores, tasks: Iterable[str]) -> list[str] | None:
-    """One label for each item of the tasks in order, an item without a cluster being its own; None
-    where no two items share one."""
-    labels = [
-        f"{task}:{item.cluster}" if item.cluster else f"{task}#{item.doc_id}"
-        for task in tasks
-        for item in scores.tasks[task].items
-    ]
-    return labels if len(set(labels)) < len(labels) else None
+def difference_of(candidate: Scores, reference: Scores, tasks: tuple[str, ...]) -> Pooled:
+    """Candidate minus reference over ``tasks``, positive where the candidate is better.
+
+    Both have answered the same items, see ``pairing.pair``, by metrics of one direction.
+    """
+    mine, other = (
+        pool({task: scores.tasks[task] for task in tasks}, candidate.groups)
+        for scores in (candidate, reference)
+    )
+    sign = 1.0 if candidate.tasks[tasks[0]].higher_is_better else -1.0
+    return Pooled(
+        value=sign * (mine.value - other.value),
+        by_log=mine.by_log,
+        effects=sign * (mine.effects - other.effects),
+        shares=mine.shares,
+        resampled=sign * (mine.resampled - other.resampled),
+        variance=math.nan,
+    )
 
 
 def compare_pairs(
@@ -167,12 +185,14 @@ def compare_pairs(
         if reach is None:
             most = max(1.0, *(abs(value) for p in pairs for value in p))
             reach = -most, most
-        labels: Iterable[object] = range(n) if clusters is None else clusters
-        groups: dict[object, list[float]] = defaultdict(list)
-        for label, (a, b) in zip(labels, pairs, strict=True):
-            groups[label].append(a - b)
-        units = len(groups)
-        test, difference, low, high, p_value = t_test(list(groups.values()), confidence, reach)
+        labels = list(map(str, range(n))) if clusters is None else clusters
+        differences = np.array([a - b for a, b in pairs])
+        difference = math.fsum(differences) / n
+        effects = sums_by_label((differences - difference) / n, labels)
+        units = len(effects)
+        test, low, high, p_value = t_test(
+            difference, effects, confidence, reach, scale=float(abs(differences).max())
+        )
         if clusters is None:
             test = test.replace("clustered", "paired")
     return Comparison(
@@ -186,53 +206,8 @@ def compare_pairs(
         wins=wins,
         losses=losses,
         units=units,
+        freedom=units - 1,
     )
-
-
-def mcnemar_p(wins: int, losses: int) -> float:
-    """Exact one-sided McNemar test: of the items where two models differ, does the candidate win
-    more than half?
-
-    McNemar 1947, https://doi.org/10.1007/BF02295996, with the binomial instead of its
-    approximation. 1.0 when the models never differ.
-    """
-    from scipy.stats import binomtest
-
-    if wins + losses == 0:
-        return 1.0
-    # P(at least ``wins`` heads in ``wins + losses`` throws of a fair coin).
-    return float(binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue)
-
-
-def tango_interval(wins: int, losses: int, n: int, confidence: float) -> tuple[float, float]:
-    """Score interval, two-sided, of the difference of two paired proportions.
-
-    Tango 1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B:
-    the differences that a score test does not reject. Chosen because it keeps its coverage with few
-    items and few disagreements, where the Wald interval shrinks to nothing, and because at zero it
-    is McNemar's own statistic, so interval and test agree.
-
-    Args:
-        wins, losses: items on which only the candidate, or only the reference, is right.
-        n: all items.
-    """
-    z = _z(0.5 + confidence / 2)
-    # The lower bound is the upper one of the roles exchanged, negated.
-    return -_tango_bound(losses, wins, n, z), _tango_bound(wins, losses, n, z)
-
-
-def detectable_share(n: int, discordant: float, alpha: float, power: float = 0.8) -> float | None:
-    """The smallest true difference of two paired proportions that can be found among n items.
-
-    Args:
-        discordant: share d of the items on which the two models differ; None is returned for 0.
-    """
-    if n == 0 or discordant <= 0:
-        return None
-    z = _z(1 - alpha) + _z(power)
-    # Minimal detectable effect delta = z se by the normal approximation, whose standard error is
-    # sqrt((d - delta^2) / n), solved for delta.
-    return z * math.sqrt(discordant / (n + z * z))
 
 
 def constant_interval(
@@ -259,92 +234,57 @@ def sign_p(difference: float, units: int) -> float:
     return 0.5**units if difference > 0 and units > 1 else 1.0
 
 
-def _pair_task(candidate: TaskScore, reference: TaskScore) -> Pairs:
-    task = candidate.task
-    if candidate.metric != reference.metric:
-        raise EvaluationError(
-            f"task {task}: metric {candidate.metric} cannot be compared with {reference.metric}"
-        )
-    if candidate.n != reference.n:
-        raise EvaluationError(
-            f"task {task}: {candidate.n} items cannot be paired with {reference.n}; score both "
-            "with the same evaluate.limit, confirm_fraction and split_salt"
-        )
-    sign = 1.0 if candidate.higher_is_better else -1.0
-    both = list(zip(candidate.items, reference.items, strict=True))
-    for attribute, name in _NAMES.items():
-        other_ids = [a.doc_id for a, b in both if getattr(a, attribute) != getattr(b, attribute)]
-        if other_ids:
-            raise EvaluationError(
-                f"task {task}, item {other_ids[0]}: the {name} is not the same for both models, as "
-                f"on {len(other_ids)} of {len(both)} items; score both with the same task files "
-                "and settings"
-            )
-    pairs = [(sign * mine.value, sign * other.value) for mine, other in both]
-    if sign < 0 and all(v in (0.0, -1.0) for p in pairs for v in p):
-        return tuple((1.0 + a, 1.0 + b) for a, b in pairs)  # an error rate: count what is right
-    return tuple(pairs)
-
-
-_NAMES = {"doc_id": "item", "doc_hash": "item", "prompt_hash": "prompt", "target_hash": "target"}
-
-
 def t_test(
-    groups: list[list[float]], confidence: float, reach: tuple[float, float]
-) -> tuple[str, float, float, float, float]:
-    """Test, mean, interval and one-sided p of the differences of independent groups.
+    value: float,
+    effects: Any,
+    confidence: float,
+    reach: tuple[float, float],
+    *,
+    scale: float,
+    shares: Any = None,
+    more_variance: float = 0.0,
+) -> tuple[str, float, float, float]:
+    """Test, interval and one-sided p of a value that independent units move.
 
-    Groups of one make it Student's paired t test. Where the groups do not vary it knows no error,
-    and a sign test over the groups takes its place.
+    Where the units do not vary it knows no error, and a sign test over them takes its place.
+
+    Args:
+        value: the estimate, e.g. a mean of differences.
+        effects: ``[units]`` how far each moves it; items of their own make it Student's t.
+        confidence: of the two-sided interval.
+        reach: the smallest and the largest value that there can be.
+        scale: the largest difference of one item; less than rounding of it is no variation.
+        shares: ``[units]`` weight of each in the value, where they are not the same by design; they
+            sum to 1.
+        more_variance: of the value, from items that are drawn again.
     """
     from scipy.stats import t
 
-    n, count = sum(map(len, groups)), len(groups)
-    mean = math.fsum(d for group in groups for d in group) / n
-    # Cluster-robust variance (Miller 2024, https://arxiv.org/abs/2411.00640, section 2.2): each
-    # group's residuals are summed before they are squared; G / (G - 1) corrects for G groups.
-    squares = math.fsum(math.fsum(d - mean for d in group) ** 2 for group in groups)
-    stderr = math.sqrt(squares * count / max(count - 1, 1)) / n
-    if count == 1 or stderr <= 1e-12 * max(abs(d) for group in groups for d in group):
-        low, high = constant_interval(mean, count, confidence, reach)
-        return SIGN, mean, low, high, sign_p(mean, count)
-    # Student's t with G - 1 degrees of freedom: the interval mean +- t(1 - alpha / 2) se, and
-    # the upper tail beyond mean / se.
-    half = float(t.ppf(0.5 + confidence / 2, count - 1)) * stderr
-    return "clustered t", mean, mean - half, mean + half, float(t.sf(mean / stderr, count - 1))
-
-
-def _tango_bound(wins: int, losses: int, n: int, z: float) -> float:
-    """The largest difference that the score test does not reject, by bisection.
-
-    The score falls from +inf to -inf as the difference grows over (-1, 1).
-    """
-    low, high = (wins - losses) / n, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _tango_score(wins, losses, n, middle) > -z:
-            low = middle
+    count = len(effects)
+    freedom = float(count - 1)
+    if shares is None:
+        # Cluster-robust variance (Miller 2024, https://arxiv.org/abs/2411.00640, section 2.2): each
+        # cluster's residuals are summed before they are squared; G / (G - 1) corrects for G.
+        squares = math.fsum(effect**2 for effect in effects) * count / max(count - 1, 1)
+    else:
+        # Delete-one jackknife of a ratio: without unit g the value is value - effect_g / (1 - h_g),
+        # where h_g is its share. Few units that weigh much leave few degrees of freedom.
+        freedom = effective_units(shares) - 1
+        if freedom < 1e-9:
+            count = 1
         else:
-            high = middle
-    return (low + high) / 2
+            moved = (effects / (1 - shares)) ** 2
+            squares = math.fsum(moved) * (count - 1) / count
+    if count == 1:
+        return SIGN, *constant_interval(value, 1, confidence, reach), 1.0
+    stderr = math.sqrt(squares + more_variance)
+    if not stderr > 1e-12 * scale:
+        return SIGN, *constant_interval(value, count, confidence, reach), sign_p(value, count)
+    # Student's t: the interval value +- t(1 - alpha / 2) se, and the upper tail beyond value / se.
+    half = float(t.ppf(0.5 + confidence / 2, freedom)) * stderr
+    return "clustered t", value - half, value + half, float(t.sf(value / stderr, freedom))
 
 
-def _tango_score(wins: int, losses: int, n: int, delta: float) -> float:
-    """Tango's score z(delta): wins - losses less its mean under ``delta``, in standard errors."""
-    # Restricted maximum likelihood estimate q of the share of losses, given that the share of wins
-    # is q + delta: the larger root of a q^2 + b q + c.
-    a = 2.0 * n
-    b = -wins - losses + (2.0 * n - wins + losses) * delta
-    c = -losses * delta * (1 - delta)
-    q = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
-    distance = wins - losses - n * delta
-    # Variance of wins - losses under delta.
-    variance = n * (2 * q + delta * (1 - delta))
-    if variance <= 0:  # at the ends, where only one outcome is possible
-        return math.copysign(math.inf, distance) if distance else 0.0
-    return distance / math.sqrt(variance)
-
-
-def _z(p: float) -> float:
-    """Quantile of the standard normal distribution."""
-    return NormalDist().inv_cdf(p)
+def effective_units(shares: Any) -> float:
+    """How many units of equal weight tell as much (Kish 1965): 1 / sum of h_g^2."""
+    return 1 / float((shares**2).sum())

@@ -5,53 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.errors import EvaluationError
+from mergeops.scores.pooling import is_mean_over_items, pooled_value
+from mergeops.scores.task_score import MEAN, GroupRule, ItemResult, TaskScore
 
 PARTS = ("dev", "confirm")
 """dev is for choosing; confirm is opened once, for the candidate that was chosen."""
-
-
-@dataclass(frozen=True)
-class ItemResult:
-    """One item's result under a task's chosen metric."""
-
-    doc_id: int
-    doc_hash: str
-    prompt_hash: str
-    target_hash: str
-    value: float
-    """The metric's value on this item: 0.0 or 1.0 for acc and exact_match."""
-    cluster: str = ""
-    """What the item shares with others of its task (a passage, a template), where
-    ``evaluate.clusters`` names it; items of one cluster are not independent."""
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """One task's score on one part of its items."""
-
-    task: str
-    metric: str
-    """lm-eval's metric name without filter, e.g. ``acc``."""
-    value: float
-    """Mean over items, unless the metric aggregates otherwise (then as lm-eval gives it)."""
-    stderr: float | None
-    """Standard error as lm-eval gives it; None where it has none."""
-    items: tuple[ItemResult, ...]
-    """In doc_id order."""
-    version: str
-    """The task's version."""
-    digest: str
-    """sha256 of task settings and item hashes: equal digests mean the same questions."""
-    higher_is_better: bool = True
-
-    @property
-    def n(self) -> int:
-        """Number of items."""
-        return len(self.items)
 
 
 @dataclass(frozen=True)
@@ -64,6 +26,8 @@ class Scores:
     """By task name, in the recipe's order."""
     settings: Mapping[str, str]
     """Batch size, dtype, versions of lm-eval and transformers, ...: logged with the scores."""
+    groups: Mapping[str, GroupRule] = field(default_factory=dict)
+    """By name: those that the recipe names and lm-eval aggregates by the chosen metric."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, all items included."""
@@ -78,19 +42,29 @@ class Scores:
         Raises:
             KeyError, TypeError: a key is missing or unknown.
         """
-        tasks = {
-            name: TaskScore(
-                **{**task, "items": tuple(ItemResult(**item) for item in task["items"])}
-            )
-            for name, task in raw["tasks"].items()
+        tasks = {}
+        for name, task in raw["tasks"].items():
+            items = tuple(ItemResult(**item) for item in task["items"])
+            replicates = tuple(task.get("replicates", ()))
+            tasks[name] = TaskScore(**{**task, "items": items, "replicates": replicates})
+        groups = {
+            name: GroupRule(tuple(group["tasks"]), group["by_size"])
+            for name, group in raw.get("groups", {}).items()
         }
-        return cls(**{**raw, "tasks": tasks})
+        return cls(**{**raw, "tasks": tasks, "groups": groups})
 
     @property
     def pooled(self) -> float:
-        """Mean over the items of all tasks: the number that is shown."""
-        values = [item.value for task in self.tasks.values() for item in task.items]
-        return sum(values) / len(values) if values else float("nan")
+        """The number over all tasks that is shown; see ``pooling.pooled_value``."""
+        return pooled_value(self.tasks, self.groups)
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """What makes ``pooled`` another number than the mean over the items; none for that."""
+        if is_mean_over_items(self.tasks, self.groups):
+            return ()
+        kinds = [f"{n}: {task.kind}" for n, task in self.tasks.items() if task.kind != MEAN]
+        return (*kinds, *(f"{name}: {rule}" for name, rule in self.groups.items()))
 
     @property
     def higher_is_better(self) -> bool:

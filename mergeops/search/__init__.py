@@ -4,12 +4,17 @@ A strategy is a function ``(recipe, parameters, tools, log) -> SearchResult``. A
 package that registers one with ``@strategy(NAME)`` adds it everywhere. So does a module that
 another package names in its entry point group ``mergeops.strategies``.
 
-Stands on: errors, methods, pipeline, progress, recipe, schema, scores, tools, tracking.
+Stands on: checkpoint, errors, methods, pipeline, planning, progress, recipe, schema, scores, tools,
+tracking.
 """
 
+from mergeops.search.beforehand import Forecast, forecast
 from mergeops.search.strategies import (
     SearchResult,
+    completed,
+    describe,
     dev_columns,
+    forecast_search,
     parameter_types,
     run_search,
     strategy,
@@ -18,8 +23,13 @@ from mergeops.search.strategies import (
 )
 
 __all__ = [
+    "Forecast",
     "SearchResult",
+    "completed",
+    "describe",
     "dev_columns",
+    "forecast",
+    "forecast_search",
     "parameter_types",
     "run_search",
     "strategy",

@@ -67,7 +67,7 @@ def choose(
     return soup, steps
 
 
-@strategy("greedy_soup")
+@strategy("greedy_soup", trials=lambda recipe, _: max(len(recipe.sources) - 1, 0))
 def search(
     recipe: Recipe, parameters: GreedySoupParameters, tools: Tools, log: SearchRun
 ) -> SearchResult:

@@ -23,7 +23,7 @@ class GridParameters:
     """Override key -> values, e.g. {method.density: [0.2, 0.5]}."""
 
 
-@strategy("grid")
+@strategy("grid", trials=lambda _, parameters: len(combinations(parameters.grid)))
 def search(
     recipe: Recipe, parameters: GridParameters, tools: Tools, log: SearchRun
 ) -> SearchResult:

@@ -8,7 +8,7 @@ import pkgutil
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -17,8 +17,9 @@ from mergeops.errors import ConfigError
 from mergeops.pipeline import Trial, log_search_page
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
-from mergeops.schema import with_defaults
+from mergeops.schema import attribute_docstrings, with_defaults
 from mergeops.scores import Scores, estimate
+from mergeops.search.beforehand import Forecast, cost, forecast
 from mergeops.tools import Tools
 from mergeops.tracking import SearchRun, search_run
 
@@ -37,6 +38,10 @@ class SearchResult:
     trials: list[Trial]
     rows: list[dict[str, Any]]
     """One row a step, for the table and the search run's artifact."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Pages in MLflow: ``search``; empty where none serves any."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """What the strategy says beside, as JSON types."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
@@ -44,12 +49,18 @@ class SearchResult:
             "best": self.best.to_dict() if self.best else None,
             "best_source": self.best_source,
             "steps": self.rows,
+            "links": dict(self.links),
             "trials": [trial.to_dict() for trial in self.trials],
+            **self.report,
         }
 
 
 SearchFunction = Callable[[Recipe, Any, Tools, SearchRun], SearchResult]
 """``search(recipe, parameters, tools, log)``."""
+
+
+CountFunction = Callable[[Recipe, Any], int]
+"""``trials(recipe, parameters)``."""
 
 
 class Strategy(NamedTuple):
@@ -58,13 +69,21 @@ class Strategy(NamedTuple):
     search: SearchFunction
     parameters: type[Any]
     """A frozen dataclass; every field has a default."""
+    trials: CountFunction | None = None
+    """How many merges it makes at most, before it begins; None where that is not known."""
 
 
 _REGISTRY: dict[str, Strategy] = {}
 
 
-def strategy(name: str) -> Callable[[SearchFunction], SearchFunction]:
-    """Register a search function; the annotation of its second argument names its parameters."""
+def strategy(
+    name: str, *, trials: CountFunction | None = None
+) -> Callable[[SearchFunction], SearchFunction]:
+    """Register a search function; the annotation of its second argument names its parameters.
+
+    Args:
+        trials: says how many merges there will be at most, so that a search can say what it takes.
+    """
 
     def register(search: SearchFunction) -> SearchFunction:
         if name in _REGISTRY:
@@ -74,7 +93,7 @@ def strategy(name: str) -> Callable[[SearchFunction], SearchFunction]:
         missing = {f.name for f in fields(parameters)} - with_defaults(parameters)
         if missing:
             raise TypeError(f"{parameters.__name__} has no default for {sorted(missing)}")
-        _REGISTRY[name] = Strategy(search, parameters)
+        _REGISTRY[name] = Strategy(search, parameters, trials)
         return search
 
     return register
@@ -107,6 +126,31 @@ def parameter_types() -> dict[str, type[Any] | None]:
     return {**dict.fromkeys(broken), **{name: _REGISTRY[name].parameters for name in _REGISTRY}}
 
 
+def describe(name: str | None = None) -> list[dict[str, Any]]:
+    """All strategies, or the named one, with their parameters, as JSON types.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    broken = _discover()
+    chosen = {name: get(name)} if name else _REGISTRY
+    assert not set(chosen) & set(broken), "what cannot be imported is not registered"
+    return [
+        {
+            "name": each,
+            "about": (sys.modules[found.search.__module__].__doc__ or "").split("\n\n")[0].strip(),
+            "parameters": [
+                {"name": f.name, "default": default, "about": texts.get(f.name, "")}
+                for texts in [attribute_docstrings(found.parameters)]
+                for f, default in zip(
+                    fields(found.parameters), asdict(found.parameters()).values(), strict=True
+                )
+            ],
+        }
+        for each, found in sorted(chosen.items())
+    ]
+
+
 @cache
 def _discover() -> Mapping[str, str]:
     """Import every strategy once; name and error of each plug-in where that fails."""
@@ -123,20 +167,30 @@ def _discover() -> Mapping[str, str]:
     return broken
 
 
+def completed(recipe: Recipe) -> Recipe:
+    """The recipe with every parameter of its strategy, also those that depend on the recipe.
+
+    A strategy's dataclass may have ``completed(recipe)``, which returns it with those filled in.
+
+    Raises:
+        ConfigError: an unknown strategy or parameter, or what the strategy refuses.
+    """
+    parameters = recipe.search.read(get(recipe.search.strategy).parameters)
+    if hasattr(parameters, "completed"):
+        parameters = parameters.completed(recipe)
+    return replace(recipe, search=replace(recipe.search, parameters=asdict(parameters)))
+
+
 def run_search(recipe: Recipe, progress: Progress) -> SearchResult:
     """Run the recipe's search strategy below one MLflow run; an interrupted one goes on.
 
     Raises:
         ConfigError: unknown strategy, no tasks to choose by, or what the strategy refuses.
     """
-    name = recipe.search.strategy
-    chosen = get(name)
-    recipe = replace(recipe, search=recipe.search.filled(chosen.parameters))
-    if not recipe.evaluate.tasks:
-        raise ConfigError(
-            "a search chooses by scores, but evaluate.tasks is empty; name some tasks"
-        )
+    name, chosen, recipe = _prepared(recipe)
     tools = Tools(recipe, progress)
+    if (expected := _forecast(recipe, chosen, tools)) is not None:
+        progress.step(str(expected))
     title = f"{name} over {len(recipe.sources)} sources"
     settings = recipe.search.to_dict() | {"sources": ", ".join(recipe.sources)}
     with search_run(tools.tracking, title, recipe.sha256(), settings) as log:
@@ -145,7 +199,35 @@ def run_search(recipe: Recipe, progress: Progress) -> SearchResult:
         if result.best is not None and result.best.scores is not None:
             log.log_best(result.best.run_id, result.best.scores)
         log_search_page(log, result.trials)
-    return result
+    progress.step(cost(tools.spent))
+    page = tools.tracking.run_page(log.run_id)
+    return replace(result, links={"search": page}) if page else result
+
+
+def forecast_search(recipe: Recipe, progress: Progress) -> Forecast | None:
+    """What a search will take; None where its strategy does not know how many merges it makes.
+
+    Raises:
+        MergeopsError: as ``run_search`` before its first merge.
+    """
+    _, chosen, recipe = _prepared(recipe)
+    return _forecast(recipe, chosen, Tools(recipe, progress))
+
+
+def _prepared(recipe: Recipe) -> tuple[str, Strategy, Recipe]:
+    name, recipe = recipe.search.strategy, completed(recipe)
+    if not recipe.evaluate.tasks:
+        raise ConfigError(
+            "a search chooses by scores, but evaluate.tasks is empty; name some tasks"
+        )
+    return name, get(name), recipe
+
+
+def _forecast(recipe: Recipe, chosen: Strategy, tools: Tools) -> Forecast | None:
+    if chosen.trials is None:
+        return None
+    merges = chosen.trials(recipe, recipe.search.read(chosen.parameters))
+    return forecast(recipe, tools, merges)
 
 
 def dev_columns(scores: Scores | None) -> dict[str, Any]:

@@ -11,23 +11,19 @@ weights, and the MLflow run and model that it came from, where known. What a URI
 
 ``TrainingRuns`` and ``Search`` read what trainings left in MLflow, for runs:/ and for adoption.
 
-Stands on: checkpoint, errors, recipe, recover, redact, store.
+Stands on: adapters, checkpoint, errors, recipe, recover, redact, store.
 """
 
-from mergeops.sources.checkpoints import (
-    CHECKPOINT_URI,
-    EXTERNAL,
-    CheckpointChoice,
-    Search,
-    eval_losses,
-    is_finite,
-)
+from mergeops.sources.checkpoint_choice import CheckpointChoice
+from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL, Search
 from mergeops.sources.contents import Kind
-from mergeops.sources.logged_config import OUTPUT_PARAMS, Said, config_artifacts, is_set
+from mergeops.sources.fingerprint import TRAINER_STATE, is_finite, logged_values
+from mergeops.sources.hub import cached, is_hub_name, pinned_name, snapshot_name
+from mergeops.sources.logged_config import Said, config_artifacts, is_set
 from mergeops.sources.remote.directory import LocalDirectory, moved, read_json
 from mergeops.sources.resolution import locate, resolve, resolve_uri
 from mergeops.sources.run_note import RunTags, cheap_sha256, write_note
-from mergeops.sources.runs import no_checkpoint, written_by
+from mergeops.sources.runs import no_checkpoint
 from mergeops.sources.schemes import short_name
 from mergeops.sources.source import Resolved, Source
 from mergeops.sources.training_runs import TrainingRuns, open_store
@@ -35,7 +31,7 @@ from mergeops.sources.training_runs import TrainingRuns, open_store
 __all__ = [
     "CHECKPOINT_URI",
     "EXTERNAL",
-    "OUTPUT_PARAMS",
+    "TRAINER_STATE",
     "CheckpointChoice",
     "Kind",
     "LocalDirectory",
@@ -45,19 +41,22 @@ __all__ = [
     "Search",
     "Source",
     "TrainingRuns",
+    "cached",
     "cheap_sha256",
     "config_artifacts",
-    "eval_losses",
     "is_finite",
+    "is_hub_name",
     "is_set",
     "locate",
+    "logged_values",
     "moved",
     "no_checkpoint",
     "open_store",
+    "pinned_name",
     "read_json",
     "resolve",
     "resolve_uri",
     "short_name",
+    "snapshot_name",
     "write_note",
-    "written_by",
 ]

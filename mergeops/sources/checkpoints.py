@@ -1,34 +1,26 @@
 """Where a training run left its checkpoints, and which of them is the best whole one.
 
-Stages, first hit wins: tags written by mergeops; MLflow 3 LoggedModels named ``checkpoint-N`` (HF
-Trainer); other LoggedModels; run artifacts (MLflow 2 layout, or a logged directory); the
-trainer's output directory, from params or a logged config, where it can be reached from here;
-external LoggedModels that point at a checkpoint.
+Stages, first hit wins: tags written by mergeops; LoggedModels (``checkpoint-N`` of the HF Trainer,
+and what scripts log by hand); run artifacts; the trainer's output directory, from params or a
+logged config, where it can be reached from here; external LoggedModels that point at a checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError
-from mergeops.sources.contents import (
-    CHECKPOINT_NAME,
-    Contents,
-    Kind,
-    check_whole,
-    checkpoints_in,
-    epochs_in,
-    examine,
-    find_checkpoint,
-)
+from mergeops.sources.best import RunMetric, history_of, run_metrics, step_on, value_on
+from mergeops.sources.checkpoint_choice import CheckpointCandidate, CheckpointChoice
+from mergeops.sources.contents import Location, check_whole, step_of
+from mergeops.sources.fingerprint import TRAINER_STATE, Ownership, logged_values, ownership
 from mergeops.sources.logged_config import output_directories
 from mergeops.sources.remote.directory import Directory, LocalDirectory, read_json
 from mergeops.sources.run_note import RunTags, writer_of
+from mergeops.sources.saves import find_checkpoint, saves_in, why_none
 from mergeops.sources.training_runs import TrainingRuns
 
 if TYPE_CHECKING:
@@ -36,50 +28,7 @@ if TYPE_CHECKING:
 
 EXTERNAL = "mlflow.model.isExternal"
 CHECKPOINT_URI = "mergeops.checkpoint_uri"
-TRAINER_STATE = "trainer_state.json"
-
-
-@dataclass(frozen=True)
-class CheckpointCandidate:
-    """One directory that may be a checkpoint of the run."""
-
-    name: str
-    """``checkpoint-12``, a LoggedModel's name, an artifact's path, or empty for a final save."""
-    directory: Directory
-    found_by: str
-    """Where the run says so, in words."""
-    model_id: str | None = None
-    """LoggedModel that holds it."""
-    step: int | None = None
-    in_output_dir: bool = False
-    """Whether it lies in the trainer's directory, which a later run may have written again."""
-
-
-@dataclass(frozen=True)
-class CheckpointChoice:
-    """A candidate that is a whole checkpoint."""
-
-    candidate: CheckpointCandidate
-    contents: Contents
-    state: dict[str, Any]
-    """The trainer's state, where it was saved; else empty."""
-    why: str = ""
-    """Why this one, in words."""
-    skipped: tuple[str, ...] = ()
-    """What is wrong with the candidates that were passed over."""
-    others: tuple[str, ...] = ()
-    """Names of all candidates of the stage that it is from, newest first."""
-
-    @property
-    def kind(self) -> Kind | None:
-        """Full or LoRA; it is one of them."""
-        return self.contents.kind
-
-    @property
-    def step(self) -> int | None:
-        """Optimiser step of the checkpoint."""
-        step = self.candidate.step
-        return self.state.get("global_step") if step is None else step
+LOWEST = "LOWEST_VAL"
 
 
 @dataclass
@@ -89,62 +38,122 @@ class Search:
     store: TrainingRuns
     run: Run
     models: Sequence[LoggedModel]
-    """LoggedModels that the run made."""
-    is_ours: Callable[[dict[str, Any]], bool] | None = None
-    """Whether a trainer state is this run's; asked for what lies in the trainer's directory, where
-    another run may have written too. None: there is no reason to ask."""
+    """LoggedModels that the run made, the newest first."""
     problems: list[str] = field(default_factory=list)
     """What is wrong with the candidates seen so far."""
+    artifacts: list[str] = field(default_factory=list)
+    """What lies in the root of the run's artifacts, where it was looked at."""
 
     def stages(self) -> Iterator[list[CheckpointCandidate]]:
         """The candidates of each stage, newest first."""
         yield self._guarded(self._tagged)
-        yield self._guarded(self._trainer_models)
-        yield self._guarded(self._other_models)
+        yield self._guarded(self._logged_models)
         yield self._guarded(self._artifacts)
         yield self._guarded(self._output_directories)
         yield self._guarded(self._pointers)
 
     def best(self) -> CheckpointChoice | None:
         """The best whole checkpoint of the first stage that has one: what trainer_state.json calls
-        the best, else that with its lowest eval_loss, else what the run's tag says, else the
-        newest."""
+        the best, else the one with the best value of the run's own metric, else what the run's tag
+        says, else the newest.
+
+        Raises:
+            SourceError: nothing says which of several it is.
+        """
         for candidates in self.stages():
             newest = self._first_whole(candidates)
             if newest is None:
                 continue
             names = tuple(c.name for c in candidates if c.name)
-            for named, why in self._best_names(newest, names):
-                if named == newest.candidate.name:
-                    return self._chosen(newest, why, names)
-                best = self._first_whole([c for c in candidates if c.name == named])
-                if best is not None:
-                    from_newest = why.endswith(TRAINER_STATE)
-                    more = f" of {newest.candidate.name}" if from_newest else ""
-                    return self._chosen(best, why + more, names)
+            for named, why, value in self._ranked(newest, candidates):
+                is_newest = named is newest.candidate
+                best = newest if is_newest else self._first_whole([named])
+                if best is None:
+                    continue
+                if value is not None:
+                    self._check_alone(named, candidates)
+                from_newest = TRAINER_STATE in why and not is_newest
+                more = f" of {newest.candidate.name}" if from_newest else ""
+                return self._chosen(best, why + more, names, value)
+            self._check_alone(newest.candidate, candidates)
             return self._chosen(newest, "newest whole one", names)
         return None
 
-    def _best_names(
-        self, newest: CheckpointChoice, names: Sequence[str]
-    ) -> Iterator[tuple[str, str]]:
-        """Which one is the best, and who says so; the first that is whole is taken."""
+    def _ranked(
+        self, newest: CheckpointChoice, candidates: Sequence[CheckpointCandidate]
+    ) -> Iterator[tuple[CheckpointCandidate, str, tuple[str, float] | None]]:
+        """Which one is the best, who says so, and its value; the first that is whole is taken."""
         said = str(newest.state.get("best_model_checkpoint") or "").rstrip("/")
-        if said:
-            yield os.path.basename(said), f"best by {TRAINER_STATE}"
-        losses = eval_losses(newest.state)
-        scored = [(losses[step], name) for name in names if (step := step_of(name)) in losses]
-        for _, name in sorted(scored, key=lambda pair: pair[0]):
-            yield name, f"lowest eval_loss in {TRAINER_STATE}"
+        for candidate in candidates:
+            if candidate.name and f"/{said}".endswith(f"/{candidate.name}"):
+                yield candidate, f"best by {TRAINER_STATE}", None
+        for candidate in candidates:
+            if _is_lowest(candidate):
+                yield candidate, f"best by the link {LOWEST}", None
+        for metric in run_metrics(self.run):
+            scored, where = self._scores(metric, newest, candidates)
+            if not scored:
+                continue
+            # Of equal ones the newest: sorting keeps their order.
+            for value, candidate in sorted(scored, key=lambda pair: metric.rank(pair[0])):
+                yield candidate, f"{metric.best} {where}", (metric.name, value)
+            break
         # Last: of a run that was killed it may be older than the newest checkpoint.
         tagged = self.run.data.tags.get(RunTags.BEST)
-        if tagged:
-            yield tagged, f"best by tag {RunTags.BEST}"
+        for candidate in candidates:
+            if tagged and candidate.name == tagged:
+                yield candidate, f"best by tag {RunTags.BEST}", None
+
+    def _scores(
+        self, metric: RunMetric, newest: CheckpointChoice, candidates: Sequence[CheckpointCandidate]
+    ) -> tuple[list[tuple[float, CheckpointCandidate]], str]:
+        """The metric of each candidate, from the first place that has it of any: the newest's
+        trainer state, what the run logged, the LoggedModels themselves."""
+
+        def by_step(values: dict[int, float]) -> list[tuple[float, CheckpointCandidate]]:
+            return [(values[c.step], c) for c in candidates if c.step in values]
+
+        if scored := by_step(logged_values(newest.state, metric.name)):
+            return scored, f"in {TRAINER_STATE}"
+        if len(candidates) < 2:
+            return [], ""
+        if scored := by_step(history_of(self.store, self.run, metric)):
+            return scored, "that the run logged"
+        on_models = [(value_on(c.model, metric), c) for c in candidates if c.model is not None]
+        return [(v, c) for v, c in on_models if v is not None], "of its LoggedModels"
+
+    def _check_alone(
+        self, chosen: CheckpointCandidate, candidates: Sequence[CheckpointCandidate]
+    ) -> None:
+        """Refuse to choose among saves of one step, or of none, that lie beside each other: trials
+        of a search, or artifacts of any name.
+
+        Raises:
+            SourceError: more than one of them may be meant.
+        """
+        if chosen.model is not None or not chosen.name:
+            return
+        depth = chosen.name.count("/")
+        alike = [
+            c
+            for c in candidates
+            if c.order == chosen.order and c.name.count("/") == depth and c.name
+            if c is chosen or self._first_whole([c]) is not None
+        ]
+        if len(alike) > 1:
+            names = ", ".join(c.name for c in alike)
+            raise SourceError(
+                f"of several checkpoints ({chosen.found_by}) nothing says which is the best or the "
+                f"newest; name one: {names} (runs:/{self.run.info.run_id}/NAME)"
+            )
 
     def named(self, name: str) -> CheckpointChoice | None:
-        """The whole checkpoint of this name."""
+        """The whole checkpoint of this name; of several LoggedModels of one name, the newest."""
         for candidates in self.stages():
-            whole = self._first_whole([c for c in candidates if c.name == name])
+            matches = [c for c in candidates if c.name == name]
+            created = {id(c): c.model.creation_timestamp for c in matches if c.model is not None}
+            matches.sort(key=lambda c: -created.get(id(c), 0))
+            whole = self._first_whole(matches or self._inside(name, candidates))
             if whole is not None:
                 return self._chosen(whole, "named")
         return None
@@ -154,67 +163,90 @@ class Search:
         names = [c.name for stage in self.stages() for c in stage if c.name]
         return list(dict.fromkeys(names))
 
+    def _inside(
+        self, path: str, candidates: Sequence[CheckpointCandidate]
+    ) -> list[CheckpointCandidate]:
+        """The directory that a path names inside a candidate: checkpoint-4/math."""
+        return [
+            dataclasses.replace(c, name=path, directory=c.directory.inside(path[len(c.name) + 1 :]))
+            for c in candidates
+            if c.name and path.startswith(f"{c.name}/")
+        ]
+
     def _chosen(
-        self, choice: CheckpointChoice, why: str, others: Sequence[str] = ()
+        self,
+        choice: CheckpointChoice,
+        why: str,
+        others: Sequence[str] = (),
+        value: tuple[str, float] | None = None,
     ) -> CheckpointChoice:
-        skipped = tuple(self.problems)
-        return dataclasses.replace(choice, why=why, skipped=skipped, others=tuple(others))
+        skipped = tuple(dict.fromkeys(self.problems))
+        return dataclasses.replace(
+            choice,
+            why=why,
+            skipped=skipped,
+            others=tuple(dict.fromkeys(others)),
+            value=value,
+            is_name_shared=others.count(choice.candidate.name) > 1,
+        )
 
     def _first_whole(self, candidates: Sequence[CheckpointCandidate]) -> CheckpointChoice | None:
         for candidate in candidates:
             try:
-                contents = examine(candidate.directory)
-                if contents.kind is None:
-                    self.problems.append(str(contents.problem))
+                location = find_checkpoint(candidate.directory)
+                if location is None or location.contents.kind is None:
+                    of = "" if candidate.model is None else f"LoggedModel {candidate.name}: "
+                    self.problems.append(f"{of}{why_none(candidate.directory)}")
                     continue
-                check_whole(candidate.directory, contents.kind)
-                state = read_json(candidate.directory, TRAINER_STATE) or {}
+                check_whole(location.directory, location.contents.kind)
+                state = _state_of(candidate.directory, location)
             except SourceError as error:
                 self.problems.append(str(error))
                 continue
-            if candidate.in_output_dir and (problem := self._whose(candidate, state)):
+            if candidate.in_output_dir and (problem := self._whose(candidate, location, state)):
                 self.problems.append(problem)
                 continue
-            return CheckpointChoice(candidate, contents, state)
+            return CheckpointChoice(candidate, location, state)
         return None
 
-    def _whose(self, candidate: CheckpointCandidate, state: dict[str, Any]) -> str | None:
-        """Why a checkpoint in the trainer's directory is not this run's; None where it is."""
-        writer = writer_of(candidate.directory)
+    def _whose(
+        self, candidate: CheckpointCandidate, location: Location, state: dict[str, Any]
+    ) -> str | None:
+        """Why a checkpoint that others may have written is not this run's; None where it is."""
+        shown = location.directory.shown
+        writer = writer_of(candidate.directory) or writer_of(location.directory)
         if writer is not None:
             ours = writer == self.run.info.run_id
-            return None if ours else f"{candidate.directory.shown} was written by run {writer}"
-        if self.is_ours is None or self.is_ours(state):
-            return None
-        return (
-            f"{candidate.directory.shown} was written by another run: its {TRAINER_STATE} "
-            "holds losses that this run did not log"
-        )
+            return None if ours else f"{shown} was written by run {writer}"
+        facts = ownership(self.store, self.run, state) if state else Ownership()
+        if facts.problem is not None:
+            return f"{shown} was written by another run: {facts.problem}"
+        if candidate.needs_proof and not facts.is_proven:
+            return (
+                f"{shown} may be anybody's: {candidate.found_by} is relative, and no loss in a "
+                f"{TRAINER_STATE} there is one that this run logged; if it is the run's, set its "
+                f"tag {CHECKPOINT_URI} to it"
+            )
+        return None
 
     def _guarded(
         self, stage: Callable[[], Iterator[CheckpointCandidate]]
     ) -> list[CheckpointCandidate]:
         """All of one stage; a store that is gone for it does not hide what another finds."""
         try:
-            return sorted(stage(), key=lambda c: -1 if c.step is None else c.step, reverse=True)
+            return sorted(stage(), key=lambda c: c.order, reverse=True)
         except SourceError as error:
             self.problems.append(str(error))
             return []
 
     def _tagged(self) -> Iterator[CheckpointCandidate]:
         uri = self.run.data.tags.get(CHECKPOINT_URI)
-        if not uri:
-            return
-        directory = self.store.open(uri)
-        found_by = f"tag {CHECKPOINT_URI}"
-        inside = checkpoints_in(directory.entries())
-        yield from _each(inside, directory, found_by)
-        if not inside:
-            yield _pointed_at(uri, directory, found_by)
+        if uri:
+            yield from _pointed_at(uri, self.store.open(uri), f"tag {CHECKPOINT_URI}")
 
-    def _trainer_models(self) -> Iterator[CheckpointCandidate]:
+    def _logged_models(self) -> Iterator[CheckpointCandidate]:
         for model in self.models:
-            if not CHECKPOINT_NAME.match(model.name) or _is_external(model):
+            if is_external(model):
                 continue
             if str(model.status) != "READY":
                 self.problems.append(
@@ -222,57 +254,41 @@ class Search:
                     "did not finish"
                 )
                 continue
-            # The trainer packs checkpoint-N as an artifact named model_path into a pyfunc model.
-            packed = self.store.open(model.artifact_location).inside(f"artifacts/{model.name}")
-            yield _named(model.name, packed, f"LoggedModel {model.model_id}", model.model_id)
-
-    def _other_models(self) -> Iterator[CheckpointCandidate]:
-        for model in self.models:
-            if CHECKPOINT_NAME.match(model.name) or str(model.status) != "READY":
-                continue
-            if _is_external(model):
-                continue
-            checkpoint = find_checkpoint(self.store.open(model.artifact_location))
-            if checkpoint is not None:
-                found_by = f"LoggedModel {model.model_id}"
-                yield _named(model.name, checkpoint.directory, found_by, model.model_id)
-
-    def _pointers(self) -> Iterator[CheckpointCandidate]:
-        # Last, since what adopt once pointed at may have newer checkpoints beside it by now.
-        for model in self.models:
-            uri = model.tags.get(CHECKPOINT_URI)
-            if uri and _is_external(model):
-                found_by = f"tag {CHECKPOINT_URI} of LoggedModel {model.model_id}"
-                yield _pointed_at(uri, self.store.open(uri), found_by, model.model_id)
+            directory, found_by = self.store.open(model.artifact_location), _called(model)
+            step, order = step_of(model.name)
+            if order < 0 and (step := step_on(model, self.run)) is not None:
+                order = step
+            yield CheckpointCandidate(model.name, directory, found_by, model, step, order)
 
     def _artifacts(self) -> Iterator[CheckpointCandidate]:
-        root, found_by = self.store.open(self.run.info.artifact_uri), "run artifacts"
-        for entry in root.entries():
-            if not entry.is_dir:
-                continue
-            directory = root.inside(entry.name)
-            if CHECKPOINT_NAME.match(entry.name):
-                packed = directory.inside(f"artifacts/{entry.name}")
-                directory = packed if packed.entries() else directory
-                yield _named(entry.name, directory, found_by)
-                continue
-            yield from _each(checkpoints_in(directory.entries()), directory, found_by)
-            checkpoint = find_checkpoint(directory)
-            if checkpoint is not None:
-                yield CheckpointCandidate(entry.name, checkpoint.directory, found_by)
+        root = self.store.open(self.run.info.artifact_uri)
+        entries = root.entries()
+        self.artifacts += [entry.name for entry in entries]
+        for save in saves_in(root, entries):
+            yield CheckpointCandidate(
+                save.path, save.directory, "run artifacts", step=save.step, order=save.order
+            )
 
     def _output_directories(self) -> Iterator[CheckpointCandidate]:
         for said in output_directories(self.store, self.run):
             is_reachable = False
-            for path in self.store.nearby(said.path):
-                directory = LocalDirectory(path)
-                entries = directory.entries()
+            for path, is_here in self.store.nearby(said.path):
+                root = LocalDirectory(path)
+                entries = root.entries()
                 is_reachable = is_reachable or bool(entries)
-                numbered = [*checkpoints_in(entries), *epochs_in(entries)]
-                saves = [*_each(numbered, directory, said.found_by)]
-                if examine(directory, entries).kind:
-                    saves.append(CheckpointCandidate("", directory, said.found_by))
-                yield from (dataclasses.replace(save, in_output_dir=True) for save in saves)
+                saves = list(saves_in(root, entries))
+                for save in saves:
+                    yield CheckpointCandidate(
+                        save.path,
+                        save.directory,
+                        said.found_by,
+                        step=save.step,
+                        order=save.order,
+                        in_output_dir=True,
+                        needs_proof=is_here,
+                    )
+                if entries and not saves:
+                    self.problems.append(f"{said.found_by} is {said.path}, and {why_none(root)}")
             if not is_reachable:
                 tags = self.run.data.tags
                 host = f" on {tags[RunTags.HOST]}" if RunTags.HOST in tags else ""
@@ -283,51 +299,52 @@ class Search:
                     f"reachable from here{held}; if it moved, map it with path_map"
                 )
 
-
-def _each(
-    numbered: Sequence[tuple[int, str]], parent: Directory, found_by: str
-) -> Iterator[CheckpointCandidate]:
-    """The numbered checkpoints of a directory."""
-    for step, name in numbered:
-        yield CheckpointCandidate(name, parent.inside(name), found_by, step=step)
-
-
-def _named(
-    name: str, directory: Directory, found_by: str, model_id: str | None = None
-) -> CheckpointCandidate:
-    """A checkpoint whose name says its step, where it is ``checkpoint-N``."""
-    return CheckpointCandidate(name, directory, found_by, model_id, step_of(name))
+    def _pointers(self) -> Iterator[CheckpointCandidate]:
+        # Last, since what adopt once pointed at may have newer checkpoints beside it by now.
+        for model in self.models:
+            uri = model.tags.get(CHECKPOINT_URI)
+            if uri and is_external(model):
+                found_by = f"tag {CHECKPOINT_URI} of {_called(model)}"
+                for candidate in _pointed_at(uri, self.store.open(uri), found_by):
+                    yield dataclasses.replace(candidate, model=model, in_output_dir=True)
 
 
-def _pointed_at(
-    uri: str, directory: Directory, found_by: str, model_id: str | None = None
-) -> CheckpointCandidate:
-    """The checkpoint that a tag leads to; it is called by the end of the tag's URI."""
-    return _named(uri.rstrip("/").rsplit("/", 1)[-1], directory, found_by, model_id)
+def _pointed_at(uri: str, directory: Directory, found_by: str) -> Iterator[CheckpointCandidate]:
+    """What a tag leads to: the numbered saves of an output directory, or one checkpoint, which is
+    called by the end of the URI."""
+    saves = [save for save in saves_in(directory) if save.order >= 0]
+    for save in saves:
+        yield CheckpointCandidate(
+            save.path, save.directory, found_by, step=save.step, order=save.order
+        )
+    if not saves:
+        name = uri.rstrip("/").rsplit("/", 1)[-1]
+        step, order = step_of(name)
+        yield CheckpointCandidate(name, directory, found_by, step=step, order=order)
 
 
-def step_of(name: str) -> int | None:
-    """The N of ``checkpoint-N``."""
-    match = CHECKPOINT_NAME.match(name)
-    return int(match.group(1)) if match else None
+def _is_lowest(candidate: CheckpointCandidate) -> bool:
+    """Whether NeMo Automodel's link to the save with the lowest validation loss leads to it."""
+    here = candidate.directory.local
+    if here is None or not candidate.in_output_dir:
+        return False
+    link = here.parent / LOWEST
+    return link.is_symlink() and link.resolve() == here.resolve()
 
 
-def eval_losses(state: Mapping[str, Any]) -> dict[int | None, float]:
-    """Step -> eval_loss, as a trainer's state holds them; those that are no numbers left out."""
-    return {
-        entry["step"]: float(entry["eval_loss"])
-        for entry in state.get("log_history") or []
-        if isinstance(entry, Mapping)
-        and isinstance(entry.get("step"), int)
-        and is_finite(entry.get("eval_loss"))
-    }
+def _state_of(save: Directory, location: Location) -> dict[str, Any]:
+    """The trainer's state, beside the weights or, of a named adapter, above them."""
+    for directory in (location.directory, save):
+        state = read_json(directory, TRAINER_STATE)
+        if state is not None:
+            return state
+    return {}
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a logged value is a number."""
-    # A store keeps infinity as the largest double.
-    return isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e308
-
-
-def _is_external(model: LoggedModel) -> bool:
+def is_external(model: LoggedModel) -> bool:
+    """Whether MLflow holds only a pointer to the model."""
     return bool(model.tags.get(EXTERNAL) == "true")
+
+
+def _called(model: LoggedModel) -> str:
+    return f"LoggedModel {model.model_id}"

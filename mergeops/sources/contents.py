@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mergeops.checkpoint import (
@@ -20,14 +21,16 @@ from mergeops.checkpoint import (
 )
 from mergeops.errors import SourceError
 from mergeops.recover import KINDS, leftover
+from mergeops.sources.leftovers import unfinished, unread_weights
 from mergeops.sources.remote.directory import Directory, DirectoryEntry, read_json
 
 Kind = Literal["full", "lora"]
 
-CHECKPOINT_NAME = re.compile(r"^checkpoint-(\d+)$")
-EPOCH_NAME = re.compile(r"^epoch_(\d+)$")
-# Where trainers and MLflow's flavours put the directory that matters, in order.
-INNER = ("model", "peft", "artifacts")
+# What PEFT and its trainers call a module that they have wrapped.
+_WRAPPED = re.compile(r"\.(base_layer|lora_[AB]|modules_to_save|original_module)\.")
+_STEP = re.compile(r"^(?:checkpoint|global_step|step|epoch[-_]\d+[-_]step)[-_](\d+)$")
+_EPOCH = re.compile(r"^epoch[-_](\d+)$")
+_PICKLED_SHARD = re.compile(r"^pytorch_model(-\d+-of-\d+)?\.bin$")
 
 
 @dataclass(frozen=True)
@@ -41,22 +44,30 @@ class Contents:
     """Of its safetensors files; 0 where the store does not say."""
     pickled: Kind | None = None
     """What it would be if its weights were not pickled; kind is None then."""
+    has_weights: bool = False
+    """Where it is neither: whether there are weights all the same, which ``problem`` is about."""
     is_sharded: bool = False
     """Whether it holds a full model in pieces, which is read with its base; kind is None then."""
+    has_adapter: bool = False
+    """Whether a full checkpoint has an adapter beside it."""
 
 
 def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -> Contents:
     """Decide what a directory is; only what a sharded training left is opened."""
     entries = directory.entries() if entries is None else entries
+    if (marked := unfinished(directory, entries)) is not None:
+        return Contents(None, marked, has_weights=True)
     names = {entry.name for entry in entries if not entry.is_dir}
     size = sum(e.size for e in entries if e.name.endswith(".safetensors") and not e.is_dir)
     if names & {SINGLE, INDEX}:
         if CONFIG in names:
-            return Contents("full", size_bytes=size)
+            beside = ADAPTER_CONFIG in names and bool(names & {ADAPTER, PICKLED_ADAPTER})
+            return Contents("full", size_bytes=size, has_adapter=beside)
         return Contents(
             None,
             f"{directory.shown} has weights but no config.json; copy the config.json of the model "
             "that was trained into it",
+            has_weights=True,
         )
     if ADAPTER_CONFIG in names and ADAPTER in names:
         return Contents("lora", size_bytes=size)
@@ -67,7 +78,8 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
         pickled = "full"
     if pickled is None and (left := _in_pieces(directory)) is not None:
         return left
-    return Contents(None, _instead(directory, entries, names), pickled=pickled)
+    problem, has_weights = _instead(directory, entries, names)
+    return Contents(None, problem, pickled=pickled, has_weights=has_weights)
 
 
 def _in_pieces(directory: Directory) -> Contents | None:
@@ -80,7 +92,8 @@ def _in_pieces(directory: Directory) -> Contents | None:
         f"{shown} holds what a sharded training left, {KINDS[left.kind][0]}; put it together: "
         f"`mergeops recover {shown} OUT --base BASE`, with BASE the model that was trained"
     )
-    return Contents(None, problem, is_sharded=left.problem is None and not left.is_adapter)
+    is_model = left.problem is None and not left.is_adapter
+    return Contents(None, problem, is_sharded=is_model, has_weights=True)
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,12 @@ class Location:
     """NAME/VERSION."""
     revision: str | None = None
     """Commit of a hub repository."""
+    companions: tuple[Directory, ...] = ()
+    """Directories beside it with files that belong to it: tokenizer, processor."""
+    base: str | None = None
+    """The model that an adapter applies to, where MLflow noted it ..."""
+    base_revision: str | None = None
+    """... and its commit."""
 
     @classmethod
     def at(cls, directory: Directory, revision: str | None = None) -> Location:
@@ -106,93 +125,89 @@ def check_whole(directory: Directory, kind: Kind) -> None:
     """Check that the weight files are there and whole, from headers and sizes.
 
     Raises:
-        SourceError: a file is missing, truncated or corrupt.
+        SourceError: a file is missing, truncated or corrupt, or holds a model inside PEFT.
     """
     if directory.local is None:
         _check_sizes(directory, kind)
     elif kind == "full":
-        open_checkpoint(directory.local)
+        check_unwrapped(directory.local)
     else:
         read_headers(directory.local, [ADAPTER])
 
 
-def find_checkpoint(directory: Directory) -> Location | None:
-    """The checkpoint in what MLflow stores of a model: the root, ``model/``, ``peft/`` or
-    ``artifacts/NAME/``.
+def check_unwrapped(path: Path) -> None:
+    """Refuse a full model whose names are those of modules inside PEFT.
 
     Raises:
-        SourceError: there are several.
+        SourceError: they are: transformers would leave these parameters random; or a weight file is
+            missing, truncated or corrupt.
     """
-    entries = directory.entries()
-    contents = examine(directory, entries)
-    if contents.kind:
-        return Location(directory, contents)
-    folders = {entry.name for entry in entries if entry.is_dir}
-    for name in INNER:
-        if name not in folders:
-            continue
-        inner = directory.inside(name)
-        candidates = [inner]
-        if name == "artifacts":
-            candidates = [inner.inside(entry.name) for entry in inner.entries() if entry.is_dir]
-        checkpoints = [Location.at(candidate) for candidate in candidates]
-        checkpoints = [location for location in checkpoints if location.contents.kind]
-        if len(checkpoints) > 1:
-            raise SourceError(
-                f"{directory.shown} holds several checkpoints; name one: "
-                + ", ".join(location.directory.shown for location in checkpoints)
-            )
-        if checkpoints:
-            return checkpoints[0]
-    return None
+    wrapped = [name for name in open_checkpoint(path).tensors if _WRAPPED.search(f".{name}.")]
+    if not wrapped:
+        return
+    beside = path.parent / "peft"
+    way = "save the model again after PEFT's merge_and_unload(), or name the adapter"
+    if (beside / ADAPTER).is_file():
+        way = f"name the adapter that was saved beside it: {beside}"
+    raise SourceError(
+        f"{path} holds {len(wrapped)} tensors of modules that PEFT had wrapped, such as "
+        f"{wrapped[0]}, and no model has such parameters: loaded, they would be random; {way}"
+    )
 
 
-def checkpoints_in(entries: list[DirectoryEntry]) -> list[tuple[int, str]]:
-    """The (step, name) of every ``checkpoint-N`` directory, oldest first."""
-    return _numbered(entries, CHECKPOINT_NAME)
+def step_of(path: str) -> tuple[int | None, int]:
+    """The optimiser step that the last numbered part of a path says, and the order of such saves:
+    the step, or the number of the epoch; -1 where no part says one."""
+    for name in reversed(path.split("/")):
+        if match := _STEP.match(name):
+            return int(match[1]), int(match[1])
+        if match := _EPOCH.match(name):
+            return None, int(match[1])
+    return None, -1
 
 
-def epochs_in(entries: list[DirectoryEntry]) -> list[tuple[int, str]]:
-    """The (number, name) of every ``epoch_N`` directory (torchtune), oldest first."""
-    return _numbered(entries, EPOCH_NAME)
-
-
-def _numbered(entries: list[DirectoryEntry], pattern: re.Pattern[str]) -> list[tuple[int, str]]:
-    matches = [pattern.match(entry.name) for entry in entries if entry.is_dir]
-    return sorted((int(match.group(1)), match.group(0)) for match in matches if match)
-
-
-def _instead(directory: Directory, entries: list[DirectoryEntry], names: set[str]) -> str:
+def _instead(
+    directory: Directory, entries: list[DirectoryEntry], names: set[str]
+) -> tuple[str, bool]:
+    """What is there in place of a checkpoint and the way out, and whether it is weights."""
     shown = directory.shown
     if not entries:
-        return f"{shown} is empty or does not exist"
-    checkpoints = [name for _, name in checkpoints_in(entries)]
+        return f"{shown} is empty or does not exist", False
+    numbered = [e.name for e in entries if e.is_dir and step_of(e.name)[1] >= 0]
+    checkpoints = sorted(numbered, key=lambda name: step_of(name)[1])
     if checkpoints:
         return (
             f"{shown} is a trainer's output directory with {_few(checkpoints)}; name one of "
             f"them: {shown}/{checkpoints[-1]}"
-        )
-    if ADAPTER_CONFIG in names:
-        if PICKLED_ADAPTER in names:
-            return (
-                f"{shown} has {PICKLED_ADAPTER}, but mergeops reads safetensors only; save "
-                "the adapter again with safe_serialization=True"
-            )
-        return f"{shown} has adapter_config.json but no {ADAPTER}: the save did not finish"
-    ends = (".bin", ".bin.index.json")
-    pickled = sorted(n for n in names if n.startswith("pytorch_model") and n.endswith(ends))
+        ), False
+    if ADAPTER_CONFIG in names and PICKLED_ADAPTER in names:
+        return (
+            f"{shown} has {PICKLED_ADAPTER}, but mergeops reads safetensors only; save "
+            "the adapter again with safe_serialization=True"
+        ), True
+    pickled = sorted(n for n in names if n == PICKLED_INDEX or _PICKLED_SHARD.match(n))
     if pickled:
         return (
             f"{shown} has {pickled[0]}, but mergeops reads safetensors only; convert it once "
             "with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
-        )
-    if CONFIG in names:
-        return f"{shown} has config.json but no {SINGLE}: the save did not finish"
+        ), True
+    if (held := unread_weights(directory, entries)) is not None:
+        return held, True
     listed = _few(sorted(entry.name for entry in entries))
+    if ADAPTER_CONFIG in names:
+        return (
+            f"{shown} has {ADAPTER_CONFIG} but no {ADAPTER}; it has {listed}: the save did not "
+            "finish, or the weights lie elsewhere"
+        ), False
+    if CONFIG in names:
+        return (
+            f"{shown} has {CONFIG} but no {SINGLE}; it has {listed}: the save did not finish, or "
+            "the weights lie elsewhere"
+        ), False
     return (
         f"{shown} holds no checkpoint, neither config.json with {SINGLE} nor "
         f"{ADAPTER_CONFIG} with {ADAPTER}; it has {listed}"
-    )
+    ), False
 
 
 def _check_sizes(directory: Directory, kind: Kind) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mergeops.checkpoint import PICKLED_ADAPTER
+from mergeops.checkpoint import CONFIG, PICKLED_ADAPTER
 from mergeops.errors import SourceError
 from mergeops.sources.contents import Location, examine
 from mergeops.sources.find_context import FindContext
@@ -18,12 +18,46 @@ PICKLED = ["pytorch_model*.bin", PICKLED_ADAPTER]
 # Other formats of the same weights: original/, onnx/, and Mistral's consolidated file.
 IGNORE = ["*/*", "consolidated*"]
 
+_SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})/?$")
+_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[^@\s]+)?$")
+
 _URI = re.compile(r"^hf://([\w.-]+(?:/[\w.-]+)?)(?:@([^@\s]+))?$")
 
 
 def public_name(uri: str) -> str:
     """ORG/NAME, as cards and configs write it, without scheme and revision."""
     return uri.removeprefix("hf://").split("@")[0]
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a text may be ORG/NAME or ORG/NAME@REVISION."""
+    return _NAME.match(name) is not None
+
+
+def snapshot_name(path: str) -> str | None:
+    """ORG/NAME@COMMIT of a path into a hub cache, this machine's or another's; else None."""
+    match = _SNAPSHOT.search(path)
+    return f"{match[1]}/{match[2]}@{match[3]}" if match else None
+
+
+def cached(name: str) -> Path | None:
+    """The snapshot of ORG/NAME[@REVISION] in this machine's hub cache."""
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    repository, _, revision = name.partition("@")
+    try:
+        file = try_to_load_from_cache(repository, CONFIG, revision=revision or "main")
+    except errors.HFValidationError:
+        return None
+    return Path(file).parent if isinstance(file, str) else None
+
+
+def pinned_name(name: str) -> str:
+    """ORG/NAME@COMMIT of ORG/NAME[@REVISION], where this machine's cache knows the commit; else
+    with the revision as it is, main where none is named."""
+    repository, _, revision = name.partition("@")
+    snapshot = cached(name)
+    return f"{repository}@{snapshot.name if snapshot else revision or 'main'}"
 
 
 @Scheme(("hf://",), hints=("hf://ORG/NAME",), order=30, short_name=public_name)

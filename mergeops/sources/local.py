@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from mergeops.checkpoint import gguf_instead
 from mergeops.errors import SourceError
 from mergeops.sources.contents import Location
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.remote.directory import LocalDirectory
+from mergeops.sources.saves import locations_in
 from mergeops.sources.schemes import DIRECTORY, Scheme, allowed, local_path
 
 
@@ -22,8 +26,18 @@ def find(uri: str, context: FindContext) -> Location:
     named = "" if uri == str(path) else f" (from {uri})"
     if not path.exists():
         raise SourceError(f"there is no directory {path}{named}; a source is {allowed()}")
+    if path.is_file() and (told := gguf_instead([path.name])):
+        raise SourceError(f"{path.parent}{named} {told}")
     if not path.is_dir():
         raise SourceError(
             f"{path}{named} is a file; name the directory that holds config.json and safetensors"
         )
-    return Location.at(LocalDirectory(path))
+    location = Location.at(LocalDirectory(path))
+    if location.contents.kind is None and not location.contents.has_weights:
+        inside = locations_in(location.directory)
+        if len(inside) == 1 and "name one of them" not in str(location.contents.problem):
+            problem = f"{location.contents.problem}; name the checkpoint inside it: "
+            problem += inside[0].directory.shown
+            contents = dataclasses.replace(location.contents, problem=problem)
+            return dataclasses.replace(location, contents=contents)
+    return location

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from mergeops.errors import SourceError
 from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL
-from mergeops.sources.contents import Location, examine, find_checkpoint
+from mergeops.sources.contents import Location
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.remote.directory import Directory, parts_of
+from mergeops.sources.saves import find_checkpoint, why_none
 from mergeops.sources.schemes import Scheme, scheme_of
 from mergeops.sources.training_runs import TrainingRuns
 from mergeops.store import or_none, quoted
@@ -68,11 +69,35 @@ def _follow(uri: str, version: ModelVersion, rest: str, context: FindContext) ->
     if origin.is_place:
         location = _inside(uri, context.training_runs().open(source), rest)
         return dataclasses.replace(location, run_id=str(version.run_id) if version.run_id else None)
+    if _is_deleted(source, context.training_runs()):
+        return _kept(uri, version, rest, context.training_runs())
     if origin.takes_path:
         return origin.find("/".join([source, *parts_of(rest)]), context.through_version())
     whole = origin.find(source, context.through_version())
     part = _inside(uri, whole.directory, rest)
-    return dataclasses.replace(whole, directory=part.directory, contents=part.contents)
+    return dataclasses.replace(
+        part, run_id=whole.run_id, model_id=whole.model_id, revision=whole.revision
+    )
+
+
+def _is_deleted(source: str, runs: TrainingRuns) -> bool:
+    """Whether a version's source is a LoggedModel that is not there any more."""
+    model_id = source.removeprefix("models:/")
+    is_logged = _LOGGED.match(model_id) is not None
+    return is_logged and or_none(lambda: runs.client.get_logged_model(model_id)) is None
+
+
+def _kept(uri: str, version: ModelVersion, rest: str, runs: TrainingRuns) -> Location:
+    """The files of a version whose LoggedModel was deleted, where the registry knows them still."""
+    where = runs.client.get_model_version_download_uri(version.name, version.version)
+    directory = runs.open(str(where)).inside(rest)
+    location = find_checkpoint(directory)
+    if location is None:
+        raise SourceError(
+            f"{uri}: its LoggedModel {version.source} was deleted, and {why_none(directory)}; use "
+            "another version"
+        )
+    return dataclasses.replace(location, run_id=str(version.run_id) if version.run_id else None)
 
 
 def _logged(uri: str, model_id: str, rest: str, runs: TrainingRuns) -> Location:
@@ -97,7 +122,7 @@ def _inside(uri: str, directory: Directory, rest: str) -> Location:
     directory = directory.inside(rest)
     location = find_checkpoint(directory)
     if location is None:
-        raise SourceError(f"{uri}: {examine(directory).problem}")
+        raise SourceError(f"{uri}: {why_none(directory)}")
     return location
 
 

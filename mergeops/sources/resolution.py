@@ -24,10 +24,12 @@ from mergeops.checkpoint import (
 from mergeops.errors import SourceError, about
 from mergeops.recipe import OutputSpec, Recipe, TrackingSpec, parse_size
 from mergeops.recover import open_on_base
-from mergeops.sources.contents import Location, examine
+from mergeops.sources.adapter_base import check_told, is_base, on_this_machine, said_base
+from mergeops.sources.completed import completed
+from mergeops.sources.contents import Location, check_unwrapped, examine
 from mergeops.sources.find_context import FindContext
-from mergeops.sources.hub import public_name
-from mergeops.sources.remote.directory import LocalDirectory, Progress, moved, read_json
+from mergeops.sources.links import check_links
+from mergeops.sources.remote.directory import LocalDirectory, Progress
 from mergeops.sources.remote.download import fetch
 from mergeops.sources.schemes import local_path, scheme_of
 from mergeops.sources.source import Resolved, Source
@@ -168,7 +170,9 @@ class _Resolver:
     def source(self, name: str, uri: str, base: str | None = None) -> Source:
         """A full checkpoint, or an adapter with its base."""
         location, path = self.find(uri)
-        if location.contents.kind == "full":
+        if location.contents.has_adapter and base is None:
+            raise _two_models(name, uri, f"set sources.{name}.base to the model that it applies to")
+        if location.contents.kind == "full" and not location.contents.has_adapter:
             return self._full(name, uri)
         if location.contents.is_sharded:
             return self._sharded(name, uri, path, base)
@@ -193,16 +197,22 @@ class _Resolver:
         if location.contents.is_sharded:
             raise SourceError(f"{name}: {location.contents.problem}")
         if location.contents.kind == "lora":
+            said = said_base(path, location)
+            trained_on = said.shown if said is not None else "its config does not say"
             raise SourceError(
                 f"{name} is {uri}, a LoRA adapter; a base must be a full model: name the model "
-                f"that it was trained on ({_said_base(path) or 'its config does not say'})"
+                f"that it was trained on ({trained_on})"
             )
+        if location.contents.has_adapter and not name.startswith("sources."):
+            raise _two_models(name, uri, "name it as a source with the model that it applies to")
         return self._full(name, uri)
 
     def find(self, uri: str) -> tuple[Location, Path]:
         """Where a checkpoint lies, and its directory on this machine; it is not hashed yet."""
         if uri not in self._locations:
             location = scheme_of(uri).find(uri, self._context)
+            if location.directory.local is not None:
+                check_links(location.directory.local)
             if location.contents.pickled and location.directory.local is not None:
                 directory = LocalDirectory(self._readable(location.directory.local))
                 location = dataclasses.replace(
@@ -211,6 +221,9 @@ class _Resolver:
             if location.contents.kind is None and not location.contents.is_sharded:
                 raise SourceError(str(location.contents.problem))
             path = fetch(location.directory, self.cache_dir, self.progress, limit=self._limit)
+            if location.contents.kind == "full":
+                check_unwrapped(path)
+            path = self._with_companions(path, location)
             _hold(uri, path)
             self._locations[uri] = location, path
         return self._locations[uri]
@@ -261,6 +274,16 @@ class _Resolver:
             stamps=stamps,
         )
 
+    def _with_companions(self, path: Path, location: Location) -> Path:
+        """The directory, with those files that MLflow keeps beside it and that it lacks."""
+        own = {file.name for file in path.iterdir()}
+        beside = [
+            fetch(directory, self.cache_dir, self.progress, limit=self._limit)
+            for directory in location.companions
+            if not {entry.name for entry in directory.entries()} <= own
+        ]
+        return completed(path, beside, self.cache_dir)
+
     def _readable(self, path: Path) -> Path:
         """The directory, or where its pickled weights are kept as safetensors."""
         if examine(LocalDirectory(path)).pickled is None:
@@ -269,19 +292,21 @@ class _Resolver:
 
     def _base_of(self, name: str, uri: str, path: Path, base: str | None) -> Path:
         """The directory of the model that an adapter applies to."""
+        said = said_base(path, self.find(uri)[0])
         if base is not None:
+            check_told(said, base)
             return self.full(f"sources.{name}.base", base).path
-        said = _said_base(path)
         if said is not None:
-            near = _reachable(said, self.path_map)
-            if near is not None:
-                _hold(said, near)
-                return self._readable(near.absolute())
-            if self.base is not None and _is_same(said, self.base):
+            if self.base is not None and is_base(said, self.base):
                 return self.full("base", self.base).path
+            near = on_this_machine(said, self.path_map)
+            if near is not None:
+                _hold(said.name, near)
+                check_links(near)
+                return self._readable(near.absolute())
         trained_on = "does not say which model it was trained on"
         if said is not None:
-            trained_on = f"was trained on {said}, which is not reachable from here"
+            trained_on = f"was trained on {said.shown}, which is {said.why_not_here}"
         raise SourceError(
             f"{uri} is a LoRA adapter that {trained_on}; set sources.{name}.base to that model's "
             "directory or hf:// URI"
@@ -306,25 +331,9 @@ def _hold(uri: str, path: Path) -> None:
         raise SourceError(f"{path} (from {uri}) was deleted just now, maybe by mergeops gc")
 
 
-def _said_base(adapter: Path) -> str | None:
-    """What adapter_config.json calls the model that was trained: a path or a hub id."""
-    config = read_json(LocalDirectory(adapter), ADAPTER_CONFIG) or {}
-    said = config.get("base_model_name_or_path")
-    return said if isinstance(said, str) and said else None
-
-
-def _reachable(said: str, path_map: Mapping[str, str]) -> Path | None:
-    """The directory that ``said`` means, where it is a full checkpoint on this machine."""
-    path = local_path(moved(said, path_map))
-    if path is None or not path.is_dir():
-        return None
-    contents = examine(LocalDirectory(path))
-    return path if "full" in (contents.kind, contents.pickled) else None
-
-
-def _is_same(said: str, uri: str) -> bool:
-    """Whether the adapter and the recipe name one base: the same hub id, or the same path."""
-    if said == uri or public_name(said) == public_name(uri):
-        return True
-    ours, theirs = local_path(said), local_path(uri)
-    return ours is not None and theirs is not None and ours.absolute() == theirs.absolute()
+def _two_models(name: str, uri: str, way: str) -> SourceError:
+    return SourceError(
+        f"{name} is {uri}, which holds a full model and a LoRA adapter beside it: only one of them "
+        f"can be meant; to apply the adapter, {way}; to take the full model as it is, move "
+        f"{ADAPTER_CONFIG} and the adapter's weights out of the directory"
+    )

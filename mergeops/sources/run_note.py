@@ -22,11 +22,11 @@ class RunTags:
     """Names of the tags."""
 
     BASE = "mergeops.base"
-    """The model that was trained: an absolute path or a hub id."""
+    """The model that was trained: an absolute path, or a hub id with its commit."""
     BASE_SHA256 = "mergeops.base_sha256"
     """Digest of its weights, as ``weights_sha256``; only where it was cheap to get."""
     KIND = "mergeops.kind"
-    """full or lora."""
+    """full, or the kind of the adapter: lora, dora, loha, ..."""
     OUTPUT_DIR = "mergeops.output_dir"
     """Absolute path of the trainer's output directory ..."""
     HOST = "mergeops.host"

@@ -66,18 +66,19 @@ class TrainingRuns:
             return LocalDirectory(path.absolute(), boundary=path.absolute())
         return open_remote(now, self.uri, self.tracking.registry_uri)
 
-    def nearby(self, path: str) -> list[Path]:
-        """Where a logged path may be on this machine: a relative one is tried from the current
-        directory, then from beside the database."""
+    def nearby(self, path: str) -> list[tuple[Path, bool]]:
+        """Where a logged path may be on this machine, and whether only the current directory says
+        so: a relative one is tried from beside the database, then from the current directory."""
         mapped = local_path(moved(path, self.path_map))
         if mapped is None:
             return []
         if mapped.is_absolute():
-            return [mapped]
-        paths = [Path.cwd() / mapped]
+            return [(mapped, False)]
+        here, paths = Path.cwd() / mapped, []
         if self.uri.startswith(SQLITE):
-            paths.append(Path(self.uri.removeprefix(SQLITE)).parent / mapped)
-        return list(dict.fromkeys(paths))
+            beside = Path(self.uri.removeprefix(SQLITE)).parent.absolute() / mapped
+            paths.append((beside, False))
+        return paths if paths and paths[0][0] == here else [*paths, (here, True)]
 
     def models_of(self, experiment_id: str, run_id: str | None = None) -> Iterator[LoggedModel]:
         """The LoggedModels of an experiment, or of one run."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.recipe import TrackingSpec
@@ -28,6 +28,7 @@ from mergeops.store.client import (
     quiet,
     translated,
 )
+from mergeops.store.database import SQLITE, database_file, examine, ready
 from mergeops.store.keys import file_name
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT_KIND = "mlflow.experimentKind"
-SQLITE = "sqlite:///"
+NOTE = "mlflow.note.content"
+"""What a page says at its head."""
 DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Database schemes that MLflow talks to directly, and their ports."""
 
@@ -62,17 +64,35 @@ class Tracking:
         """Of the registry that ``client`` uses; None where MLflow chooses it."""
         return chosen_registry(self.uri, self.spec.registry_uri)
 
-    def run_page(self, run_id: str) -> str | None:
-        """Where the MLflow UI shows a run; None where no server serves it."""
+    def run_page(self, run_id: str, *, experiment_id: str | None = None) -> str | None:
+        """Where the MLflow UI shows a run, of this experiment where no other is named; None where
+        no server serves it."""
+        return self._page(f"experiments/{experiment_id or self.experiment_id}/runs/{run_id}")
+
+    def version_page(self, name: str, version: int) -> str | None:
+        """Where the MLflow UI shows a version of a registered model; None as ``run_page``."""
+        return self._page(f"models/{quote(name, safe='')}/versions/{version}")
+
+    def model_page(self, name: str) -> str | None:
+        """Where the MLflow UI shows a registered model; None as ``run_page``."""
+        return self._page(f"models/{quote(name, safe='')}")
+
+    def experiment_page(self) -> str | None:
+        """Where the MLflow UI shows the leaderboard of the experiment; None as ``run_page``."""
+        return self._page(f"experiments/{self.experiment_id}/models")
+
+    def _page(self, place: str) -> str | None:
         if not self.uri.startswith("http"):
             return None
         # Without its workflow the UI opens in GenAI mode, where models are called agent versions.
-        page = f"experiments/{self.experiment_id}/runs/{run_id}?workflowType=machine_learning"
-        return f"{self.shown_uri}/#/{page}"
+        return f"{self.shown_uri}/#/{place}?workflowType=machine_learning"
 
-    def experiment(self, name: str) -> str:
-        """The id of another experiment of this store, found or made."""
-        return _experiment(self.client, self.uri, name, create=True)
+    def experiment(self, name: str, note: str) -> str:
+        """The id of another experiment of this store, found or made; its page says the note."""
+        experiment_id = _experiment(self.client, self.uri, name, create=True)
+        if NOTE not in self.client.get_experiment(experiment_id).tags:
+            self.client.set_experiment_tag(experiment_id, NOTE, note)
+        return experiment_id
 
     def search_runs(self, filter_string: str) -> list[Run]:
         """All runs of the experiment that match, oldest first."""
@@ -146,9 +166,9 @@ def connect_to_read(spec: TrackingSpec) -> Tracking:
         TrackingError: it cannot be reached, or the database file does not exist.
     """
     uri = chosen_uri(spec)
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+    if uri.startswith(SQLITE) and not os.path.lexists(database_file(uri)):
         raise TrackingError(
-            f"there is no MLflow database {uri.removeprefix(SQLITE)}; set tracking.uri or "
+            f"there is no MLflow database {database_file(uri)}; set tracking.uri or "
             "MLFLOW_TRACKING_URI to where your runs are"
         )
     tracking = unasked(spec)
@@ -170,13 +190,22 @@ def reach(spec: TrackingSpec) -> str:
     _check_reachable(uri, spec.timeout_s)
     if not uri.startswith(SQLITE):
         _ask(unasked(spec))
+    elif os.path.lexists(database_file(uri)):
+        quiet()
+        examine(database_file(uri), spec.timeout_s)
     return str(redact(uri))
 
 
 def unasked(spec: TrackingSpec) -> Tracking:
-    """A connection that has sent nothing yet; every connection of mergeops begins here."""
+    """A connection that has sent nothing yet; every connection of mergeops begins here.
+
+    Raises:
+        TrackingError: the file of an sqlite store can be neither used nor made, see ``ready``.
+    """
     uri = chosen_uri(spec)
     quiet()
+    for database in dict.fromkeys((uri, chosen_registry(uri, spec.registry_uri) or uri)):
+        ready(database, spec.timeout_s)
     with no_patience(spec.timeout_s), translated(uri, "open the store"):
         client = new_client(uri, spec.registry_uri)
     return Tracking(spec=spec, uri=uri, client=guarded(client, uri))
@@ -196,7 +225,14 @@ def chosen_uri(spec: TrackingSpec) -> str:
     uri = spec.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith(SQLITE):
         # Absolute, so that a later change of directory does not start a second database.
-        return SQLITE + str(Path(uri.removeprefix(SQLITE)).expanduser().absolute())
+        file, mark, options = uri.removeprefix(SQLITE).partition("?")
+        path = str(Path(file).expanduser().absolute())
+        if "?" in path:
+            raise TrackingError(
+                f"tracking.uri is {uri}, in the directory {path}: sqlite takes what follows a "
+                "question mark for an option; use a directory without one in its name"
+            )
+        return SQLITE + path + mark + options
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https") or scheme.startswith("databricks") or uri == "databricks":
         return uri.rstrip("/")
@@ -213,7 +249,7 @@ def _check_reachable(uri: str, timeout_s: int) -> None:
     # MLflow itself would retry for minutes, so the port is tried first.
     parts = urlsplit(uri)
     if uri.startswith(SQLITE):
-        folder = Path(uri.removeprefix(SQLITE)).parent
+        folder = database_file(uri).parent
         if not folder.is_dir():
             raise TrackingError(f"tracking.uri is {uri}, but the directory {folder} does not exist")
         if not os.access(folder, os.W_OK):
@@ -280,7 +316,7 @@ def _experiment(client: MlflowClient, uri: str, name: str, create: bool) -> str:
 def _artifact_location(uri: str, experiment: str) -> str | None:
     if not uri.startswith(SQLITE):
         return None
-    folder = Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" / file_name(experiment)
+    folder = database_file(uri).parent / "mlartifacts" / file_name(experiment)
     return folder.as_uri()
 
 

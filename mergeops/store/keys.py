@@ -19,6 +19,8 @@ from mergeops.redact import redact
 KEY_LIMIT = 250
 PARAM_LIMIT = 6000
 TAG_LIMIT = 8000
+PREFIX = "mergeops."
+"""Of every tag that is ours."""
 
 
 def key(text: str) -> str:
@@ -78,6 +80,30 @@ def quoted(text: str) -> str:
 def with_tags(**tags: str) -> str:
     """An MLflow filter on mergeops' own tags, for runs, models and versions alike."""
     return " and ".join(f"tags.`mergeops.{name}` = {quoted(value)}" for name, value in tags.items())
+
+
+def hidden(tag: str) -> str:
+    """The tag as it is kept where nobody has to look at it: MLflow's pages show no tag that begins
+    with ``mlflow.``, and its search finds them all."""
+    return f"mlflow.{tag}"
+
+
+def own_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags of mergeops with those that are hidden under their plain names, beside all others.
+
+    Entries of mergeops 0.1 have them in the open; where a tag is both, the hidden one is newer.
+    """
+    plain = {tag: value for tag, value in tags.items() if not tag.startswith(hidden(PREFIX))}
+    return plain | {
+        tag.removeprefix(hidden("")): value
+        for tag, value in tags.items()
+        if tag.startswith(hidden(PREFIX))
+    }
+
+
+def spellings(tags: Mapping[str, str], tag: str) -> list[str]:
+    """The names under which a tag is there: hidden, in the open, both or neither."""
+    return [name for name in (hidden(tag), tag) if name in tags]
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,8 @@
     MLmodel, requirements.txt, conda.yaml, python_env.yaml      written here, a few kB
     model/...                                                  the checkpoint's own files
     components/tokenizer/...                                   its tokenizer files once more
+    code/...                                                   what answers for it, where MLflow's
+                                                               transformers flavour cannot
 
 ``mlflow.transformers.log_model`` would copy the whole model first, and fails with transformers
 5.23. Here files are sent from where they lie, and onto a local artifact store the weights are
@@ -22,12 +24,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeops.checkpoint import CONFIG, MANIFEST, TokenizerFile, file_sha256, replace_with
+from mergeops.checkpoint import CONFIG, MANIFEST, file_sha256, replace_with
 from mergeops.errors import TrackingError
 from mergeops.redact import redact
 from mergeops.store.artifacts import ArtifactStore, local_folder
 from mergeops.store.client import translated
 from mergeops.store.connection import Tracking
+from mergeops.store.flavours import COMPONENTS, LOADER, flavour_of, signature_of
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -74,61 +77,71 @@ def upload(
 
 def layout(checkpoint: Path, description: Path) -> dict[str, Path]:
     """Every file of the model: its path in MLflow -> where its bytes are now."""
-    files = {path.name: path for path in sorted(description.iterdir())}
+    files = {
+        path.relative_to(description).as_posix(): path
+        for path in sorted(description.rglob("*"))
+        if path.is_file()
+    }
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
         relative = path.relative_to(checkpoint)
         if not any(part.startswith(".") for part in relative.parts):
             files[f"model/{relative.as_posix()}"] = path
-    for name in TokenizerFile:
+    component = flavour_of(checkpoint).component
+    for name in COMPONENTS[component].files if component else ():
         if (checkpoint / name).is_file():
-            files[f"components/tokenizer/{name}"] = checkpoint / name
+            files[f"components/{component}/{name}"] = checkpoint / name
     return files
 
 
 def write_description(folder: Path, checkpoint: Path, model: LoggedModel) -> None:
     """Write MLmodel and the environment files of a checkpoint into ``folder``."""
     import mlflow.pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import ColSpec, Schema
+    from mlflow.models import Model
 
     config = _config(checkpoint)
-    architecture = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
-    has_tokenizer = any((checkpoint / name).is_file() for name in TokenizerFile)
+    flavour = flavour_of(checkpoint)
     dtype = config.get("dtype") or config.get("torch_dtype")
-    text = Schema([ColSpec("string")])
     description = Model(
         artifact_path=model.artifact_location,
         run_id=model.source_run_id,
         model_id=model.model_id,
         model_uuid=model.model_id,
-        signature=ModelSignature(inputs=text, outputs=text),
+        signature=signature_of(flavour.task, checkpoint) if flavour.has_pyfunc else None,
         metadata={"made_by": "mergeops", **_manifest_facts(checkpoint)},
     )
     description.model_size_bytes = sum(
         path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()
     )
-    flavor = {
-        "transformers_version": metadata.version("transformers"),
-        "task": "text-generation",
-        "instance_type": "TextGenerationPipeline",
-        "pipeline_model_type": architecture,
-        "model_binary": "model",
-        "source_model_name": "",
-        "components": ["tokenizer"] if has_tokenizer else [],
-        "code": None,
-    }
-    if has_tokenizer:
-        flavor |= {"tokenizer_type": "AutoTokenizer", "tokenizer_name": ""}
-    if dtype:
-        flavor["torch_dtype"] = f"torch.{dtype}"
-    description.add_flavor("transformers", **flavor)
-    mlflow.pyfunc.add_to_model(
-        description,
-        loader_module="mlflow.transformers",
-        conda_env="conda.yaml",
-        python_env="python_env.yaml",
-        code=None,
-    )
+    if flavour.task:
+        described = {
+            "transformers_version": metadata.version("transformers"),
+            "task": flavour.task,
+            "instance_type": flavour.pipeline,
+            "pipeline_model_type": flavour.model_class,
+            "model_binary": "model",
+            "source_model_name": "",
+            # MLflow loads a processor without finding it here.
+            "components": [c for c in [flavour.component] if c not in ("", "processor")],
+            "code": None,
+        }
+        if flavour.component:
+            described[f"{flavour.component}_type"] = COMPONENTS[flavour.component].auto_class
+            described[f"{flavour.component}_name"] = ""
+        if dtype:
+            described["torch_dtype"] = f"torch.{dtype}"
+        description.add_flavor("transformers", **described)
+    if flavour.has_pyfunc:
+        mlflow.pyfunc.add_to_model(
+            description,
+            loader_module=LOADER if flavour.has_loader else "mlflow.transformers",
+            data="model" if flavour.has_loader else None,
+            conda_env="conda.yaml",
+            python_env="python_env.yaml",
+            code="code" if flavour.has_loader else None,
+        )
+    if flavour.has_loader:
+        (folder / "code").mkdir()
+        shutil.copyfile(Path(__file__).with_name("text_to_text.py"), folder / f"code/{LOADER}.py")
     description.save(str(folder / "MLmodel"))
     for name, text_of_file in environment_files().items():
         (folder / name).write_text(text_of_file, encoding="utf-8")

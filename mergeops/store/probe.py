@@ -18,7 +18,8 @@ from mergeops.recipe import TrackingSpec
 from mergeops.redact import redact
 from mergeops.store.artifacts import ArtifactStore, local_folder
 from mergeops.store.client import no_patience
-from mergeops.store.connection import SQLITE, chosen_uri, unasked
+from mergeops.store.connection import chosen_uri, unasked
+from mergeops.store.database import SQLITE, database_file
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -72,7 +73,7 @@ def try_artifacts(spec: TrackingSpec) -> str:
     """
     uri = chosen_uri(spec)
     if uri.startswith(SQLITE):
-        return _try_folder(Path(uri.removeprefix(SQLITE)).parent)
+        return _try_folder(database_file(uri).parent)
     location = _location(spec)
     if location is None:
         return f"not tried: there is no experiment {spec.experiment!r} yet"

@@ -27,7 +27,7 @@ from mergeops.tracking.score_records import ScoreRecords
 from mergeops.tracking.search_page import TrialLine, log_search
 from mergeops.tracking.searches import SearchRun, search_run
 from mergeops.tracking.sync import raise_if_failed, sync_trials
-from mergeops.tracking.trial_page import log_leaderboard, register_trial
+from mergeops.tracking.trial_page import log_leaderboard, log_unregistered, register_trial
 from mergeops.tracking.trials import open_trial, read_recipe, reopen
 from mergeops.tracking.versions import find_registered_model, find_version
 
@@ -42,6 +42,7 @@ __all__ = [
     "log_leaderboard",
     "log_parent",
     "log_search",
+    "log_unregistered",
     "open_trial",
     "pending_trials",
     "pooled_estimate",

@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence
 from mergeops.errors import TrackingError
 from mergeops.recipe import TrackingSpec
 from mergeops.report import Compared, LeftOut, make_leaderboard
+from mergeops.scores import UNKNOWN
 from mergeops.store import connect
 from mergeops.tracking.score_log import Scored, scored_runs
 
 OTHER_QUESTIONS = "answered other questions: another task version, other tasks or another split"
+OLD_KIND = (
+    "has scores of an older mergeops, which took the metric of {} for a mean over items; run the "
+    "command that scored it again"
+)
 
 
 def compare_experiments(
@@ -41,6 +46,7 @@ def compare_experiments(
     readable: list[Scored] = []
     for name in names:
         readable += _read(dataclasses.replace(spec, experiment=name), part, left_out)
+    readable = _known(readable, left_out)
     if not readable:
         raise TrackingError(_nothing(names, part, left_out))
     first = readable[0].origin.experiment
@@ -65,8 +71,23 @@ def _read(spec: TrackingSpec, part: str, left_out: list[LeftOut]) -> list[Scored
     return scored_runs(connect(spec, create=False), part, leave_out)
 
 
-def _asked(scored: Scored) -> Mapping[str, str]:
-    return {name: task.digest for name, task in scored.scores.tasks.items()}
+def _known(models: Sequence[Scored], left_out: list[LeftOut]) -> list[Scored]:
+    """Those of which it is known what their scores are of the items."""
+    known = []
+    for scored in models:
+        old = [task.task for task in scored.scores.tasks.values() if task.kind == UNKNOWN]
+        if old:
+            reason = OLD_KIND.format(", ".join(old))
+            left_out.append(LeftOut(scored.name, scored.origin.experiment, reason))
+        else:
+            known.append(scored)
+    return known
+
+
+def _asked(scored: Scored) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """The questions, and how the answers are counted together."""
+    digests = {name: task.digest for name, task in scored.scores.tasks.items()}
+    return digests, scored.scores.counted
 
 
 def _without_repeats(models: Sequence[Scored]) -> list[Scored]:

@@ -18,13 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.checkpoint import replace_with
-from mergeops.errors import ConfigError, TrackingError
+from mergeops.errors import MergeopsError, TrackingError
 from mergeops.recipe import Recipe
 from mergeops.scores import Scores
 from mergeops.sources import Source
 from mergeops.tracking.logged_run import FIGURE
 
 FORMAT = 1
+DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What a record of other types runs into."""
 FOLDER = "pending"
 ARTIFACTS = "artifacts"
 
@@ -53,7 +63,8 @@ class Pending:
     scores: Scores | None = None
     parents: dict[str, Scores] = field(default_factory=dict)
     registration: dict[str, str] | None = None
-    """The registered model's name, and more; set once all the work is done."""
+    """The registered model's name, empty where none is wanted, and more; set once all the work is
+    done."""
     reason: str = ""
     """Why it could not be logged."""
 
@@ -90,7 +101,7 @@ class Pending:
         self.scores = scores
 
     def note_registration(self, name: str) -> None:
-        """All the work is done."""
+        """All the work is done; without a name nothing is registered."""
         # What else is written is read by older versions of mergeops only.
         version = {"role": "merge", "status": "candidate", "description": self.name}
         self.registration = {"name": name, **version}
@@ -172,6 +183,7 @@ def read_pending(path: Path) -> Pending:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.pop("format") != FORMAT:
             raise TrackingError(f"{path} was written by another version of mergeops")
+        _check_types(raw)
         facts = {
             **raw,
             "recipe": Recipe.from_dict(raw["recipe"]),
@@ -182,11 +194,30 @@ def read_pending(path: Path) -> Pending:
             "parents": {name: Scores.from_dict(scores) for name, scores in raw["parents"].items()},
         }
         return Pending(folder=path.parent.absolute(), **facts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise TrackingError(
-            f"{path} is damaged ({error!r}); remove its folder and run the trial's command again, "
-            "which finds the finished merge and scores"
-        ) from error
+    except TrackingError:
+        raise
+    except (*DAMAGE, MergeopsError) as error:
+        raise _damaged(path, error) from error
+
+
+def _check_types(raw: Mapping[str, Any]) -> None:
+    """Refuse facts of other types here, where the file is known."""
+    texts = {key: raw[key] for key in ("name", "plan_digest", "uri", "checkpoint", "reason")}
+    texts |= {key: raw[key] or "" for key in ("parent_run_id", "weights_sha256")}
+    texts |= raw["registration"] or {}
+    for name, source in {**raw["sources"], "base": raw["base"] or {}}.items():
+        optional = {key: value or "" for key, value in source.items() if key != "stamps"}
+        texts |= {f"{name}.{key}": value for key, value in optional.items()}
+    wrong = [key for key, value in texts.items() if not isinstance(value, str) or "\0" in value]
+    if wrong or not isinstance(raw["plan"], dict):
+        raise TypeError(f"{wrong[0] if wrong else 'plan'} is of another type")
+
+
+def _damaged(path: Path, error: Exception) -> TrackingError:
+    return TrackingError(
+        f"{path} is damaged ({error!r}); remove its folder and run the trial's command again, "
+        "which finds the finished merge and scores"
+    )
 
 
 def _to_plain(kept: Pending) -> dict[str, Any]:

@@ -7,6 +7,7 @@ questions, so models stand in one column only where they answered the same quest
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,7 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.report import Entry, Origin
-from mergeops.scores import Estimate, ItemResult, Scores, TaskScore, estimate
+from mergeops.scores import (
+    CORPUS,
+    MEAN,
+    UNKNOWN,
+    Estimate,
+    GroupRule,
+    ItemResult,
+    Scores,
+    TaskScore,
+    estimate,
+    pooled_value,
+)
 from mergeops.store import Tracking, key, log_inputs, log_params, tag_value
 
 if TYPE_CHECKING:
@@ -28,8 +40,29 @@ if TYPE_CHECKING:
 DIGEST_LIMIT = 12
 """MLflow would take 36, but shows them in full at the head of every column."""
 ALL_TASKS = "all tasks"
-ITEM_COLUMNS = ("task", "doc_id", "value", "doc_hash", "prompt_hash", "target_hash", "cluster")
-TASK_FIELDS = ("metric", "value", "stderr", "n", "higher_is_better", "version", "digest")
+ITEM_COLUMNS = (
+    "task",
+    "doc_id",
+    "value",
+    "doc_hash",
+    "prompt_hash",
+    "target_hash",
+    "cluster",
+    "weight",
+)
+TASK_FIELDS = (
+    "metric",
+    "value",
+    "stderr",
+    "n",
+    "higher_is_better",
+    "version",
+    "digest",
+    "kind",
+    "by_log",
+    "asked",
+    "replicates",
+)
 """What the summary says of a task, in its order; ``n`` is for readers, the items are a file."""
 
 
@@ -62,7 +95,15 @@ def entries(scores: Scores) -> list[BoardEntry]:
         board.append(BoardEntry(metric, task.value, dataset, digest))
         if task.stderr is not None:
             board.append(BoardEntry(key(f"{metric}_stderr"), task.stderr, dataset, digest))
-    digest = dataset_digest(*sorted(task.digest for task in scores.tasks.values()), "pooled")
+    for name, rule in scores.groups.items():
+        members = {task: scores.tasks[task] for task in rule.tasks}
+        digest = dataset_digest(*sorted(task.digest for task in members.values()), name)
+        metric = key(f"{prefix}{name}/{members[rule.tasks[0]].metric}")
+        value = pooled_value(members, {name: rule})
+        board.append(BoardEntry(metric, value, f"{name}{suffix}", digest))
+    # Two numbers over the same questions that are counted otherwise are not of one column.
+    digests = sorted(task.digest for task in scores.tasks.values())
+    digest = dataset_digest(*digests, "pooled", *scores.counted)
     everything = f"{ALL_TASKS}{suffix}"
     board.append(BoardEntry(f"{prefix}pooled", scores.pooled, everything, digest))
     for name, end in zip(("low", "high"), estimate(scores).interval or (), strict=False):
@@ -208,10 +249,12 @@ def _log_datasets(tracking: Tracking, run_id: str, scores: Scores) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     sizes = {name: task.n for name, task in scores.tasks.items()}
+    sizes |= {name: sum(sizes[task] for task in rule.tasks) for name, rule in scores.groups.items()}
+    in_all = sum(task.n for task in scores.tasks.values())
     inputs = []
     for entry in {(e.dataset, e.digest): e for e in entries(scores)}.values():
         task = entry.dataset.removesuffix(f" ({scores.part})")
-        n = sizes.get(task, sum(sizes.values()))
+        n = sizes.get(task, in_all)
         source = {"harness": "lm-eval", "task": task, "part": scores.part}
         dataset = Dataset(
             name=entry.dataset[:500],
@@ -236,8 +279,9 @@ def _log_items(tracking: Tracking, run_id: str, scores: Scores) -> None:
             writer.writerow(ITEM_COLUMNS)
             for name, task in scores.tasks.items():
                 for i in task.items:
+                    value = "" if task.kind == CORPUS else repr(i.value)
                     hashes = (i.doc_hash, i.prompt_hash, i.target_hash)
-                    writer.writerow((name, i.doc_id, repr(i.value), *hashes, i.cluster))
+                    writer.writerow((name, i.doc_id, value, *hashes, i.cluster, repr(i.weight)))
         tracking.client.log_artifacts(run_id, folder)
 
 
@@ -251,25 +295,37 @@ def _plain(scores: Scores) -> dict[str, Any]:
             name: {field: getattr(task, field) for field in TASK_FIELDS}
             for name, task in scores.tasks.items()
         },
+        "groups": {name: dataclasses.asdict(rule) for name, rule in scores.groups.items()},
     }
 
 
 def _from_plain(raw: dict[str, Any], rows: list[dict[str, str]]) -> Scores:
     items: dict[str, list[ItemResult]] = {name: [] for name in raw["tasks"]}
     for row in rows:
-        numbers: dict[str, Any] = {"doc_id": int(row["doc_id"]), "value": float(row["value"])}
+        numbers: dict[str, Any] = {"doc_id": int(row["doc_id"]), "value": float(row["value"] or 0)}
+        if "weight" in row:
+            numbers["weight"] = float(row["weight"])
         texts = {name: row[name] for name in ITEM_COLUMNS[1:] if name in row}
         items[row["task"]].append(ItemResult(**(texts | numbers)))
     tasks = {}
     for name, task in raw["tasks"].items():
-        facts = {field: task[field] for field in TASK_FIELDS if field != "n"}
+        facts = {field: task[field] for field in TASK_FIELDS if field in task and field != "n"}
+        facts["replicates"] = tuple(task.get("replicates", ()))
+        if "kind" not in task:  # as logged before mergeops knew other kinds than means
+            values = [item.value for item in items[name]]
+            is_mean = values and math.isclose(sum(values) / len(values), task["value"])
+            facts["kind"] = MEAN if is_mean else UNKNOWN
         tasks[name] = TaskScore(task=name, items=tuple(items[name]), **facts)
-    return Scores(raw["weights_sha256"], raw["part"], tasks, raw["settings"])
+    groups = {
+        name: GroupRule(tuple(rule["tasks"]), rule["by_size"])
+        for name, rule in raw.get("groups", {}).items()
+    }
+    return Scores(raw["weights_sha256"], raw["part"], tasks, raw["settings"], groups)
 
 
 def _sha256(scores: Scores) -> str:
     items = [
-        [i.value, i.prompt_hash, *([i.cluster] if i.cluster else [])]
+        [i.value, i.prompt_hash, i.weight, *([i.cluster] if i.cluster else [])]
         for task in scores.tasks.values()
         for i in task.items
     ]

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "mergeops scores"
+ABOUT = (
+    "Nothing to look at: mergeops keeps here what each model has answered, one run a model, so "
+    "that no other machine asks it again. The scores themselves are on the runs and models of your "
+    "experiments. Deleting this experiment costs nothing but the time to ask again."
+)
 _FOLDER = "records"
 
 
@@ -70,12 +75,12 @@ class ScoreRecords:
         from mlflow.entities import RunTag
 
         client = self._tracking.client
-        experiment_id = self._tracking.experiment(EXPERIMENT)
+        experiment_id = self._tracking.experiment(EXPERIMENT, ABOUT)
         runs = self._runs(experiment_id, weights_sha256)
         if runs:
             run_id = str(runs[0].info.run_id)
         else:
-            name = f"weights {weights_sha256[:12]}"
+            name = f"answers of weights {weights_sha256[:12]}"
             tags = {"mergeops.weights_sha256": weights_sha256, "mergeops.role": "scores"}
             run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
             client.set_terminated(run_id)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.scores import Scores, estimate
-from mergeops.store import Tracking, log_params, with_tags
+from mergeops.store import Tracking, flatten, log_params, tag_value, with_tags
 from mergeops.tracking.logged_run import LoggedRun, create_run
+from mergeops.tracking.trial_inputs import PARENT_RUN
 
 
 @dataclass
@@ -21,6 +22,8 @@ class SearchRun(LoggedRun):
 
     scores: list[float] = field(default_factory=list)
     """Of the trials that this process has come by, in order."""
+    _candidates: set[str] | None = None
+    """Numbers of the candidates that have a run; None before it was looked."""
 
     def log_best(self, run_id: str, scores: Scores) -> None:
         """Name the best trial and its pooled dev score, with the score's interval."""
@@ -67,6 +70,54 @@ class SearchRun(LoggedRun):
             ]
         for start in range(0, len(new), 500):
             client.log_batch(self.run_id, metrics=new[start : start + 500])
+
+    def log_candidate(
+        self,
+        name: str,
+        *,
+        number: int,
+        values: Mapping[str, object],
+        state: str,
+        answers: int,
+        pooled: float,
+        reason: str = "",
+    ) -> None:
+        """Add a light run below the search: what was proposed and how it did, without artifacts.
+
+        A search that goes on after a crash comes by its candidates again; each has one run.
+
+        Args:
+            number: of the proposal, from 1.
+            values: JSON types, logged as parameters.
+            state: whole, dropped or failed.
+            answers: items that were asked.
+            pooled: the score on them; NaN has no metric.
+        """
+        from mlflow.entities import Metric, Param
+
+        if self._candidates is None:
+            runs = self.tracking.search_runs(with_tags(candidate_of=self.run_id))
+            self._candidates = {run.data.tags.get("mergeops.candidate", "") for run in runs}
+        if str(number) in self._candidates:
+            return
+        tags = {
+            PARENT_RUN: self.run_id,
+            "mergeops.role": "candidate",
+            "mergeops.candidate": str(number),
+            "mergeops.candidate_of": self.run_id,
+            "mergeops.state": state,
+        }
+        if reason:
+            tags["mergeops.error"] = tag_value(reason)
+        run = create_run(self.tracking, name, tags)
+        client, now = self.tracking.client, int(time.time() * 1000)
+        metrics = [Metric("answers", answers, now, 0)]
+        if math.isfinite(pooled):
+            metrics.append(Metric("pooled", pooled, now, 0))
+        params = [Param(name, text) for name, text in flatten(values).items()]
+        client.log_batch(run.info.run_id, metrics=metrics, params=params)
+        client.set_terminated(run.info.run_id, "FAILED" if state == "failed" else "FINISHED")
+        self._candidates.add(str(number))
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from typing import Any
 from mergeops.checkpoint import weights_sha256
 from mergeops.errors import AwayError, MergeopsError, TrackingError
 from mergeops.progress import Progress
-from mergeops.report import leaderboard_of
+from mergeops.report import leaderboard_of, standing_of
 from mergeops.store import connect
 from mergeops.tracking.pending import Pending, pending_files, read_pending
-from mergeops.tracking.trial_page import log_leaderboard, register_trial
+from mergeops.tracking.trial_page import log_leaderboard, log_unregistered, register_trial
 from mergeops.tracking.trials import open_kept
 
 UNFINISHED = "its merge or its scores are not finished; run its command again"
@@ -34,7 +34,7 @@ class Synced:
     """logged, waiting (a dry run), unfinished or failed."""
     run_id: str = ""
     registered: str = ""
-    """NAME/VERSION."""
+    """NAME/VERSION; empty where no version was wanted."""
     problem: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,11 +116,13 @@ def _log(kept: Pending, tracking_uri: str | None, progress: Progress) -> Synced:
             log.log_parent(kept.inputs[parent], scores)
         if kept.scores is not None:
             log.log_scores(kept.scores)
-            log_leaderboard(log, leaderboard_of({kept.name: kept.scores}, kept.parents))
+            board = leaderboard_of({kept.name: kept.scores}, kept.parents)
+            log_leaderboard(log, board, standing_of(kept.scores, kept.parents))
         for path in sorted(p for p in kept.artifacts.rglob("*") if p.is_file()):
             log.log_file(path, path.relative_to(kept.artifacts).as_posix())
-        version = register_trial(log, name)
-    return _result(kept, "logged", run_id=log.run_id, registered=f"{name}/{version}")
+        version = register_trial(log, name) if name else log_unregistered(log)
+    registered = f"{name}/{version}" if version else ""
+    return _result(kept, "logged", run_id=log.run_id, registered=registered)
 
 
 def _checked(kept: Pending) -> Path:

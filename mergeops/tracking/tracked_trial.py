@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from mergeops.errors import AwayError, TrackingError
-from mergeops.report import Leaderboard
+from mergeops.report import Leaderboard, Standing
 from mergeops.scores import Scores
 from mergeops.sources import Source
 from mergeops.store import is_missing, model_name, upload
@@ -83,6 +83,8 @@ class TrackedTrial(LoggedRun):
     """The merge's LoggedModel, once ``log_model`` has made it."""
     board: Leaderboard | None = None
     """What ``log_leaderboard`` was given."""
+    standing: Standing | None = None
+    """This too."""
     owner: str | None = None
     """This process's name on the run; None where nothing is checked."""
     pending: Pending | None = None

@@ -12,6 +12,7 @@ from mergeops.report import (
     CardParent,
     Leaderboard,
     Node,
+    Standing,
     board_markdown,
     lineage_svg,
     model_card,
@@ -27,9 +28,15 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def log_leaderboard(trial: TrackedTrial, board: Leaderboard) -> None:
-    """Log the merge among its parents: leaderboard.md, leaderboard.json and plots/scores.png."""
-    trial.board = board
+def log_leaderboard(
+    trial: TrackedTrial, board: Leaderboard, standing: Standing | None = None
+) -> None:
+    """Log the merge among its parents: leaderboard.md, leaderboard.json and plots/scores.png.
+
+    Args:
+        standing: what the numbers say of it, for the text at the head of the page.
+    """
+    trial.board, trial.standing = board, standing
     trial.log_text(board_markdown(board), "leaderboard.md")
     trial.log_json(board.to_dict(), "leaderboard.json")
     trial.log_figure(scores_figure(board), "plots/scores.png")
@@ -48,17 +55,30 @@ def register_trial(trial: TrackedTrial, name: str | None = None) -> int | None:
     return _register(trial, name or trial.tracking.spec.registered_model)
 
 
+def log_unregistered(trial: TrackedTrial) -> None:
+    """Write the run's lineage, card and text of a merge that becomes no version."""
+    _close(trial, "")
+
+
+@step(note=Pending.note_registration)
+def _close(trial: TrackedTrial, name: str) -> None:
+    if trial.pending is not None:
+        _log_page(trial, trial.pending, None)
+
+
 @step(note=Pending.note_registration)
 def _register(trial: TrackedTrial, name: str) -> int:
     if trial.model_id is None:
         raise TrackingError(f"trial {trial.name!r} has no model yet; log it before registering")
-    version = register(trial.tracking, name, trial.run_id, trial.model_id, trial.name)
+    version = register(
+        trial.tracking, name, trial.run_id, trial.model_id, trial.name, trial.standing
+    )
     if trial.pending is not None:
         _log_page(trial, trial.pending, version)
     return version
 
 
-def _log_page(trial: TrackedTrial, kept: Pending, version: int) -> None:
+def _log_page(trial: TrackedTrial, kept: Pending, version: int | None) -> None:
     """Log lineage.svg and model_card.md, and write the text at the head of the page."""
     run_ids = [source.run_id for source in kept.inputs.values() if source.run_id]
     client, board = trial.tracking.client, trial.board
@@ -82,41 +102,67 @@ def _card_parent(name: str, source: Source) -> CardParent:
 
 
 def _description(
-    trial: TrackedTrial, kept: Pending, runs: Mapping[str, Run | None], version: int
+    trial: TrackedTrial, kept: Pending, runs: Mapping[str, Run | None], version: int | None
 ) -> str:
     model = trial.tracking.spec.registered_model
-    lines = [
-        f"A **{kept.recipe.method.name}** merge of {_several(kept.recipe.sources)}, registered as "
-        f"`models:/{model}/{version}`.{_result(trial)}",
+    lines = []
+    if trial.standing is not None:
+        against = [f"**{str(each).capitalize()}.**" for each in trial.standing.against]
+        lines += [" ".join(against), ""]
+    registered = f"registered as `models:/{model}/{version}`" if version else "not registered"
+    lines += [
+        f"A **{kept.recipe.method.name}** merge of {_several(_weighted(kept))}, {registered}."
+        f"{_result(trial)}",
         "",
-        "| parent | from | training run |",
-        "| --- | --- | --- |",
     ]
+    if trial.board is not None:
+        lines += [board_markdown(trial.board), ""]
+    lines += ["| parent | from | training run |", "| --- | --- | --- |"]
     for name, source in kept.inputs.items():
         lines.append(f"| {name} | `{redact(source.uri)}` | {_link(source.run_id, runs)} |")
-    if trial.board is not None:
-        lines[2:2] = [board_markdown(trial.board), ""]
     lines += [
         "",
-        f"Next: `mergeops promote {model} --version {version}` asks the gate on "
-        "the confirm part. Artifacts: recipe, lock, samples, plots/scores.png, lineage.svg, card.",
+        f"Next: {_next(trial, version)}. Artifacts: recipe, lock, samples, plots/scores.png, "
+        "lineage.svg, card.",
     ]
     return "\n".join(lines)
 
 
+def _next(trial: TrackedTrial, version: int | None) -> str:
+    standing, model = trial.standing, trial.tracking.spec.registered_model
+    if trial.board is None:
+        return "score it with `evaluate.tasks=[...]`; so far nothing says how good it is"
+    said = standing.advice if standing else ""
+    if version is None or (standing is not None and not standing.is_ahead):
+        return said
+    promote = f"`mergeops promote {model} --version {version}` asks the gate on the confirm part"
+    return f"{said}; {promote}" if said else promote
+
+
+def _weighted(kept: Pending) -> list[str]:
+    """The sources by name, with the weights that they have."""
+    return [
+        name if (weight := _weight(kept, name)) is None else f"{name} ({weight})"
+        for name in kept.recipe.sources
+    ]
+
+
+def _weight(kept: Pending, name: str) -> str | None:
+    default = getattr(kept.recipe.method.parameters, "weight", None)
+    weight = kept.recipe.sources[name].parameters.get("weight", default)
+    return f"weight {weight:g}" if isinstance(weight, float) else None
+
+
 def _result(trial: TrackedTrial) -> str:
-    board = trial.board
-    own = next((row for row in board.rows if row.name == trial.name), None) if board else None
-    if board is None or own is None:
+    rows = trial.board.rows if trial.board else ()
+    own = next((row for row in rows if row.name == trial.name), None)
+    if trial.board is None or own is None:
         return ""
-    text = f" Score on {board.part}: **{own.estimate}**"
-    if own.difference is None:
-        return f"{text}."
-    return f"{text}, {own.difference} against {board.reference}."
+    return f" Score on {trial.board.part}: **{own.estimate}**."
 
 
 def _lineage(
-    trial: TrackedTrial, kept: Pending, runs: Mapping[str, Run | None], version: int
+    trial: TrackedTrial, kept: Pending, runs: Mapping[str, Run | None], version: int | None
 ) -> str:
     rows = trial.board.rows if trial.board else ()
     pooled = {row.name: row.estimate for row in rows}
@@ -124,22 +170,20 @@ def _lineage(
     def node(name: str, source: Source) -> Node:
         run = runs.get(source.run_id or "")
         origin = f"run {source.run_id[:8]}" if source.run_id else _shortened(source.uri)
-        weight = None
-        if name in kept.recipe.sources:
-            default = getattr(kept.recipe.method.parameters, "weight", None)
-            weight = kept.recipe.sources[name].parameters.get("weight", default)
         return Node(
             "base" if name == "base" else "source",
             name,
             origin,
             pooled.get(name),
             run.info.status if run else "",
-            f"weight {weight:g}" if isinstance(weight, float) else "",
+            (_weight(kept, name) if name in kept.recipe.sources else None) or "",
         )
 
     nodes = {name: node(name, source) for name, source in kept.inputs.items()}
     merge = Node("merge", trial.name, f"run {trial.run_id[:8]}", pooled.get(trial.name))
     model = trial.tracking.spec.registered_model
+    if version is None:
+        return lineage_svg(nodes.pop("base", None), list(nodes.values()), merge)
     registered = Node("version", f"{model} version {version}", f"models:/{model}/{version}")
     return lineage_svg(nodes.pop("base", None), list(nodes.values()), merge, registered)
 

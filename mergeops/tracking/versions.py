@@ -1,4 +1,4 @@
-"""Versions of the registered model: one for each plan, tagged with where it came from."""
+"""Versions of the registered model: one for each plan, which knows where it came from."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
 from mergeops.redact import redact
+from mergeops.report import Standing
 from mergeops.scores import Estimate
 from mergeops.store import (
     Tracking,
     elect,
     ensure_registered_model,
+    hidden,
     is_missing,
     link_version,
+    own_tags,
     quoted,
-    with_tags,
+    tag_value,
 )
 from mergeops.tracking.score_log import pooled_estimate
 
@@ -22,14 +25,27 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 ABOUT = "Merges made by mergeops; @champion is the one that passed its gate."
-DESCRIPTION_LIMIT = 4900
-"""Databases hold 5000 characters, and the score comes behind."""
+NAME_LIMIT = 4000
+"""Databases hold 5000 characters of a description, and the result comes first."""
 COPIED = ("plan_digest", "weights_sha256", "method", "parents", "parent_run_ids")
 """Tags of the run that its version has too."""
 
 
-def register(tracking: Tracking, name: str, run_id: str, model_id: str, description: str) -> int:
+def register(
+    tracking: Tracking,
+    name: str,
+    run_id: str,
+    model_id: str,
+    description: str,
+    standing: Standing | None = None,
+) -> int:
     """Register a READY model as a candidate version of ``name``, or find the version of its plan.
+
+    A reader of MLflow's page sees four tags: the version's status, its score on dev, the difference
+    to the best parent and the verdict; what mergeops needs is hidden.
+
+    Args:
+        standing: what the scores say, where there are some.
 
     Returns:
         The version's number.
@@ -44,25 +60,29 @@ def register(tracking: Tracking, name: str, run_id: str, model_id: str, descript
             f"model {model_id} is {model.status}, not READY; only a complete upload is registered"
         )
     run = client.get_run(run_id).data
+    score = pooled_estimate(run.metrics)
     version = _elected_version(tracking, name, run.tags["mergeops.plan_digest"], run_id)
     if version is None:
         ensure_registered_model(client, name, ABOUT)
-        tags = {
+        facts = {
             "mergeops.role": "merge",
-            "mergeops.status": "candidate",
             "mergeops.run_id": run_id,
             **{tag: run.tags[tag] for key in COPIED if (tag := f"mergeops.{key}") in run.tags},
         }
+        tags = {"mergeops.status": "candidate"} | {hidden(tag): v for tag, v in facts.items()}
         with tracking.as_default():
             created = client.create_model_version(
                 name,
                 source=f"models:/{model_id}",
                 run_id=run_id,
                 tags=tags,
-                description=_with_score(description, pooled_estimate(run.metrics)),
+                description=_described(description, score, standing),
                 model_id=model_id,
             )
-        version = _elected_version(tracking, name, tags["mergeops.plan_digest"], run_id) or created
+        version = _elected_version(tracking, name, facts["mergeops.plan_digest"], run_id) or created
+    for tag, value in _shown(score, standing).items():
+        if version.tags.get(tag) != value:
+            client.set_model_version_tag(name, version.version, tag, value)
     link_version(client, client.get_logged_model(model_id), name, int(version.version))
     return int(version.version)
 
@@ -112,13 +132,27 @@ def _elected_version(
         if str(version.version) not in {str(number) for number in aliases.values()}:
             client.delete_model_version(name, version.version)
 
-    wanted = f"name = {quoted(name)} and {with_tags(plan_digest=plan_digest)}"
-    versions = client.search_model_versions(wanted)
-    # A version of a run that was deleted since is not this one.
-    own = [version for version in versions if version.tags.get("mergeops.run_id") == run_id]
+    versions = client.search_model_versions(f"name = {quoted(name)} and run_id = {quoted(run_id)}")
+    # Anybody can make a version of a run, also of another of its models.
+    digest = "mergeops.plan_digest"
+    own = [version for version in versions if own_tags(version.tags).get(digest) == plan_digest]
     return elect(own, remove, lambda version: int(version.version))
 
 
-def _with_score(description: str, score: Estimate | None) -> str:
-    description = str(redact(description))[:DESCRIPTION_LIMIT]
-    return description if score is None else f"{description}; score on dev {score}"
+def _shown(score: Estimate | None, standing: Standing | None) -> dict[str, str]:
+    """What a reader of the version's page sees beside its status."""
+    shown = {}
+    if score is not None:
+        shown["mergeops.score"] = f"{score} on dev"
+    if standing is not None:
+        parent = standing.parent
+        shown["mergeops.difference"] = tag_value(f"{parent.difference} to {parent.reference}")
+        shown["mergeops.verdict"] = standing.outcome
+    return shown
+
+
+def _described(name: str, score: Estimate | None, standing: Standing | None) -> str:
+    """The result first: lists of versions cut what is behind."""
+    result = [] if score is None else [f"{score} on dev"]
+    result += [] if standing is None else [str(standing)]
+    return "; ".join([*result, str(redact(name))[:NAME_LIMIT]])

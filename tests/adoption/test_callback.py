@@ -332,3 +332,105 @@ def test_only_the_hubs_own_file_names_stand_for_their_digests(
     monkeypatch.setattr(run_note, "HASHED_BYTES", 10)
     assert run_note.cheap_sha256(base) is None
     assert run_note.cheap_sha256(tmp_path) is None
+
+
+def searched_and_trained_twice(base: Path, output: Path, how: str, report_to: str) -> None:
+    """Three trainings by one Trainer: three calls of train(), or a search of three trials."""
+    import itertools
+
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    rows = [{"input_ids": [1, 5 + i, 7, 2], "labels": [1, 5 + i, 7, 2]} for i in range(8)]
+    rates = itertools.count(1)
+    trainer = Trainer(
+        model_init=lambda trial=None: AutoModelForCausalLM.from_pretrained(base),
+        args=TrainingArguments(
+            output_dir=str(output),
+            max_steps=2,
+            save_steps=1,
+            # The first checkpoint comes before the first log, by which MLflow makes its run.
+            logging_steps=2,
+            eval_strategy="steps",
+            eval_steps=2,
+            per_device_train_batch_size=2,
+            report_to=report_to,
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        eval_dataset=rows[:2],
+        callbacks=[MergeReadyCallback()],
+    )
+    if how == "search":
+        trainer.hyperparameter_search(
+            hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1)},
+            backend="optuna",
+            n_trials=3,
+        )
+        return
+    for _ in range(3):
+        trainer.args.learning_rate = 1e-3 * next(rates)
+        trainer.args.output_dir = f"{output}/{next(rates)}"
+        trainer.train()
+
+
+@pytest.mark.parametrize("report_to", ["mlflow", "none"])
+@pytest.mark.parametrize("how", ["again", "search"])
+def test_each_training_of_one_trainer_has_one_run_with_its_own_checkpoint(
+    how: str, report_to: str, base: Path, tracked: str, tmp_path: Path
+) -> None:
+    if how == "search":
+        pytest.importorskip("optuna")
+    searched_and_trained_twice(base, tmp_path / "out", how, report_to)
+    runs = discover("ft", tracking_uri=tracked)
+    assert len(runs) == 3
+    assert [one.problem for one in runs] == [None] * 3
+    assert len({one.checkpoint for one in runs}) == 3
+    assert {(one.step, one.base) for one in runs} == {(2, str(base))}
+    for one in runs:
+        assert "train_loss" in one.metrics
+        note = Path(str(one.checkpoint)).with_name("checkpoint-1") / "mergeops_run.json"
+        assert one.run_id in note.read_text()
+
+
+def test_a_training_that_went_on_after_a_crash_in_a_notebook_is_not_marked_as_failed(
+    base: Path, tracked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    mlflow.set_experiment("ft")
+    crashed = MergeReadyCallback()
+    with mlflow.start_run(run_name="cell") as run:
+        crashed._last_of_run[run.info.run_id] = crashed._courier = Courier(
+            lambda: mlflow.MlflowClient(), lambda _: "", run_id=run.info.run_id
+        )
+        # What IPython keeps of the cell that raised.
+        monkeypatch.setattr(sys, "last_value", RuntimeError("loss is NaN"), raising=False)
+        train(base, tmp_path / "again")
+    crashed._at_exit()
+    assert run_of(tracked, "cell").info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("revision", "peft_type", "kind", "base"),
+    [
+        (None, None, "full", f"org/base@{'c' * 40}"),
+        (None, "LOHA", "loha", f"org/base@{'c' * 40}"),
+        ("v1", "LORA", "lora", f"org/base@{'c' * 40}"),
+    ],
+)
+def test_the_base_is_noted_with_its_commit_and_the_adapter_with_its_kind(
+    revision: str | None, peft_type: str | None, kind: str, base: str
+) -> None:
+    from types import SimpleNamespace
+
+    from mergeops.adoption import callback
+
+    adapter = SimpleNamespace(
+        base_model_name_or_path="org/base", revision=revision, peft_type=peft_type
+    )
+    model = SimpleNamespace(
+        config=SimpleNamespace(_name_or_path="org/base", _commit_hash="c" * 40),
+        peft_config={"default": adapter} if peft_type else {},
+    )
+    assert (callback._kind_of(model), callback._base_of(model)) == (kind, base)

@@ -18,6 +18,7 @@ from mergeops.adoption import adoption as adopt_module
 from mergeops.adoption.adoption import adopt
 from mergeops.adoption.found import FoundRun
 from mergeops.adoption.groups import group
+from mergeops.checkpoint import weights_sha256
 from mergeops.errors import ConfigError, SourceError, TrackingError
 
 
@@ -44,28 +45,50 @@ def test_a_run_that_goes_on_is_found_with_what_it_has_so_far(fabricate: Fabricat
     assert fabricate.client.get_run(run_id).info.status == "RUNNING"
 
 
-def test_a_hub_id_stays_a_hub_id_and_a_directory_becomes_absolute(
-    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(fabricate.checkpoint, fabricate.folder / "bases/tiny")
-    monkeypatch.chdir(fabricate.folder)
+def test_a_hub_id_stays_a_hub_id_and_a_directory_becomes_absolute(fabricate: Fabricator) -> None:
+    beside = fabricate.folder / "store/bases/tiny"
+    shutil.copytree(fabricate.checkpoint, beside)
     hf_run(fabricate, "hub")
     hf_run(fabricate, "local", base="bases/tiny")
     hf_run(fabricate, "moved", base="/old/tiny")
-    found = find(fabricate, path_map={"/old": str(fabricate.folder / "bases")})
+    found = find(fabricate, path_map={"/old": str(beside.parent)})
     assert {name: one.base for name, one in found.items()} == {
         "hub": "org/base",
-        "local": str(fabricate.folder / "bases/tiny"),
-        "moved": str(fabricate.folder / "bases/tiny"),
+        "local": str(beside),
+        "moved": str(beside),
     }
+
+
+def test_the_current_directory_says_where_a_base_is_only_if_the_run_trained_there(
+    fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = fabricate.folder / "project"
+    shutil.copytree(fabricate.checkpoint, here / "bases/tiny")
+    state = {"log_history": [{"step": 2, "loss": 1.5}]}
+    fabricate.save(here / "out/checkpoint-2", state=state)
+    monkeypatch.chdir(here)
+    hf_run(fabricate, "elsewhere", base="bases/tiny")
+    params = {"output_dir": "out", "_name_or_path": "bases/tiny"}
+    fabricate.run("here", params=params, metrics={"loss": [(2, 1.5)]})
+    (here / "bases/empty").mkdir()
+    hf_run(fabricate, "empty", base="bases/empty")
+    digest = weights_sha256(fabricate.checkpoint)
+    hf_run(fabricate, "told", base="bases/tiny", tags={"mergeops.base_sha256": digest})
+    found = find(fabricate)
+    assert found["elsewhere"].base == "bases/tiny"
+    assert found["empty"].base == "bases/empty"
+    assert found["told"].base == str(here / "bases/tiny")
+    assert found["here"].base == str(here / "bases/tiny")
 
 
 def test_unsloths_four_bit_base_becomes_its_sixteen_bit_twin(fabricate: Fabricator) -> None:
     hf_run(fabricate, "a", base="unsloth/llama-3.2-1b-unsloth-bnb-4bit")
     hf_run(fabricate, "b", base="unsloth/llama-3.2-1b-bnb-4bit")
+    tagged = f"unsloth/llama-3.2-1b-bnb-4bit@{'c' * 40}"
+    hf_run(fabricate, "c", tags={"mergeops.base": tagged})
     for one in find(fabricate).values():
         assert one.base == "unsloth/llama-3.2-1b"
-        assert one.found_by["base"] == "param _name_or_path without its 4-bit suffix"
+        assert one.found_by["base"].endswith(" without its 4-bit suffix")
 
 
 def test_the_tag_of_the_base_wins(fabricate: Fabricator) -> None:
@@ -351,6 +374,8 @@ def test_groups_say_what_sets_them_apart_from_the_largest() -> None:
             make("qwen", architectures=("Qwen3ForCausalLM",)),
             make("broken", problem="is gone"),
             make("scratch", base=None),
+            make("coded", quantisation="fp8"),
+            make("pinned", base="org/base@v1"),
         ]
     )
     assert [member.run_name for member in groups[0].members] == ["a", "b"]
@@ -360,4 +385,68 @@ def test_groups_say_what_sets_them_apart_from_the_largest() -> None:
         "other": "was trained on org/other, the largest group on org/base",
         "qwen": "is Qwen3ForCausalLM, the largest group is LlamaForCausalLM",
         "scratch": "was trained on no base, the largest group on org/base",
+        "coded": "holds fp8 weights, the largest group plain ones",
+        "pinned": "was trained on org/base@v1, the largest group on org/base",
     }
+
+
+def test_main_and_the_commit_that_it_is_are_one_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    repository, commit = tmp_path / "models--org--base", "c" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    names = {"a": "org/base", "b": f"org/base@{commit}", "c": "org/base@v1"}
+    groups = group([make(name, base=base) for name, base in names.items()])
+    assert [[run.run_name for run in g.members] for g in groups] == [["a", "b"], ["c"]]
+    assert groups[0].base == f"org/base@{commit}"
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "problem"),
+    [
+        ({"peft_type": "LOHA"}, "loha", None),
+        ({"peft_type": "LORA", "use_dora": True}, "dora", None),
+        ({"peft_type": "LORA", "init_lora_weights": "mica"}, "lora", None),
+        ({"peft_type": "PROMPT_TUNING"}, "prompt_tuning", "so no weights stand for it"),
+        ({"peft_type": "LORA", "init_lora_weights": "lora_ga"}, "lora", "init_lora_weights is 'lo"),
+        ({"peft_type": "LORA", "alora_invocation_tokens": [1]}, "lora", "an activated LoRA chang"),
+    ],
+)
+def test_an_adapters_kind_and_whether_it_merges_are_read_from_its_own_config(
+    config: dict[str, Any], kind: str, problem: str | None, fabricate: Fabricator
+) -> None:
+    hf_run(fabricate, "a", lora=True)
+    file = fabricate.folder / "out/a/checkpoint-2/adapter_config.json"
+    file.write_text(json.dumps({"base_model_name_or_path": "org/base"} | config))
+    one = find(fabricate)["a"]
+    assert (one.kind, one.base) == (kind, "org/base")
+    assert problem is None if one.problem is None else str(problem) in one.problem
+
+
+def test_the_revision_of_an_adapters_base_is_part_of_its_name(
+    fabricate: Fabricator, fabricate_adapter: Any
+) -> None:
+    snapshot = f"/home/me/hub/models--org--base/snapshots/{'a' * 40}"
+    for name, base in {"pinned": "org/base", "path": snapshot}.items():
+        output = fabricate.folder / "out" / name / "checkpoint-2"
+        shutil.copytree(fabricate_adapter(base), output)
+        config = json.loads((output / "adapter_config.json").read_text())
+        (output / "adapter_config.json").write_text(json.dumps(config | {"revision": "v1"}))
+        fabricate.run(name, params={"output_dir": str(output.parent)})
+    bases = {name: one.base for name, one in find(fabricate).items()}
+    assert bases == {"pinned": "org/base@v1", "path": f"org/base@{'a' * 40}"}
+
+
+def test_a_diverged_loss_is_told_in_words_and_never_as_a_number(fabricate: Fabricator) -> None:
+    hf_run(fabricate, "a", metrics={"loss": [(1, float("nan"))], "eval_loss": [(1, 2.0)]})
+    one = adopt("old", tracking_uri=fabricate.uri).adopted[0]
+    assert one.found.not_finite == ("loss",)
+    model = fabricate.client.get_logged_model(one.model_id)
+    assert model.tags["mergeops.not_finite"] == "loss"
+    assert not model.metrics

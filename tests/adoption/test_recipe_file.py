@@ -122,3 +122,52 @@ def test_without_a_usable_run_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no run left a usable checkpoint, so there is nothing"):
         write_recipe([found("a", problem="gone")], tmp_path / "r.yaml")
     assert list(tmp_path.iterdir()) == []
+
+
+def checkpoint(folder: Path, weights: bytes, config: str | None = None) -> str:
+    folder.mkdir()
+    name = "model.safetensors" if config is None else "adapter_model.safetensors"
+    (folder / name).write_bytes(weights)
+    if config is not None:
+        (folder / "adapter_config.json").write_text(config)
+    return str(folder)
+
+
+def test_of_runs_with_the_same_weights_one_is_written(tmp_path: Path) -> None:
+    # The change is between the samples: only reading all of it tells.
+    odd = bytearray(10_000_000)
+    odd[700_001] = 1
+    places = {
+        "a": checkpoint(tmp_path / "a", bytes(10_000_000)),
+        "b": checkpoint(tmp_path / "b", bytes(10_000_000)),
+        "c": checkpoint(tmp_path / "c", bytes(odd)),
+        "d": checkpoint(tmp_path / "d", bytes(100), '{"lora_alpha": 8}'),
+        "e": checkpoint(tmp_path / "e", bytes(100), '{"lora_alpha": 16}'),
+        "f": "s3://bucket/f",
+        "g": "s3://bucket/f",
+    }
+    runs = [found(name, name, checkpoint=place) for name, place in places.items()]
+    written = write_recipe(runs, tmp_path / "r.yaml")
+    assert [one.run_name for one in written] == ["a", "c", "d", "e", "f", "g"]
+    assert "# Left out, since it has the very weights of a: b\n" in (
+        (tmp_path / "r.yaml").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "base", "written", "is_told"),
+    [
+        ("org/base", "org/base", "hf://org/base", False),
+        ("org/base@v1", "org/base@v1", "hf://org/base@v1", True),
+        ("org/base-bnb-4bit", "org/base", "hf://org/base", True),
+        ("base", "/models/base", "/models/base", True),
+        ("/models/base", "/models/base", "/models/base", False),
+    ],
+)
+def test_an_adapter_that_calls_its_base_otherwise_is_told_which_one_it_is(
+    own: str, base: str, written: str, is_told: bool, tmp_path: Path
+) -> None:
+    write_recipe([found("a", kind="lora", adapter_base=own, base=base)], tmp_path / "r.yaml")
+    recipe = yaml.safe_load((tmp_path / "r.yaml").read_text())
+    assert recipe["base"] == written
+    assert recipe["sources"]["a"].get("base") == (written if is_told else None)

@@ -29,8 +29,8 @@ from mergeops.promotion.gate import judge
 from mergeops.promotion.references import best_parent
 from mergeops.promotion.uses import level_of
 from mergeops.recipe.settings import PromoteSpec
-from mergeops.scores.paired import mcnemar_p
-from mergeops.scores.scores import ItemResult, Scores, TaskScore
+from mergeops.scores import ItemResult, Scores, TaskScore
+from mergeops.scores.proportions import mcnemar_p
 
 PARENTS = 3
 ACCURACY = 0.6

@@ -16,7 +16,10 @@ FOLDER = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    name = "promotion_simulation"
+    return load("promotion_simulation")
+
+
+def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -66,3 +69,12 @@ def test_the_documented_figures_are_those_of_the_documented_run_and_keep_the_pro
             rates = [f"{100 * right[gain, m, n]:.0f} %" for n in simulation.ITEMS]
             assert f"| +{100 * gain:.0f} points | {m} | {' | '.join(rates)} |\n" in text
     assert max(r["wrong"] for r in found["power"]) <= 0.011
+
+
+@pytest.mark.parametrize("kind", ["perplexity", "F1", "clusters"])
+def test_equal_merges_are_promoted_no_more_often_whatever_kind_their_scores_are_of(
+    kind: str,
+) -> None:
+    simulation = load("promotion_kinds_simulation")
+    # Three standard errors of 150 searches are 3.8 points.
+    assert simulation.wrong_promotions(kind, 100, 2, 150, seed=1) <= 0.025 + 0.038

@@ -109,7 +109,7 @@ def test_shape_that_is_none(tmp_path: Path, shape: Any) -> None:
     refused(write(tmp_path / "x", header), "tensor w has shape .* list of sizes")
 
 
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F4", "C64", None, 3])
+@pytest.mark.parametrize("dtype", ["F8_E4M3FNUZ", "F4", "C64", None, 3])
 def test_dtype_that_cannot_be_merged(tmp_path: Path, dtype: Any) -> None:
     header = {"w": {"dtype": dtype, "shape": [2, 2], "data_offsets": [0, 16]}}
     refused(write(tmp_path / "x", header), f"tensor w has dtype {dtype!r}; allowed: F64, F32, F16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mergeops.checkpoint import open_checkpoint
 from mergeops.checkpoint.header import encode_header, read_header
-from mergeops.checkpoint.layout import weight_files
+from mergeops.checkpoint.layout import read_json, weight_files
 from mergeops.checkpoint.reader import CheckpointReader, read_range, read_tensor
 from mergeops.errors import SourceError
 
@@ -114,3 +115,25 @@ def test_a_file_that_is_deleted_while_it_is_read_is_said_to_be(
         (copy / "model.safetensors").unlink()
         with pytest.raises(SourceError, match="was deleted after the merge was planned; put it"):
             reader.check_unchanged()
+
+
+@pytest.mark.parametrize("text", ["[" * 70 + "]" * 70, "[" * 5000, '{"a":' * 70 + "1" + "}" * 70])
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text('{"x": ' + text + "}")
+    with pytest.raises(SourceError, match=r"config.json is (nested more than 64 levels|not JSON)"):
+        read_json(tmp_path / "config.json")
+
+
+def test_json_of_64_levels_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"x": ' + "[" * 63 + "]" * 63 + "}")
+    assert list(read_json(tmp_path / "config.json")) == ["x"]
+
+
+def test_a_pipe_and_a_file_of_a_gigabyte_are_no_json(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="pipe is no regular file"):
+        read_json(tmp_path / "pipe")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(SourceError, match=r"large has 1073741824 bytes; allowed are 268435456"):
+        read_json(tmp_path / "large")

@@ -164,7 +164,7 @@ def test_progress_counts_every_byte_once(merged: Path) -> None:
         ("[]", "it is no JSON object"),
         ('{"format": 1}', "it lacks 'files'"),
         ('{"format": 1, "files": {}}', "it lacks 'plan_digest'"),
-        ('{"format": 1, "files": {"a": {"size": "x"}}}', "invalid literal for int"),
+        ('{"format": 1, "files": {"a": {"size": "x"}}}', "'a' has no size or no digest"),
     ],
 )
 def test_a_damaged_manifest_says_what_is_wrong(text: str, why: str, copy: Path) -> None:
@@ -176,3 +176,31 @@ def test_a_damaged_manifest_says_what_is_wrong(text: str, why: str, copy: Path) 
 def test_a_directory_that_is_not_there_is_no_damaged_merge(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="gone is not a directory; name that of a merge"):
         verify_checkpoint(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"files": {"../../secret": {"size": 1, "sha256": "0"}}}, "'../../secret' is no name of a"),
+        ({"files": {"/etc/passwd": {"size": 1, "sha256": "0"}}}, "'/etc/passwd' is no name of a"),
+        ({"files": {"a": {"size": "1", "sha256": "0"}}}, "'a' has no size or no digest"),
+        ({"files": {"a": {"size": 1e400, "sha256": "0"}}}, "'a' has no size or no digest"),
+        ({"files": {"a": {"size": 1, "sha256": None}}}, "'a' has no size or no digest"),
+        ({"files": {"a": {"size": 1, "sha256": "0", "tensors": [1]}}}, "the tensors of 'a' are no"),
+        ({"files": [1]}, ""),
+        ({"plan_digest": 3}, "its plan_digest is no text"),
+    ],
+)
+def test_a_manifest_of_other_types_is_damaged_and_leads_nowhere(
+    change: dict[str, Any], why: str, copy: Path
+) -> None:
+    content = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**content, **change}))
+    [problem] = verify_checkpoint(copy)
+    assert f"{MANIFEST} is damaged: {why}" in problem
+
+
+def test_a_manifest_that_is_nested_without_end_is_damaged(copy: Path) -> None:
+    (copy / MANIFEST).write_text("[" * 50_000)
+    [problem] = verify_checkpoint(copy)
+    assert f"{MANIFEST} is damaged" in problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,29 +20,34 @@ from mergeops.errors import ConfigError
 
 FROZEN = {
     "adopt": "--dry-run --experiment --filter --force --path-map --recipe --register --tracking-uri"
-    " --json --quiet --debug",
+    " --json --progress --quiet --debug",
     "compare": "OVERRIDES --config-dir --experiment --part --reference --html --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
-    "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --quiet --debug",
+    "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --progress --quiet --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
-    "inspect": "OVERRIDES --plot --no-rank --config-dir --json --quiet --debug",
+    "init": "--experiment --name --dir --tasks --path-map --force --json --progress --quiet"
+    " --debug",
+    "inspect": "OVERRIDES --plot --no-rank --config-dir --json --progress --quiet --debug",
     "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
-    " --quiet --debug",
+    " --progress --quiet --debug",
     "lineage": "MODEL OVERRIDES --svg --png --config-dir --json --debug",
     "gc": "OVERRIDES --dry-run --yes --older-than --config-dir --json --debug",
     "methods": "NAME --json --debug",
     "promote": "NAME OVERRIDES --version --expect-current --force --reason --config-dir --json"
-    " --quiet --debug",
-    "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json --quiet"
+    " --progress --quiet --debug",
+    "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json"
+    " --progress --quiet --debug",
+    "recover": "DIRECTORY OUT --base --dry-run --json --progress --quiet --debug",
+    "reject": "NAME OVERRIDES --version --reason --config-dir --json --progress --quiet --debug",
+    "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --progress --quiet"
     " --debug",
-    "recover": "DIRECTORY OUT --base --dry-run --json --quiet --debug",
-    "reject": "NAME OVERRIDES --version --reason --config-dir --json --quiet --debug",
-    "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --quiet --debug",
     "history": "NAME OVERRIDES --config-dir --json --debug",
-    "controls": "NAME OVERRIDES --version --only --config-dir --json --quiet --debug",
-    "run": "OVERRIDES --multirun --config-dir --cfg --json --quiet --debug",
-    "search": "OVERRIDES --config-dir --cfg --json --quiet --debug",
-    "verify": "WHERE --json --quiet --debug",
+    "controls": "NAME OVERRIDES --version --only --config-dir --json --progress --quiet --debug",
+    "run": "OVERRIDES --dry-run --multirun --config-dir --cfg --json --progress --quiet --debug",
+    "search": "OVERRIDES --dry-run --config-dir --cfg --json --progress --quiet --debug",
+    "open": "WHAT OVERRIDES --print --config-dir --json --debug",
+    "strategies": "NAME --json --debug",
+    "verify": "WHERE --json --progress --quiet --debug",
 }
 
 
@@ -268,3 +274,30 @@ def test_a_command_that_is_ended_says_how_to_go_on(
         _, errors = running.communicate(timeout=60)
     assert running.returncode == code
     assert errors.strip() == f"mergeops: error: {said}; run the same command again to go on"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/dev/null/out"])
+def test_a_name_that_no_file_can_have_is_one_line(
+    name: str, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps({"sources": {"a": {"uri": str(tiny_llama())}}})
+    )
+    done = mergeops("merge", "recipe.yaml", name, cwd=tmp_path)
+    assert done.returncode in (1, 4)
+    assert re.fullmatch(
+        r"mergeops: error: .*(File name too long|Not a directory).*", done.stderr.splitlines()[-1]
+    )
+    assert "Traceback" not in done.stderr
+    assert "replaced" not in done.stderr
+
+
+def test_a_message_is_one_line_whatever_names_it_holds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli._fail("a\nb\x1b[31m\ud800ü " + "x" * 9000, 3)
+    said = capsys.readouterr().err
+    assert said.startswith("mergeops: error: a\\nb\\x1b[31m\\ud800ü xxx")
+    assert said.count("\n") == 1
+    assert len(said) < 4100

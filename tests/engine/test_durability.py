@@ -22,6 +22,7 @@ from support.sweeps import seeds
 from mergeops.checkpoint.verification import verify_checkpoint
 from mergeops.engine import execute, working_directory
 from mergeops.engine.execute import UNHASHED, Tuning, merge
+from mergeops.engine.writer import Journal
 from mergeops.errors import MergeError, SourceError
 from mergeops.planning.plan import Plan
 from mergeops.planning.planner import make_plan
@@ -663,3 +664,12 @@ def test_verify_finds_a_merge_that_was_killed_and_resumed_whole(
     assert "mergeops.json is missing" in verify_checkpoint(tmp_path / ".out.partial")[0]
     assert mortal.merge(tmp_path / "out").exit_code == 0
     assert verify_checkpoint(tmp_path / "out") == []
+
+
+def test_a_journal_line_that_is_nested_without_end_ends_the_journal(tmp_path: Path) -> None:
+    line = {"file": "f", "tensor": "t", "xxh3": "0"}
+    lines = [json.dumps({"plan_digest": "p"}), json.dumps(line), "[" * 50_000, json.dumps(line)]
+    (tmp_path / "journal.jsonl").write_text("\n".join(lines) + "\n")
+    journal = Journal(tmp_path, "p")
+    journal.close()
+    assert journal.finished == {("f", "t"): "0"}

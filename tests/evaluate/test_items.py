@@ -20,8 +20,7 @@ from mergeops.evaluate.items import (
 )
 from mergeops.evaluate.tasks import TaskSet, load_tasks
 from mergeops.recipe.settings import EvaluateSpec
-from mergeops.scores.intervals import mean_interval
-from mergeops.scores.scores import ItemResult, Scores, TaskScore
+from mergeops.scores import ItemResult, Scores, TaskScore, pooled_score
 
 Write = Callable[..., Path]
 
@@ -115,19 +114,19 @@ def test_prompts_metrics_and_clusters_are_what_is_asked_and_batches_are_not(
 def test_the_mean_of_zeros_and_ones_gets_wilsons_interval() -> None:
     items = tuple(ItemResult(i, "d", "p", "t", float(i < 6)) for i in range(10))
     scores = Scores("00", "dev", {"a": TaskScore("a", "acc", 0.6, None, items, "1", "x")}, {})
-    found = mean_interval(scores)
+    found = pooled_score(scores)
     # Wilson's interval of 6 of 10, from the formula.
     assert (found.low, found.high) == pytest.approx((0.31267, 0.83182), abs=1e-5)
     assert str(found) == "0.600 [0.313, 0.832]"
     clustered = tuple(dataclasses.replace(i, cluster=str(i.doc_id // 2)) for i in items)
     task = dataclasses.replace(scores.tasks["a"], items=clustered)
-    wide = mean_interval(dataclasses.replace(scores, tasks={"a": task}))
-    assert (wide.method, wide.mean) == ("clustered t", pytest.approx(0.6))
+    wide = pooled_score(dataclasses.replace(scores, tasks={"a": task}))
+    assert (wide.method, wide.value) == ("clustered t", pytest.approx(0.6))
     assert wide.high - wide.low > found.high - found.low
 
 
 def test_clusters_that_are_all_right_are_no_certainty() -> None:
     items = tuple(ItemResult(i, "d", "p", "t", 1.0, str(i // 5)) for i in range(20))
     scores = Scores("00", "dev", {"a": TaskScore("a", "acc", 1.0, None, items, "1", "x")}, {})
-    found = mean_interval(scores)
+    found = pooled_score(scores)
     assert (found.low, found.high) == pytest.approx((0.025 ** (1 / 4), 1.0))

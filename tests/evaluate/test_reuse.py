@@ -15,7 +15,7 @@ from mergeops.evaluate import answers, asking
 from mergeops.evaluate.kept import AnswerJournal
 from mergeops.evaluate.reuse import joined
 from mergeops.recipe.settings import EvaluateSpec
-from mergeops.scores.scores import Scores
+from mergeops.scores import Scores
 from mergeops.store.connection import Tracking, connect
 from mergeops.tracking import ScoreRecords
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from mergeops.errors import ConfigError, EvaluationError
 from mergeops.evaluate import answers, asking
 from mergeops.evaluate.tasks import load_tasks
 from mergeops.recipe.settings import EvaluateSpec
-from mergeops.scores.scores import Scores
+from mergeops.scores import Scores
 
 Write = Callable[..., Path]
 SHA = "ab" * 32
@@ -186,7 +187,7 @@ def test_generated_answers_are_scored(llama: Path, write_task: Write, work: Path
     assert all(isinstance(a[0], str) for i in kept(work)[0]["items"] for a in i["answers"])
 
 
-def test_bits_per_byte_has_a_value_for_each_item(
+def test_an_item_of_bits_per_byte_has_its_bits_and_its_bytes(
     llama: Path, write_task: Write, work: Path
 ) -> None:
     folder = write_task(
@@ -197,37 +198,14 @@ def test_bits_per_byte_has_a_value_for_each_item(
         metric_list=[{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
     ).parent
     task = score(llama, SHA, spec_for(folder, "sums"), "dev", work_dir=work).tasks["sums"]
-    assert not task.higher_is_better
-    assert task.stderr is None
+    assert (task.kind, task.higher_is_better, task.stderr) == ("units", False, None)
     record = kept(work)[0]
     likelihoods = [item["answers"][0][0] for item in record["items"]]
     sizes = [len(f"What follows {item['doc_id']}?") for item in record["items"]]
     log_2 = 0.6931471805599453
-    by_hand = [-ll / size / log_2 for ll, size in zip(likelihoods, sizes, strict=True)]
-    assert [item.value for item in task.items] == pytest.approx(by_hand)
-    # lm-eval weights items by their length.
+    assert [i.value for i in task.items] == pytest.approx([-ll / log_2 for ll in likelihoods])
+    assert [item.weight for item in task.items] == sizes
     assert task.value == pytest.approx(-sum(likelihoods) / sum(sizes) / log_2)
-
-
-@pytest.mark.parametrize(
-    ("metric", "value", "expected"),
-    [
-        ("acc", True, 1.0),
-        ("acc", 0, 0.0),
-        ("brier_score", (1, [0.2, 0.7, 0.1]), 0.04 + 0.09 + 0.01),
-        ("bits_per_byte", (-8 * 0.6931471805599453, 4), 2.0),
-        ("byte_perplexity", (-2.0, 2), 2.718281828459045),
-        ("word_perplexity", (-1e9, 1), float("inf")),
-        ("perplexity", -1.0, 2.718281828459045),
-        ("f1", (0, 1), None),
-        ("odd", "text", None),
-        ("odd", (1, 2, 3), None),
-    ],
-)
-def test_item_values_of_metrics(metric: str, value: Any, expected: float | None) -> None:
-    assert answers.item_value(metric, value) == (
-        None if expected is None else pytest.approx(expected)
-    )
 
 
 def test_settings_say_how_it_was_scored(llama: Path, write_task: Write, work: Path) -> None:
@@ -540,6 +518,168 @@ def test_prompts_that_lose_their_beginning_are_reported(
     assert "task sums: 6 of 6 requests are longer than max_length 128 and lose" in caplog.text
 
 
+def generating(write_task: Write, prompt: str, most: int, n: int = 3) -> EvaluateSpec:
+    folder = write_task(
+        items=[{"prompt": prompt, "answer": f"{i}"} for i in range(n)],
+        output_type="generate_until",
+        doc_to_text="{{prompt}}",
+        doc_to_choice=None,
+        doc_to_target="{{answer}}",
+        generation_kwargs={"until": ["\n"], "max_gen_toks": most},
+        metric_list=[{"metric": "exact_match"}],
+    ).parent
+    return spec_for(folder, "sums", confirm_fraction=0.0)
+
+
+def test_prompts_of_generation_that_lose_their_beginning_are_reported_once_with_their_count(
+    llama: Path,
+    write_task: Write,
+    work: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asking, "PIECE", 2)
+    score(llama, SHA, generating(write_task, "x " * 200, 4), "dev", work_dir=work)
+    warnings = [r.message for r in caplog.records if "lose their beginning" in r.message]
+    assert warnings == [
+        "task sums: 3 of 3 requests are longer than max_length 128 and lose their beginning"
+    ]
+
+
+def test_a_prompt_that_fits_beside_its_answer_is_not_reported(
+    llama: Path, write_task: Write, work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    score(llama, SHA, generating(write_task, "x", 4), "dev", work_dir=work)
+    assert "lose their beginning" not in caplog.text
+
+
+def test_an_answer_that_leaves_no_room_for_a_prompt_names_the_keys(
+    llama: Path, write_task: Write, work: Path
+) -> None:
+    spec = generating(write_task, "x", 128)
+    message = (
+        "task sums: an answer of up to 128 tokens leaves no room for a prompt in max_length 128; "
+        "set a smaller max_gen_toks in .* or a larger evaluate.max_length"
+    )
+    with pytest.raises(EvaluationError, match=message):
+        score(llama, SHA, spec, "dev", work_dir=work)
+    assert score(llama, SHA, replace(spec, max_length=160), "dev", work_dir=work).tasks
+
+
+def test_a_prompt_without_a_token_is_named(llama: Path, write_task: Write, work: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"task sums, item \d: the prompt is empty once tok"):
+        score(llama, SHA, generating(write_task, "", 4), "dev", work_dir=work)
+
+
+# --- numbers of all items, and records of older formats
+
+
+def f1_task(write_task: Write, **changes: Any) -> Path:
+    rows = [{"prompt": f"Is {i} odd?", "answer": i % 2, "passage": i // 3} for i in range(24)]
+    return write_task(
+        items=rows,
+        doc_to_choice=["yes", "no"],
+        metric_list=[{"metric": "f1"}, {"metric": "mcc"}],
+        **changes,
+    ).parent
+
+
+def test_two_models_have_the_same_draws_and_a_third_the_same_again(
+    llama: Path, tiny_llama: Callable[..., Path], write_task: Write, work: Path
+) -> None:
+    spec = spec_for(f1_task(write_task), "sums")
+    first = score(llama, SHA, spec, "dev", work_dir=work).tasks["sums"]
+    other = score(tiny_llama(seed=5), "cd" * 32, spec, "dev", work_dir=work).tasks["sums"]
+    again = score(llama, "ef" * 32, spec, "dev", work_dir=work).tasks["sums"]
+    assert (first.kind, first.metric, len(first.replicates)) == ("corpus", "f1", 500)
+    assert first.replicates == again.replicates
+    assert len(other.replicates) == 500
+
+
+def test_another_metric_of_all_items_is_drawn_without_asking_again(
+    llama: Path, write_task: Write, work: Path, never_loads: Callable[[], None]
+) -> None:
+    spec = spec_for(f1_task(write_task), "sums", confirm_fraction=0.0)
+    first = score(llama, SHA, spec, "dev", work_dir=work).tasks["sums"]
+    never_loads()
+    mcc = score(llama, SHA, replace(spec, metrics={"sums": "mcc"}), "dev", work_dir=work)
+    assert mcc.tasks["sums"].metric == "mcc"
+    assert mcc.tasks["sums"].replicates != first.replicates
+
+
+def test_clusters_are_drawn_whole(
+    llama: Path, write_task: Write, work: Path, never_loads: Callable[[], None]
+) -> None:
+    spec = spec_for(f1_task(write_task), "sums", confirm_fraction=0.0)
+    by_item = score(llama, SHA, spec, "dev", work_dir=work).tasks["sums"]
+    never_loads()
+    clustered = replace(spec, clusters={"sums": "passage"})
+    by_cluster = score(llama, SHA, clustered, "dev", work_dir=work).tasks["sums"]
+    assert by_cluster.value == by_item.value
+    assert by_cluster.replicates != by_item.replicates
+
+
+def test_a_record_of_an_older_format_is_counted_again_from_its_answers(
+    llama: Path, write_task: Write, work: Path, never_loads: Callable[[], None]
+) -> None:
+    spec = spec_for(write_task().parent, "sums")
+    first = score(llama, SHA, spec, "dev", work_dir=work)
+    [file] = work.glob("scores/*/*.json")
+    stored = json.loads(file.read_text())
+    for item in stored["record"]["items"]:
+        del item["weights"]
+        item["values"] = dict.fromkeys(item["values"], 0.5)
+    text = json.dumps(stored["record"], sort_keys=True, allow_nan=False)
+    stored |= {"format": 2, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    file.write_text(json.dumps(stored))
+    never_loads()
+    assert score(llama, SHA, spec, "dev", work_dir=work) == first
+
+
+def test_a_failing_metric_that_is_not_chosen_costs_nothing(
+    llama: Path, write_task: Write, work: Path
+) -> None:
+    # Gold 3 of 4 choices is a class that the second metric of lm-eval cannot count as one of two.
+    folder = write_task(metric_list=[{"metric": "acc"}, {"metric": "f1"}]).parent
+    spec = spec_for(folder, "sums", confirm_fraction=0.0)
+    assert score(llama, SHA, spec, "dev", work_dir=work).tasks["sums"].metric == "acc"
+    message = (
+        r"task sums gives no finite value of metric f1 \(Target is multiclass.*it has acc,none"
+    )
+    with pytest.raises(EvaluationError, match=message):
+        score(llama, SHA, replace(spec, metrics={"sums": "f1"}), "dev", work_dir=work)
+
+
+def test_scores_say_how_they_were_asked(llama: Path, write_task: Write, work: Path) -> None:
+    import lm_eval
+
+    folder = write_task("a").parent
+    write_task("b", doc_to_text="{{prompt}}", num_fewshot=2)
+    scores = score(llama, SHA, spec_for(folder, "a", "b"), "dev", work_dir=work)
+    a, b = (scores.tasks[name].asked for name in "ab")
+    assert a["lm-eval"] == lm_eval.__version__
+    assert (a["few-shot examples"], b["few-shot examples"]) == ("0", "2")
+    assert a["prompt templates"] != b["prompt templates"]
+    assert a["code of filters and metrics"] == b["code of filters and metrics"]
+
+
+def test_kept_scores_of_another_lm_eval_are_not_used_again(
+    llama: Path,
+    write_task: Write,
+    work: Path,
+    never_loads: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import lm_eval
+
+    spec = spec_for(write_task().parent, "sums")
+    score(llama, SHA, spec, "dev", work_dir=work)
+    monkeypatch.setattr(lm_eval, "__version__", "0.4.99")
+    never_loads()
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        score(llama, SHA, spec, "dev", work_dir=work)
+
+
 def test_out_of_memory_names_the_batch_size(
     llama: Path, write_task: Write, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -580,19 +720,16 @@ def test_a_metric_whose_code_fails_names_the_item(
 
 
 @pytest.mark.parametrize(
-    ("result", "message"), [("'x'", "no value for a single"), ("1e400", "no finite")]
+    ("result", "message"), [("'x'", r"odd \(unsupported operand"), ("1e400", "value is inf")]
 )
 def test_a_metric_that_is_no_number_is_refused(
     llama: Path, write_task: Write, work: Path, result: str, message: str
 ) -> None:
-    path = write_task(metric_list=[{"metric": "odd", "higher_is_better": True}])
-    aggregation = "def first(items):\n    return 1.0 if isinstance(items[0], str) else items[0]\n"
-    code = f"def results(doc, results):\n    return {{'odd': {result}}}\n\n{aggregation}"
+    metric = {"metric": "odd", "aggregation": "mean", "higher_is_better": True}
+    path = write_task(metric_list=[metric])
+    code = f"def results(doc, results):\n    return {{'odd': {result}}}\n"
     (path.parent / "code.py").write_text(code)
-    yaml = path.read_text().replace(
-        "  metric: odd", "  metric: odd\n  aggregation: !function code.first"
-    )
-    path.write_text(yaml + "process_results: !function code.results\n")
+    path.write_text(path.read_text() + "process_results: !function code.results\n")
     with pytest.raises(EvaluationError, match=message):
         score(llama, SHA, spec_for(path.parent, "sums"), "dev", work_dir=work)
 

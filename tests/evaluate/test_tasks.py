@@ -134,11 +134,161 @@ def test_a_metric_for_a_task_that_is_not_scored_is_refused(write_task: Write) ->
         load_tasks(spec_for(folder, "sums", metrics={"sum": "acc"}))
 
 
-def test_a_metric_without_item_values_cannot_be_chosen(write_task: Write) -> None:
+def test_a_metric_of_all_items_may_be_chosen(write_task: Write) -> None:
     folder = write_task(metric_list=[{"metric": "f1"}, {"metric": "acc_norm"}]).parent
-    message = r"metric f1 of task sums has no value for a single item.*one of: acc_norm"
+    assert load_tasks(spec_for(folder, "sums")).tasks["sums"].metric == "f1"
+
+
+@pytest.mark.parametrize("metric", ["bypass", "likelihood"])
+def test_what_lm_eval_has_no_number_of_is_refused_with_what_it_has(
+    write_task: Write, metric: str
+) -> None:
+    folder = write_task(metric_list=[{"metric": metric}, {"metric": "acc_norm"}]).parent
+    message = f"metric {metric} of task sums cannot be chosen: lm-eval.* to one of: acc_norm"
     with pytest.raises(EvaluationError, match=message):
         load_tasks(spec_for(folder, "sums"))
+
+
+def own_metric(write_task: Write, **facts: Any) -> Path:
+    path = write_task(metric_list=[{"metric": "nll", "aggregation": "mean", **facts}])
+    (path.parent / "code.py").write_text("def results(doc, results):\n    return {'nll': 1.0}\n")
+    path.write_text(path.read_text() + "process_results: !function code.results\n")
+    return path.parent
+
+
+def test_a_direction_that_nobody_states_is_asked_for(write_task: Write) -> None:
+    folder = own_metric(write_task)
+    message = (
+        "task sums: neither its file nor lm-eval says whether more of metric nll is better; set "
+        "evaluate.higher_is_better.sums=true, or =false"
+    )
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(spec_for(folder, "sums"))
+    loaded = load_tasks(spec_for(folder, "sums", higher_is_better={"sums": False}))
+    assert loaded.tasks["sums"].higher_is_better is False
+
+
+def test_a_direction_that_the_task_states_is_taken(write_task: Write) -> None:
+    folder = own_metric(write_task, higher_is_better=False)
+    assert load_tasks(spec_for(folder, "sums")).tasks["sums"].higher_is_better is False
+
+
+def test_a_direction_for_a_task_that_is_not_scored_is_refused(write_task: Write) -> None:
+    folder = write_task().parent
+    message = (
+        r"evaluate.higher_is_better names task 'sum', which is not scored; did you mean 'sums'"
+    )
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(spec_for(folder, "sums", higher_is_better={"sum": True}))
+
+
+def several(write_task: Write, code: str) -> Path:
+    path = write_task(
+        output_type="generate_until",
+        doc_to_choice=None,
+        doc_to_target="{{choices[0]}}",
+        metric_list=[{"metric": "!function", "aggregation": "mean", "higher_is_better": True}],
+    )
+    (path.parent / "code.py").write_text(code)
+    path.write_text(path.read_text().replace("'!function'", "!function code.several"))
+    return path.parent
+
+
+def test_each_of_the_metrics_that_a_function_returns_may_be_chosen(write_task: Write) -> None:
+    code = "def several(references, predictions):\n    return {'one': 1.0, 'two': 2.0}\n"
+    folder = several(write_task, code)
+    assert load_tasks(spec_for(folder, "sums")).tasks["sums"].metric == "one"
+    chosen = load_tasks(spec_for(folder, "sums", metrics={"sums": "two"})).tasks["sums"]
+    assert (chosen.metric, chosen.higher_is_better) == ("two", True)
+    with pytest.raises(EvaluationError, match="metrics.sums is 'three'; task sums has: one, two"):
+        load_tasks(spec_for(folder, "sums", metrics={"sums": "three"}))
+
+
+def test_a_function_that_takes_no_empty_answer_is_known_by_its_name(write_task: Write) -> None:
+    code = "def several(references, predictions):\n    return {'one': 1 / len(predictions[0])}\n"
+    assert load_tasks(spec_for(several(write_task, code), "sums")).tasks["sums"].metric == "several"
+
+
+@pytest.mark.parametrize(
+    ("aggregated", "rule"),
+    [
+        ([{"metric": "acc", "weight_by_size": False}], False),
+        ([{"metric": "acc"}], True),
+        ([{"metric": "acc", "filter_list": "strict"}], None),
+        (None, None),
+    ],
+)
+def test_a_group_has_lm_evals_rule_where_lm_eval_has_a_number_of_it(
+    write_task: Write, aggregated: Any, rule: bool | None
+) -> None:
+    folder = write_task("a").parent
+    write_task("b")
+    config = {"group": "both", "task": ["b", "a"], "aggregate_metric_list": aggregated}
+    (folder / "both.yaml").write_text(
+        yaml.safe_dump({k: v for k, v in config.items() if v is not None})
+    )
+    groups = load_tasks(spec_for(folder, "both")).groups
+    assert {n: (g.tasks, g.by_size) for n, g in groups.items()} == (
+        {} if rule is None else {"both": (("b", "a"), rule)}
+    )
+
+
+def test_a_groups_own_metric_is_chosen_for_its_tasks(write_task: Write) -> None:
+    folder = write_task("a").parent
+    config = {"group": "g", "task": ["a"], "aggregate_metric_list": [{"metric": "acc_norm"}]}
+    (folder / "g.yaml").write_text(yaml.safe_dump(config))
+    assert load_tasks(spec_for(folder, "g")).tasks["a"].metric == "acc_norm"
+    assert load_tasks(spec_for(folder, "a")).tasks["a"].metric == "acc"
+    assert load_tasks(spec_for(folder, "g", metrics={"a": "acc"})).groups == {}
+
+
+# --- right answers
+
+
+def gold_warnings(
+    write_task: Write, caplog: pytest.LogCaptureFixture, target: Any, answers: list[Any]
+) -> list[str]:
+    rows = [{"prompt": f"Q{i}", "answer": answer} for i, answer in enumerate(answers)]
+    path = write_task(items=rows, doc_to_choice=["1", "2", "3"], doc_to_target=target)
+    load_tasks(spec_for(path.parent, "sums"))
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_digits_that_a_template_renders_are_warned_of(
+    write_task: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    [warning] = gold_warnings(write_task, caplog, "{{answer}}", ["1", "2"])
+    assert "on 2 of 2 items for another than the one that reads so: item 0 says '1'" in warning
+    assert "counts '2' as right; name the column itself where its text is meant" in warning
+
+
+def test_the_remedy_of_that_warning_works(
+    write_task: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert gold_warnings(write_task, caplog, "answer", ["1", "2"]) == []
+
+
+def test_a_column_of_numbers_is_meant_as_numbers_of_choices(
+    write_task: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert gold_warnings(write_task, caplog, "answer", [0, 2, 1]) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "answers", "said"), [("answer", ["1", "5"], "'5'"), ("{{answer}}", [0, 3], "3")]
+)
+def test_a_right_answer_that_is_no_choice_is_warned_of(
+    write_task: Write,
+    caplog: pytest.LogCaptureFixture,
+    target: str,
+    answers: list[Any],
+    said: str,
+) -> None:
+    warnings = gold_warnings(write_task, caplog, target, answers)
+    assert (
+        f"1 of 2 items is none of the choices, so no model can be right: item 1 says {said} and"
+        in (" ".join(warnings))
+    )
 
 
 def test_a_metric_that_lm_eval_does_not_have_is_refused_with_a_suggestion(
@@ -150,11 +300,26 @@ def test_a_metric_that_lm_eval_does_not_have_is_refused_with_a_suggestion(
         load_tasks(spec_for(folder, "sums"))
 
 
+def from_hf_evaluate(write_task: Write, metric: str, **changes: Any) -> Path:
+    entry = {"metric": metric, "hf_evaluate": True, "aggregation": "mean", "higher_is_better": True}
+    return write_task(metric_list=[entry], **changes).parent
+
+
 def test_a_metric_from_hf_evaluate_that_cannot_be_fetched_is_refused(write_task: Write) -> None:
-    metric = {"metric": "acc", "hf_evaluate": True, "aggregation": "mean", "higher_is_better": True}
-    folder = write_task(metric_list=[metric]).parent
+    folder = from_hf_evaluate(
+        write_task,
+        "exact_match",
+        output_type="generate_until",
+        doc_to_choice=None,
+        doc_to_target="{{choices[0]}}",
+    )
     with pytest.raises(EvaluationError, match="is to come from HF evaluate"):
         load_tasks(spec_for(folder, "sums"))
+
+
+def test_where_lm_eval_counts_itself_no_metric_is_fetched(write_task: Write) -> None:
+    folder = from_hf_evaluate(write_task, "acc")
+    assert load_tasks(spec_for(folder, "sums")).tasks["sums"].metric == "acc"
 
 
 def test_an_unknown_aggregation_is_refused(write_task: Write) -> None:
@@ -424,11 +589,11 @@ def test_a_function_that_is_an_object_counts_by_the_code_of_its_class(
 def test_another_version_of_transformers_asks_again(
     write_task: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergeops.evaluate import tasks
+    from mergeops.evaluate import how_asked
 
     spec = spec_for(write_task().parent, "sums")
     before = digest(spec)
-    monkeypatch.setattr(tasks, "version", lambda package: f"another {package}")
+    monkeypatch.setattr(how_asked, "version", lambda package: f"another {package}")
     assert digest(spec) != before
 
 

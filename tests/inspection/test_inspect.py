@@ -150,7 +150,7 @@ def test_models_with_nothing_in_common_are_one_line(
     family: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, a, _ = family
-    other = changed(a, tmp_path / "other", lambda t: {f"x.{k}": v for k, v in t.items()})
+    other = changed(a, tmp_path / "other", lambda t: {f"{k}.x": v for k, v in t.items()})
     words = ["inspect", f"base={base}", f"sources.o.uri={other}", f"output.dir={tmp_path}/w", "-q"]
     done = CliRunner().invoke(cli, words)
     assert str(done.exception).startswith(

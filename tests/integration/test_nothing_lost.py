@@ -98,7 +98,7 @@ def check_once(case: Case) -> None:
     versions = [
         version
         for version in client.search_model_versions(f"name = '{name}'")
-        if version.tags["mergeops.plan_digest"] == case.digest
+        if version.tags["mlflow.mergeops.plan_digest"] == case.digest
     ]
     assert len(versions) == 1
     names = {entry.path for entry in client.list_artifacts(merge.info.run_id)}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from mergeops.errors import MergeError
-from mergeops.planning.architecture import check_same_architecture, layer_depths
+from mergeops.planning.architecture import layer_depths
 from mergeops.recipe.values import interpolate
 
 
@@ -56,10 +53,3 @@ def test_gradient_between_its_values() -> None:
         0.5,
         0.0,
     ]
-
-
-def test_settings_that_one_config_lacks_are_no_difference() -> None:
-    configs = {"a": {"model_type": "llama", "head_dim": 8}, "b": {"model_type": "llama"}}
-    assert check_same_architecture(configs) == []
-    with pytest.raises(MergeError, match="head_dim is 8 in a and 16 in b"):
-        check_same_architecture({"a": configs["a"], "b": {"head_dim": 16}})

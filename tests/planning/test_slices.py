@@ -328,6 +328,9 @@ def test_layers_of_several_kinds_must_stay_where_the_config_expects_them(
     plan_of: Make, tiny_llama: Make, tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(tiny_llama(layers=3), tmp_path / "a"))
+    config = json.loads((model / "config.json").read_text())
+    config["architectures"] = ["OursForCausalLM"]
+    (model / "config.json").write_text(json.dumps(config))
     content = load_file(model / "model.safetensors")
     content["model.layers.0.dense.weight"] = torch.ones(2)
     del content["model.layers.0.mlp.up_proj.weight"]

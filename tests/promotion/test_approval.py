@@ -67,6 +67,8 @@ def test_a_rejected_proposal_leaves_the_champion_and_says_why(registered: Case) 
     done = f"waits for approval: version 2 was rejected by ben at {change.at}; `mergeops promote "
     with pytest.raises(TrackingError, match=done):
         approve(registered.tracking, "skills", user="ben")
+    again = reject(registered.tracking, "skills", user="ben", reason="too slow")
+    assert (again, again.was_made) == (change, True)
     assert kinds(registered) == ["proposed", "rejected"]
 
 
@@ -75,9 +77,32 @@ def test_a_second_approval_says_that_the_first_was_done(registered: Case) -> Non
         approve(registered.tracking, "skills", user="ben")
     propose(registered, 2)
     change = approve(registered.tracking, "skills", user="ben")
+    for options in ({}, {"version": 2}, {"expect_current": 0}, {"expect_current": 2}):
+        again = approve(registered.tracking, "skills", user="ben", **options)
+        assert (again, again.was_made) == (change, True)
+    assert kinds(registered) == ["proposed", "promote"]
     done = f"waits for approval: version 2 was approved by ben at {change.at}; `mergeops promote "
     with pytest.raises(TrackingError, match=done):
+        approve(registered.tracking, "skills", user="ben", version=3)
+    with pytest.raises(TrackingError, match=done):
+        reject(registered.tracking, "skills", user="ben", reason="too late")
+
+
+def test_an_approval_that_was_overtaken_since_is_not_said_to_be_done(registered: Case) -> None:
+    propose(registered, 2)
+    approve(registered.tracking, "skills", user="ben")
+    make_champion(registered.tracking, "skills", 3, VERDICT, passed=True, user="ann")
+    with pytest.raises(TrackingError, match="no proposal that waits"):
         approve(registered.tracking, "skills", user="ben")
+
+
+def test_a_new_proposal_of_the_same_version_is_decided_anew(registered: Case) -> None:
+    propose(registered, 2)
+    reject(registered.tracking, "skills", user="ben", reason="too slow")
+    propose(registered, 2)
+    change = reject(registered.tracking, "skills", user="ben", reason="still too slow")
+    assert (change.reason, change.was_made) == ("still too slow", False)
+    assert kinds(registered) == ["proposed", "rejected"] * 2
 
 
 def test_a_forced_proposal_stays_marked_when_it_is_approved(registered: Case) -> None:

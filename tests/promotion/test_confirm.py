@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from support.tracking_case import Case
 
+from mergeops.cli.promote import print_promotion
 from mergeops.errors import AwayError, ConfigError, EvaluationError, GateRefusedError, TrackingError
 from mergeops.progress import Progress
 from mergeops.promotion import confirm, references
-from mergeops.promotion.audit import PROMOTE, Change, now
+from mergeops.promotion.audit import PROMOTE, Change, audit, now
 from mergeops.promotion.champion import make_champion, rollback
 from mergeops.promotion.changes import IN_PROGRESS, apply, writing
 from mergeops.promotion.controls import _status
@@ -33,8 +34,8 @@ def championed(registered: Case, monkeypatch: pytest.MonkeyPatch) -> Case:
     return registered
 
 
-def attempt(case: Case, settings: Recipe | None = None, **options: Any) -> None:
-    confirm.promote(settings or case.recipe, "skills", Progress(quiet=True), **options)
+def attempt(case: Case, settings: Recipe | None = None, **options: Any) -> confirm.Outcome:
+    return confirm.promote(settings or case.recipe, "skills", Progress(quiet=True), **options)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,11 @@ def attempt(case: Case, settings: Recipe | None = None, **options: Any) -> None:
     [
         ({"force": True}, ConfigError, "--force needs --reason"),
         ({"version": 9}, TrackingError, "version 9 of skills is no merge .* merges: 1, 2, 3"),
-        ({"version": 1}, GateRefusedError, "version 1 of skills is @champion already; nothing to"),
-        ({}, GateRefusedError, "version 1 of skills, the best on dev, is @champion already"),
+        (
+            {"version": 1, "expect_current": 2},
+            TrackingError,
+            "skills@champion is version 1, not version 2 as expected",
+        ),
         (
             {"version": 2, "expect_current": 3},
             TrackingError,
@@ -63,6 +67,31 @@ def test_what_cannot_end_in_a_promotion_opens_nothing(
     with pytest.raises(error, match=message):
         attempt(championed, **options)
     assert uses(championed.tracking, "skills") == []
+
+
+@pytest.mark.parametrize("options", [{}, {"version": 1}, {"expect_current": 0}])
+def test_the_command_that_promoted_says_that_it_is_done_when_it_is_given_again(
+    championed: Case, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    [made] = audit(championed.tracking, "skills")
+    outcome = attempt(championed, **options)
+    outcome.raise_if_refused()
+    assert (outcome.promoted, outcome.version, outcome.change) == (True, 1, made)
+    assert uses(championed.tracking, "skills") == []
+    print_promotion(outcome)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "@champion is version 1 (the first one); done before, by ann at " + made.at in said
+    assert outcome.to_dict()["verdict"] is None
+
+
+def test_a_champion_that_was_set_by_hand_is_nothing_to_promote(
+    championed: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    championed.tracking.client.set_registered_model_alias("skills", "champion", "2")
+    outcome = attempt(championed, version=2)
+    assert (outcome.promoted, outcome.change) == (True, None)
+    print_promotion(outcome)
+    assert "version 2 of skills is @champion already, set by hand" in capsys.readouterr().out
 
 
 def test_a_hook_that_cannot_be_signed_opens_nothing(
@@ -99,8 +128,8 @@ def test_a_half_done_promotion_is_completed_before_the_champion_is_read(champion
     championed.tracking.client.set_registered_model_tag(
         "skills", IN_PROGRESS, json.dumps(left.to_dict())
     )
-    with pytest.raises(GateRefusedError, match="version 2 of skills is @champion already"):
-        attempt(championed, version=2)
+    outcome = attempt(championed, version=2)
+    assert (outcome.promoted, outcome.change) == (True, left)
     assert uses(championed.tracking, "skills") == []
 
 
@@ -117,8 +146,7 @@ def test_the_same_command_tells_what_one_that_was_killed_did_not(
             apply(championed.tracking, change, held)
     raw = championed.recipe.to_dict()
     raw["promote"]["hooks"] |= {"command": ["touch", str(tmp_path / "told")]}
-    with pytest.raises(GateRefusedError, match="version 2 of skills is @champion already"):
-        attempt(championed, Recipe.from_dict(raw), version=2)
+    assert attempt(championed, Recipe.from_dict(raw), version=2).promoted
     assert (tmp_path / "told").exists()
     [told] = deliveries(championed.tracking, "skills")
     assert (told.pending, set(told.done)) == ((), {"command"})

@@ -15,8 +15,8 @@ from mergeops.promotion.gate import COLUMNS, GateCheck, Verdict, check_tasks, ju
 from mergeops.recipe.composition import compose
 from mergeops.recipe.settings import PromoteSpec
 from mergeops.schema import build
-from mergeops.scores.paired import mcnemar_p, tango_interval
-from mergeops.scores.scores import ItemResult, Scores, TaskScore
+from mergeops.scores import ItemResult, Scores, TaskScore
+from mergeops.scores.proportions import mcnemar_p, tango_interval
 
 SPEC = PromoteSpec(alpha=0.05, margin=0.03, confidence=0.95)
 SPREAD = tuple[int, int, int]

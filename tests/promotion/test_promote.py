@@ -105,8 +105,8 @@ def test_promoting_the_champion_again_changes_nothing(registered: Case) -> None:
 
 def test_without_evidence_it_is_refused_marked_and_audited(registered: Case) -> None:
     move(registered, 1)
-    message = r"version 2 of skills is not promoted: not better than math: p = 0.4; see .*--force"
-    with pytest.raises(GateRefusedError, match=message):
+    message = "version 2 of skills is not promoted: not better than math: p = 0.4"
+    with pytest.raises(GateRefusedError, match=f"^{message}$"):
         move(registered, 2, passed=False, verdict=REFUSAL)
     assert aliases(registered) == {"champion": 1}
     assert statuses(registered)[2] == "rejected"
@@ -177,9 +177,22 @@ def test_rollback_swaps_champion_and_previous_and_can_be_undone(registered: Case
     }
     assert aliases(registered) == {"champion": 1, "previous": 3}
     assert statuses(registered) == {1: "promoted", 2: "candidate", 3: "superseded"}
-    rollback(registered.tracking, "skills", user="ben")
+    rollback(registered.tracking, "skills", user="ben", expect_current=1)
     assert aliases(registered) == {"champion": 3, "previous": 1}
     assert [kind for kind, _, _ in kinds(registered)] == ["promote"] * 2 + ["rollback"] * 2
+
+
+@pytest.mark.parametrize("expected", [None, 3])
+def test_the_same_rollback_again_does_not_undo_the_first(
+    registered: Case, expected: int | None
+) -> None:
+    move(registered, 1)
+    move(registered, 3)
+    first = rollback(registered.tracking, "skills", user="ben", expect_current=expected)
+    again = rollback(registered.tracking, "skills", user="ben", expect_current=expected)
+    assert (again, again.was_made) == (first, True)
+    assert aliases(registered) == {"champion": 1, "previous": 3}
+    assert [kind for kind, _, _ in kinds(registered)] == ["promote"] * 2 + ["rollback"]
 
 
 def test_rollback_needs_a_champion_and_a_previous_one(registered: Case) -> None:
@@ -251,7 +264,9 @@ def test_a_promotion_killed_after_any_write_is_completed_by_the_same_command(
         ("promote", 2, 3),
     ]
     tags = registered.tracking.client.get_registered_model("skills").tags
-    assert "mergeops.change_in_progress" not in tags
+    assert not [tag for tag in tags if "change_in_progress" in tag]
+    # MLflow's pages show no tag that begins with "mlflow.": the model's page is no wall of digests.
+    assert tags and all(tag.startswith("mlflow.mergeops.") for tag in tags)
 
 
 def test_a_promotion_makes_no_more_writes_than_are_tested(registered: Case) -> None:
@@ -321,8 +336,7 @@ def test_an_approval_killed_after_any_write_is_complete_or_can_be_given_again(
     )
     assert killed_after(registered, writes, act)
     assert aliases(registered)["champion"] in (1, 2)
-    with pytest.raises(TrackingError, match="no proposal that waits"):
-        approve(registered.tracking, "skills", user="ben", version=2)
+    assert approve(registered.tracking, "skills", user="ben", version=2).to == 2
     assert aliases(registered) == {"champion": 2, "previous": 1}
     assert kinds(registered)[1:] == [("proposed", 1, 2), ("promote", 1, 2)]
 

@@ -15,8 +15,8 @@ from mergeops.errors import EvaluationError
 from mergeops.report import board_tables
 from mergeops.report.leaderboard import Entry, Leaderboard, make_leaderboard
 from mergeops.report.plots import scores_figure
-from mergeops.scores.paired import tango_interval
-from mergeops.scores.scores import ItemResult, Scores, TaskScore
+from mergeops.scores import ItemResult, Scores, TaskScore
+from mergeops.scores.proportions import tango_interval
 
 
 def scores(part: str = "dev", higher: bool = True, **tasks: list[float]) -> Scores:

@@ -11,15 +11,10 @@ import pytest
 from scipy import optimize, stats
 
 from mergeops.errors import EvaluationError
-from mergeops.scores.paired import (
-    compare,
-    compare_pairs,
-    detectable_share,
-    mcnemar_p,
-    pair,
-    tango_interval,
-)
-from mergeops.scores.scores import ItemResult, Scores, TaskScore
+from mergeops.scores import ItemResult, Scores, TaskScore
+from mergeops.scores.paired import compare, compare_pairs
+from mergeops.scores.pairing import pair
+from mergeops.scores.proportions import detectable_share, mcnemar_p, tango_interval
 
 Z95 = 1.959963984540054
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from mergeops.errors import EvaluationError
-from mergeops.scores.scores import ItemResult, Scores, TaskScore
+from mergeops.scores import ItemResult, Scores, TaskScore
 
 
 def task(name: str, values: list[float], *, higher_is_better: bool = True) -> TaskScore:

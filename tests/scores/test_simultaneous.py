@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mergeops.errors import EvaluationError
+from mergeops.scores import ItemResult, Scores, TaskScore
 from mergeops.scores.max_t import simultaneous_estimate
 from mergeops.scores.paired import compare
-from mergeops.scores.scores import ItemResult, Scores, TaskScore
 
 
 def scores(values: Any, clusters: list[str] | None = None) -> Scores:

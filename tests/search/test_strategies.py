@@ -18,7 +18,7 @@ from mergeops.progress import Progress
 from mergeops.recipe import Recipe, compose
 from mergeops.recipe.settings import SearchSpec
 from mergeops.schema import check_range
-from mergeops.search import strategies
+from mergeops.search import describe, strategies
 from mergeops.search.grid import GridParameters
 from mergeops.search.strategies import get, parameter_types, run_search, strategy
 
@@ -84,7 +84,8 @@ def test_a_strategy_is_a_group_option_with_all_its_parameters(toy: None) -> None
         (["search=toy", "search.trials=x"], r"search\.trials is 'x'; it takes a whole number"),
         (["search=grid", "search.grid=5"], r"search\.grid is 5; it takes a mapping"),
         (["search.gird=5"], r"unknown key search\.gird; .*allowed: strategy, grid"),
-        (["search=none"], r"Could not find 'search/none'"),
+        (["search=none"], "^strategy is 'none'; there are: greedy_soup, grid.*mergeops strategies"),
+        (["search=gird"], "did you mean 'grid'"),
     ],
 )
 def test_a_parameter_is_refused_when_the_recipe_is_read(
@@ -129,8 +130,8 @@ def test_the_digest_of_a_recipe_is_the_one_that_names_its_search_in_mlflow() -> 
     assert recipe.sha256() == DIGEST
 
 
-# Of mergeops 0.1.0, before strategies had parameters of their own.
-DIGEST = "31e68592237225108ea944b0d305d8da1bb8247fae1bb8f5943a7c8ea2572eeb"
+# Of mergeops 0.2.0, whose recipes have tracking.register and a gate that looks at the base.
+DIGEST = "9dcbec426de0ca9514a519d09ac1a03e9d91054c70a6d03e0fee56dcffc85d95"
 
 
 def test_two_strategies_of_one_name_are_refused(toy: None) -> None:
@@ -177,3 +178,14 @@ def test_the_strategy_of_the_documents_runs_from_a_package_of_its_own(
     found = json.loads(mergeops(place, *words, "search.trials=2", "--json", PYTHONPATH=path))
     assert [row["method.density"] for row in found["steps"]] == [0.2, 0.8]
     assert found["best"]["dev_score"] == max(row["dev"] for row in found["steps"])
+
+
+def test_strategies_are_described_with_their_parameters() -> None:
+    [grid] = describe("grid")
+    assert grid["about"].startswith("Grid: every combination")
+    [parameter] = grid["parameters"]
+    assert (parameter["name"], parameter["default"]) == ("grid", {})
+    assert "Override key -> values" in parameter["about"]
+    assert {"greedy_soup", "grid"} <= {each["name"] for each in describe()}
+    with pytest.raises(ConfigError, match="search.strategy is 'none'"):
+        describe("none")

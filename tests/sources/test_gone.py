@@ -71,7 +71,7 @@ def test_artifacts_that_are_gone_from_the_store_are_missed_by_name(fabricate: Fa
     )
     shutil.rmtree(model.artifact_location.removeprefix("file://"))
     (one,) = discover("old", tracking_uri=fabricate.uri)
-    assert "artifacts/checkpoint-2 is empty or does not exist" in str(one.problem)
+    assert f"{model.model_id}/artifacts is empty or does not exist" in str(one.problem)
     assert "is empty or does not exist" in problem(fabricate, f"runs:/{run_id}/checkpoint-2")
 
 

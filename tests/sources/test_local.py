@@ -240,10 +240,15 @@ def test_of_an_output_directory_a_checkpoint_is_to_be_named(tmp_path: Path) -> N
     ("files", "message"),
     [
         ([], "is empty or does not exist"),
-        (["config.json"], "config.json but no model.safetensors: the save did not finish"),
-        (["adapter_config.json"], "but no adapter_model.safetensors: the save did not finish"),
+        (["config.json"], "config.json but no model.safetensors; it has config.json: the save did"),
+        (
+            ["adapter_config.json"],
+            "no adapter_model.safetensors; it has adapter_config.json: the save",
+        ),
         (["model.safetensors"], "weights but no config.json; copy the config.json"),
-        (["a.txt", "b.gguf"], "holds no checkpoint.*it has a.txt, b.gguf"),
+        (["a.txt", "b.bin"], "holds no checkpoint.*it has a.txt, b.bin"),
+        (["b.gguf"], "has b.gguf, whose weights only llama.cpp names .*gguf_file='b.gguf'"),
+        (["config.json", "b.gguf"], "has b.gguf, whose weights only llama.cpp names"),
     ],
 )
 def test_what_is_there_instead_is_named(files: list[str], message: str, tmp_path: Path) -> None:
@@ -311,3 +316,106 @@ def test_importing_sources_loads_neither_mlflow_nor_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("content", ["garbage", "cut", "list", "object", "number", "sparse"])
+def test_a_damaged_pickle_is_one_line_and_runs_nothing(pickled: Path, content: str) -> None:
+    import torch
+
+    file = pickled / "pytorch_model.bin"
+    whole = file.read_bytes()
+    if content == "garbage":
+        file.write_bytes(b"\x80\x02" + bytes(range(256)))
+    elif content == "cut":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif content == "list":
+        torch.save([torch.zeros(2)], file)
+    elif content == "object":
+        torch.save({"w": Path("x")}, file)
+    elif content == "number":
+        torch.save({3: torch.zeros(2)}, file)
+    else:
+        torch.save({"w": torch.zeros(4, 4).to_sparse()}, file)
+    with pytest.raises(SourceError, match=r"pytorch_model.bin (cannot be read as|is no dict of)"):
+        find(pickled, pickled.parent)
+
+
+def test_a_pickle_of_a_few_bytes_that_describes_a_terabyte_is_refused(pickled: Path) -> None:
+    import torch
+
+    torch.save({"w": torch.zeros(1).expand(2**38)}, pickled / "pytorch_model.bin")
+    with pytest.raises(SourceError, match="describes 1099511627776 bytes of tensors, more than 8"):
+        find(pickled, pickled.parent)
+
+
+def test_every_mutation_of_a_pickle_is_read_or_refused(pickled: Path) -> None:
+    import random
+
+    from mergeops.checkpoint.pickled import _load
+
+    file = pickled / "pytorch_model.bin"
+    whole = file.read_bytes()
+    random_source = random.Random(7)
+    for _ in range(300):
+        changed = bytearray(whole)
+        for _ in range(random_source.randint(1, 4)):
+            changed[random_source.randrange(len(changed))] = random_source.randrange(256)
+        file.write_bytes(changed)
+        try:
+            _load(file)
+        except SourceError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_small_file_that_is_a_link_out_of_its_directory_is_refused(
+    full_and_adapter: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(full_and_adapter[0], tmp_path / "model"))
+    (tmp_path / "id_rsa").write_text("secret")
+    (model / "chat_template.jinja").unlink()
+    (model / "chat_template.jinja").symlink_to("../id_rsa")
+    with pytest.raises(SourceError, match=r"chat_template.jinja is a link to .*/id_rsa, outside"):
+        find(model, tmp_path)
+
+
+def test_links_inside_a_directory_and_to_files_named_by_their_content_are_followed(
+    full_and_adapter: tuple[Path, Path], tmp_path: Path
+) -> None:
+    # As the hub's cache keeps a snapshot.
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for i, file in enumerate(sorted(full_and_adapter[0].iterdir())):
+        blob = blobs / f"{i:040x}"
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+    (snapshot / "vocab.txt").symlink_to("config.json")
+    assert find(snapshot, tmp_path).path == snapshot
+    (tmp_path / "name").symlink_to(snapshot)
+    assert find(tmp_path / "name", tmp_path).sha256 == weights_sha256(snapshot)
+
+
+def test_weights_may_lie_on_another_disk(
+    full_and_adapter: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(full_and_adapter[0], tmp_path / "model"))
+    (model / "model.safetensors").rename(tmp_path / "large.safetensors")
+    (model / "model.safetensors").symlink_to(tmp_path / "large.safetensors")
+    assert find(model, tmp_path).sha256 == weights_sha256(full_and_adapter[0])
+
+
+def test_converted_weights_are_on_the_disk_before_they_are_marked(
+    pickled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergeops.checkpoint import pickled as module
+
+    seen: list[tuple[str, bool]] = []
+
+    def synced(path: Path) -> None:
+        seen.append((path.name, any(pickled.parent.rglob(module.DONE))))
+
+    monkeypatch.setattr(module, "sync_file", synced)
+    monkeypatch.setattr(module, "sync_directory", lambda path: synced(path))
+    find(pickled, pickled.parent)
+    folder = seen[-1][0]
+    assert seen == [("model.safetensors", False), (folder, False), (folder, True)]

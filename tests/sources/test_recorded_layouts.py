@@ -92,7 +92,7 @@ def test_llama_factory_logs_neither_its_finetuning_type_nor_its_adapter(
     fabricate.run("factory", params=params, status="KILLED")
     one = only(fabricate)
     assert (one.status, one.kind, one.step) == ("KILLED", "lora", 4)
-    assert one.found_by["kind"] == "files"
+    assert one.found_by["kind"] == "adapter_config.json"
 
 
 def test_unsloth_trains_on_a_four_bit_repository(

@@ -54,3 +54,46 @@ def test_a_lock_directory_of_somebody_else_is_refused(
     monkeypatch.setattr(lock.os, "getuid", lambda real=os.getuid: real() + 1)
     with pytest.raises(TrackingError, match="belongs to another user; set TMPDIR"), only_one("x"):
         pass
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(lock.tempfile, "gettempdir", lambda: str(tmp_path))
+    return tmp_path / f"mergeops-{os.getuid()}"
+
+
+def test_a_lock_directory_that_is_a_link_is_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(TrackingError, match="is no directory; remove it, or"), only_one("x", "a"):
+        pass
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_lock_directory_that_others_may_write_to_is_refused(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o777)
+    with pytest.raises(TrackingError, match="others may write to .*; remove it"), only_one("x"):
+        pass
+
+
+def test_a_lock_that_is_a_link_makes_no_file_where_it_leads(place: Path, tmp_path: Path) -> None:
+    with only_one("x", "a"):
+        [made] = place.iterdir()
+        assert made.read_text() == str(os.getpid())
+    made.unlink()
+    made.symlink_to(tmp_path / "victim")
+    with (
+        pytest.raises(TrackingError, match=r"cannot be taken: .*symbolic links; set TMPDIR"),
+        only_one("x", "a"),
+    ):
+        pass
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_temporary_directory_that_is_gone_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lock.tempfile, "gettempdir", lambda: str(tmp_path / "gone"))
+    with pytest.raises(TrackingError, match="no place for locks: .*set TMPDIR"), only_one("x"):
+        pass

@@ -8,7 +8,7 @@ from typing import Any
 from mergeops.evaluate.asking import Model
 from mergeops.evaluate.harness import score_all
 from mergeops.recipe.settings import EvaluateSpec
-from mergeops.scores.scores import Scores
+from mergeops.scores import Scores
 
 
 def score(

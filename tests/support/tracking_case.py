@@ -14,7 +14,7 @@ import pytest
 
 from mergeops.recipe.recipe import Recipe
 from mergeops.recipe.settings import TrackingSpec
-from mergeops.scores.scores import ItemResult, Scores, TaskScore
+from mergeops.scores import ItemResult, Scores, TaskScore
 from mergeops.sources.source import Source
 from mergeops.store.connection import Tracking, connect
 from mergeops.tracking import register_trial

@@ -11,8 +11,8 @@ from support.tracking_case import Case, make_scores, make_source
 
 from mergeops.errors import TrackingError
 from mergeops.store.connection import connect
-from mergeops.tracking import log_parent
-from mergeops.tracking.compare import OTHER_QUESTIONS, compare_experiments
+from mergeops.tracking import log_parent, score_log
+from mergeops.tracking.compare import OLD_KIND, OTHER_QUESTIONS, compare_experiments
 
 
 def other_experiment(case: Case, name: str) -> Case:
@@ -50,6 +50,26 @@ def test_a_model_that_answered_other_questions_is_left_out_by_name(case: Case) -
     case.whole()
     found = compare_experiments(case.tracking.spec)
     assert [(one.name, one.reason) for one in found.left_out] == [("old", OTHER_QUESTIONS)]
+    assert "old" not in {row.name for row in found.board.rows}
+
+
+def test_a_perplexity_that_an_older_mergeops_took_for_a_mean_is_left_out(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = make_scores("old")
+    dates = dataclasses.replace(old.tasks["dates"], metric="word_perplexity", value=7.0)
+    with monkeypatch.context() as older:
+        older.setattr(score_log, "TASK_FIELDS", score_log.TASK_FIELDS[:7])
+        older.setattr(score_log, "ITEM_COLUMNS", score_log.ITEM_COLUMNS[:7])
+        scores = dataclasses.replace(old, tasks={**old.tasks, "dates": dates})
+        log_parent(case.tracking, make_source("old"), scores)
+    with pytest.raises(
+        TrackingError, match="no readable scores on the dev part; old: has scores of"
+    ):
+        compare_experiments(case.tracking.spec)
+    case.whole()
+    found = compare_experiments(case.tracking.spec)
+    assert [(one.name, one.reason) for one in found.left_out] == [("old", OLD_KIND.format("dates"))]
     assert "old" not in {row.name for row in found.board.rows}
 
 

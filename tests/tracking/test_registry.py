@@ -8,7 +8,8 @@ import pytest
 from support.tracking_case import Case, make_scores
 
 from mergeops.errors import TrackingError
-from mergeops.tracking import register_trial
+from mergeops.report import leaderboard_of, standing_of
+from mergeops.tracking import log_leaderboard, register_trial
 from mergeops.tracking.versions import find_registered_model, find_version, register
 
 
@@ -17,17 +18,50 @@ def test_a_version_says_where_it_came_from(case: Case) -> None:
     found = find_version(case.tracking, "skills", version)
     assert found.run_id == run_id
     assert found.source.startswith("models:/m-")
-    assert found.description == "task_arithmetic density=0.5; score on dev 0.625 [0.386, 0.815]"
-    assert {name.removeprefix("mergeops."): value for name, value in found.tags.items()} == {
-        "role": "merge",
-        "status": "candidate",
-        "run_id": run_id,
-        "plan_digest": case.digest,
-        "weights_sha256": make_scores("merge").weights_sha256,
-        "method": "task_arithmetic",
-        "parents": "base,math,dates",
-        "parent_run_ids": case.sources["math"].run_id,
+    assert found.description == "0.625 [0.386, 0.815] on dev; task_arithmetic density=0.5"
+    # MLflow's pages show no tag that begins with "mlflow.".
+    assert found.tags == {
+        "mergeops.status": "candidate",
+        "mergeops.score": "0.625 [0.386, 0.815] on dev",
+        "mlflow.mergeops.role": "merge",
+        "mlflow.mergeops.run_id": run_id,
+        "mlflow.mergeops.plan_digest": case.digest,
+        "mlflow.mergeops.weights_sha256": make_scores("merge").weights_sha256,
+        "mlflow.mergeops.method": "task_arithmetic",
+        "mlflow.mergeops.parents": "base,math,dates",
+        "mlflow.mergeops.parent_run_ids": case.sources["math"].run_id,
     }
+
+
+def test_a_reader_of_a_version_sees_four_short_tags_and_the_result_first(case: Case) -> None:
+    parents = {"math": make_scores("math", right={"arithmetic": 6, "dates": 2})}
+    with case.trial() as log:
+        log.log_model(case.checkpoint, case.weights)
+        log.log_scores(make_scores())
+        board = leaderboard_of({log.name: make_scores()}, parents)
+        log_leaderboard(log, board, standing_of(make_scores(), parents))
+        version = register_trial(log)
+    found = find_version(case.tracking, "skills", version)
+    shown = {tag: value for tag, value in found.tags.items() if not tag.startswith("mlflow.")}
+    assert shown == {
+        "mergeops.status": "candidate",
+        "mergeops.score": "0.625 [0.386, 0.815] on dev",
+        "mergeops.difference": "+0.125 [-0.093, +0.360] to math",
+        "mergeops.verdict": "not shown",
+    }
+    assert found.description.startswith(
+        "0.625 [0.386, 0.815] on dev; not shown to be better than the best parent math: +0.125 ["
+    )
+
+
+def test_a_version_that_is_scored_later_shows_it(case: Case) -> None:
+    with case.trial() as log:
+        log.log_model(case.checkpoint, case.weights)
+        version = register_trial(log)
+    assert "mergeops.score" not in find_version(case.tracking, "skills", version).tags
+    assert case.whole()[1] == version
+    tags = find_version(case.tracking, "skills", version).tags
+    assert tags["mergeops.score"] == "0.625 [0.386, 0.815] on dev"
 
 
 def test_the_models_page_links_to_its_version_once(case: Case) -> None:

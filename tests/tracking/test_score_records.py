@@ -51,3 +51,15 @@ def test_records_are_found_by_the_way_they_were_asked(tracking: Tracking) -> Non
     assert records.alike(WEIGHTS, [WAY, "56" * 32], []) == {KEY: "a"}
     assert records.alike(WEIGHTS, [WAY], [KEY]) == {}
     assert records.alike(OTHER, [WAY], []) == {}
+
+
+def test_the_page_of_the_experiment_says_what_it_is(tracking: Tracking) -> None:
+    """Nobody asked for it, and it stands among the user's own."""
+    ScoreRecords(tracking).keep(WEIGHTS, {KEY: "a"}, {KEY: WAY})
+    experiment = tracking.client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    assert experiment.tags["mlflow.note.content"].startswith("Nothing to look at: mergeops keeps")
+    tracking.client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours")
+    ScoreRecords(tracking).keep(WEIGHTS, {OTHER: "b"}, {OTHER: WAY})
+    again = tracking.client.get_experiment(experiment.experiment_id)
+    assert again.tags["mlflow.note.content"] == "ours"

@@ -12,8 +12,9 @@ import pytest
 from support.tracking_case import Case, make_scores
 
 from mergeops.errors import TrackingError
+from mergeops.scores import CORPUS, MEAN, UNITS, UNKNOWN, GroupRule, Scores
 from mergeops.scores.intervals import Estimate
-from mergeops.tracking import log_parent
+from mergeops.tracking import log_parent, score_log
 from mergeops.tracking.score_log import (
     dataset_digest,
     entries,
@@ -132,9 +133,62 @@ def test_items_are_a_table_that_mlflow_shows(trial: Any, tmp_path: Path) -> None
     trial.log_scores(make_scores())
     path = trial.tracking.client.download_artifacts(trial.run_id, "samples/dev.csv", str(tmp_path))
     lines = Path(path).read_text().splitlines()
-    assert lines[0] == "task,doc_id,value,doc_hash,prompt_hash,target_hash,cluster"
+    assert lines[0] == "task,doc_id,value,doc_hash,prompt_hash,target_hash,cluster,weight"
     assert lines[1].startswith("arithmetic,0,1.0,")
     assert len(lines) == 1 + 16
+
+
+def with_kinds(scores: Scores) -> Scores:
+    """The same with a perplexity, a number of all items, and a group of both."""
+    tasks = dict(scores.tasks)
+    items = tasks["dates"].items
+    tasks["dates"] = dataclasses.replace(
+        tasks["dates"],
+        metric="word_perplexity",
+        items=tuple(dataclasses.replace(item, value=2.0, weight=4.0) for item in items),
+        value=math.exp(0.5),
+        kind=UNITS,
+        by_log=True,
+    )
+    tasks["arithmetic"] = dataclasses.replace(
+        tasks["arithmetic"],
+        items=tuple(dataclasses.replace(i, value=0.0) for i in tasks["arithmetic"].items),
+        kind=CORPUS,
+        replicates=(0.7, 0.8),
+        asked={"few-shot examples": "2"},
+    )
+    groups = {"both": GroupRule(("arithmetic", "dates"), by_size=False)}
+    return dataclasses.replace(scores, tasks=tasks, groups=groups)
+
+
+def test_scores_of_every_kind_come_back_as_they_were(trial: Any) -> None:
+    made = with_kinds(make_scores())
+    trial.log_scores(made)
+    assert read_scores(trial.tracking, trial.run_id, "dev") == made
+
+
+def test_a_group_has_the_number_that_lm_eval_gives_it() -> None:
+    found = {e.key: (e.value, e.dataset) for e in entries(with_kinds(make_scores()))}
+    assert found["both/acc"] == (pytest.approx((0.75 + math.exp(0.5)) / 2), "both")
+    assert found["pooled"][0] == found["both/acc"][0]
+    assert found["dates/word_perplexity"][0] == pytest.approx(math.exp(0.5))
+
+
+def test_what_an_older_mergeops_logged_is_read_as_means_or_as_not_known(
+    trial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_scores()
+    dates = dataclasses.replace(made.tasks["dates"], metric="word_perplexity", value=7.0)
+    made = dataclasses.replace(made, tasks={**made.tasks, "dates": dates})
+    monkeypatch.setattr(score_log, "TASK_FIELDS", score_log.TASK_FIELDS[:7])
+    monkeypatch.setattr(score_log, "ITEM_COLUMNS", score_log.ITEM_COLUMNS[:7])
+    trial.log_scores(made)
+    found = read_scores(trial.tracking, trial.run_id, "dev")
+    assert {name: task.kind for name, task in found.tasks.items()} == {
+        "arithmetic": MEAN,
+        "dates": UNKNOWN,
+    }
+    assert found.tasks["arithmetic"] == made.tasks["arithmetic"]
 
 
 def test_scores_that_were_never_logged_are_an_error(trial: Any) -> None:

@@ -11,7 +11,7 @@ from support.tracking_case import Case, make_scores
 from mergeops.cli.run import print_search
 from mergeops.report.leaderboard import Entry, Leaderboard, make_leaderboard
 from mergeops.report.plots import search_figure
-from mergeops.scores.scores import ItemResult, Scores, TaskScore
+from mergeops.scores import ItemResult, Scores, TaskScore
 from mergeops.search.strategies import SearchResult, dev_columns
 from mergeops.tracking import search_run
 from mergeops.tracking.search_page import TrialLine, log_search

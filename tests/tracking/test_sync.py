@@ -16,6 +16,7 @@ from mergeops.errors import AwayError, TrackingError
 from mergeops.progress import Progress
 from mergeops.recipe.settings import OutputSpec
 from mergeops.store.connection import Tracking, connect
+from mergeops.tracking import log_unregistered
 from mergeops.tracking.pending import pending_trials
 from mergeops.tracking.score_log import scored_runs
 from mergeops.tracking.sync import raise_if_failed, sync_trials
@@ -67,6 +68,18 @@ def test_sync_logs_what_was_kept_and_forgets_it(offline: Case, tracking: Trackin
     assert sync_trials(work(offline), QUIET) == []
 
 
+def test_a_kept_merge_that_is_to_be_no_version_becomes_none(
+    offline: Case, tracking: Tracking
+) -> None:
+    with offline.trial() as log:
+        log.log_model(offline.checkpoint, weights_sha256=offline.weights)
+        log_unregistered(log)
+    (result,) = sync_trials(work(offline), QUIET)
+    assert (result.outcome, result.registered) == ("logged", "")
+    assert tracking.client.get_run(result.run_id).data.tags["mergeops.complete"] == "true"
+    assert tracking.client.search_registered_models() == []
+
+
 def test_a_trial_that_was_stopped_before_its_end_is_left_to_its_command(offline: Case) -> None:
     with pytest.raises(KeyboardInterrupt), offline.trial() as log:
         log.log_model(offline.checkpoint, weights_sha256=offline.weights)
@@ -106,6 +119,12 @@ def test_a_merge_that_changed_or_went_since_is_not_logged(offline: Case) -> None
         ('"format": 1,', '"format": 1', "is damaged (JSONDecodeError"),
         ('"format": 1,', '"format": 99,', "was written by another version of mergeops"),
         ('"task_arithmetic"', '"no_such_method"', "is damaged (ConfigError"),
+        ('"format": 1,', '"format": 1, "a": ' + "[" * 5000, "is damaged (RecursionError"),
+        (
+            '"reason": "',
+            '"reason": 3, "x": "',
+            "is damaged (TypeError('reason is of another type')",
+        ),
     ],
 )
 def test_a_damaged_record_is_named_and_holds_up_no_other(

@@ -14,10 +14,11 @@ from support.tracking_case import Case, make_recipe, make_scores, make_source
 from mergeops.errors import TrackingError
 from mergeops.recipe.recipe import Recipe
 from mergeops.recipe.settings import PromoteSpec
-from mergeops.report.leaderboard import Entry, make_leaderboard
+from mergeops.report import leaderboard_of, standing_of
 from mergeops.tracking import (
     log_leaderboard,
     log_parent,
+    log_unregistered,
     read_recipe,
     register_trial,
     reopen,
@@ -213,23 +214,26 @@ def test_a_deleted_run_is_logged_anew_with_a_version_of_its_own(case: Case) -> N
 
 
 def test_the_page_shows_result_lineage_card_and_next_step(case: Case, tmp_path: Path) -> None:
-    board = make_leaderboard(
-        [
-            Entry("base", "base", make_scores("base", right={"arithmetic": 2, "dates": 2})),
-            Entry("math", "source", make_scores("math", right={"arithmetic": 6, "dates": 2})),
-            Entry("task_arithmetic density=0.5", "merge", make_scores()),
-        ]
-    )
+    parents = {
+        "base": make_scores("base", right={"arithmetic": 2, "dates": 2}),
+        "math": make_scores("math", right={"arithmetic": 6, "dates": 2}),
+    }
+    board = leaderboard_of({"task_arithmetic density=0.5": make_scores()}, parents)
     with case.trial() as log:
         log.log_model(case.checkpoint, weights_sha256="0" * 64)
         log.log_scores(make_scores())
-        log_leaderboard(log, board)
+        log_leaderboard(log, board, standing_of(make_scores(), parents))
         register_trial(log)
     client = case.tracking.client
     note = client.get_run(log.run_id).data.tags["mlflow.note.content"]
-    assert note.startswith(
-        "A **task_arithmetic** merge of math and dates, registered as `models:/skills/1`. "
-        "Score on dev: **0.625 [0.386, 0.815]**, +0.125 ["
+    verdict, _, what, *_ = note.splitlines()
+    assert verdict.startswith(
+        "**Not shown to be better than the best parent math: +0.125 [-0.093, +0.360].** "
+        "**Better than the base: +0.375 ["
+    )
+    assert what == (
+        "A **task_arithmetic** merge of math (weight 0.5) and dates (weight 0.25), registered as "
+        "`models:/skills/1`. Score on dev: **0.625 [0.386, 0.815]**."
     )
     training = client.get_run(case.sources["math"].run_id)
     link = f"#/experiments/{training.info.experiment_id}/runs/{training.info.run_id}"
@@ -243,6 +247,32 @@ def test_the_page_shows_result_lineage_card_and_next_step(case: Case, tmp_path: 
     assert json.loads(artifact(case, log.run_id, "leaderboard.json", tmp_path))["part"] == "dev"
     plot = Path(client.download_artifacts(log.run_id, "plots/scores.png", str(tmp_path)))
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_merge_below_its_parent_is_not_sent_to_the_gate(case: Case) -> None:
+    parents = {"math": make_scores("math", right={"arithmetic": 8, "dates": 8})}
+    with case.trial() as log:
+        log.log_model(case.checkpoint, case.weights)
+        log.log_scores(make_scores())
+        board = leaderboard_of({log.name: make_scores()}, parents)
+        log_leaderboard(log, board, standing_of(make_scores(), parents))
+        register_trial(log)
+    note = case.tracking.client.get_run(log.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("**Worse than the best parent math: -0.375 [")
+    assert "mergeops promote" not in note
+    assert "try another method" in note
+
+
+def test_a_merge_that_is_to_be_no_version_has_its_page_and_none(case: Case) -> None:
+    with case.trial() as log:
+        log.log_model(case.checkpoint, case.weights)
+        log_unregistered(log)
+    client = case.tracking.client
+    run = client.get_run(log.run_id)
+    assert (run.info.status, run.data.tags["mergeops.complete"]) == ("FINISHED", "true")
+    note = run.data.tags["mlflow.note.content"]
+    assert "not registered." in note and "score it with `evaluate.tasks=[...]`" in note
+    assert client.search_registered_models() == []
 
 
 def test_a_training_run_that_is_gone_does_not_stop_the_page(case: Case) -> None:

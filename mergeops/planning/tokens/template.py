@@ -17,6 +17,8 @@ class ChosenTemplate:
 
     text: str | None
     """None: the tokenizer's own files hold it, or there is none."""
+    holder: str | None = None
+    """The input that it is from, where the tokenizer is another's."""
     warnings: tuple[str, ...] = ()
 
 
@@ -31,6 +33,7 @@ def choose_template(
         directories: input -> where its small files may be.
 
     Raises:
+        SourceError: a file cannot be read, or its template is no text.
         MergeError: the named input has no chat template.
     """
     if "{" in wanted:
@@ -42,7 +45,7 @@ def choose_template(
         if wanted not in texts:
             raise MergeError(f"tokenizer.chat_template is {wanted!r}, which has no chat template")
         text = texts[wanted]
-        return ChosenTemplate(None if text == own else text)
+        return ChosenTemplate(None) if text == own else ChosenTemplate(text, wanted)
     if not texts:
         return ChosenTemplate(None)
     votes = list(texts.values())
@@ -56,14 +59,16 @@ def choose_template(
             f"chat templates differ: the merge keeps that of {', '.join(holders)}, not that of "
             f"{', '.join(others)}; tokenizer.chat_template chooses another",
         )
-    return ChosenTemplate(None if own is not None else text, warnings)
+    if own is not None:
+        return ChosenTemplate(None, warnings=warnings)
+    return ChosenTemplate(text, holders[0], warnings)
 
 
 def read_template(directory: Path) -> str | None:
     """The chat template of a directory: of a file of its own, or of the tokenizer's config.
 
     Raises:
-        SourceError: a file cannot be read.
+        SourceError: a file cannot be read, or its template is no text.
     """
     file = directory / TokenizerFile.CHAT_TEMPLATE
     if file.is_file():
@@ -73,7 +78,7 @@ def read_template(directory: Path) -> str | None:
             raise SourceError(f"{file} cannot be read: {error}") from error
     for name in (PROCESSOR_TEMPLATE, TokenizerFile.CONFIG):
         if (directory / name).is_file():
-            text = _default(read_json(directory / name).get("chat_template"))
+            text = _default(directory / name, read_json(directory / name).get("chat_template"))
             if text:
                 return text
     return None
@@ -83,9 +88,19 @@ def _first(places: Sequence[Path]) -> str | None:
     return next((text for place in places if (text := read_template(place)) is not None), None)
 
 
-def _default(template: Any) -> str | None:
+def _default(file: Path, template: Any) -> str | None:
     """One of several named templates is the default."""
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    if template is None or isinstance(template, str):
+        return template
+    if isinstance(template, list) and all(map(_is_named, template)):
+        return {entry["name"]: entry["template"] for entry in template}.get("default")
+    raise SourceError(
+        f"{file}: chat_template is {ascii(template)[:80]}; allowed is a text, or a list of objects "
+        "with a name and a template"
+    )
+
+
+def _is_named(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), str) for key in ("name", "template")
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.checkpoint import FLOATS, StoredTensor, TokenizerFile, read_json
-from mergeops.errors import MergeError
+from mergeops.errors import MergeError, SourceError
 
 _INPUT = re.compile(
     r"(^|\.)(embed_tokens|wte|shared|word_embeddings|tok_embeddings|embed_in|embeddings)\.weight$"
@@ -24,6 +24,9 @@ _OUTPUT = re.compile(
     r"|(^|\.)predictions\.bias$"
     r"|^(model\.)?output\.weight$"
 )
+_ROOM = 2**20
+"""Ids that any tokenizer may use, and a larger one in proportion: rows are laid out for each."""
+_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def read_vocabulary(directory: Path) -> Vocabulary:
     """Read a directory's tokenizer.json, and what its tokenizer_config.json adds.
 
     Raises:
-        SourceError: a file is no JSON.
+        SourceError: a file is no JSON, or an entry is no token with an id that can be.
         MergeError: it has no vocabulary.
     """
     file = directory / TokenizerFile.TOKENIZER
@@ -57,22 +60,86 @@ def read_vocabulary(directory: Path) -> Vocabulary:
     if not isinstance(model, dict):
         model = {}
     tokens: Any = model.get("vocab")
-    if isinstance(tokens, dict):
-        ids = dict(tokens)
-    elif isinstance(tokens, list):
-        # Unigram: a list of [token, score], the id being the position.
-        ids = {str(entry[0]): i for i, entry in enumerate(tokens)}
-    else:
+    if not isinstance(tokens, dict | list):
         raise MergeError(f"{file} has no vocabulary")
-    added = {str(token["content"]): token for token in content.get("added_tokens") or []}
     config = directory / TokenizerFile.CONFIG
-    decoder = read_json(config).get("added_tokens_decoder") if config.is_file() else None
-    for number, token in (decoder or {}).items():
-        if token["content"] not in added and token["content"] not in ids:
-            added[str(token["content"])] = {"id": int(number), **token}
-    ids |= {token: int(described["id"]) for token, described in added.items()}
+    described = read_json(config) if config.is_file() else {}
+    added_tokens = _listed(file, content, "added_tokens", list)
+    decoder = _listed(config, described, "added_tokens_decoder", dict)
+    most = max(_ROOM, _PER_TOKEN * (len(tokens) + len(added_tokens) + len(decoder)))
+    if isinstance(tokens, dict):
+        ids = {
+            _text(file, "a token of model.vocab", token): _id(file, "model.vocab", i, most, token)
+            for token, i in tokens.items()
+        }
+    else:
+        # Unigram: a list of [token, score], the id being the position.
+        ids = {_piece(file, i, entry): i for i, entry in enumerate(tokens)}
+    added = {}
+    for i, token in enumerate(added_tokens):
+        text = _content(file, f"added_tokens[{i}]", token)
+        added[text] = {
+            **token,
+            "id": _id(file, f"added_tokens[{i}].id", token.get("id"), most),
+        }
+    for number, token in decoder.items():
+        text = _content(config, f"added_tokens_decoder[{_shown(number)}]", token)
+        is_number = number.isdecimal() and len(number) < 20
+        place = _id(
+            config, "a key of added_tokens_decoder", int(number) if is_number else number, most
+        )
+        if text not in added and text not in ids:
+            added[text] = {**token, "id": place}
+    ids |= {token: said["id"] for token, said in added.items()}
     kind = model.get("type") or ("Unigram" if isinstance(tokens, list) else "BPE")
     return Vocabulary(file, str(kind), ids, added)
+
+
+def _listed(file: Path, content: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
+    value = content.get(key)
+    if value is not None and not isinstance(value, kind):
+        allowed = "a list" if kind is list else "an object with ids as its keys"
+        raise _wrong(file, key, value, allowed)
+    return value or kind()
+
+
+def _content(file: Path, where: str, token: Any) -> str:
+    if not isinstance(token, dict):
+        raise _wrong(file, where, token, "an object with a content")
+    return _text(file, f"{where}.content", token.get("content"))
+
+
+def _piece(file: Path, number: int, entry: Any) -> str:
+    if not isinstance(entry, list) or len(entry) != 2:
+        raise _wrong(file, f"model.vocab[{number}]", entry, "a pair of a token and its score")
+    return _text(file, f"the token of model.vocab[{number}]", entry[0])
+
+
+def _text(file: Path, where: str, token: Any) -> str:
+    try:
+        if isinstance(token, str):
+            token.encode()
+            return token
+    except UnicodeEncodeError:
+        # Half of a UTF-16 pair, which JSON can write and no tokenizer can hold.
+        pass
+    raise _wrong(file, where, token, "a text")
+
+
+def _id(file: Path, where: str, value: Any, most: int, key: str | None = None) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < most:
+        return value
+    place = where if key is None else f"{where}[{_shown(key)}]"
+    raise _wrong(file, place, value, f"a whole number from 0 to {most - 1}")
+
+
+def _wrong(file: Path, where: str, value: Any, allowed: str) -> SourceError:
+    return SourceError(f"{file}: {where} is {_shown(value)}; allowed is {allowed}")
+
+
+def _shown(value: Any) -> str:
+    shown = ascii(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def sizes_in(config: Mapping[str, Any]) -> Iterator[int]:

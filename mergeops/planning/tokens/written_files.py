@@ -27,7 +27,7 @@ def with_tokens(name: str, content: dict[str, Any], added: Sequence[NewToken]) -
     if name == TokenizerFile.CONFIG:
         if "added_tokens_decoder" not in content:
             return content
-        decoder = content["added_tokens_decoder"]
+        decoder = content["added_tokens_decoder"] or {}
         new = {str(token.id): {"content": token.content, **token.flags} for token in beside}
         return {**content, "added_tokens_decoder": {**decoder, **new}}
     tokens = inside if name == TokenizerFile.VOCABULARY else beside

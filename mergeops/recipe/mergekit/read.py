@@ -12,11 +12,11 @@ from mergeops.recipe.mergekit.document import Document, read_document
 from mergeops.recipe.yaml_items import YamlItem, read_documents
 
 
-def is_mergekit(text: str) -> bool:
+def is_mergekit(text: str, file: str) -> bool:
     """Whether a YAML text is a mergekit config: some document of it has merge_method."""
     return "merge_method" in text and any(
         item.is_mapping and any(key.value == "merge_method" for key, _ in item.node.value)
-        for item in read_documents(text, "the file")
+        for item in read_documents(text, file)
     )
 
 

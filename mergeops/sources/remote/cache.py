@@ -16,7 +16,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from mergeops.checkpoint import files_sha256, locked, remember, replace_with
+from mergeops.checkpoint import (
+    files_sha256,
+    lacking,
+    locked,
+    remember,
+    replace_with,
+    size_text,
+)
 from mergeops.errors import SourceError
 
 MARKER = "mergeops-download.json"
@@ -126,12 +133,13 @@ class Downloads:
                     self._remove(oldest)
         if not is_below:
             raise SourceError(
-                f"{what} needs {_gb(needed)} in the cache {self._cache_dir}, where {_gb(used)} of "
-                f"{_gb(self._limit or 0)} are in use now; raise output.cache_limit"
+                f"{what} needs {size_text(needed)} in the cache {self._cache_dir}, where "
+                f"{size_text(used)} of {size_text(self._limit or 0)} are in use now; raise "
+                "output.cache_limit"
             )
         raise SourceError(
-            f"{what} needs {_gb(needed)} in the cache {self._cache_dir}, but only {_gb(free)} are "
-            "free there; free some, or set output.dir to a place on a larger disk"
+            f"{what}, in the cache {self._cache_dir}, needs {lacking(needed, free)} are free "
+            "there; free some, or set output.dir to a place on a larger disk"
         )
 
     def used(self) -> int:
@@ -211,7 +219,3 @@ def _sync(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mergeops.checkpoint import is_too_deep
 from mergeops.errors import SourceError
 from mergeops.redact import redact, redacted_line
 from mergeops.store import STORAGE_PACKAGES, missing_package
@@ -192,6 +193,8 @@ def read_json(directory: Directory, name: str) -> dict[str, Any] | None:
         raise SourceError(f"{directory.shown}/{name} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise SourceError(f"{directory.shown}/{name} is no JSON object")
+    if is_too_deep(content):
+        raise SourceError(f"{directory.shown}/{name} is nested too deeply")
     return content
 
 

@@ -1,6 +1,7 @@
 """Checkpoints from an artifact store, kept in a cache: complete or not there.
 
-Only what a merge reads is fetched: safetensors, JSON, tokenizer files, chat templates, README.
+Only what a merge reads is fetched: safetensors, JSON, tokenizer files, chat templates, processors,
+README.
 optimizer.pt (twice the weights), pickles and code stay where they are.
 """
 
@@ -9,13 +10,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from mergeops.checkpoint import TokenizerFile, file_sha256
+from mergeops.checkpoint import SMALL_SUFFIXES, TokenizerFile, file_sha256
 from mergeops.errors import SourceError
 from mergeops.sources.remote.cache import MARKER, Downloads, describe
 from mergeops.sources.remote.directory import Directory, DirectoryEntry, Progress, RemoteDirectory
 from mergeops.sources.remote.transfer import Object, bring, check, objects
 
-SUFFIXES = (".safetensors", ".json", ".jinja")
+SUFFIXES = (".safetensors", *SMALL_SUFFIXES)
 NAMES = ("README.md", *TokenizerFile)
 
 

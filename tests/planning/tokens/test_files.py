@@ -241,3 +241,86 @@ def test_without_a_template_of_its_own_the_tokenizer_gets_the_most_frequent(tmp_
     (tmp_path / "a" / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(SourceError, match="chat_template.jinja cannot be read"):
         choose_template("auto", None, places)
+
+
+def read(directory: Path) -> str:
+    """What reading the vocabulary refuses with."""
+    with pytest.raises(SourceError) as caught:
+        read_vocabulary(directory)
+    message = str(caught.value)
+    assert str(directory) in message and "\n" not in message
+    return message
+
+
+VOCAB = {"a": 0, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "added", "said"),
+    [
+        ({"vocab": {"a": "0"}}, [], "model.vocab['a'] is '0'; allowed is a whole number from 0 to"),
+        ({"vocab": {"a": -1}}, [], "model.vocab['a'] is -1; allowed"),
+        ({"vocab": {"a": True}}, [], "model.vocab['a'] is True; allowed"),
+        ({"vocab": {"a": 1.0}}, [], "model.vocab['a'] is 1.0; allowed"),
+        ({"vocab": {"a": [0]}}, [], "model.vocab['a'] is [0]; allowed"),
+        ({"vocab": {"a": 300_000_000}}, [], "a whole number from 0 to 1048575"),
+        ({"vocab": {"a" * 9000: None}}, [], "aaa...] is None; allowed"),
+        ({"vocab": {"\ud800": 0}}, [], "a token of model.vocab is '\\ud800'; allowed is a text"),
+        ({"vocab": [["a", 0.0], "b"]}, [], "model.vocab[1] is 'b'; allowed is a pair"),
+        ({"vocab": [[]]}, [], "model.vocab[0] is []; allowed is a pair"),
+        ({"vocab": [[3, 0.5]]}, [], "the token of model.vocab[0] is 3; allowed is a text"),
+        ({"vocab": VOCAB}, {"0": "a"}, "added_tokens is {'0': 'a'}; allowed is a list"),
+        ({"vocab": VOCAB}, ["x"], "added_tokens[0] is 'x'; allowed is an object with a content"),
+        ({"vocab": VOCAB}, [{"id": 2}], "added_tokens[0].content is None; allowed is a text"),
+        ({"vocab": VOCAB}, [{"content": "x"}], "added_tokens[0].id is None; allowed is a whole"),
+        ({"vocab": VOCAB}, [{"content": "x", "id": 10**12}], "added_tokens[0].id is 1000000000000"),
+    ],
+)
+def test_an_entry_that_is_no_token_is_named_with_what_is_allowed(
+    tmp_path: Path, model: dict[str, Any], added: Any, said: str
+) -> None:
+    assert said in read(tokenizer_json(tmp_path / "model", model, added))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "said"),
+    [
+        ({}, None),
+        (None, None),
+        ([], "added_tokens_decoder is []; allowed is an object"),
+        ({"2": "x"}, "added_tokens_decoder['2'] is 'x'; allowed is an object with a content"),
+        ({"x": {"content": "x"}}, "a key of added_tokens_decoder is 'x'; allowed is a whole"),
+        ({"9" * 5000: {"content": "x"}}, "allowed is a whole number from 0 to 1048575"),
+        ({"2": {"content": None}}, "added_tokens_decoder['2'].content is None; allowed"),
+    ],
+)
+def test_tokens_that_the_tokenizers_config_adds_are_checked_alike(
+    tmp_path: Path, decoder: Any, said: str | None
+) -> None:
+    path = tokenizer_json(tmp_path / "model", {"vocab": VOCAB})
+    (path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    if said is None:
+        assert read_vocabulary(path).ids == VOCAB
+    else:
+        assert said in read(path)
+
+
+def test_ids_of_a_large_vocabulary_may_be_as_large_as_it_is(tmp_path: Path) -> None:
+    tokens = {str(i): i for i in range(70_000)} | {"last": 1_100_000}
+    path = tokenizer_json(tmp_path / "model", {"vocab": tokens})
+    assert read_vocabulary(path).ids["last"] == 1_100_000
+
+
+@pytest.mark.parametrize(
+    "template", [3, {"default": "x"}, ["x"], [{"name": "default"}], [{"name": 1, "template": "x"}]]
+)
+def test_a_chat_template_of_another_type_is_refused(tmp_path: Path, template: Any) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(SourceError, match=r"tokenizer_config.json: chat_template is .* allowed is"):
+        read_template(tmp_path)
+
+
+def test_a_config_without_added_tokens_gets_the_new_ones() -> None:
+    new = NewToken("<x>", 7, {"special": True})
+    content = with_tokens("tokenizer_config.json", {"added_tokens_decoder": None}, [new])
+    assert content["added_tokens_decoder"] == {"7": {"content": "<x>", "special": True}}

@@ -252,7 +252,7 @@ def test_a_tensor_of_the_vocabularys_size_that_is_no_embedding_stays(
     plan_of: Make, base: Path, fine: dict[str, Path], tiny_tokenizer: Make, tmp_path: Path
 ) -> None:
     square = torch.arange(128 * 4.0).view(128, 4)
-    name = "model.layers.0.extra.weight"
+    name = "model.extra.weight"
     models = {
         n: rewritten(path, tmp_path / n, {name: square})
         for n, path in {"base": base, "b": fine["b"]}.items()

@@ -124,7 +124,7 @@ def test_what_a_merge_uses_is_never_removed(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as refused:
         fetch(far(tmp_path / "far", "b", b"b"), cache, limit=MB + MB // 2)
     assert str(refused.value) == (
-        f"s3://bucket/b needs 0.00 GB in the cache {cache}, where 0.00 GB of 0.00 GB are in use "
+        f"s3://bucket/b needs 1.0 MB in the cache {cache}, where 1.1 MB of 1.6 MB are in use "
         "now; raise output.cache_limit"
     )
     assert (used / "model.safetensors").read_bytes() == b"a" * MB
@@ -176,7 +176,9 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
     usage = shutil.disk_usage(tmp_path)
     place = far(tmp_path / "far", "a", b"a")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(SourceError, match=r"but only 0.00 GB are free there; free some, or set"):
+    with pytest.raises(
+        SourceError, match=r"needs 1.0 MB, but only .* are free there; free some, or set"
+    ):
         fetch(place, tmp_path / "cache")
     assert place.repository.fetched == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,47 @@ def test_a_path_cannot_leave_the_artifacts_of_the_server(over_http: Fabricator) 
         find(f"runs:/{run_id}/../../../etc", over_http)
     with pytest.raises(SourceError, match="has no checkpoint or artifact 'nothing'"):
         find(f"runs:/{run_id}/nothing", over_http)
+
+
+def peft_files(fabricate: Fabricator) -> Path:
+    """What ``mlflow.transformers.log_model`` writes of a PEFT model on a local base."""
+    from safetensors.torch import load_file, save_file
+
+    files = fabricate.folder / "peft model"
+    shutil.copytree(fabricate.adapter, files / "peft")
+    shutil.copytree(fabricate.checkpoint, files / "model")
+    weights = load_file(files / "model/model.safetensors")
+    wrapped = {name.replace(".weight", ".base_layer.weight"): w for name, w in weights.items()}
+    save_file(wrapped, files / "model/model.safetensors", metadata={"format": "pt"})
+    (files / "components/tokenizer").mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (files / "model" / name).rename(files / "components/tokenizer" / name)
+    (files / "MLmodel").write_text(
+        "flavors: {transformers: {peft_adaptor: peft, model_binary: model, components: "
+        f"[tokenizer], source_model_name: '{fabricate.checkpoint}'}}}}\n"
+    )
+    return files
+
+
+def test_a_peft_model_comes_over_http_with_its_tokenizer(over_http: Fabricator) -> None:
+    run_id = over_http.run("peft")
+    model = over_http.logged_model(run_id, "final", peft_files(over_http))
+    for uri in (f"runs:/{run_id}", f"models:/{model.model_id}"):
+        source = find(uri, over_http)
+        assert source.adapter_base == over_http.checkpoint
+        ours = (source.path / "tokenizer.json").read_bytes()
+        assert ours == (over_http.checkpoint / "tokenizer.json").read_bytes()
+        assert (source.path / "adapter_model.safetensors").is_file()
+    with pytest.raises(SourceError, match="tensors of modules that PEFT had wrapped, such as"):
+        find(f"models:/{model.model_id}/model", over_http)
+
+
+def test_the_files_of_a_deleted_logged_model_come_over_http(over_http: Fabricator) -> None:
+    run_id, name = over_http.run("gone"), f"gone-{over_http.experiment}"
+    model = over_http.logged_model(run_id, "final", over_http.checkpoint, "model")
+    over_http.client.create_registered_model(name)
+    over_http.client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
+    over_http.client.delete_logged_model(model.model_id)
+    source = find(f"models:/{name}/1", over_http)
+    assert source.sha256 == weights_sha256(over_http.checkpoint)
+    assert (source.model_id, source.registered) == (None, f"{name}/1")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergeops.checkpoint.lora import AdapterReader, open_adapter
-from mergeops.checkpoint.reader import read_range
+from mergeops.adapters import AdapterReader, open_adapter
+from mergeops.checkpoint import read_range
 from mergeops.errors import SourceError
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -112,18 +112,15 @@ def edited(adapter: Path, out: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"use_dora": True}, "use_dora is True, which mergeops cannot apply"),
-        ({"bias": "all"}, "bias is 'all'; only none"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA"),
-        ({"lora_bias": True}, "lora_bias is True"),
-        ({"layer_replication": [[0, 2], [1, 2]]}, r"layer_replication is \[\[0, 2\]"),
-        ({"trainable_token_indices": [1]}, r"trainable_token_indices is \[1\]"),
-        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens is \[5\]"),
-        ({"target_parameters": ["w"]}, "target_parameters is"),
-        ({"invented_later": 1}, "invented_later is 1"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the base"),
-        ({"lora_alpha": "8"}, "lora_alpha of .* is '8'; it takes a positive number"),
+        ({"use_dora": True}, "use_dora is True, but .*_proj has no lora_magnitude_vector"),
+        ({"lora_bias": True}, "lora_bias is True, but .*_proj has no lora_B.bias"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config is .*, but .*_proj has no lora_diag"),
+        ({"peft_type": "LILY"}, "mixes its projections anew for every input"),
+        ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is set"),
+        ({"invented_later": 1}, "invented_later is 1, which mergeops cannot apply"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda', which changed the base"),
+        ({"lora_alpha": "8"}, "lora_alpha is '8'; it takes a positive number"),
+        ({"lora_alpha": None}, "lora_alpha is missing; it takes a positive number"),
         ({"alpha_pattern": {"(": 1}}, r"alpha_pattern has '\(', no pattern"),
         ({"r": 5}, r"lora_A.weight has shape \[4, 64\], but its base and rank ask for \[5, 64\]"),
     ],
@@ -144,11 +141,17 @@ def test_what_cannot_be_applied_exactly_is_refused(
 @pytest.mark.parametrize(
     ("key", "shape", "match"),
     [
-        ("base_model.model.model.embed_tokens.lora_embedding_A", (4, 128), "of a kind that"),
-        (f"{LAYER}.lora_magnitude_vector", (32,), "of a kind that"),
-        (f"{LAYER}.lora_B.bias", (32,), "of a kind that"),
+        (
+            "base_model.model.model.embed_tokens.lora_embedding_A",
+            (4, 128),
+            "embed_tokens.weight has no lora_B",
+        ),
+        (f"{LAYER}.lora_magnitude_vector", (32,), "use_dora is False, but .* a lora_magnitude"),
+        (f"{LAYER}.lora_B.bias", (32,), "lora_bias is False, but .* has a lora_B.bias"),
+        (f"{LAYER}.lora_new.weight", (32,), "lora_new.weight is of a kind that mergeops does not"),
+        ("base_model.model.model.norm.weight", (33,), r"has shape \[33\], but .* \[32\]"),
         ("base_model.model.other.weight", (3,), "applies to other.weight, which .* does not have"),
-        ("base_model.model.lm_head.weight", (130, 32), r"has shape \[130, 32\], but .* \[128, 32"),
+        ("base_model.model.lm_head.weight", (130, 32), "different numbers of rows"),
         (
             "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight",
             (4, 32),

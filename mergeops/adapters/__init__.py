@@ -1,0 +1,20 @@
+"""Adapters: what PEFT saves beside a base, read as the model that both are together.
+
+Stands on: architectures, checkpoint, errors, lazy_torch, schema.
+"""
+
+from mergeops.adapters.adapter import Adapter, open_adapter
+from mergeops.adapters.adapter_config import AdapterConfig, checked, read_adapter_config
+from mergeops.adapters.adapter_reader import AdapterReader
+from mergeops.adapters.kinds import EXACT, INPUT_DEPENDENT
+
+__all__ = [
+    "EXACT",
+    "INPUT_DEPENDENT",
+    "Adapter",
+    "AdapterConfig",
+    "AdapterReader",
+    "checked",
+    "open_adapter",
+    "read_adapter_config",
+]

@@ -1,0 +1,281 @@
+"""An adapter and its base: which tensor of the base becomes what, from headers and configs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergeops.adapters.adapter_config import AdapterConfig, read_adapter_config
+from mergeops.adapters.adapter_tensors import ModuleTensors, sort_tensors
+from mergeops.adapters.base_names import EMBEDDINGS, HEAD_ENDINGS, BaseNames
+from mergeops.adapters.kinds import LORA_SETTINGS
+from mergeops.adapters.lora_factors import LoraFactors, check_shape
+from mergeops.adapters.module_patterns import module_pattern
+from mergeops.adapters.vocabularies import settle_vocabulary
+from mergeops.adapters.weight_changes import AdaptedLayer, ByPeft, Change, TensorOrigin, TokenRows
+from mergeops.checkpoint import (
+    ADAPTER,
+    FLOATS,
+    PICKLED_ADAPTER,
+    Checkpoint,
+    StoredTensor,
+    open_checkpoint,
+    read_headers,
+)
+from mergeops.errors import SourceError
+
+IN_ORDER = ("UNILORA", "TINYLORA")
+"""Kinds in which what a module gets depends on its place among the modules."""
+PLAIN_PARTS = ({"lora_A.weight", "lora_B.weight"}, {"lora_embedding_A", "lora_embedding_B"})
+WITHOUT_EFFECT = ("lora_velora_embed", "lora_monteclora_sampler.", "ranknum")
+"""Parts that matter while training only."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The headers of an adapter and of its base, and what becomes of the base's tensors."""
+
+    config: AdapterConfig
+    base: Checkpoint
+    adapter: Checkpoint
+    tensors: dict[str, StoredTensor]
+    """Those of both together, by their names on disk."""
+    origins: Mapping[str, TensorOrigin] = field(default_factory=dict)
+    """Tensor -> where its values come from, where that is not the base's tensor of this name."""
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    layers: Mapping[str, AdaptedLayer] = field(default_factory=dict)
+    """What PEFT's own layers make, in the order of the model."""
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """As in ``SortedTensors``."""
+    config_changes: Mapping[str, Any] = field(default_factory=dict)
+    """What differs in the base's config.json."""
+    notes: tuple[str, ...] = ()
+    """What the user should know."""
+
+
+def open_adapter(path: Path, base: Path) -> Adapter:
+    """Read and check an adapter's config and headers against its base's headers.
+
+    Raises:
+        SourceError: something is missing, does not fit, or cannot be applied exactly.
+    """
+    if not (path / ADAPTER).exists():
+        pickled = f" it has {PICKLED_ADAPTER};" if (path / PICKLED_ADAPTER).exists() else ""
+        raise SourceError(
+            f"{path} has no {ADAPTER};{pickled} save the adapter again with safe_serialization=True"
+        )
+    config = read_adapter_config(path)
+    if config.problem is not None:
+        raise SourceError(f"{path}: {config.problem}")
+    return _Opening(path, config, open_checkpoint(base), read_headers(path, [ADAPTER])).opened()
+
+
+class _Opening:
+    """One adapter while it is worked out."""
+
+    def __init__(
+        self, path: Path, config: AdapterConfig, base: Checkpoint, own: Checkpoint
+    ) -> None:
+        self._path = path
+        self._config = config
+        self._base = base
+        self._own = own
+        self._names = BaseNames(str(path), base)
+        self._factors = LoraFactors(config, own, self._names)
+        self._origins: dict[str, TensorOrigin] = {}
+        self._changes: dict[str, Change] = {}
+        self._layers: dict[str, AdaptedLayer] = {}
+
+    def opened(self) -> Adapter:
+        kind = self._config.peft_type
+        if kind == "LORA":
+            self._check_settings()
+        found = sort_tensors(kind, self._own.tensors)
+        for name, key in found.replaced.items():
+            self._replace(name, key)
+        for group in found.modules:
+            self._apply(group)
+        for module, key in found.rows.items():
+            self._replace_rows(module, key)
+        if kind in IN_ORDER:
+            self._order_layers()
+        for head, embeddings in self._names.tied.items() if self._touches_vocabulary() else ():
+            if head in self._names.tensors and head not in self._base.tensors:
+                self._origins.setdefault(head, TensorOrigin(embeddings))
+        settled = settle_vocabulary(
+            self._names, self._config, self._own, self._origins, self._changes
+        )
+        tensors = dict(self._base.tensors)
+        for name, origin in settled.origins.items():
+            source = self._own if origin.own else self._base
+            tensors[name] = dataclasses.replace(source.tensors[origin.key], name=name)
+        return Adapter(
+            config=self._config,
+            base=self._base,
+            adapter=self._own,
+            tensors=tensors,
+            origins=settled.origins,
+            changes=settled.changes,
+            layers=self._layers,
+            shared=found.shared,
+            config_changes=settled.config_changes,
+            notes=settled.notes,
+        )
+
+    def _order_layers(self) -> None:
+        """Bring all modules that the config names into the order of the model, in which PEFT hands
+        out what they share; the file need not have a tensor for each."""
+        fit = self._names.fit
+        if fit is None:
+            raise SourceError(
+                f"{self._path}: {self._config.peft_type} depends on the order of the model's "
+                f"modules, and transformers does not know the model of {self._base.path}; leave "
+                "this source out"
+            )
+        modules = [
+            name.removesuffix(".weight")
+            for name, shape in fit.parameters.items()
+            if name.endswith(".weight") and len(shape) == 2
+        ]
+        named = [module for module in modules if self._is_named(module)]
+        if self._config.peft_type == "UNILORA":
+            for module in named:
+                if module not in self._layers:
+                    self._by_peft(ModuleTensors(module, 0, {}))
+        self._layers = {
+            module: self._layers[module] for module in modules if module in self._layers
+        }
+
+    def _is_named(self, module: str) -> bool:
+        """Whether target_modules names a module, as PEFT reads it."""
+        for key, expected in (("exclude_modules", False), ("target_modules", True)):
+            named = self._config.setting(key, [])
+            if isinstance(named, str):
+                where = f"{self._path}: {key}"
+                found = module_pattern(where, named, False).matches(module)
+            else:
+                found = any(module == name or module.endswith(f".{name}") for name in named)
+            if found is not expected:
+                return False
+        return True
+
+    def _touches_vocabulary(self) -> bool:
+        touched = self._origins.keys() | self._changes.keys()
+        return any(EMBEDDINGS.search(name) or name.endswith(HEAD_ENDINGS) for name in touched)
+
+    def _check_settings(self) -> None:
+        for key, value in self._config.content.items():
+            if key not in LORA_SETTINGS and value:
+                raise SourceError(
+                    f"{self._path}: {key} is {value!r}, which mergeops cannot apply: it is a "
+                    "setting of another version of PEFT, or of another library"
+                )
+
+    def _replace(self, name: str, key: str) -> None:
+        """A tensor of the adapter takes the place of one of the base."""
+        stored = self._own.tensors[key]
+        target = self._names.on_disk(name, key)
+        grows = EMBEDDINGS.search(target) or target.endswith(HEAD_ENDINGS)
+        expected = self._names.tensors[target].shape
+        if not grows or stored.shape[1:] != expected[1:]:
+            check_shape(self._config, key, stored.shape, expected)
+        self._origins[target] = TensorOrigin(key, own=True)
+
+    def _apply(self, group: ModuleTensors) -> None:
+        parts = {
+            part: key
+            for part, key in group.parts.items()
+            if not part.startswith(WITHOUT_EFFECT) or self._config.peft_type != "LORA"
+        }
+        if self._config.peft_type == "LORA":
+            self._check_parts(group.module, parts)
+        if self._config.peft_type == "LN_TUNING":
+            for part, key in parts.items():
+                self._replace(f"{group.module}.{part.removeprefix('ln_tuning_layers.')}", key)
+        elif self._config.peft_type != "LORA" or not self._is_plain(parts):
+            self._by_peft(dataclasses.replace(group, parts=parts))
+        else:
+            self._changes |= self._factors.changes(dataclasses.replace(group, parts=parts))
+
+    def _check_parts(self, module: str, parts: Mapping[str, str]) -> None:
+        """What the config says of every module is in the file, and nothing else."""
+        expected = {
+            "lora_magnitude_vector": "use_dora",
+            "lora_B.bias": "lora_bias",
+            "lora_diag": "kasa_config",
+        }
+        for part, key in expected.items():
+            is_wanted, is_there = bool(self._config.content.get(key)), part in parts
+            if is_wanted is not is_there:
+                raise SourceError(
+                    f"{self._path}: {key} is {self._config.content.get(key)!r}, but {module} has "
+                    f"{'a' if is_there else 'no'} {part}"
+                )
+        odd = parts.keys() - {*PLAIN_PARTS[0], *PLAIN_PARTS[1], *expected}
+        if odd:
+            raise SourceError(
+                f"{self._path}: adapter tensor {parts[min(odd)]} is of a kind that mergeops does "
+                "not know; leave this source out"
+            )
+
+    def _is_plain(self, parts: Mapping[str, str]) -> bool:
+        """Whether it is W + s B A and nothing else; a part that is missing is found missing."""
+        content = self._config.content
+        starts = self._config.setting("init_lora_weights", True) in ("pissa", "olora")
+        special = ("use_dora", "lora_bias", "kasa_config", "use_bdlora")
+        if starts or any(content.get(key) for key in special):
+            return False
+        return any(parts.keys() <= plain for plain in PLAIN_PARTS)
+
+    def _by_peft(self, group: ModuleTensors) -> None:
+        """PEFT's layer makes the weight, and the bias where there is one."""
+        key = next(iter(group.parts.values()), self._config.peft_type)
+        weight = self._names.on_disk(f"{group.module}.weight", key)
+        stored = self._names.tensors[weight]
+        if stored.dtype not in FLOATS or len(stored.shape) != 2:
+            raise SourceError(
+                f"{self._path}: {weight} is {stored.dtype} {list(stored.shape)}; "
+                f"{self._config.peft_type} is supported on matrices of real numbers"
+            )
+        bias: str | None = f"{weight.removesuffix('.weight')}.bias"
+        bias = bias if bias in self._names.tensors else None
+        if bias is None and any("bias" in part for part in group.parts):
+            raise SourceError(
+                f"{self._path}: {key} adds a bias to {group.module}, which has none in "
+                f"{self._base.path}: the model has no place for it; leave this source out"
+            )
+        kind = self._names.layer(group.module)
+        if kind is None and self._names.fit is None:
+            kind = "conv1d" if self._config.content.get("fan_in_fan_out") else None
+            if EMBEDDINGS.search(weight):
+                kind = "embedding"
+        layer = AdaptedLayer(group.module, kind or "linear", weight, bias, group.parts)
+        self._layers[group.module] = layer
+        self._changes[weight] = ByPeft(group.module)
+        if bias is not None:
+            self._changes[bias] = ByPeft(group.module, is_bias=True)
+
+    def _replace_rows(self, module: str, key: str) -> None:
+        tensor = self._names.on_disk(f"{module}.weight", key)
+        named = self._config.setting("trainable_token_indices")
+        if self._config.peft_type == "TRAINABLE_TOKENS":
+            named = self._config.setting("token_indices")
+        if isinstance(named, Mapping):
+            found = [v for k, v in named.items() if module == k or module.endswith(f".{k}")]
+            named = found[0] if len(found) == 1 else None
+        rows, columns = self._names.tensors[tensor].shape
+        tokens = tuple(named) if isinstance(named, list) else ()
+        if not tokens or not all(type(t) is int and 0 <= t < rows for t in tokens):
+            raise SourceError(
+                f"{self._path}: the tokens of {key} are {named!r}; they are a list of whole "
+                f"numbers from 0 to {rows - 1}"
+            )
+        check_shape(self._config, key, self._own.tensors[key].shape, (len(tokens), columns))
+        if tensor in self._changes:
+            raise SourceError(
+                f"{self._path}: {key} and another change of {tensor} lie on top of each other"
+            )
+        self._changes[tensor] = TokenRows(key, tokens)

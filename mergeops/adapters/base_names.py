@@ -1,0 +1,211 @@
+"""Where the tensors that an adapter names in memory lie on disk: by transformers, or by endings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from mergeops.architectures import ModelFit, read_fit
+from mergeops.checkpoint import CONFIG, Checkpoint, read_json
+from mergeops.errors import SourceError
+
+HEAD = "lm_head.weight"
+HEAD_ENDINGS = ("lm_head.weight", "embed_out.weight", "output_projection.weight")
+EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|shared)\.weight$")
+EXPERTS_JOINED = (("MergeModulelist",), ("MergeModulelist", "Concatenate"))
+"""What transformers does to experts that lie one by one on disk."""
+
+
+@dataclass(frozen=True)
+class DiskPiece:
+    """The part of a parameter in memory that one tensor on disk is."""
+
+    tensor: str
+    """Its name on disk."""
+    expert: int | None = None
+    """Which matrix of ``[experts, rows, columns]``; None where it is the whole parameter."""
+    row: int = 0
+    """The row of that matrix at which it begins."""
+
+
+class BaseNames:
+    """The base of an adapter, by the names that its tensors have in memory.
+
+    Args:
+        adapter: what messages call the adapter.
+        base: the base's headers.
+    """
+
+    def __init__(self, adapter: str, base: Checkpoint) -> None:
+        self._adapter = adapter
+        self.base = base
+        self.tensors = dict(base.tensors)
+        """The base's, and heads that are no tensors of their own, where one was asked for."""
+        self._beginnings: set[tuple[str, str]] = set()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The base's config.json; empty where it has none."""
+        file = self.base.path / CONFIG
+        return read_json(file) if file.is_file() else {}
+
+    @cached_property
+    def fit(self) -> ModelFit | None:
+        """What transformers makes of the base; None where it does not know the model."""
+        if not self.config:
+            return None
+        shapes = {name: stored.shape for name, stored in self.base.tensors.items()}
+        try:
+            return read_fit(self.config, shapes)
+        except SourceError:
+            return None
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """Head -> the embeddings on disk that it is the same tensor as; the head is named as on
+        disk where it is there, too."""
+        if self.fit is not None:
+            pairs = {}
+            for head, embeddings in self.fit.tied.items():
+                on_disk = self.fit.parts.get(embeddings) or self.fit.parts.get(head) or ()
+                own = self.fit.parts.get(head) or (head,)
+                if len(on_disk) == 1 and head.endswith(HEAD_ENDINGS):
+                    pairs[own[0]] = on_disk[0]
+            return pairs
+        found = [name for name in self.base.tensors if EMBEDDINGS.search(name)]
+        if self.config.get("tie_word_embeddings") is not True or len(found) != 1:
+            return {}
+        return {} if HEAD in self.base.tensors else {HEAD: found[0]}
+
+    def layer(self, module: str) -> str | None:
+        """See ``ModelFit.layers``; None for other modules and for unknown models."""
+        if self.fit is None:
+            return None
+        parameter = self.fit.parameter(f"{module}.weight")
+        name = module if parameter is None else parameter.removesuffix(".weight")
+        return self.fit.layers.get(name)
+
+    def on_disk(self, tensor: str, key: str) -> str:
+        """The tensor on disk that is a whole parameter.
+
+        Args:
+            tensor: the parameter's name in memory.
+            key: what asks for it, for messages.
+
+        Raises:
+            SourceError: there is none, or several that it may be, or it is put together of several.
+        """
+        pieces = self.pieces(tensor, key)
+        if len(pieces) > 1 or pieces[0].expert is not None:
+            raise SourceError(
+                f"{self._adapter}: {key} applies to {tensor}, which {self.base.path} keeps in "
+                f"{len(pieces)} tensors ({pieces[0].tensor}, ...); save the base with "
+                "save_pretrained(NEW_DIR, save_original_format=False) and set the source's base "
+                "to it"
+            )
+        return pieces[0].tensor
+
+    def pieces(self, tensor: str, key: str) -> Sequence[DiskPiece]:
+        """The tensors on disk that make up a parameter.
+
+        Raises:
+            SourceError: there are none, or it cannot be said which they are.
+        """
+        if tensor in self.tensors:
+            return [DiskPiece(tensor)]
+        for head, embeddings in self.tied.items():
+            if head == tensor or head.endswith(f".{tensor}"):
+                stored = self.base.tensors[embeddings]
+                self.tensors[head] = replace(stored, name=head)
+                return [DiskPiece(head)]
+        fit = self.fit
+        parameter = None if fit is None else fit.parameter(tensor)
+        if fit is not None and parameter is not None:
+            parts = fit.on_disk(parameter)
+            if parts and parameter not in fit.converted and len(parts) == 1:
+                return [DiskPiece(parts[0])]
+            if parts:
+                return self._experts(fit, parameter, parts, key)
+        return [DiskPiece(self._by_ending(tensor, key))]
+
+    def _by_ending(self, tensor: str, key: str) -> str:
+        """The only tensor whose name ends as this one does."""
+        found = [
+            name
+            for name in self.base.tensors
+            if name.endswith(f".{tensor}") or tensor.endswith(f".{name}")
+        ]
+        if len(found) > 1:
+            raise SourceError(
+                f"{self._adapter}: {key} applies to {tensor}, which may be {found[0]} or "
+                f"{found[1]} of {self.base.path}; set the source's base to the very model that "
+                "was trained"
+            )
+        if not found:
+            raise SourceError(
+                f"{self._adapter}: {key} applies to {tensor}, which {self.base.path} does not "
+                f"have{self._head_hint(tensor)}"
+            )
+        longer, shorter = (found[0], tensor) if len(found[0]) > len(tensor) else (tensor, found[0])
+        beginning = longer.removesuffix(shorter)
+        self._beginnings.add(("base" if longer == found[0] else "adapter", beginning))
+        if len(self._beginnings) > 1:
+            left_out = ", ".join(sorted(beginning for _, beginning in self._beginnings))
+            raise SourceError(
+                f"{self._adapter}: its modules would be found in {self.base.path} by leaving out "
+                f"different beginnings of names ({left_out}); set the source's base to the very "
+                "model that was trained"
+            )
+        return found[0]
+
+    def _head_hint(self, tensor: str) -> str:
+        module = tensor.rpartition(".")[0].rpartition(".")[2]
+        if module not in ("score", "classifier", "qa_outputs", "v_head"):
+            return ""
+        return (
+            f": {module} is the head of another task than the base's; save the base once with that "
+            "head, by AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=N)"
+            ".save_pretrained(NEW_DIR) or the task's own class, and set the source's base to it"
+        )
+
+    def _experts(
+        self, fit: ModelFit, parameter: str, parts: Sequence[str], key: str
+    ) -> Sequence[DiskPiece]:
+        shape = fit.parameters[parameter]
+        joined = fit.operations.get(parameter) in EXPERTS_JOINED and len(shape) == 3
+        count = len(parts) // shape[0] if joined else 0
+        shapes = [self.base.tensors[part].shape for part in parts]
+        groups = [shapes[i * shape[0]] for i in range(count)]
+        if (
+            not count
+            or len(parts) != count * shape[0]
+            or sum(rows for rows, _ in groups) != shape[1]
+        ):
+            raise SourceError(
+                f"{self._adapter}: {key} applies to {parameter}, which transformers makes of "
+                f"{len(parts)} tensor(s) of {self.base.path} ({parts[0]}, ...) in a way that "
+                "mergeops cannot go back; save the base with save_pretrained(NEW_DIR, "
+                "save_original_format=False) and set the source's base to it"
+            )
+        begins = [sum(rows for rows, _ in groups[:i]) for i in range(count)]
+        return [
+            DiskPiece(part, i % shape[0], begins[i // shape[0]]) for i, part in enumerate(parts)
+        ]
+
+
+def vocabulary_change(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """What config.json says of a vocabulary of another size."""
+    text = config.get("text_config")
+    if isinstance(text, Mapping) and "vocab_size" in text:
+        return {"text_config": {"vocab_size": rows}}
+    return {"vocab_size": rows}
+
+
+def untied_change(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of a head of its own, wherever it has the setting."""
+    key = "tie_word_embeddings"
+    nested = {k: {key: False} for k, v in config.items() if isinstance(v, Mapping) and key in v}
+    return {key: False, **nested}

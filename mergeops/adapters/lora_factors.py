@@ -1,0 +1,159 @@
+"""LoRA's factors A and B: whose weight they change, how they lie to it, and how it is scaled."""
+
+from __future__ import annotations
+
+import math
+
+from mergeops.adapters.adapter_config import AdapterConfig
+from mergeops.adapters.adapter_tensors import ModuleTensors
+from mergeops.adapters.base_names import BaseNames
+from mergeops.adapters.module_patterns import of_pattern
+from mergeops.adapters.weight_changes import LowRank
+from mergeops.checkpoint import FLOATS, Checkpoint, StoredTensor
+from mergeops.errors import SourceError
+
+OF_CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
+"""How models call layers whose weight may be [inputs, outputs]."""
+
+
+class LoraFactors:
+    """The factors of one adapter.
+
+    Args:
+        config: the adapter's.
+        own: the adapter's headers.
+        names: the base.
+    """
+
+    def __init__(self, config: AdapterConfig, own: Checkpoint, names: BaseNames) -> None:
+        self._config = config
+        self._own = own
+        self._names = names
+
+    def changes(self, group: ModuleTensors) -> dict[str, LowRank]:
+        """What a module's factors add to which tensors on disk.
+
+        Raises:
+            SourceError: a factor is missing, or factors, config and base do not fit.
+        """
+        is_embedding = any(part.startswith("lora_embedding") for part in group.parts)
+        keys = {
+            part[-8 if part.endswith("weight") else -1]: key for part, key in group.parts.items()
+        }
+        tensor = self._parameter(group)
+        for part in "AB":
+            if part not in keys:
+                raise SourceError(f"{self._config.shown}: {tensor} has no lora_{part}")
+        a, b = (self._own.tensors[keys[part]] for part in "AB")
+        pieces = self._names.pieces(tensor, a.name)
+        first = self._names.tensors[pieces[0].tensor]
+        for stored in (a, b, first):
+            if stored.dtype not in FLOATS or len(stored.shape) != (
+                len(first.shape) if stored is first and len(first.shape) == 3 else 2
+            ):
+                raise SourceError(
+                    f"{self._config.shown}: {stored.name} is {stored.dtype} {list(stored.shape)}; "
+                    "LoRA is supported on matrices of real numbers"
+                )
+        module = tensor if group.depth or self._of_parameters(group.module) else group.module
+        rank, scale = self._rank_and_scale(module)
+        experts = first.shape[0] if len(first.shape) == 3 else 1
+        if pieces[0].expert is not None:
+            experts = 1 + max(piece.expert or 0 for piece in pieces)
+        turned = is_embedding or self._is_turned(group.module, a, b, first, pieces[0].expert)
+        changes = {}
+        for piece in pieces:
+            shape = self._names.tensors[piece.tensor].shape
+            inputs, outputs = (shape[-2], shape[-1]) if turned else (shape[-1], shape[-2])
+            check_shape(self._config, a.name, a.shape, (experts * rank, inputs))
+            if piece.expert is not None:
+                outputs = self._shape(tensor, a.name)[-2]
+            check_shape(self._config, b.name, b.shape, (outputs, experts * rank))
+            changes[piece.tensor] = LowRank(
+                a.name, b.name, scale, turned, experts, piece.expert, piece.row
+            )
+        return changes
+
+    def _parameter(self, group: ModuleTensors) -> str:
+        """The adapted parameter of a module: its weight, or one of ``target_parameters``."""
+        named = self._of_parameters(group.module)
+        if not named:
+            return f"{group.module}.weight"
+        a = next((key for part, key in group.parts.items() if "lora_A" in part), None)
+        b = next((key for part, key in group.parts.items() if "lora_B" in part), None)
+        if a is None or b is None:
+            return named[0]
+        sizes = {self._own.tensors[a].shape[-1], self._own.tensors[b].shape[0]}
+        fitting = [name for name in named if set(self._shape(name, a)[-2:]) == sizes]
+        if len(fitting) != 1:
+            raise SourceError(
+                f"{self._config.shown}: {a} and {b} fit {len(fitting)} of {', '.join(named)} by "
+                "their shapes, which says whose they are; the adapter was trained on another model"
+            )
+        return fitting[0]
+
+    def _shape(self, name: str, key: str) -> tuple[int, ...]:
+        fit = self._names.fit
+        parameter = None if fit is None else fit.parameter(name)
+        if fit is not None and parameter is not None:
+            return tuple(fit.parameters[parameter])
+        return self._names.tensors[self._names.on_disk(name, key)].shape
+
+    def _of_parameters(self, module: str) -> list[str]:
+        """The module's parameters that target_parameters names."""
+        named = self._config.setting("target_parameters", [])
+        found = {f"{module}.{name.rpartition('.')[2]}": name for name in named}
+        return [
+            parameter
+            for parameter, name in found.items()
+            if parameter == name or parameter.endswith(f".{name}")
+        ]
+
+    def _is_turned(
+        self,
+        module: str,
+        a: StoredTensor,
+        b: StoredTensor,
+        weight: StoredTensor,
+        expert: int | None,
+    ) -> bool:
+        if expert is not None:
+            return False
+        inputs, outputs = a.shape[1], b.shape[0]
+        if inputs != outputs:
+            return weight.shape[-2:] == (inputs, outputs)
+        said = bool(self._config.content.get("fan_in_fan_out"))
+        if not said and len(weight.shape) == 2 and not module.endswith(OF_CONV1D):
+            # What transformers knows is asked only where it may matter: importing it takes seconds.
+            return False
+        kind = self._names.layer(module)
+        if kind is None and self._names.fit is None:
+            return said
+        return kind in ("conv1d", "transposed_experts")
+
+    def _rank_and_scale(self, module: str) -> tuple[int, float]:
+        content = self._config.content
+        where = f"{self._config.shown}: "
+        ranks, alphas = (content.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
+        rank = of_pattern(f"{where}rank_pattern", ranks, module, content.get("r"))
+        alpha = of_pattern(f"{where}alpha_pattern", alphas, module, content.get("lora_alpha"))
+        for key, value in (("r", rank), ("lora_alpha", alpha)):
+            if value is None:
+                raise SourceError(f"{where}{key} is missing; it takes a positive number")
+        scale = float(alpha) / (math.sqrt(rank) if content.get("use_rslora") else rank)
+        return rank, scale
+
+
+def check_shape(
+    config: AdapterConfig, key: str, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    """Refuse a tensor of another shape.
+
+    Raises:
+        SourceError: names the tensor and both shapes.
+    """
+    if shape != expected:
+        raise SourceError(
+            f"{config.shown}: {key} has shape {list(shape)}, but its base and rank ask for "
+            f"{list(expected)}"
+        )

@@ -1,0 +1,131 @@
+"""What transformers says of a config.json is asked once and kept, so that it is not imported again.
+
+``$XDG_CACHE_HOME/mergeops/architectures/KEY.json`` (``~/.cache`` by default); the key stands for
+the config, the tensors' names and shapes, the version of transformers and the code here. Where the
+file is missing, damaged or cannot be written, transformers is asked anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mergeops.architectures.model_fit import ModelFit, Shape
+from mergeops.architectures.transformers_models import fit_of, settings_of
+from mergeops.checkpoint import replace_with
+from mergeops.errors import SourceError
+
+
+def read_fit(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> ModelFit | None:
+    """How a checkpoint's tensors fit the model of its config.json.
+
+    Args:
+        config: content of config.json.
+        tensors: name on disk -> shape.
+
+    Returns:
+        None where transformers does not know the model.
+
+    Raises:
+        SourceError: transformers knows the model, but cannot make it of this config.
+    """
+    shapes = {name: list(shape) for name, shape in sorted(tensors.items())}
+    answer = _kept("fit", [dict(config), shapes])
+    return None if answer is None else _fit(answer)
+
+
+def read_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """config.json as transformers reads it: with defaults, and in its own spelling.
+
+    Returns:
+        None where transformers does not know the model.
+
+    Raises:
+        SourceError: transformers knows the model, but cannot read this config.
+    """
+    answer: dict[str, Any] | None = _kept("settings", [dict(config)])
+    return answer
+
+
+def _ask(kind: str, question: list[Any]) -> Any:
+    if kind == "settings":
+        return settings_of(question[0])
+    config, shapes = question
+    fit = fit_of(config, {name: tuple(shape) for name, shape in shapes.items()})
+    return None if fit is None else {**vars(fit), "converted": sorted(fit.converted)}
+
+
+def _fit(answer: Mapping[str, Any]) -> ModelFit:
+    return ModelFit(
+        model_class=answer["model_class"],
+        parameters={name: tuple(shape) for name, shape in answer["parameters"].items()},
+        tied=answer["tied"],
+        parts={name: tuple(tensors) for name, tensors in answer["parts"].items()},
+        converted=frozenset(answer["converted"]),
+        operations={name: tuple(done) for name, done in answer["operations"].items()},
+        layers=answer["layers"],
+        missing=tuple(answer["missing"]),
+        unexpected=tuple(answer["unexpected"]),
+        mismatched={
+            name: (tuple(theirs), tuple(ours))
+            for name, (theirs, ours) in answer["mismatched"].items()
+        },
+        doubled=tuple(answer["doubled"]),
+        trouble=answer["trouble"],
+    )
+
+
+def _kept(kind: str, question: list[Any]) -> Any:
+    return json.loads(_answer(kind, json.dumps(question, sort_keys=True)))
+
+
+@functools.lru_cache(maxsize=32)
+def _answer(kind: str, question: str) -> str:
+    """The answer as JSON, from this process, from the disk or from transformers."""
+    about = f"{_code()} {version('transformers')} {kind} {question}"
+    key = hashlib.sha256(about.encode()).hexdigest()
+    place = _folder() / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        if isinstance(kept, dict) and kept.get("key") == key:
+            return json.dumps(kept["answer"])
+    try:
+        answer = _ask(kind, json.loads(question))
+    except ValueError as error:
+        raise SourceError(
+            f"transformers {version('transformers')} cannot make the model that config.json "
+            f"describes: {error}"
+        ) from error
+    # What a config holds that is no JSON, e.g. a dtype of torch, is compared as a text.
+    text = json.dumps({"key": key, "answer": answer}, default=str)
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replace_with(place, sync=False) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return json.dumps(json.loads(text)["answer"])
+
+
+@functools.cache
+def _code() -> str:
+    """Stands for what is asked and how it is written down."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        root = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
+    except RuntimeError:
+        # A user without a home. Nothing can be read or written below this.
+        root = Path(os.devnull)
+    return root / "mergeops" / "architectures"

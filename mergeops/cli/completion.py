@@ -1,0 +1,66 @@
+"""Shell completion of overrides: keys, and after ``=`` the names and words that a key takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from mergeops.recipe import GROUPS, WORDS, keys, options_of, packaged_conf
+from mergeops.search import parameter_types
+
+
+def complete_overrides(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """What may stand where the cursor is; bash cuts words at ``=``, so there the part behind it."""
+    before = [str(word) for word in ctx.params.get(parameter.name or "") or ()]
+    key, equals, value = incomplete.partition("=")
+    prefix = f"{key}="
+    if not incomplete and before and before[-1] in (*GROUPS, *WORDS, "strategy"):
+        # click takes the sign itself away, and a key without one is no word of its own.
+        key, equals, value, prefix = before[-1], "=", "", ""
+    elif len(before) > 1 and before[-1] == "=":
+        key, equals, value, prefix = before[-2], "=", incomplete, ""
+    if equals:
+        config_dir = ctx.params.get("config_dir")
+        found = values(key, Path(config_dir) if config_dir else None)
+        return [
+            CompletionItem(prefix + name, help=about)
+            for name, about in found.items()
+            if name.startswith(value)
+        ]
+    marks = "".join(mark for mark in ("~", "++", "+") if incomplete.startswith(mark))[:2]
+    wanted = incomplete.removeprefix(marks)
+    found_keys = [*keys(_method(before)), "strategy"]
+    return [
+        CompletionItem(f"{marks}{name}=") for name in found_keys if name.startswith(wanted)
+    ] + _recipe_files(incomplete)
+
+
+def values(key: str, config_dir: Path | None) -> dict[str, str]:
+    """The values that a key takes by name -> what is said of each."""
+    group = "search" if key == "strategy" else key
+    if group in GROUPS:
+        folders = [packaged_conf(), *([config_dir] if config_dir else [])]
+        strategies = parameter_types() if group == "search" else {}
+        options = options_of(group, folders, strategies)
+        return {name: "packaged" if packaged else "yours" for name, packaged in options.items()}
+    return dict.fromkeys(WORDS.get(key, ()), "")
+
+
+def _method(before: Sequence[str]) -> str | None:
+    chosen = [word.removeprefix("method=") for word in before if word.startswith("method=")]
+    return chosen[-1] if chosen else None
+
+
+def _recipe_files(incomplete: str) -> list[CompletionItem]:
+    folder, _, start = incomplete.rpartition("/")
+    here = Path(folder or ".")
+    if not here.is_dir():
+        return []
+    found = sorted(p for p in here.iterdir() if p.suffix in (".yaml", ".yml"))
+    names = [path.name for path in found if path.name.startswith(start)]
+    return [CompletionItem(f"{folder}/{name}" if folder else name) for name in names]

@@ -1,0 +1,86 @@
+"""Which of a task's metrics chooses between models, and which way it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mergeops.errors import EvaluationError
+from mergeops.evaluate.metric_kinds import aggregation_of, unusable
+
+
+def choose_metric(
+    name: str, chosen: str | None, task: Any, docs: Sequence[Any], preferred: Sequence[str] = ()
+) -> tuple[str, str]:
+    """The metric and the filter that a task is scored by.
+
+    Args:
+        name: of the task.
+        chosen: ``evaluate.metrics`` for this task: ``acc``, or ``exact_match,strict-match`` to
+            choose one of several filters as well.
+        task: lm-eval's.
+        docs: its items.
+        preferred: what the group that names the task aggregates; taken before the task's own
+            order where nothing is chosen.
+
+    Raises:
+        EvaluationError: the task has no such metric or filter, or lm-eval has no number of it.
+    """
+    metrics, filters = _metrics(task, docs), [ensemble.name for ensemble in task._filters]
+    metric, _, chosen_filter = (chosen or "").partition(",")
+    if chosen is None:
+        fitting = [m for m in preferred if m in metrics] or metrics
+        metric = "acc" if "acc" in fitting else fitting[0]
+    if metric not in metrics:
+        raise EvaluationError(
+            f"evaluate.metrics.{name} is {chosen!r}; task {name} has: {', '.join(metrics)}"
+        )
+    if chosen_filter and chosen_filter not in filters:
+        raise EvaluationError(
+            f"evaluate.metrics.{name} is {chosen!r}; the filters of task {name} are: "
+            f"{', '.join(filters)}"
+        )
+    if reason := _unusable(task, metric):
+        others = [other for other in metrics if not _unusable(task, other)]
+        raise EvaluationError(
+            f"metric {metric} of task {name} cannot be chosen: {reason}; set "
+            f"evaluate.metrics.{name} to one of: {', '.join(others) or 'none'}"
+        )
+    return metric, chosen_filter or filters[0]
+
+
+def direction(name: str, metric: str, task: Any, stated: Mapping[str, bool]) -> bool:
+    """Whether more of a metric is better: as ``evaluate.higher_is_better`` says, else lm-eval.
+
+    Raises:
+        EvaluationError: neither does.
+    """
+    said = stated.get(name, task.higher_is_better().get(metric))
+    if not isinstance(said, bool):
+        raise EvaluationError(
+            f"task {name}: neither its file nor lm-eval says whether more of metric {metric} is "
+            f"better; set evaluate.higher_is_better.{name}=true, or =false"
+        )
+    return said
+
+
+def _unusable(task: Any, metric: str) -> str:
+    own_results = task.get_config("process_results") is not None
+    return unusable(metric, aggregation_of(task, metric), own_results=own_results)
+
+
+def _metrics(task: Any, docs: Sequence[Any]) -> list[str]:
+    """What the task gives of an item; a function in its metric_list may give several.
+
+    Those are known when it is called: with an empty answer to the first item.
+    """
+    declared = list(task.aggregation())
+    listed = task.get_config("metric_list") or []
+    functions = [e["metric"] for e in listed if callable(e.get("metric")) or e.get("hf_evaluate")]
+    if not functions or task.get_config("process_results") is not None or not docs:
+        return declared
+    try:
+        given = list(task.process_results(docs[0], [""]))
+    except Exception:  # the user's code, which need not take an empty answer
+        return declared
+    return given or declared

@@ -1,0 +1,108 @@
+"""Ids of special tokens: those of the tokenizer's input, and rows that the embeddings have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mergeops.checkpoint import CONFIG, GENERATION_CONFIG
+from mergeops.planning.inputs import PlannedInput, read_config_file
+
+ENDS = "eos_token_id"
+
+
+def reconciled(
+    contents: Mapping[str, dict[str, Any]],
+    home: PlannedInput,
+    speaker: PlannedInput,
+    ends: PlannedInput,
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Ids of special tokens are the tokenizer's input's, and what ends a text is that of the
+    template's."""
+    changed, told = dict(contents), []
+    last = GENERATION_CONFIG if GENERATION_CONFIG in contents else CONFIG
+    for whose, names, keep in ((speaker, [*contents], None), (ends, [last], ENDS)):
+        if whose is home:
+            continue
+        for name in names:
+            theirs = _read_of(whose, name) or _read_of(whose, CONFIG)
+            ids = _differing(changed[name], theirs)
+            ids = {key: value for key, value in ids.items() if keep in (None, key)}
+            for key, value in ids.items():
+                told.append(
+                    f"{name}: {key} is {changed[name].get(key)} in {home.name}, and {value} in "
+                    f"{whose.name}, which the {'chat template' if keep else 'tokenizer'} is from; "
+                    f"the merge has {value}"
+                )
+            if ids:
+                changed[name] = _with_ids(changed[name], ids)
+    return changed, told
+
+
+def _read_of(planned: PlannedInput, name: str) -> dict[str, Any]:
+    files = (directory / name for directory in planned.directories)
+    return next((read_config_file(file) for file in files if file.is_file()), {})
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids of ``theirs`` that ``ours`` has otherwise, in the top level of both."""
+    return {
+        key: value
+        for key, value in theirs.items()
+        if key.endswith("_token_id") and value is not None and ours.get(key) != value
+    }
+
+
+def _with_ids(config: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with these ids, wherever it has them, and at its top."""
+    changed = {
+        key: _with_ids(value, {k: v for k, v in ids.items() if k in value})
+        if isinstance(value, Mapping)
+        else value
+        for key, value in config.items()
+    }
+    return {**changed, **ids}
+
+
+def check_special_tokens(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Warn of ids that no row of the embeddings has, and of texts longer than the context.
+
+    Args:
+        files: name -> content of the result's config.json and generation_config.json.
+    """
+    settings = text_settings(files[CONFIG])
+    rows, context = settings.get("vocab_size"), settings.get("max_position_embeddings")
+    warnings = []
+    for name, content in files.items():
+        for key, value in _ids(content if name != CONFIG else {**content, **settings}):
+            if isinstance(rows, int) and value >= rows:
+                warnings.append(
+                    f"{name}: {key} is {value}, and the vocabulary has {rows} rows: there is no "
+                    "such token"
+                )
+        for key in ("max_length", "max_new_tokens"):
+            value = content.get(key)
+            if name == CONFIG or not isinstance(context, int) or not isinstance(value, int):
+                continue
+            if value > context:
+                warnings.append(
+                    f"{name}: {key} is {value}, and the model's context has {context} positions; "
+                    "texts may be generated beyond it"
+                )
+    return warnings
+
+
+def text_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config.json that is about the text: all of it, but in multimodal models."""
+    for key in ("text_config", "llm_config", "language_config"):
+        if isinstance(config.get(key), Mapping):
+            return config[key]  # type: ignore[no-any-return]
+    return config
+
+
+def _ids(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for key, value in config.items():
+        if key.endswith("_token_id"):
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int):
+                    yield key, one

@@ -1,0 +1,67 @@
+"""Shell completion, as the shells ask for it: by an environment variable, in a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def completed(folder: Path, shell: str, *words: str) -> list[str]:
+    """What is offered for the last word; the shell's own columns are left out."""
+    environment = {
+        **os.environ,
+        "_MERGEOPS_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": " ".join(["mergeops", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "from mergeops.cli.main import cli; cli(prog_name='mergeops')"],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    if shell == "zsh":
+        return lines[1::3]
+    return [line.partition(",")[2] for line in lines]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    (tmp_path / "conf" / "recipe" / "mine.yaml").write_text("# @package _global_\n")
+    (tmp_path / "soup.yaml").write_text("method: linear\n")
+    return tmp_path
+
+
+def test_commands_are_offered(folder: Path) -> None:
+    assert completed(folder, "zsh", "rol") == ["rollback"]
+
+
+def test_methods_are_offered_behind_the_equals_sign(folder: Path) -> None:
+    assert completed(folder, "zsh", "run", "method=slerp") == ["method=slerp"]
+    assert "method=nuslerp" in completed(folder, "zsh", "run", "method=")
+    # bash cuts words at "=", so the part behind it is a word of its own.
+    assert completed(folder, "bash", "run", "method", "=", "sle") == ["slerp"]
+    assert "slerp" in completed(folder, "bash", "run", "method", "=")
+
+
+def test_recipes_of_the_config_directory_are_offered_beside_the_packaged_ones(
+    folder: Path,
+) -> None:
+    offered = completed(folder, "zsh", "run", "--config-dir", "conf", "recipe=")
+    assert {"recipe=mine", "recipe=soup"} <= set(offered)
+
+
+def test_keys_words_strategies_and_recipe_files_are_offered(folder: Path) -> None:
+    assert completed(folder, "zsh", "run", "dtype.save=b") == ["dtype.save=bfloat16"]
+    assert completed(folder, "zsh", "search", "strategy=gri") == ["strategy=grid"]
+    assert completed(folder, "zsh", "run", "evaluate.batch") == ["evaluate.batch_size="]
+    assert completed(folder, "zsh", "run", "method=ties", "method.dens") == ["method.density="]
+    assert completed(folder, "zsh", "run", "sou") == ["sources=", "soup.yaml"]

@@ -1,0 +1,293 @@
+"""What is mutated: one small valid file of every kind that mergeops reads, and what reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+MERGEKIT = """merge_method: ties
+base_model: in/base
+models:
+- model: in/a
+  parameters:
+    weight: [0.2, 0.8]
+    density: 0.5
+- model: in/b
+  parameters:
+    weight:
+    - filter: mlp
+      value: 0.3
+    - value: 0.7
+parameters:
+  normalize: true
+tokenizer:
+  source: union
+  tokens:
+    <s>:
+      source: in/a
+dtype: float32
+slices:
+"""
+RECIPE = """# @package _global_
+method: {name: ties, density: 0.5}
+base: in/base
+seed: 3
+name: of-${seed}
+sources:
+  a:
+    uri: in/a
+    weight: 0.5
+  b: {uri: in/b}
+rules:
+- match: '*mlp*'
+  method: {name: linear}
+evaluate:
+  tasks: [arc_easy]
+  metrics: {arc_easy: acc}
+promote:
+  alpha: 0.05
+tracking:
+  experiment: e
+path_map: {/old: /new}
+dtype: {compute: float32}
+"""
+STATE = {
+    "best_metric": 0.5,
+    "best_model_checkpoint": "out/checkpoint-2",
+    "global_step": 4,
+    "log_history": [
+        {"epoch": 1.0, "loss": 2.0, "step": 1},
+        {"epoch": 2.0, "eval_loss": 1.5, "step": 2},
+        {"epoch": 4.0, "eval_loss": 1.25, "step": 4},
+    ],
+}
+
+
+class AcceptedError(AssertionError):
+    """What was accepted is not right."""
+
+
+@dataclass(frozen=True)
+class FuzzKind:
+    """One kind of file."""
+
+    name: str
+    files: tuple[str, ...]
+    """Patterns of paths that are mutated, relative to the place."""
+    act: Callable[[random.Random], None]
+    """Reads them, in the place as current directory."""
+    weight: int = 1
+    """How often it comes up."""
+
+    def paths(self, place: Path) -> list[Path]:
+        """The files of a place that this kind mutates."""
+        names = sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file())
+        return [place / name for name in names if any(fnmatch.fnmatch(name, f) for f in self.files)]
+
+
+def build(place: Path) -> None:
+    """Make the files, once; takes some seconds."""
+    import torch
+    from conftest import build_tokenizer
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    import mergeops
+
+    inputs = place / "in"
+    tokenizer = build_tokenizer(110)
+    torch.manual_seed(1)
+    config = LlamaConfig(vocab_size=110, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=2, max_position_embeddings=16)  # fmt: skip
+    for name in ("base", "a", "b"):
+        LlamaForCausalLM(config).save_pretrained(inputs / name)
+        tokenizer.save_pretrained(inputs / name)
+    LlamaForCausalLM(config).save_pretrained(inputs / "shards", max_shard_size="2KB")
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(inputs / "base"),
+        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    )
+    adapted.save_pretrained(inputs / "lora")
+    (inputs / "pickled").mkdir()
+    torch.save(LlamaForCausalLM(config).state_dict(), inputs / "pickled" / "pytorch_model.bin")
+    config.save_pretrained(inputs / "pickled")
+    (place / "recipe.yaml").write_text(RECIPE)
+    (place / "mergekit.yml").write_text(MERGEKIT)
+    (inputs / "checkpoint-4").mkdir()
+    (inputs / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(STATE))
+    os.chdir(place)
+    mergeops.merge(_recipe(), "merged")
+    _leave_partial(place)
+    _keep_trial(place)
+
+
+def _leave_partial(place: Path) -> None:
+    """A merge into ``cut`` that died before its last rename."""
+    import mergeops
+
+    child = os.fork()
+    if child == 0:
+        os.rename = lambda *_: os._exit(9)  # type: ignore[assignment]
+        try:
+            mergeops.merge(_recipe(), "cut")
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 9
+    # With its manifest it would count as finished; now each tensor is held against the journal.
+    (place / ".cut.partial" / "mergeops.json").unlink()
+
+
+def _keep_trial(place: Path) -> None:
+    """A trial that waits for ``sync``."""
+    from mergeops.recipe.recipe import Recipe
+    from mergeops.sources.source import Source
+    from mergeops.tracking.pending import Pending
+
+    sources = {n: Source(n, f"in/{n}", place / "in" / n, "0" * 64) for n in ("a", "b")}
+    kept = Pending(
+        folder=place / "kept" / "pending" / "0123",
+        name="trial",
+        plan_digest="0" * 64,
+        recipe=Recipe.from_dict(_recipe() | {"method": {"name": "linear"}}),
+        plan={"format": 1},
+        sources=sources,
+        base=None,
+        uri="sqlite:///x.db",
+        checkpoint=place / "merged",
+    )
+    kept.note_registration("skills")
+    kept.write()
+
+
+def _recipe(**changes: Any) -> dict[str, Any]:
+    return {
+        "method": {"name": "linear"},
+        "sources": {"a": {"uri": "in/a"}, "b": {"uri": "in/b"}},
+        **changes,
+    }
+
+
+def _merge(recipe: dict[str, Any], out: str = "out") -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    import mergeops
+
+    mergeops.merge(recipe, out)
+    problems = mergeops.verify(out).problems
+    if problems:
+        raise AcceptedError(f"what was merged does not verify: {problems}")
+    shards = list(Path(out).glob("*.safetensors"))
+    tensors = [t for shard in shards for t in load_file(shard).values()]
+    if not tensors or not all(torch.isfinite(t).all() for t in tensors):
+        raise AcceptedError("what was merged is empty or not finite")
+    json.loads(Path(out, "config.json").read_text())
+
+
+def merge_full(source: random.Random) -> None:
+    """Merge, match tokens or inspect."""
+    import mergeops
+
+    changes: dict[str, Any] = {}
+    if source.random() < 0.5:
+        changes["base"] = "in/base"
+    if source.random() < 0.5:
+        changes["tokenizer"] = {"source": source.choice(["union", "base", "a"])}
+    if source.random() < 0.2:
+        mergeops.inspect(_recipe(base="in/base"))
+        return
+    _merge(_recipe(**changes))
+
+
+def merge_shards(source: random.Random) -> None:
+    """Merge a sharded model with its twin."""
+    sources = {"a": {"uri": "in/shards"}, "b": {"uri": "in/b"}}
+    _merge(_recipe(sources=sources))
+
+
+def merge_adapter(source: random.Random) -> None:
+    """Merge an adapter."""
+    base = {"base": "in/base"} if source.random() < 0.7 else {}
+    _merge(_recipe(base="in/base", sources={"a": {"uri": "in/lora", **base}, "b": {"uri": "in/b"}}))
+
+
+def merge_pickled(source: random.Random) -> None:
+    """Convert and merge pickled weights."""
+    _merge(_recipe(sources={"a": {"uri": "in/pickled"}, "b": {"uri": "in/b"}}))
+
+
+def read_recipe(source: random.Random) -> None:
+    """Compose a recipe file, and write it down again."""
+    from mergeops.recipe import Recipe, compose
+
+    recipe = compose(recipe_file=Path("recipe.yaml")).to_dict()
+    json.dumps(recipe)
+    assert Recipe.from_dict(recipe).to_dict() == recipe or "nan" in str(recipe)
+
+
+def read_mergekit(source: random.Random) -> None:
+    """Compose mergekit's YAML."""
+    from mergeops.recipe import compose
+
+    json.dumps(compose(recipe_file=Path("mergekit.yml")).to_dict())
+
+
+def read_state(source: random.Random) -> None:
+    """Read a trainer's losses as adopt does."""
+    from mergeops.adoption import facts
+    from mergeops.sources.checkpoints import eval_losses
+    from mergeops.sources.remote.directory import LocalDirectory, read_json
+
+    state = read_json(LocalDirectory(Path("in/checkpoint-4")), "trainer_state.json") or {}
+    run: Any = SimpleNamespace(data=SimpleNamespace(metrics={}, params={}, tags={}))
+    eval_losses(state)
+    facts.metrics(run, state, 4)
+
+
+def verify_merged(source: random.Random) -> None:
+    """Verify a merge, then merge into its directory again."""
+    import mergeops
+
+    mergeops.verify("merged")
+    mergeops.merge(_recipe(), "merged")
+
+
+def go_on(source: random.Random) -> None:
+    """Go on with a merge that was cut off."""
+    _merge(_recipe(), "cut")
+
+
+def read_pending(source: random.Random) -> None:
+    """Read the trials that wait."""
+    from mergeops.tracking import pending_trials
+
+    for kept in pending_trials(Path("kept")):
+        dataclasses.replace(kept)
+        assert kept.is_ready in (True, False)
+
+
+KINDS = (
+    FuzzKind("safetensors", ("in/a/model.safetensors",), merge_full, 3),
+    FuzzKind("model config", ("in/a/config.json", "in/a/generation_config.json"), merge_full, 3),
+    FuzzKind("tokenizer", ("in/a/tokenizer*.json", "in/a/*.jinja"), merge_full, 4),
+    FuzzKind("index", ("in/shards/*.index.json",), merge_shards, 2),
+    FuzzKind("shards", ("in/shards/*.safetensors",), merge_shards),
+    FuzzKind("adapter config", ("in/lora/adapter_config.json",), merge_adapter, 3),
+    FuzzKind("adapter", ("in/lora/*.safetensors",), merge_adapter, 2),
+    FuzzKind("pickle", ("in/pickled/*.bin",), merge_pickled, 2),
+    FuzzKind("recipe", ("recipe.yaml",), read_recipe, 3),
+    FuzzKind("mergekit", ("mergekit.yml",), read_mergekit, 3),
+    FuzzKind("trainer state", ("in/checkpoint-4/*.json",), read_state),
+    FuzzKind("manifest", ("merged/mergeops.json",), verify_merged, 2),
+    FuzzKind("journal", (".cut.partial/journal.jsonl", ".cut.partial/*.safetensors"), go_on, 2),
+    FuzzKind("pending trial", ("kept/pending/*/trial.json",), read_pending, 2),
+)

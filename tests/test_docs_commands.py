@@ -1,0 +1,49 @@
+"""Every command line in the documentation is one that mergeops takes: command, options and keys."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from mergeops.cli.main import cli
+from mergeops.recipe import GROUPS, Recipe, keys
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("docs/faq.md", "docs/ci.md", "docs/shell.md", "docs/index.md")
+COMMAND = re.compile(r"^ {4,}(?:\$ |- run: |srun )*(mergeops [^|#\n]+)$", re.MULTILINE)
+
+
+def lines() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        for match in COMMAND.finditer((ROOT / page).read_text(encoding="utf-8")):
+            yield page, match[1].partition(" > ")[0].strip()
+
+
+def is_known(word: str) -> bool:
+    """Whether an override's key, or a group's name, is one that a recipe has."""
+    key = word.lstrip("~+").partition("=")[0]
+    if key.startswith(("sources.", "method.", "search.", "rules", "promote.", "path_map")):
+        return key.split(".")[0] in {*Recipe.keys(), *GROUPS}
+    return key in {*keys(), *GROUPS, "strategy"} or key.split(".")[0] in ("tokenizer",)
+
+
+@pytest.mark.parametrize(("page", "line"), list(lines()))
+def test_a_command_of_the_documentation_is_one(page: str, line: str) -> None:
+    if "<TAB>" in line:
+        return
+    name, *words = shlex.split(line)[1:]
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None, f"{page}: no command {name}"
+    # Refuses unknown options and missing arguments.
+    context = command.make_context(name, words)
+    overrides = [word for word in context.params.get("overrides") or () if "=" in word]
+    assert [word for word in overrides if not is_known(word)] == [], page
+
+
+def test_the_pages_have_commands() -> None:
+    assert len(list(lines())) > 40
