@@ -139,7 +139,7 @@ def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path 
         )
     model = dataclasses.replace(shards, tensors=adapter_names(found.path, shards.tensors))
     _check_rank(config_from / ADAPTER_CONFIG, model)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if left := len(shards.tensors) - len(model.tensors):
         notes = (f"{left} tensors of the base, which the adapter does not have, were left out",)
     return _Draft(model, True, config_from, tokenizer_directory([directory]), notes, None)

@@ -106,7 +106,10 @@ def _check_key(key: Any) -> None:
 
 # Python's own, not the one in C: that one makes room for whatever number of objects a damaged file
 # claims to have.
-class _Unpickler(pickle._Unpickler):
+_PYTHONS: Any = pickle._Unpickler
+
+
+class _Unpickler(_PYTHONS):  # type: ignore[misc]
     def __init__(
         self,
         stream: IO[bytes],
@@ -177,7 +180,7 @@ class _Unpickler(pickle._Unpickler):
         raise pickle.UnpicklingError("an instruction that no checkpoint has")
 
     dispatch = {  # noqa: RUF012
-        **pickle._Unpickler.dispatch,
+        **_PYTHONS.dispatch,
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_newobj,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
