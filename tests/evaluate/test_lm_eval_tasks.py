@@ -225,6 +225,7 @@ def test_forty_of_lm_evals_tasks_have_its_numbers_and_order_six_models_as_it_doe
         batch_size=8,
         device="cpu",
         confirm_fraction=0.0,
+        num_fewshot=0,
         max_length=512,
     )
     names = list(load_tasks(spec).tasks)

@@ -209,7 +209,6 @@ def test_a_function_that_takes_no_empty_answer_is_known_by_its_name(write_task: 
     assert load_tasks(spec_for(several(write_task, code), "sums")).tasks["sums"].metric == "several"
 
 
-@pytest.mark.parametrize("named", ["both", "both.yaml"])
 @pytest.mark.parametrize(
     ("aggregated", "rule"),
     [
@@ -220,7 +219,7 @@ def test_a_function_that_takes_no_empty_answer_is_known_by_its_name(write_task: 
     ],
 )
 def test_a_group_has_lm_evals_rule_where_lm_eval_has_a_number_of_it(
-    write_task: Write, aggregated: Any, rule: bool | None, named: str
+    write_task: Write, aggregated: Any, rule: bool | None
 ) -> None:
     folder = write_task("a").parent
     write_task("b")
@@ -228,7 +227,7 @@ def test_a_group_has_lm_evals_rule_where_lm_eval_has_a_number_of_it(
     (folder / "both.yaml").write_text(
         yaml.safe_dump({k: v for k, v in config.items() if v is not None})
     )
-    groups = load_tasks(spec_for(folder, named)).groups
+    groups = load_tasks(spec_for(folder, "both")).groups
     assert {n: (g.tasks, g.by_size) for n, g in groups.items()} == (
         {} if rule is None else {"both": (("b", "a"), rule)}
     )
