@@ -49,11 +49,11 @@ class Catalogue:
             _check_files(self.folder)
         self._own = TaskManager(include_path=self.folder, include_defaults=False)
 
-    def build(self, name: str) -> tuple[list[Any], list[Any]]:
+    def build(self, name: str) -> tuple[list[Any], Any]:
         """The leaf tasks of a task, group or tag name, or of a YAML path, as lm-eval Task objects;
         of the path of a text file the task that measures its bits per byte.
 
-        Of a group also its ``AggMetricConfig``s, by which lm-eval gives it a number of its own.
+        Of a group also lm-eval's Group, which says how it has a number of its own; else None.
 
         Raises:
             EvaluationError: unknown name, broken YAML, unknown metric, missing data, no network.
@@ -61,11 +61,11 @@ class Catalogue:
         path = self._as_path(name)
         if path is not None and path.suffix in ENDINGS:
             with _explained(path.stem, {}):
-                return list(self._own.load([text_config(path)])["tasks"].values()), []
+                return list(self._own.load([text_config(path)])["tasks"].values()), None
         manager, entry = (self._own, _entry_of(path)) if path else self._lookup(name)
         if entry.kind.name == "TAG":
             leaves = sorted(entry.tags)
-            return [t for leaf in leaves for t in self._build_one(manager, leaf)[0]], []
+            return [t for leaf in leaves for t in self._build_one(manager, leaf)[0]], None
         if entry.kind.name == "GROUP" and self._borrows(entry):
             manager = self._with_shipped
         return self._build_one(manager, str(path) if path else name, entry)
@@ -88,7 +88,7 @@ class Catalogue:
             where = f"evaluate.include_path {self.folder} has: {', '.join(own) or 'none'}"
         raise EvaluationError(f"evaluate.tasks has {name!r}, which fits no task; {where}")
 
-    def _build_one(self, manager: Any, name: str, entry: Any = None) -> tuple[list[Any], list[Any]]:
+    def _build_one(self, manager: Any, name: str, entry: Any = None) -> tuple[list[Any], Any]:
         from lm_eval.tasks._yaml_loader import load_yaml
 
         entry = entry or manager.task_index[name]
@@ -107,9 +107,7 @@ class Catalogue:
             # Off the network, cached data still loads.
             with contextlib.nullcontext() if may_download else offline():
                 loaded = manager.load([spec])
-            group = loaded["groups"].get(entry.name)
-            aggregated = group.aggregate_metric_list if group is not None else None
-            return list(loaded["tasks"].values()), list(aggregated or [])
+            return list(loaded["tasks"].values()), loaded["groups"].get(entry.name)
 
     @cached_property
     def _hub_is_reachable(self) -> bool:

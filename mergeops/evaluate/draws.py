@@ -65,7 +65,7 @@ def _by_segment(
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
 
-    kinds = {
+    kinds: dict[Aggregation, Callable[[], Any]] = {
         metrics.bleu: BLEU,
         metrics.chrf: CHRF,
         metrics.chrfpp: lambda: CHRF(word_order=2),

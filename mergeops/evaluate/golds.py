@@ -21,7 +21,7 @@ def warn_of_golds(name: str, task: Any, docs: Sequence[Any]) -> None:
         task: lm-eval's.
         docs: its items.
     """
-    if task.get_config("doc_to_choice") is None or getattr(task, "multiple_input", 0):
+    if task.get_config("doc_to_choice") is None or getattr(task, "multiple_input", False):
         return
     other: list[tuple[int, str, str]] = []
     missing: list[tuple[int, Any, int]] = []

@@ -102,7 +102,8 @@ def load_tasks(spec: EvaluateSpec) -> TaskSet:
     with quiet():
         catalogue = Catalogue(spec.include_path)
         for entry in (name for pattern in spec.tasks for name in catalogue.expand(pattern)):
-            tasks, aggregated = catalogue.build(entry)
+            tasks, group = catalogue.build(entry)
+            aggregated = (group and group.aggregate_metric_list) or []
             for task in tasks:
                 name = str(task.task_name)
                 if name in loaded:
@@ -114,7 +115,7 @@ def load_tasks(spec: EvaluateSpec) -> TaskSet:
                 loaded[name] = _load(name, task, spec, [each.metric for each in aggregated])
             members = [loaded[str(task.task_name)] for task in tasks]
             if (by_size := _rule(members, aggregated)) is not None:
-                groups[entry] = GroupRule(tuple(task.name for task in members), by_size)
+                groups[group.name] = GroupRule(tuple(task.name for task in members), by_size)
     for key in ("metrics", "higher_is_better"):
         for name in getattr(spec, key):
             if name not in loaded:

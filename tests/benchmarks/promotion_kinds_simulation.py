@@ -3,8 +3,8 @@
     python tests/benchmarks/promotion_kinds_simulation.py [SEARCHES]
 
 Each search draws a parent and merges that are no better, chooses the best merge on dev and holds it
-against the parent on confirm, its first use: the choice (``Scores.merit``), the level (``level_of``)
-and the verdict (``gate.judge``) are the real ones. Prints the table of docs/evidence.md.
+against the parent on confirm, its first use. The choice (``Scores.merit``), level (``level_of``)
+and verdict (``gate.judge``) are the real ones. Prints the table of docs/evidence.md.
 """
 
 from __future__ import annotations

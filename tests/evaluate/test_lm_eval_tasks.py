@@ -41,14 +41,6 @@ def drop(i: int) -> Doc:
     }  # fmt: skip
 
 
-def coqa(i: int) -> Doc:
-    answers = {"input_text": [text(i)]}
-    return {
-        "story": text(i), "questions": {"input_text": [f"What {i}?"]}, "answers": answers,
-        "additional_answers": {"0": {"input_text": [WORDS[i]]}},
-    }  # fmt: skip
-
-
 TASKS: dict[str, tuple[str, Callable[[int], Doc]]] = {
     "lambada/lambada_openai.yaml": ("perplexity", lambda i: {"text": text(i)}),
     "lambada/lambada_standard.yaml": ("acc", lambda i: {"text": text(i)}),
@@ -153,7 +145,6 @@ TASKS: dict[str, tuple[str, Callable[[int], Doc]]] = {
         lambda i: {"question": text(i), "answers": [WORDS[i], text(i)]},
     ),
     "drop/default.yaml": ("f1", drop),
-    "coqa/default.yaml": ("f1", coqa),
     "gsm8k/gsm8k.yaml": (
         "exact_match,flexible-extract",
         lambda i: {"question": f"What is {i} and {i}?", "answer": f"It is\n#### {2 * i}"},
@@ -234,6 +225,7 @@ def test_forty_of_lm_evals_tasks_have_its_numbers_and_order_six_models_as_it_doe
         batch_size=8,
         device="cpu",
         confirm_fraction=0.0,
+        num_fewshot=0,
         max_length=512,
     )
     names = list(load_tasks(spec).tasks)

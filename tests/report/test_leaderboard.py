@@ -15,7 +15,7 @@ from mergeops.errors import EvaluationError
 from mergeops.report import board_tables
 from mergeops.report.leaderboard import Entry, Leaderboard, make_leaderboard
 from mergeops.report.plots import scores_figure
-from mergeops.scores import ItemResult, Scores, TaskScore
+from mergeops.scores import UNITS, GroupRule, ItemResult, Scores, TaskScore
 from mergeops.scores.proportions import tango_interval
 
 
@@ -230,6 +230,45 @@ def test_on_a_narrow_terminal_the_tasks_follow_and_no_number_is_cut() -> None:
     # On the summary, and once for every two of the six tasks.
     assert text.count("model-2") == 4
     assert text.count("0.200 [0.057, 0.510]") == 6
+
+
+def wiki(name: str, nats: list[float], words: list[float]) -> Entry:
+    items = tuple(
+        ItemResult(i, f"d{i}", f"p{i}", "t", n, "", w)
+        for i, (n, w) in enumerate(zip(nats, words, strict=True))
+    )
+    value = math.exp(sum(nats) / sum(words))
+    facts = {"higher_is_better": False, "kind": UNITS, "by_log": True}
+    task = TaskScore("wiki", "word_perplexity", value, None, items, "1", "x", **facts)
+    return Entry(name, "merge", Scores("00", "dev", {"wiki": task}, {}))
+
+
+def test_models_are_ranked_by_lm_evals_perplexity_and_not_by_that_of_the_average_text() -> None:
+    board = make_leaderboard(
+        [wiki("short texts", [110.0, 3.0], [100, 3]), wiki("long texts", [100.0, 9.0], [100, 3])]
+    )
+    assert [row.name for row in board.rows] == ["long texts", "short texts"]
+    assert board.rows[0].pooled == pytest.approx(math.exp(109 / 103))
+    assert "word_perplexity over all items, compared by nats a unit." in (
+        board_tables.board_markdown(board)
+    )
+
+
+def test_a_group_has_a_column_with_its_own_number_and_ranks_by_it() -> None:
+    rule = {"both": GroupRule(("a", "b"), by_size=False)}
+
+    def of(name: str, a: list[float], b: list[float]) -> Entry:
+        return Entry(name, "merge", dataclasses.replace(scores(a=a, b=b), groups=rule))
+
+    board = make_leaderboard(
+        [of("by items", [0.0, 0.0], [1.0] * 8), of("by tasks", [1.0, 1.0], [1.0] * 5 + [0.0] * 3)]
+    )
+    assert [row.name for row in board.rows] == ["by tasks", "by items"]
+    lines = board_tables.board_markdown(board).splitlines()
+    assert lines[0].split(" | ")[5] == "both"
+    assert "0.812" in lines[2].split(" | ")[5]
+    assert "All tasks: lm-eval's number of both." in lines[-1]
+    assert board.to_dict()["rows"][0]["groups"]["both"]["value"] == pytest.approx(0.8125)
 
 
 def test_names_are_text_and_not_markup() -> None:
