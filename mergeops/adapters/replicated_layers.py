@@ -59,7 +59,8 @@ def with_replicated_layers(
 
 def _order(where: str, ranges: Any, count: int) -> list[int]:
     order: list[int] = []
-    for pair in ranges if isinstance(ranges, list) else [None]:
+    pairs: list[Any] = ranges if isinstance(ranges, list) else [None]
+    for pair in pairs:
         is_range = isinstance(pair, list) and len(pair) == 2 and all(type(i) is int for i in pair)
         if not is_range or not 0 <= pair[0] < pair[1] <= count:
             raise SourceError(f"{where}; it takes a list of [from, to] from 0 to {count}")
