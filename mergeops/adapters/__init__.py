@@ -4,7 +4,12 @@ Stands on: architectures, checkpoint, errors, lazy_torch, schema.
 """
 
 from mergeops.adapters.adapter import Adapter, open_adapter
-from mergeops.adapters.adapter_config import AdapterConfig, checked, read_adapter_config
+from mergeops.adapters.adapter_config import (
+    AdapterConfig,
+    checked,
+    in_full_precision,
+    read_adapter_config,
+)
 from mergeops.adapters.adapter_reader import AdapterReader
 from mergeops.adapters.kinds import EXACT, INPUT_DEPENDENT
 
@@ -15,6 +20,7 @@ __all__ = [
     "AdapterConfig",
     "AdapterReader",
     "checked",
+    "in_full_precision",
     "open_adapter",
     "read_adapter_config",
 ]

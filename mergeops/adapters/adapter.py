@@ -8,22 +8,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergeops.adapters.adapter_config import AdapterConfig, read_adapter_config
-from mergeops.adapters.adapter_tensors import ModuleTensors, sort_tensors
+from mergeops.adapters.adapter_config import (
+    AdapterConfig,
+    in_full_precision,
+    read_adapter_config,
+)
+from mergeops.adapters.adapter_tensors import ModuleTensors, SortedTensors, sort_tensors
 from mergeops.adapters.base_names import EMBEDDINGS, HEAD_ENDINGS, BaseNames
 from mergeops.adapters.kinds import LORA_SETTINGS
 from mergeops.adapters.lora_factors import LoraFactors, check_shape
 from mergeops.adapters.module_patterns import module_pattern
+from mergeops.adapters.replicated_layers import with_replicated_layers
 from mergeops.adapters.vocabularies import settle_vocabulary
 from mergeops.adapters.weight_changes import AdaptedLayer, ByPeft, Change, TensorOrigin, TokenRows
 from mergeops.checkpoint import (
     ADAPTER,
+    ADAPTER_CONFIG,
+    CONFIG,
     FLOATS,
     PICKLED_ADAPTER,
     Checkpoint,
     StoredTensor,
     open_checkpoint,
     read_headers,
+    read_json,
 )
 from mergeops.errors import SourceError
 
@@ -83,7 +91,13 @@ class _Opening:
         self._config = config
         self._base = base
         self._own = own
-        self._names = BaseNames(str(path), base)
+        settings = read_json(base.path / CONFIG) if (base.path / CONFIG).is_file() else {}
+        self._config_changes: dict[str, Any] = {}
+        if ranges := config.content.get("layer_replication"):
+            base, self._config_changes = with_replicated_layers(str(path), ranges, base, settings)
+            settings |= self._config_changes
+            self._base = base
+        self._names = BaseNames(str(path), base, settings)
         self._factors = LoraFactors(config, own, self._names)
         self._origins: dict[str, TensorOrigin] = {}
         self._changes: dict[str, Change] = {}
@@ -94,6 +108,7 @@ class _Opening:
         if kind == "LORA":
             self._check_settings()
         found = sort_tensors(kind, self._own.tensors)
+        self._check_complete(found)
         for name, key in found.replaced.items():
             self._replace(name, key)
         for group in found.modules:
@@ -121,9 +136,53 @@ class _Opening:
             changes=settled.changes,
             layers=self._layers,
             shared=found.shared,
-            config_changes=settled.config_changes,
-            notes=settled.notes,
+            config_changes={**self._config_changes, **settled.config_changes},
+            notes=(*settled.notes, *self._notes(found)),
         )
+
+    def _check_complete(self, found: SortedTensors) -> None:
+        """What the config says was trained is in the file."""
+        setting = self._config.setting
+        missing = []
+        if setting("trainable_token_indices") and not found.rows:
+            missing.append("trainable_token_indices")
+        if setting("target_parameters") and not found.modules:
+            missing.append("target_parameters")
+        kept = {name.rpartition(".")[0] for name in found.replaced}
+        modules = {name.rpartition(".")[0] for name in self._base.tensors}
+        named = setting("modules_to_save", [])
+        for name in [named] if isinstance(named, str) else named:
+            is_in = [any(_is_ending(m, name) for m in group) for group in (modules, kept)]
+            if is_in == [True, False]:
+                missing.append(f"modules_to_save {name}")
+        if missing:
+            raise SourceError(
+                f"{self._path}: {ADAPTER_CONFIG} names {', '.join(missing)}, but {ADAPTER} has "
+                "nothing of it: the save was not whole; take another checkpoint of this training"
+            )
+
+    def _notes(self, found: SortedTensors) -> list[str]:
+        notes = []
+        name = self._config.base_name or ""
+        if in_full_precision(name) != name:
+            notes.append(
+                f"{self._path} was trained on {name}, the same model with weights of 4 bits; it is "
+                f"applied to the weights of {self._base.path}"
+            )
+        named = self._config.setting("target_modules", [])
+        if isinstance(named, str) or self._config.setting("layers_to_transform") is not None:
+            return notes
+        there = {group.module for group in found.modules}
+        modules = [t.removesuffix(".weight") for t in self._base.tensors if t.endswith(".weight")]
+        lacking = [m for m in modules if m not in there and self._is_named(m)]
+        saved = self._config.setting("modules_to_save", [])
+        lacking = [m for m in lacking if not any(_is_ending(m, name) for name in saved)]
+        if found.modules and lacking:
+            notes.append(
+                f"{self._path}: {ADAPTER_CONFIG} names modules that {ADAPTER} has nothing for "
+                f"({len(lacking)}, e.g. {lacking[0]}); they stay as in the base"
+            )
+        return notes
 
     def _order_layers(self) -> None:
         """Bring all modules that the config names into the order of the model, in which PEFT hands
@@ -157,7 +216,7 @@ class _Opening:
                 where = f"{self._path}: {key}"
                 found = module_pattern(where, named, False).matches(module)
             else:
-                found = any(module == name or module.endswith(f".{name}") for name in named)
+                found = any(_is_ending(module, name) for name in named)
             if found is not expected:
                 return False
         return True
@@ -279,3 +338,8 @@ class _Opening:
                 f"{self._path}: {key} and another change of {tensor} lie on top of each other"
             )
         self._changes[tensor] = TokenRows(key, tokens)
+
+
+def _is_ending(module: str, name: str) -> bool:
+    """Whether a name is a module's, or its last parts."""
+    return module == name or module.endswith(f".{name}")

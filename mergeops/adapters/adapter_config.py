@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ SETTINGS: dict[str, Any] = {
     "n_frequency_pattern": Mapping[str, int] | None,
 }
 """Key -> type, for keys that mean the same in every kind that has them."""
+_FOUR_BIT = re.compile(r"(-unsloth)?-bnb-4bit/?$")
 OWN_RANKS = ("ADALORA", "OSF")
 """Kinds whose rank_pattern holds something else than a rank for a pattern."""
 MAY_BE_ZERO = ("OFT",)
@@ -143,6 +145,12 @@ def checked(content: Mapping[str, Any], shown: str) -> AdapterConfig:
         revision=values.get("revision") or None,
         content=dict(content),
     )
+
+
+def in_full_precision(name: str) -> str:
+    """The name of the model whose weights a 4-bit repository holds rounded, as Unsloth and others
+    name them; other names as they are."""
+    return _FOUR_BIT.sub("", name)
 
 
 def _converted(where: str, key: str, value: Any, hint: Any) -> Any:

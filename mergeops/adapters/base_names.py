@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from mergeops.architectures import ModelFit, read_fit
-from mergeops.checkpoint import CONFIG, Checkpoint, read_json
+from mergeops.checkpoint import Checkpoint
 from mergeops.errors import SourceError
 
 HEAD = "lm_head.weight"
@@ -37,20 +37,16 @@ class BaseNames:
     Args:
         adapter: what messages call the adapter.
         base: the base's headers.
+        config: its config.json; empty where it has none.
     """
 
-    def __init__(self, adapter: str, base: Checkpoint) -> None:
+    def __init__(self, adapter: str, base: Checkpoint, config: Mapping[str, Any]) -> None:
+        self.config = config
         self._adapter = adapter
         self.base = base
         self.tensors = dict(base.tensors)
         """The base's, and heads that are no tensors of their own, where one was asked for."""
         self._beginnings: set[tuple[str, str]] = set()
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The base's config.json; empty where it has none."""
-        file = self.base.path / CONFIG
-        return read_json(file) if file.is_file() else {}
 
     @cached_property
     def fit(self) -> ModelFit | None:

@@ -130,7 +130,8 @@ class ModulePattern:
 
     def _add_one(self, operation: Any, argument: Any, start: int) -> int:
         if operation in (codes.MAX_REPEAT, codes.MIN_REPEAT):
-            return self._add_repetition(*argument, start)
+            least, most, inner = argument
+            return self._add_repetition(least, most, inner, start)
         end = self._state()
         if operation is codes.SUBPATTERN:
             _, added, removed, inner = argument

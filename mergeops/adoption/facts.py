@@ -6,13 +6,12 @@ Params are what each trainer's MLflow integration really logs; values are Python
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeops.adapters import AdapterConfig
+from mergeops.adapters import AdapterConfig, in_full_precision
 from mergeops.checkpoint import ADAPTER_CONFIG, CONFIG, Quantisation, quantisation_of
 from mergeops.errors import SourceError
 from mergeops.sources import (
@@ -53,8 +52,6 @@ SHAPE_PARAMS = (
 )
 LOSSES = ("loss", "eval_loss", "train_loss")
 
-_FOUR_BIT = re.compile(r"(-unsloth)?-bnb-4bit$")
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -86,7 +83,7 @@ def base(
     found = _directory(store, run, choice, said.path)
     # What a 4-bit repository (Unsloth) is fine-tuned to merges with its 16-bit twin.
     name = said.path.partition("@")[0] if is_hub_name(said.path) else said.path
-    twin = _FOUR_BIT.sub("", name)
+    twin = in_full_precision(name)
     if twin != name:
         twin_found = _directory(store, run, choice, twin)
         if twin_found is not None or found is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergeops.adapters import read_adapter_config
+from mergeops.adapters import in_full_precision, read_adapter_config
 from mergeops.errors import SourceError
 from mergeops.sources.contents import Location, examine
 from mergeops.sources.hub import is_hub_name, pinned_name, snapshot_name
@@ -70,6 +70,10 @@ def is_base(said: SaidBase, uri: str) -> bool:
     Raises:
         SourceError: it names another commit of the same repository.
     """
+    twin = in_full_precision(said.name)
+    if twin != said.name and in_full_precision(uri) == uri:
+        # A 4-bit repository has commits of its own, which say nothing of the model's.
+        return is_base(SaidBase(twin), uri)
     named = uri.removeprefix(HUB) if uri.startswith(HUB) else snapshot_name(uri)
     ours = said.hub_name
     if named is not None and ours is not None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from support.adapted_models import adapt, merged, tiny
+
+from mergeops.adapters import EXACT, INPUT_DEPENDENT, open_adapter
+from mergeops.errors import SourceError
 
 TWO = ["q_proj", "down_proj"]
 
@@ -82,3 +89,65 @@ def test_merge_of_base_and_adapter_computes_what_the_adapted_model_computes(
     assert (adapted.logits - adapted.base_logits).abs().max() > 1e-4 * largest
     found = merged(adapted, tmp_path / "out")
     assert (found - adapted.logits).abs().max() <= 1e-5 * largest
+
+
+def test_page_of_formats_has_every_kind_and_what_happens_to_it() -> None:
+    page = Path(__file__).parents[2] / "docs" / "formats.md"
+    rows = re.findall(r"^\| `([A-Z_0-9]+)` \| (.+) \|$", page.read_text("utf-8"), re.MULTILINE)
+    expected = EXACT | {kind: f"it {why}" for kind, why in INPUT_DEPENDENT.items()}
+    assert dict(rows) == expected
+
+
+def test_every_exact_kind_is_tried() -> None:
+    # What BEFT adds is a bias, which the models of these tests have no place for.
+    assert {name.split()[0] for name in KINDS} == EXACT.keys() - {"BEFT"}
+
+
+def test_beft_is_exact_where_the_model_has_biases(tmp_path: Path) -> None:
+    import peft
+
+    config = peft.BeftConfig(target_modules=["q_proj"])
+    adapted = adapt(tiny(attention_bias=True), config, tmp_path)
+    found = merged(adapted, tmp_path / "out")
+    assert (found - adapted.logits).abs().max() <= 1e-5 * adapted.logits.abs().max()
+
+
+def test_what_peft_cannot_load_is_refused_with_the_module_and_its_reason(tmp_path: Path) -> None:
+    import peft
+
+    adapted = adapt(tiny(), peft.LoHaConfig(r=4, target_modules=TWO), tmp_path)
+    file = adapted.adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"r": 3}))
+    with pytest.raises(SourceError, match=r"PEFT cannot apply LOHA to model.layers.*size mismatch"):
+        merged(adapted, tmp_path / "out")
+
+
+def test_tensors_that_peft_does_not_know_are_refused(tmp_path: Path) -> None:
+    import peft
+
+    adapted = adapt(tiny(), peft.LoHaConfig(r=4, target_modules=TWO), tmp_path)
+    file = adapted.adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    odd = {next(iter(tensors)).replace("hada_w1_a", "hada_w9"): torch.zeros(2)}
+    save_file(tensors | odd, file)
+    with pytest.raises(SourceError, match=r"the adapter has .*hada_w9.*not as PEFT saves LOHA"):
+        merged(adapted, tmp_path / "out")
+
+
+def test_projections_of_frod_that_were_not_saved_are_refused(tmp_path: Path) -> None:
+    import peft
+
+    config = peft.FrodConfig(target_modules=["q_proj"], progressbar=False, save_projection=False)
+    adapted = adapt(tiny(), config, tmp_path)
+    with pytest.raises(SourceError, match="save the adapter again with save_projection=True"):
+        open_adapter(adapted.adapter, adapted.base)
+
+
+def test_order_of_modules_is_asked_of_transformers(tmp_path: Path) -> None:
+    import peft
+
+    config = peft.UniLoraConfig(r=4, theta_d_length=32, target_modules=TWO)
+    adapted = adapt(tiny(), config, tmp_path)
+    (adapted.base / "config.json").write_text(json.dumps({"model_type": "new"}))
+    with pytest.raises(SourceError, match="depends on the order of the model's modules"):
+        open_adapter(adapted.adapter, adapted.base)

@@ -146,6 +146,46 @@ def test_bias_on_a_layer_without_one_is_refused(tmp_path: Path) -> None:
         open_adapter(adapted.adapter, adapted.base)
 
 
+def test_replicated_layers_are_layers_of_the_merge(tmp_path: Path) -> None:
+    config = lora(layer_replication=[[0, 2], [1, 2]])
+    check(adapt(tiny(), config, tmp_path), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 3
+
+
+def edited(adapted: Adapted, **changes: Any) -> None:
+    file = adapted.adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"layer_replication": [[0, 3]]}, r"it takes a list of \[from, to\] from 0 to 2"),
+        ({"layer_replication": {"a": 1}}, r"it takes a list of \[from, to\] from 0 to 2"),
+        ({"trainable_token_indices": [3]}, "names trainable_token_indices, but .* has nothing"),
+        ({"modules_to_save": ["norm"]}, "names modules_to_save norm, but .* has nothing of it"),
+    ],
+)
+def test_what_the_config_names_and_the_files_lack_is_refused(
+    changes: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    adapted = adapt(tiny(), lora(), tmp_path)
+    edited(adapted, **changes)
+    with pytest.raises(SourceError, match=match):
+        open_adapter(adapted.adapter, adapted.base)
+
+
+def test_modules_that_the_file_has_nothing_for_and_a_base_of_four_bits_are_said(
+    tmp_path: Path,
+) -> None:
+    adapted = adapt(tiny(), lora(), tmp_path)
+    named = {"target_modules": [*TWO, "v_proj"], "base_model_name_or_path": "org/x-bnb-4bit"}
+    edited(adapted, **named)
+    first, second = open_adapter(adapted.adapter, adapted.base).notes
+    assert "trained on org/x-bnb-4bit, the same model with weights of 4 bits" in first
+    assert "(2, e.g. model.layers.0.self_attn.v_proj); they stay as in the base" in second
+
+
 def experts(kind: str) -> Any:
     import transformers
 

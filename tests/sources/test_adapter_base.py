@@ -132,3 +132,11 @@ def test_an_absolute_base_that_is_here_needs_no_word(
     source = adapter(fabricate_adapter, str(full_and_adapter[0]))
     found = resolve_uri(str(source), cache_dir=tmp_path / "cache")
     assert found.adapter_base == full_and_adapter[0]
+
+
+@pytest.mark.parametrize("suffix", ["-bnb-4bit", "-unsloth-bnb-4bit"])
+def test_a_four_bit_repository_stands_for_the_model_whose_weights_it_rounds(
+    suffix: str, hub: Path, fabricate_adapter: Any, tmp_path: Path
+) -> None:
+    source = adapter(fabricate_adapter, f"org/base{suffix}", "1" * 40)
+    assert base_of(source, tmp_path, "hf://org/base").name == MAIN
