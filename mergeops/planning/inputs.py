@@ -120,7 +120,6 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
             hashed.
     """
     config_stamp = None
-    base_stamps: Mapping[str, FileStamp] = {}
     config_changes: Mapping[str, Any] = {}
     notes: tuple[str, ...] = ()
     base_stamps: dict[str, FileStamp] = {}

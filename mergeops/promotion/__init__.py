@@ -7,12 +7,13 @@ sources, store, tools, tracking, version.
 from mergeops.promotion.approval import approve, reject
 from mergeops.promotion.audit import Change
 from mergeops.promotion.champion import rollback
-from mergeops.promotion.confirm import Outcome, promote
+from mergeops.promotion.confirm import promote
 from mergeops.promotion.controls import Controls, run_controls
 from mergeops.promotion.gate import INCONCLUSIVE
 from mergeops.promotion.gate_checks import BETTER, FLOOR, RISE, GateCheck
 from mergeops.promotion.history import History, read_history
 from mergeops.promotion.hooks import configured, registry
+from mergeops.promotion.outcome import Outcome
 
 __all__ = [
     "BETTER",

@@ -77,7 +77,7 @@ class YamlItem:
             return self.node.value
         # YAML 1.1 takes 1e-5, without a dot, for a text; what is quoted is one.
         is_number = isinstance(value, str) and not self.node.style and _NUMBER.fullmatch(value)
-        return float(value) if is_number else value
+        return float(str(value)) if is_number else value
 
     @property
     def is_null(self) -> bool:
