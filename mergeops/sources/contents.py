@@ -146,7 +146,7 @@ def check_unwrapped(path: Path) -> None:
     if not wrapped:
         return
     beside = path.parent / "peft"
-    way = "save the model again after PEFT's merge_and_unload(), or name the adapter"
+    way = "name the directory that PEFT's save_pretrained wrote (adapter_config.json and weights)"
     if (beside / ADAPTER).is_file():
         way = f"name the adapter that was saved beside it: {beside}"
     raise SourceError(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,9 @@ from support.training_runs import Fabricator, discover
 from mergeops.adoption.found import FoundRun
 from mergeops.errors import SourceError
 from mergeops.recipe.settings import TrackingSpec
+from mergeops.recover import recover
+from mergeops.sources.leftovers import unread_weights
+from mergeops.sources.remote.directory import LocalDirectory
 from mergeops.sources.resolution import resolve_uri
 from mergeops.sources.source import Source
 
@@ -195,25 +194,30 @@ def touch(folder: Path, *names: str) -> None:
         ),
         (
             [f"pytorch_model_fsdp_0/{n}" for n in (".metadata", "__0_0.distcp", "__1_0.distcp")],
-            "shards of 2 rank(s), a finished FSDP save; make one file of them: accelerate mer",
+            "is no whole pickle of a checkpoint (EOFError): it was cut or damaged",
         ),
-        (["pytorch_model_fsdp_0/__0_0.distcp"], "without .metadata, which is written last: the sa"),
+        (
+            ["pytorch_model_fsdp_0/__0_0.distcp"],
+            "has no .metadata, which is written last: the save",
+        ),
         (
             ["config.json", "latest", "zero_to_fp32.py"]
             + [f"global_step4/zero_pp_rank_{r}_mp_rank_00_model_states.pt" for r in (0, 1)]
             + [f"global_step4/bf16_zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in (0, 1)],
-            "holds the DeepSpeed ZeRO shards of 2 rank(s) at step 4; make one checkpoint of the",
+            "latest names '', but there is only global_step4: the save did not finish",
         ),
         (
             ["config.json"] + [f"shard-0000{r}-model-00001-of-00001.safetensors" for r in (1, 2)],
-            "holds slices of tensors by 2 rank(s) (shard-*.safetensors), no whole tensors; make",
+            "model-00001-of-00001.safetensors has 0 bytes, too few for a safetensors file",
         ),
         (
             ["model_world_size_2_rank_0.pt", "huggingface/config.json"],
-            "verl's weights in 1 of 2 sh",
+            "model_world_size_2_rank_1.pt is missing, and with it a part of every tensor",
         ),
-        (["model/.metadata", "model/__0_0.distcp"], "under its trainer's own names; convert it w"),
-        (["iter/.metadata", "iter/__0_0.distcp", "iter/common.pt"], "under Megatron's names; make"),
+        (
+            ["model/.metadata", "model/__0_0.distcp"],
+            "model/.metadata is no whole pickle of a check",
+        ),
     ],
 )
 def test_shards_are_named_as_what_they_are(
@@ -235,23 +239,35 @@ def test_the_way_out_of_a_finished_fsdp_save_is_a_checkpoint_that_is_read(
     from safetensors.torch import load_file
 
     weights = load_file(fabricate.checkpoint / "model.safetensors")
-    shards = fabricate.folder / "out/checkpoint-4/pytorch_model_fsdp_0"
-    dcp.save({"model": weights}, checkpoint_id=shards, no_dist=True)
+    saved = fabricate.folder / "out/checkpoint-4"
+    dcp.save({"model": weights}, checkpoint_id=saved / "pytorch_model_fsdp_0", no_dist=True)
     fabricate.run(params={"output_dir": str(fabricate.folder / "out")})
-    told = str(only(fabricate).problem).partition("make one file of them: ")[2]
-    words = told.partition(",")[0].split()
-    assert words == ["accelerate", "merge-weights", str(shards), "NEW_DIR"]
+    assert f"`mergeops recover {saved} OUT --base BASE`" in str(only(fabricate).problem)
     made = fabricate.folder / "made"
-    command = Path(sys.executable).with_name("accelerate")
-    program = (
-        [str(command)]
-        if command.exists()
-        else [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
-    )
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([*program, *words[1:3], str(made)], check=True, env=environment, timeout=120)
-    shutil.copy(fabricate.checkpoint / "config.json", made)
+    recover(saved, made, base=fabricate.checkpoint)
     assert resolve_uri(str(made), cache_dir=fabricate.folder / "cache").path == made
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (["pytorch_model_fsdp_0/.metadata"], "what FSDP saved in pieces"),
+        (["__0_0.distcp", "__1_0.distcp"], "the torch.distributed.checkpoint shards of 2 rank(s)"),
+        (
+            [f"global_step4/zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in (0, 1)],
+            "the DeepSpeed ZeRO shards of 2 rank(s) at step 4",
+        ),
+        ([f"shard-0000{r}-model-00001-of-00001.safetensors" for r in (1, 2)], "slices of tensors"),
+        (["model_world_size_2_rank_0.pt"], "verl's weights in 1 of 2 shards"),
+    ],
+)
+def test_pieces_in_a_store_are_named_by_their_files_with_what_puts_them_together(
+    files: list[str], wanted: str, tmp_path: Path
+) -> None:
+    touch(tmp_path, *files)
+    place = LocalDirectory(tmp_path)
+    told = str(unread_weights(place, place.entries()))
+    assert wanted in told and "`mergeops recover DIR OUT --base BASE`" in told
 
 
 def test_a_run_that_waits_for_its_marker_keeps_the_checkpoint_before(
