@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergeops.adoption.found import FoundRun
+from mergeops.checkpoint import ADAPTER_CONFIG
 
 SAMPLE_BYTES, SAMPLES = 4096, 16
 
@@ -38,7 +39,7 @@ def _files(run: FoundRun) -> list[Path]:
     folder = Path(str(run.checkpoint))
     names = sorted(folder.glob("*.safetensors")) if folder.is_absolute() else []
     # Equal factors with another scale are other weights.
-    return [*names, *folder.glob("adapter_config.json")] if names else []
+    return [*names, *folder.glob(ADAPTER_CONFIG)] if names else []
 
 
 def _samples(run: FoundRun) -> tuple[tuple[str, int, bytes], ...]:

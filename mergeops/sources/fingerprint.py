@@ -104,7 +104,9 @@ def _values(state: Mapping[str, Any]) -> dict[str, dict[int, float]]:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("step"), int):
             continue
         for name, value in entry.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            # A number of hundreds of digits is none that was logged.
+            if is_number and (isinstance(value, float) or abs(value) < 1e308):
                 values[str(name)][entry["step"]] = float(value)
     return values
 

@@ -96,6 +96,7 @@ def test_it_is_a_part_of_what_is_scored(model: Path, name: str) -> None:
 
 def test_it_is_packaged_for_mlflow(model: Path, name: str, tmp_path: Path) -> None:
     (tmp_path / "description").mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}')
     files = layout(model, tmp_path / "description")
     assert files[f"components/tokenizer/{name}"] == model / name
 

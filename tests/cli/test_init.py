@@ -34,6 +34,8 @@ def finetunes(
     (tmp_path / "tasks" / "sums.yaml").write_text("task: sums\noutput_type: multiple_choice\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store)
+    # What another test of this process has set would win over the environment.
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
     return tmp_path
 
 

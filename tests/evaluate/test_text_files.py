@@ -98,7 +98,9 @@ def test_bits_per_byte_are_those_of_lm_evals_own_model(
     request = Instance("loglikelihood_rolling", {}, (passage,), 0)
     [total] = model.loglikelihood_rolling([request], disable_tqdm=True)
     bits = -total / math.log(2) / len(passage.encode())
-    assert task.items[0].value == pytest.approx(bits, rel=1e-5)
+    first = task.items[0]
+    assert first.value / first.weight == pytest.approx(bits, rel=1e-5)
+    assert first.weight == len(passage.encode())
 
 
 def test_what_cannot_be_a_held_text_is_refused(held: Path) -> None:

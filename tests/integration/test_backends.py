@@ -209,7 +209,7 @@ def test_names_and_values_that_a_strict_database_refuses_are_mapped_and_kept_in_
     assert len([name for name in run.data.metrics if name.startswith("ttt")]) == 2
     assert len(run.data.params["sources.math.uri"]) == 6000
     assert "nuland" in run.data.params["sources.dates.uri"]
-    assert client.get_model_version("strict", str(version)).description.startswith("nnn")
+    assert client.get_model_version("strict", str(version)).description.count("n") > 200
     assert read_recipe(case.tracking, log.run_id)["sources"]["math"]["uri"].endswith(long)
     assert scored_runs(case.tracking)[0].scores.tasks.keys() == scores.tasks.keys()
 

@@ -171,6 +171,8 @@ def test_kill_in_the_middle_of_scoring_redoes_nothing_that_was_finished(place: P
         path: path.stat().st_mtime_ns
         for path in (place / "mergeops-work").rglob("*")
         if path.suffix in (".json", ".safetensors") and "cache" not in path.parts
+        # How fast this machine is, which every command adds to.
+        if path.name != "pace.json"
     }
     assert len([path for path in finished if "scores" in path.parts]) < 10
 

@@ -130,8 +130,9 @@ def test_the_digest_of_a_recipe_is_the_one_that_names_its_search_in_mlflow() -> 
     assert recipe.sha256() == DIGEST
 
 
-# Of mergeops 0.2.0, whose recipes have tracking.register and a gate that looks at the base.
-DIGEST = "9dcbec426de0ca9514a519d09ac1a03e9d91054c70a6d03e0fee56dcffc85d95"
+# Of mergeops 0.2.0, whose recipes have tracking.register, evaluate.higher_is_better and a gate that
+# looks at the base.
+DIGEST = "a823a8917a7626805589e455e90133e91006ca20919d4efce8328126b94ed6d4"
 
 
 def test_two_strategies_of_one_name_are_refused(toy: None) -> None:
