@@ -207,7 +207,7 @@ def test_every_kind_of_metric_has_lm_evals_number_and_orders_six_models_as_it_do
         check_order(differences, wanted, higher_is_better=alone[0].higher_is_better)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("by_size", [True, False])
 @pytest.mark.parametrize(
     ("metric", "changes"),

@@ -45,7 +45,7 @@ def objects(s3: S3, bucket: str, part: str) -> dict[str, Any]:
     return {e["Key"].split(part)[1]: e for e in found if part in e["Key"]}
 
 
-@pytest.mark.parametrize("backend", ["full", "direct"])
+@pytest.mark.parametrize("backend", [pytest.param("full", marks=pytest.mark.sweep), "direct"])
 def test_a_whole_trial_is_tracked_promoted_loaded_and_verified(
     backend: str, place: Path, s3: S3, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

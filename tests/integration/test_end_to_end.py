@@ -116,6 +116,7 @@ def test_from_sources_to_a_promoted_champion_and_back(place: Path) -> None:
     assert "every file is as its manifest says" in text
 
 
+@pytest.mark.sweep
 def test_a_search_shows_its_curves_while_it_runs_and_has_each_point_once_after_a_kill(
     place: Path,
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_search_shows_its_curves_while_it_runs_and_has_each_point_once_after_a
     assert (whole.info.run_id, whole.info.status) == (killed.info.run_id, "FINISHED")
 
 
+@pytest.mark.sweep
 def test_kill_in_the_middle_of_a_merge_leaves_nothing_that_looks_finished(place: Path) -> None:
     merges = place / "mergeops-work" / "merges"
     process = start(place, *RUN)
@@ -163,6 +165,7 @@ def test_kill_in_the_middle_of_a_merge_leaves_nothing_that_looks_finished(place:
     assert [p.name for p in merges.iterdir()] == [trial["plan_digest"][:16]]
 
 
+@pytest.mark.sweep
 def test_kill_in_the_middle_of_scoring_redoes_nothing_that_was_finished(place: Path) -> None:
     scores = place / "mergeops-work" / "scores"
     process = start(place, *RUN)

@@ -59,7 +59,7 @@ def test_a_study_beats_its_baselines_or_says_that_it_did_not(place: Path) -> Non
     assert {"study.json", "optuna.log"} <= names
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_killed_study_goes_on_and_is_the_same_study(place: Path) -> None:
     words = (*WORDS, "search.trials=3", "search.sampler=random")
     process = subprocess.Popen(
