@@ -19,7 +19,10 @@ from mergeops.store.connection import connect
 pytestmark = [pytest.mark.sweep, pytest.mark.slow]
 
 POINTS = 12
-RECIPE = "# @package _global_\nsources: {a: {uri: a}, b: {uri: b}}\ntracking: {heat_maps: false}\n"
+RECIPE = """# @package _global_
+sources: {a: {uri: a}, b: {uri: b}}
+tracking: {heat_maps: false, register: unscored}
+"""
 
 
 @pytest.fixture(scope="module")
