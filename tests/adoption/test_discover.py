@@ -432,7 +432,7 @@ def test_an_adapters_kind_and_whether_it_merges_are_read_from_its_own_config(
 def test_the_revision_of_an_adapters_base_is_part_of_its_name(
     fabricate: Fabricator, fabricate_adapter: Any
 ) -> None:
-    snapshot = f"/home/me/hub/models--org--base/snapshots/{'a' * 40}"
+    snapshot = f"/srv/hub/models--org--base/snapshots/{'a' * 40}"
     for name, base in {"pinned": "org/base", "path": snapshot}.items():
         output = fabricate.folder / "out" / name / "checkpoint-2"
         shutil.copytree(fabricate_adapter(base), output)

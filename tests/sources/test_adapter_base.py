@@ -96,7 +96,7 @@ def test_a_revision_that_is_written_out_for_one_adapter_is_meant(
 def test_a_path_into_another_machines_hub_cache_is_the_repository_and_its_commit(
     commit: str, hub: Path, fabricate_adapter: Any, tmp_path: Path
 ) -> None:
-    said = f"/home/her/.cache/huggingface/hub/models--org--base/snapshots/{commit}"
+    said = f"/srv/cache/hub/models--org--base/snapshots/{commit}"
     source = adapter(fabricate_adapter, said)
     assert base_of(source, tmp_path, f"hf://org/base@{commit}").name == commit
     with pytest.raises(SourceError, match=f"trained on hf://org/base@{commit}, which is not reac"):
