@@ -52,7 +52,7 @@ check: $(VENV)/.dev ## Check style and types, and run the quick tests, all at on
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target types lint quick
 
 quick: $(VENV)/.dev ## Run the tests that need neither servers nor torch
-	$(BIN)/python -m pytest --quick -m "not slow and not integration and not sweep"
+	$(BIN)/python -m pytest --quick $(WORKERS) -m "not slow and not integration and not sweep and not parity"
 
 test: $(VENV)/.dev ## Run the tests but for the long sweeps over crashes and faults: TEST=tests/methods
 	$(BIN)/python -m pytest $(WORKERS) -m "not sweep" $(TEST)
