@@ -1,6 +1,6 @@
 """The model that a config.json makes: its parameters, and how a checkpoint's tensors fit them.
 
-Stands on: checkpoint, errors.
+Stands on: checkpoint, errors, kernels.
 """
 
 from mergeops.architectures.kept_fits import read_fit, read_settings

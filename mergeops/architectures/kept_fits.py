@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ from mergeops.architectures.model_fit import ModelFit, Shape
 from mergeops.architectures.transformers_models import fit_of, settings_of
 from mergeops.checkpoint import replace_with
 from mergeops.errors import SourceError
+from mergeops.kernels import user_cache
 
 
 def read_fit(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> ModelFit | None:
@@ -91,7 +91,7 @@ def _answer(kind: str, question: str) -> str:
     """The answer as JSON, from this process, from the disk or from transformers."""
     about = f"{_code()} {version('transformers')} {kind} {question}"
     key = hashlib.sha256(about.encode()).hexdigest()
-    place = _folder() / f"{key}.json"
+    place = user_cache("architectures") / f"{key}.json"
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(place.read_text(encoding="utf-8"))
         if isinstance(kept, dict) and kept.get("key") == key:
@@ -119,13 +119,3 @@ def _code() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        root = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
-    except RuntimeError:
-        # A user without a home. Nothing can be read or written below this.
-        root = Path(os.devnull)
-    return root / "mergeops" / "architectures"

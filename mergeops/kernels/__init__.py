@@ -15,6 +15,7 @@ Stands on: nothing.
 """
 
 from mergeops.kernels.blocks import BLOCK, COLUMNS, NOT_FINITE, STRIPS, TOO_MANY, WIDTH
+from mergeops.kernels.cache_folder import user_cache
 from mergeops.kernels.loader import are_kept, loaded
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "WIDTH",
     "are_kept",
     "loaded",
+    "user_cache",
 ]

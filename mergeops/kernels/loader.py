@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from mergeops.kernels.blocks import BLOCK, RAISED
+from mergeops.kernels.cache_folder import user_cache
 
 Kernel = Callable[..., int]
 
@@ -102,13 +103,7 @@ def _key() -> str:
 
 
 def _place(key: str) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        root = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
-    except RuntimeError:
-        # A user without a home. Nothing can be read or written below this.
-        root = Path(os.devnull)
-    return root / "mergeops" / "kernels" / f"{key}.kernels"
+    return user_cache("kernels") / f"{key}.kernels"
 
 
 def _digest(key: str, content: bytes) -> bytes:

@@ -6,6 +6,7 @@ import datetime
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mergeops.checkpoint import size_text
 from mergeops.engine import MERGING, SCORING, read_pace
 from mergeops.evaluate import part_sizes, pick_devices
 from mergeops.recipe import Recipe
@@ -35,8 +36,8 @@ class Forecast:
         known = "it is not known how long, since nothing was done in this output.dir before"
         took = f"about {_clock(self.seconds)}, by its pace before" if self.seconds else known
         return (
-            f"at most {self.merges} merges, {_size(self.written)}, and {self.answers} answers of "
-            f"{models} models on {', '.join(self.devices)}: {took}"
+            f"at most {self.merges} merges, {size_text(self.written)}, and {self.answers} answers "
+            f"of {models} models on {', '.join(self.devices)}: {took}"
         )
 
 
@@ -71,14 +72,11 @@ def forecast(recipe: Recipe, tools: Tools, merges: int) -> Forecast:
 def cost(spent: Spent) -> str:
     """What was done, in one line."""
     return (
-        f"it took {spent.merges} merges, {_size(spent.written)}, in {_clock(spent.merging_s)}, and "
-        f"{spent.answers} answers of {spent.models} models in {_clock(spent.scoring_s)}"
+        f"it took {spent.merges} merges, {size_text(spent.written)}, in "
+        f"{_clock(spent.merging_s)}, and {spent.answers} answers of {spent.models} models in "
+        f"{_clock(spent.scoring_s)}"
     )
 
 
 def _clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
-
-
-def _size(n: int) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

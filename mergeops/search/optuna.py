@@ -165,7 +165,10 @@ def _report(
     against |= {name.replace(" ", "_"): c.scores for name, c in study.baselines.items()}
     asked = study.bench.cost.answers
     return {
-        "space": [dataclasses.asdict(axis) | {"methods": None} for axis in study.space.axes],
+        "space": [
+            dataclasses.asdict(axis) | {"methods": sorted(axis.methods or ())}
+            for axis in study.space.axes
+        ],
         "baselines": {
             name: {
                 "dev": scores.pooled,
