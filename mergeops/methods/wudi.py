@@ -192,8 +192,9 @@ def _minimum(matrices: Tensor, divisors: list[float], solved: Filter | None) -> 
     for matrix, divisor in zip(matrices, divisors, strict=True):
         along += matrix @ (matrix.T @ (matrix @ right.T)) / divisor
     if solved is None:
-        return along / eigenvalues @ right
+        exact: Tensor = along / eigenvalues @ right
+        return exact
     shares = solved(eigenvalues, columns)
     total = matrices.sum(dim=0)
-    unsolved = total - total @ right.T * shares @ right
+    unsolved: Tensor = total - total @ right.T * shares @ right
     return unsolved + along * (shares / eigenvalues.clamp(min=LEAST_EIGENVALUE)) @ right
