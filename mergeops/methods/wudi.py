@@ -196,5 +196,6 @@ def _minimum(matrices: Tensor, divisors: list[float], solved: Filter | None) -> 
         return exact
     shares = solved(eigenvalues, columns)
     total = matrices.sum(dim=0)
-    unsolved: Tensor = total - total @ right.T * shares @ right
-    return unsolved + along * (shares / eigenvalues.clamp(min=LEAST_EIGENVALUE)) @ right
+    unsolved = total - total @ right.T * shares @ right
+    filtered: Tensor = unsolved + along * (shares / eigenvalues.clamp(min=LEAST_EIGENVALUE)) @ right
+    return filtered
