@@ -50,7 +50,7 @@ def merge_matrices(
     return (base.double() + change).to(base.dtype)
 
 
-class Factors(NamedTuple):
+class SingularFactors(NamedTuple):
     """A matrix as ``left @ diag(values) @ right``; directions whose value is zero are left out."""
 
     left: Tensor
@@ -60,19 +60,19 @@ class Factors(NamedTuple):
     right: Tensor
     """``[k, c]``, orthonormal rows."""
 
-    def largest(self, k: int) -> Factors:
+    def largest(self, k: int) -> SingularFactors:
         """The first k of them, or all."""
-        return Factors(self.left[:, :k], self.values[:k], self.right[:k])
+        return SingularFactors(self.left[:, :k], self.values[:k], self.right[:k])
 
 
-def decompose(matrix: Tensor) -> Factors:
+def decompose(matrix: Tensor) -> SingularFactors:
     """The singular value decomposition of ``[r, c]`` float64, without the null space.
 
     What spans the null space is any basis of it: rounding chooses one, so no method may use it.
     """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     rank = int((values > negligible(values, matrix.shape)).sum())
-    return Factors(left, values, right).largest(rank)
+    return SingularFactors(left, values, right).largest(rank)
 
 
 def negligible(values: Tensor, shape: Sequence[int]) -> float:
