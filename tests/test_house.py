@@ -33,7 +33,7 @@ FLOORS = (
     ("sources",),
     ("adoption", "planning", "tracking"),
     ("engine", "lineage"),
-    ("cleanup", "inspection", "workshop"),
+    ("cleanup", "extraction", "inspection", "workshop"),
     ("tools",),
     ("pipeline",),
     ("promotion",),

@@ -77,12 +77,13 @@ class BaseNames:
         return {} if HEAD in self.base.tensors else {HEAD: found[0]}
 
     def layer(self, module: str) -> str | None:
-        """See ``ModelFit.layers``; None for other modules and for unknown models."""
+        """See ``ModelFit.layers``; None for a linear layer, other modules and unknown models."""
         if self.fit is None:
             return None
         parameter = self.fit.parameter(f"{module}.weight")
         name = module if parameter is None else parameter.removesuffix(".weight")
-        return self.fit.layers.get(name)
+        kind = self.fit.layers.get(name)
+        return None if kind == "linear" else kind
 
     def on_disk(self, tensor: str, key: str) -> str:
         """The tensor on disk that is a whole parameter.

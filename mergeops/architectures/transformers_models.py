@@ -216,7 +216,7 @@ def _layers(model: Any) -> dict[str, str]:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    kinds = {torch.nn.Embedding: "embedding", Conv1D: "conv1d"}
+    kinds = {torch.nn.Embedding: "embedding", Conv1D: "conv1d", torch.nn.Linear: "linear"}
     found = {}
     for name, module in model.named_modules():
         kind = next((word for cls, word in kinds.items() if isinstance(module, cls)), None)

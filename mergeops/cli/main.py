@@ -27,6 +27,8 @@ COMMANDS = {
     "for it.",
     "convert": "Write the recipe of a mergekit YAML to OUT, or print it.",
     "doctor": "Check versions, devices, the tracking server and disk space, and say what to fix.",
+    "extract": "Make a LoRA adapter OUT of the full fine-tune TUNED of BASE, and say what it "
+    "leaves out.",
     "gc": "Delete merges and interrupted work in output.dir that nothing in MLflow needs any more.",
     "history": "Every promotion, refusal, proposal, rollback and use of the confirm part of NAME.",
     "init": "Write a config directory: experiment, registered model, tasks, and a first recipe.",

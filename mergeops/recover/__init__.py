@@ -8,9 +8,11 @@ from mergeops.recover.fitting import open_on_base
 from mergeops.recover.recovery import Recovered, recover
 from mergeops.recover.sharded import ShardedModel, ShardedTensor
 from mergeops.recover.sharded_reader import ShardedReader
+from mergeops.recover.writing import Destination
 
 __all__ = [
     "KINDS",
+    "Destination",
     "Leftover",
     "Recovered",
     "ShardedModel",

@@ -37,6 +37,8 @@ FROZEN = {
     " --progress --quiet --debug",
     "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json"
     " --progress --quiet --debug",
+    "extract": "BASE TUNED OUT --rank --energy --max-rank --others --json --progress --quiet"
+    " --debug",
     "recover": "DIRECTORY OUT --base --dry-run --json --progress --quiet --debug",
     "reject": "NAME OVERRIDES --version --reason --config-dir --json --progress --quiet --debug",
     "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --progress --quiet"
