@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
 MODULES = (
     "accelerate",
     "hydra",
