@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+from support.forked_commands import forked_commands
 
 from mergeops.cli import main as cli
 from mergeops.cli.mergekit_flags import translated
@@ -109,8 +111,7 @@ def test_help_imports_no_command_and_takes_less_than_a_third_of_a_second(tmp_pat
 
 
 def mergeops(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mergeops", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return forked_commands().run(cwd, words, os.environ)
 
 
 def test_an_error_is_one_line_on_stderr_and_the_exit_code_of_its_class(tmp_path: Path) -> None:
