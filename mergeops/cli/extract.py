@@ -7,10 +7,7 @@ from pathlib import Path
 import click
 
 from mergeops.cli.options import AS_JSON, PATH, Call, options, progress_options
-from mergeops.extraction import OTHERS, Extracted, Rank
-from mergeops.extraction import extract as make_adapter
-from mergeops.recipe import compose
-from mergeops.workshop import Workshop
+from mergeops.extraction import OTHERS, Extracted, Rank, extract_by_uri
 
 WORST = 5
 """Matrices that are shown."""
@@ -48,19 +45,7 @@ def extract(
     BASE and TUNED are directories or URIs as a recipe takes them. PEFT loads the result.
     """
     wanted = Rank.parse(rank, energy=energy, most=max_rank)
-    recipe = compose(
-        content={"base": base, "method": {"name": "linear"}, "sources": {"tuned": {"uri": tuned}}}
-    )
-    resolved = Workshop(recipe, call.progress).resolve(recipe)
-    assert resolved.base is not None, "the recipe has one"
-    result = make_adapter(
-        resolved.base,
-        resolved.sources["tuned"],
-        out,
-        rank=wanted,
-        others=others,
-        progress=call.progress,
-    )
+    result = extract_by_uri(base, tuned, out, rank=wanted, others=others, progress=call.progress)
     call.show(result.to_dict(), _text(result))
 
 
