@@ -104,6 +104,8 @@ class TrackingSpec:
     """MLflow tracking URI; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."""
     registry_uri: str | None = None
     """MLflow registry URI; null takes the tracking URI."""
+    workspace: str | None = None
+    """Workspace of the MLflow server; null takes MLFLOW_WORKSPACE, else the server's default."""
     experiment: str = "mergeops"
     """The experiment that holds trials and the scores of their parents."""
     registered_model: str = "merged"

@@ -6,6 +6,7 @@ Stands on: checkpoint, errors, recipe, redact.
 from mergeops.store.artifacts import is_http, is_s3
 from mergeops.store.client import (
     STORAGE_PACKAGES,
+    is_denied,
     is_missing,
     missing_package,
     new_client,
@@ -61,6 +62,7 @@ __all__ = [
     "flatten",
     "flavour_of",
     "hidden",
+    "is_denied",
     "is_http",
     "is_missing",
     "is_s3",

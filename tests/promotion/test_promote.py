@@ -18,6 +18,7 @@ from mergeops.promotion.audit import Change, audit, now
 from mergeops.promotion.candidates import candidates
 from mergeops.promotion.champion import find_champion, make_champion, rollback
 from mergeops.promotion.changes import apply, begun, writing
+from mergeops.store.leases import CLAIM
 from mergeops.store.lock import only_one
 from mergeops.tracking import register_trial
 
@@ -89,7 +90,9 @@ def test_the_bytes_of_the_kept_verdict_have_the_digest_of_the_audit(
 def test_who_lost_the_lock_writes_no_change_down(registered: Case) -> None:
     change = Change("skills", "promote", 1, None, now(), "ann")
     with writing(registered.tracking, "skills") as held:
-        registered.tracking.client.delete_registered_model("skills (mergeops lock)")
+        client = registered.tracking.client
+        [claim] = [tag for tag in client.get_registered_model("skills").tags if CLAIM in tag]
+        client.delete_registered_model_tag("skills", claim)
         with pytest.raises(TrackingError, match="was taken over by another writer"):
             apply(registered.tracking, change, held)
     assert begun(registered.tracking, "skills") is None

@@ -1,0 +1,62 @@
+"""Which workspace of an MLflow server is meant, and how MLflow's client is kept in it.
+
+MLflow knows one workspace for a whole process (``mlflow.set_workspace``, which sets
+MLFLOW_WORKSPACE too). A connection of mergeops belongs to one, so every request of its client is
+sent in its own, whatever another connection of the same process chose.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mergeops.errors import TrackingError
+from mergeops.recipe import TrackingSpec
+from mergeops.redact import redact
+
+VARIABLE = "MLFLOW_WORKSPACE"
+_switched = ("", "")
+"""What this module has set the variable to, and what the user had there."""
+
+
+def chosen_workspace(spec: TrackingSpec, uri: str) -> str:
+    """The recipe's workspace, else MLFLOW_WORKSPACE; empty where none is chosen, which is the
+    server's own default.
+
+    Raises:
+        TrackingError: the recipe names one for a database that is opened without workspaces.
+    """
+    is_server = uri.startswith("http")
+    takes_some = is_server or os.environ.get("MLFLOW_ENABLE_WORKSPACES", "").lower() in (
+        "true",
+        "1",
+    )
+    if spec.workspace and not takes_some:
+        raise TrackingError(
+            f"tracking.workspace is {spec.workspace!r}, but {redact(uri)} is opened directly and "
+            "has none; use the address of a server that runs with --enable-workspaces, or leave "
+            "tracking.workspace out"
+        )
+    if spec.workspace is not None:
+        return spec.workspace.strip()
+    # MLflow itself leaves the variable alone for a database.
+    return _users_own() if takes_some else ""
+
+
+def enter(workspace: str) -> None:
+    """Send the process's next requests in this workspace; empty is the server's default."""
+    from mlflow.utils.workspace_context import get_request_workspace
+
+    now = os.environ.get(VARIABLE, "").strip()
+    if workspace == now == (get_request_workspace() or ""):
+        return
+    import mlflow
+
+    global _switched
+    _switched = (workspace, _users_own())
+    mlflow.set_workspace(workspace or None)
+
+
+def _users_own() -> str:
+    now = os.environ.get(VARIABLE, "").strip()
+    mine, users = _switched
+    return users if now == mine else now
