@@ -16,7 +16,16 @@ from typing import Any
 
 from mergeops.errors import TrackingError
 from mergeops.promotion.audit import PROMOTE, PROPOSED, REJECTED, ROLLBACK, Change, add_entry
-from mergeops.store import Tracking, hidden, is_denied, lease, only_one, or_none, own_tags, spellings
+from mergeops.store import (
+    Tracking,
+    hidden,
+    is_denied,
+    lease,
+    only_one,
+    or_none,
+    own_tags,
+    spellings,
+)
 from mergeops.tracking import find_registered_model
 
 CHAMPION = "champion"

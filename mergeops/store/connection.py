@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -20,8 +19,7 @@ from mergeops.store.client import (
     absent,
     chosen_registry,
     guarded,
-    is_denied,
-    is_missing,
+    has_no_workspaces,
     is_taken,
     new_client,
     no_patience,
@@ -243,9 +241,7 @@ def unasked(spec: TrackingSpec) -> Tracking:
     with no_patience(spec.timeout_s), translated(uri, "open the store"):
         enter(workspace)
         client = new_client(uri, spec.registry_uri)
-    return Tracking(
-        spec=spec, uri=uri, client=guarded(client, uri, workspace), workspace=workspace
-    )
+    return Tracking(spec=spec, uri=uri, client=guarded(client, uri, workspace), workspace=workspace)
 
 
 def _check_workspace(tracking: Tracking) -> None:
@@ -255,20 +251,19 @@ def _check_workspace(tracking: Tracking) -> None:
         return
     with no_patience(tracking.spec.timeout_s):
         try:
-            tracking.client.get_workspace(workspace)
-        except TrackingError as error:
-            if "not enabled" in str(error) or "does not support workspaces" in str(error):
-                raise TrackingError(
-                    f"the MLflow server at {tracking.shown_uri} has no workspaces, but {key} is "
-                    f"{workspace!r}; start it with --enable-workspaces, or leave both out"
-                ) from error
-            if not is_missing(error) and not is_denied(error):
-                raise
             names = sorted(one.name for one in tracking.client.list_workspaces())
+        except TrackingError as error:
+            if not has_no_workspaces(error):
+                raise
             raise TrackingError(
-                f"the MLflow server at {tracking.shown_uri} has no workspace {workspace!r} that "
-                f"this account may enter; it may enter: {', '.join(names) or 'none'}; set {key}"
+                f"the MLflow server at {tracking.shown_uri} has no workspaces, but {key} is "
+                f"{workspace!r}; start it with --enable-workspaces, or leave both out"
             ) from error
+    if workspace not in names:
+        raise TrackingError(
+            f"the MLflow server at {tracking.shown_uri} has no workspace {workspace!r} that this "
+            f"account may enter; it may enter: {', '.join(names) or 'none'}; set {key}"
+        )
 
 
 def _ask(tracking: Tracking) -> None:

@@ -110,7 +110,9 @@ def _live_claims(tracking: Tracking, name: str, own: str) -> dict[str, Claim]:
 def _claims(tracking: Tracking, name: str) -> dict[str, Claim]:
     tags = tracking.client.get_registered_model(name).tags
     return {
-        tag.removeprefix(CLAIM): _parsed(text) for tag, text in tags.items() if tag.startswith(CLAIM)
+        tag.removeprefix(CLAIM): _parsed(text)
+        for tag, text in tags.items()
+        if tag.startswith(CLAIM)
     }
 
 

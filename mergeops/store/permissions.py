@@ -1,4 +1,4 @@
-"""What MLflow's accounts are refused, in words: who, what, which permission it takes, who grants it.
+"""What MLflow's accounts are refused, in words: who, what, and which permission it takes.
 
 MLflow 3.17.2 has READ, USE, EDIT and MANAGE of an experiment or a registered model, and DENY. There
 is none for one alias: who has EDIT of a registered model may set every alias of it.
