@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mergeops.errors import ConfigError, TrackingError
+from mergeops.errors import AwayError, ConfigError, TrackingError
 from mergeops.redact import redact
 from mergeops.store.client import pages
 from mergeops.store.connection import Tracking
@@ -187,7 +187,15 @@ def _find(tracking: Tracking, which: str) -> Webhook:
 
 
 def _webhooks(tracking: Tracking) -> list[Webhook]:
-    return [hook for page in pages(tracking.client.list_webhooks) for hook in page]
+    try:
+        return [hook for page in pages(tracking.client.list_webhooks) for hook in page]
+    except AwayError as error:
+        if "fails inside" not in str(error):
+            raise
+        raise AwayError(
+            f"{error}; so it does where MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY is not what it was "
+            "when a webhook got its secret: set it for the server, see docs/servers.md"
+        ) from error
 
 
 def _check_server(tracking: Tracking) -> None:

@@ -61,6 +61,9 @@ class Pending:
     """Tracking URI that the trial was to be logged to; may hold credentials."""
     workspace: str | None = None
     """Of that server; empty is its default, and None is not known: an older mergeops kept it."""
+    registry_uri: str | None = None
+    """Of the registry that a version was to go to; empty is the tracking server's, and None is not
+    known, as above."""
     parent_run_id: str | None = None
     checkpoint: Path | None = None
     """The finished merge; None until there is one."""
@@ -214,7 +217,7 @@ def _check_types(raw: Mapping[str, Any]) -> None:
     """Refuse facts of other types here, where the file is known."""
     texts = {key: raw[key] for key in ("name", "plan_digest", "uri", "checkpoint", "reason")}
     texts |= {key: raw[key] or "" for key in ("parent_run_id", "weights_sha256")}
-    texts["workspace"] = raw.get("workspace") or ""
+    texts |= {key: raw.get(key) or "" for key in ("workspace", "registry_uri")}
     texts |= raw["registration"] or {}
     for name, source in {**raw["sources"], "base": raw["base"] or {}}.items():
         optional = {key: value or "" for key, value in source.items() if key != "stamps"}

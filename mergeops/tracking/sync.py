@@ -115,6 +115,9 @@ def _log(kept: Pending, progress: Progress) -> Synced:
     spec = dataclasses.replace(
         kept.recipe.tracking, uri=kept.uri, workspace=kept.workspace, offline=False
     )
+    if kept.registry_uri is not None:
+        # Not what MLFLOW_REGISTRY_URI says by now.
+        spec = dataclasses.replace(spec, registry_uri=kept.registry_uri or kept.uri)
     tracking = connect(spec)
     kept.uri, kept.workspace = tracking.uri, tracking.workspace
     name = (kept.registration or {})["name"]

@@ -52,7 +52,11 @@ def open_trial(
     """
     kept = Pending(
         folder=folder_of(
-            Path(recipe.output.dir), plan_digest, tracking.place, recipe.tracking.experiment
+            Path(recipe.output.dir),
+            plan_digest,
+            tracking.place,
+            tracking.registry_place,
+            recipe.tracking.experiment,
         ),
         name=name,
         plan_digest=plan_digest,
@@ -62,6 +66,7 @@ def open_trial(
         base=base,
         uri=tracking.uri,
         workspace=tracking.workspace,
+        registry_uri="" if tracking.registry_uri == tracking.uri else tracking.registry_uri,
         parent_run_id=parent_run_id,
     )
     return open_kept(tracking, kept)
