@@ -18,6 +18,12 @@ _switched = ("", "")
 """What this module has set the variable to, and what the user had there."""
 
 
+def takes_workspaces(uri: str) -> bool:
+    """Whether a store may have workspaces: a server, or a database where MLflow was told so."""
+    is_told = os.environ.get("MLFLOW_ENABLE_WORKSPACES", "").lower() in ("true", "1")
+    return uri.startswith("http") or is_told
+
+
 def chosen_workspace(spec: TrackingSpec, uri: str) -> str:
     """The recipe's workspace, else MLFLOW_WORKSPACE; empty where none is chosen, which is the
     server's own default.
@@ -25,29 +31,25 @@ def chosen_workspace(spec: TrackingSpec, uri: str) -> str:
     Raises:
         TrackingError: the recipe names one for a database that is opened without workspaces.
     """
-    is_server = uri.startswith("http")
-    takes_some = is_server or os.environ.get("MLFLOW_ENABLE_WORKSPACES", "").lower() in (
-        "true",
-        "1",
-    )
-    if spec.workspace and not takes_some:
+    if takes_workspaces(uri):
+        return (_users_own() if spec.workspace is None else spec.workspace).strip()
+    if spec.workspace:
         raise TrackingError(
             f"tracking.workspace is {spec.workspace!r}, but {redact(uri)} is opened directly and "
             "has none; use the address of a server that runs with --enable-workspaces, or leave "
             "tracking.workspace out"
         )
-    if spec.workspace is not None:
-        return spec.workspace.strip()
     # MLflow itself leaves the variable alone for a database.
-    return _users_own() if takes_some else ""
+    return ""
 
 
-def enter(workspace: str) -> None:
-    """Send the process's next requests in this workspace; empty is the server's default."""
+def enter(workspace: str | None) -> None:
+    """Send the process's next requests in this workspace; empty is the server's default, and with
+    None, for stores without any, nothing is changed."""
     from mlflow.utils.workspace_context import get_request_workspace
 
     now = os.environ.get(VARIABLE, "").strip()
-    if workspace == now == (get_request_workspace() or ""):
+    if workspace is None or workspace == now == (get_request_workspace() or ""):
         return
     import mlflow
 
