@@ -126,9 +126,9 @@ def new_client(uri: str, registry_uri: str | None = None) -> MlflowClient:
     return mlflow.MlflowClient(uri, chosen_registry(uri, registry_uri))
 
 
-def guarded(client: MlflowClient, uri: str, workspace: str) -> MlflowClient:
-    """The client with every request sent in this workspace, and every error translated; see
-    ``translated``."""
+def guarded(client: MlflowClient, uri: str, workspace: str | None) -> MlflowClient:
+    """The client with every request sent in this workspace, see ``enter``, and every error
+    translated; see ``translated``."""
     return cast("MlflowClient", _Guarded(client, uri, workspace))
 
 
@@ -149,7 +149,7 @@ class _Absent:
 
 
 class _Guarded:
-    def __init__(self, client: MlflowClient, uri: str, workspace: str) -> None:
+    def __init__(self, client: MlflowClient, uri: str, workspace: str | None) -> None:
         self._client = client
         self._uri = uri
         self._workspace = workspace

@@ -30,7 +30,7 @@ from mergeops.store.client import (
 )
 from mergeops.store.database import SQLITE, database_file, examine, ready
 from mergeops.store.keys import file_name
-from mergeops.store.workspaces import chosen_workspace, enter
+from mergeops.store.workspaces import chosen_workspace, enter, takes_workspaces
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -238,10 +238,11 @@ def unasked(spec: TrackingSpec) -> Tracking:
     for database in dict.fromkeys((uri, chosen_registry(uri, spec.registry_uri) or uri)):
         ready(database, spec.timeout_s)
     workspace = chosen_workspace(spec, uri)
+    within = workspace if takes_workspaces(uri) else None
     with no_patience(spec.timeout_s), translated(uri, "open the store"):
-        enter(workspace)
+        enter(within)
         client = new_client(uri, spec.registry_uri)
-    return Tracking(spec=spec, uri=uri, client=guarded(client, uri, workspace), workspace=workspace)
+    return Tracking(spec=spec, uri=uri, client=guarded(client, uri, within), workspace=workspace)
 
 
 def _check_workspace(tracking: Tracking) -> None:
