@@ -32,7 +32,7 @@ from mergeops.promotion.champion import make_champion
 from mergeops.promotion.changes import aliases, proposal
 from mergeops.promotion.history import read_history
 from mergeops.recipe.settings import OutputSpec, TrackingSpec
-from mergeops.store import leases
+from mergeops.store import leases, workspaces
 from mergeops.store.connection import Tracking, connect, connect_to_server
 from mergeops.tracking.pending import pending_trials
 from mergeops.tracking.sync import sync_trials
@@ -102,6 +102,7 @@ def users_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setenv("MLFLOW_WORKSPACE", "unset")
     monkeypatch.delenv("MLFLOW_WORKSPACE")
+    monkeypatch.setattr(workspaces, "_switched", ("", ""))
     as_user(monkeypatch, "ann")
     yield
     set_workspace(None)

@@ -9,6 +9,7 @@ import pytest
 
 from mergeops.errors import TrackingError
 from mergeops.recipe.settings import TrackingSpec
+from mergeops.store import workspaces
 from mergeops.store.connection import Tracking
 from mergeops.store.workspaces import VARIABLE, chosen_workspace, enter
 
@@ -21,6 +22,7 @@ def none_chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setenv(VARIABLE, "before")
     monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr(workspaces, "_switched", ("", ""))
     yield
     set_workspace(None)
 
