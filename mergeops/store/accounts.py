@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.store.client import is_denied, no_patience, or_none
@@ -59,16 +60,14 @@ def check_may_promote(tracking: Tracking, name: str) -> None:
 
 
 def _current_user(tracking: Tracking) -> tuple[str, bool] | None:
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
+    from mlflow.utils import credentials, rest_utils
 
+    ask: Any = rest_utils.http_request  # MLflow gives it no types
+    who: Any = credentials.get_default_host_creds
     if not tracking.uri.startswith("http"):
         return None
     try:
-        answer = http_request(
-            get_default_host_creds(tracking.uri), "/api/2.0/mlflow/users/current", "GET"
-        )
-        user = answer.json()["user"]
+        user = ask(who(tracking.uri), "/api/2.0/mlflow/users/current", "GET").json()["user"]
         return str(user["username"]), bool(user["is_admin"])
     # A server without accounts has no such page, and proxies answer with pages of their own.
     except Exception:
@@ -84,13 +83,12 @@ def _rights(tracking: Tracking) -> list[tuple[str, bool, str]]:
 
     name, model = spec.experiment, spec.registered_model
     if _is_there(lambda: client.get_experiment_by_name(name)):
-        ask(
-            f"log to experiment {name!r}",
-            "set experiment tag",
-            lambda: client.set_experiment_tag(
-                client.get_experiment_by_name(name).experiment_id, NO_KEY, ""
-            ),
-        )
+
+        def tag_experiment() -> None:
+            experiment = client.get_experiment_by_name(name)
+            client.set_experiment_tag(experiment.experiment_id if experiment else "", NO_KEY, "")
+
+        ask(f"log to experiment {name!r}", "set experiment tag", tag_experiment)
     if _is_there(lambda: client.get_registered_model(model)):
         ask(
             f"register versions of {model!r} and move its aliases",

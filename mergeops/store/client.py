@@ -39,6 +39,7 @@ NO_MLFLOW = ("not in a valid JSON format", "failed with error code 404", "error 
 UNREACHABLE = ("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError")
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError")
 REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "(403)")
+REGISTRY_VARIABLE = "MLFLOW_REGISTRY_URI"
 PACKAGES = {
     "psycopg2": "psycopg2-binary",
     "psycopg": "'psycopg[binary]'",
@@ -115,7 +116,7 @@ def chosen_registry(uri: str, registry_uri: str | None = None) -> str | None:
         What the recipe says, else MLFLOW_REGISTRY_URI, else the tracking server; None for
         Databricks, where MLflow chooses the catalog.
     """
-    chosen = registry_uri or os.environ.get("MLFLOW_REGISTRY_URI")
+    chosen = registry_uri or os.environ.get(REGISTRY_VARIABLE)
     return chosen or (None if uri.startswith("databricks") else uri)
 
 

@@ -16,6 +16,7 @@ from mergeops.recipe import TrackingSpec
 from mergeops.redact import redact
 from mergeops.store.address import check_reachable, chosen_uri
 from mergeops.store.client import (
+    REGISTRY_VARIABLE,
     absent,
     chosen_registry,
     guarded,
@@ -182,7 +183,12 @@ def connect_to_server(spec: TrackingSpec) -> Tracking:
 
     mlflow.set_tracking_uri(uri)
     if spec.registry_uri:
+        before = os.environ.get(REGISTRY_VARIABLE)
         mlflow.set_registry_uri(spec.registry_uri)
+        # It sets the variable, too, and the next connection is to see the user's own.
+        os.environ.pop(REGISTRY_VARIABLE, None)
+        if before is not None:
+            os.environ[REGISTRY_VARIABLE] = before
     patience(spec.timeout_s)
     return tracking
 

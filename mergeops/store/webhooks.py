@@ -165,9 +165,12 @@ def try_webhook(tracking: Tracking, which: str, event: str | None = None) -> Web
         TrackingError: there is none such.
         ConfigError: unknown event.
     """
+    from mlflow.entities.webhook import WebhookEvent
+
     check_events([event] if event else [])
     hook = _find(tracking, which)
-    result = tracking.client.test_webhook(hook.webhook_id, event)
+    example = WebhookEvent(*event.split(".")) if event else None
+    result = tracking.client.test_webhook(hook.webhook_id, example)
     said = result.error_message or f"answered {result.response_status}"
     if not result.error_message and not result.success and result.response_body:
         said += f": {result.response_body[:200]}"
