@@ -217,11 +217,6 @@ def is_denied(error: TrackingError) -> bool:
     return _code(error) == "PERMISSION_DENIED"
 
 
-def has_no_workspaces(error: TrackingError) -> bool:
-    """Whether the error says that the server keeps no workspaces."""
-    return _code(error) == "FEATURE_DISABLED" or "not support workspaces" in str(error)
-
-
 def is_taken(error: TrackingError) -> bool:
     """Whether the error says that there is a thing of that name already."""
     return _code(error) in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")

@@ -20,7 +20,6 @@ from mergeops.store.client import (
     absent,
     chosen_registry,
     guarded,
-    has_no_workspaces,
     is_taken,
     new_client,
     no_patience,
@@ -31,7 +30,12 @@ from mergeops.store.client import (
 )
 from mergeops.store.database import SQLITE, database_file, examine, ready
 from mergeops.store.keys import file_name
-from mergeops.store.workspaces import chosen_workspace, enter, takes_workspaces
+from mergeops.store.workspaces import (
+    chosen_workspace,
+    enter,
+    has_workspaces,
+    takes_workspaces,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -257,15 +261,13 @@ def _check_workspace(tracking: Tracking) -> None:
     if not workspace:
         return
     with no_patience(tracking.spec.timeout_s):
-        try:
-            names = sorted(one.name for one in tracking.client.list_workspaces())
-        except TrackingError as error:
-            if not has_no_workspaces(error):
-                raise
-            raise TrackingError(
-                f"the MLflow server at {tracking.shown_uri} has no workspaces, but {key} is "
-                f"{workspace!r}; start it with --enable-workspaces, or leave both out"
-            ) from error
+        with translated(tracking.uri, "say what it has"):
+            if not has_workspaces(tracking.uri):
+                raise TrackingError(
+                    f"the MLflow server at {tracking.shown_uri} has no workspaces, but {key} is "
+                    f"{workspace!r}; start it with --enable-workspaces, or leave both out"
+                )
+        names = sorted(one.name for one in tracking.client.list_workspaces())
     if workspace not in names:
         raise TrackingError(
             f"the MLflow server at {tracking.shown_uri} has no workspace {workspace!r} that this "

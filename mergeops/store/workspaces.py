@@ -8,13 +8,14 @@ sent in its own, whatever another connection of the same process chose.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from mergeops.errors import TrackingError
 from mergeops.recipe import TrackingSpec
 from mergeops.redact import redact
 
 VARIABLE = "MLFLOW_WORKSPACE"
-_switched = ("", "")
+_switched: tuple[str | None, str] = (None, "")
 """What this module has set the variable to, and what the user had there."""
 
 
@@ -43,6 +44,18 @@ def chosen_workspace(spec: TrackingSpec, uri: str) -> str:
     return ""
 
 
+def has_workspaces(uri: str) -> bool:
+    """Whether a server says that it keeps workspaces; one that says nothing may."""
+    if not uri.startswith("http"):
+        return True
+    from mlflow.utils import credentials, server_info
+
+    who: Any = credentials.get_default_host_creds  # MLflow gives it no types
+    answer = server_info.fetch_server_info(who(uri))
+    said = answer.data if answer.status_code == 200 else {}
+    return bool(said.get(server_info.SERVER_INFO_WORKSPACES_ENABLED, True))
+
+
 def enter(workspace: str | None) -> None:
     """Send the process's next requests in this workspace; empty is the server's default, and with
     None, for stores without any, nothing is changed."""
@@ -54,11 +67,13 @@ def enter(workspace: str | None) -> None:
     import mlflow
 
     global _switched
-    _switched = (workspace, _users_own())
+    # MLflow takes the name without blanks, and by the blank it is known that no user set it.
+    _switched = (f"{workspace} ", _users_own())
     mlflow.set_workspace(workspace or None)
+    os.environ[VARIABLE] = f"{workspace} "
 
 
 def _users_own() -> str:
-    now = os.environ.get(VARIABLE, "").strip()
+    now = os.environ.get(VARIABLE, "")
     mine, users = _switched
-    return users if now == mine else now
+    return users if now == mine else now.strip()

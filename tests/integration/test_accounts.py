@@ -89,6 +89,11 @@ def _fill(server: Server) -> None:
         users.add_role_permission(writers.id, thing, "*", "EDIT")
     for name in ("ann", "service"):
         users.assign_role(name, writers.id)
+    # In a workspace nobody has the server's default permission.
+    readers = users.create_role(workspace="team-a", name="readers")
+    for thing in ("registered_model", "experiment"):
+        users.add_role_permission(readers.id, thing, "*", "READ")
+    users.assign_role("ben", readers.id)
 
 
 def as_user(patch: pytest.MonkeyPatch, name: str) -> None:
@@ -102,7 +107,7 @@ def users_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setenv("MLFLOW_WORKSPACE", "unset")
     monkeypatch.delenv("MLFLOW_WORKSPACE")
-    monkeypatch.setattr(workspaces, "_switched", ("", ""))
+    monkeypatch.setattr(workspaces, "_switched", (None, ""))
     as_user(monkeypatch, "ann")
     yield
     set_workspace(None)

@@ -22,7 +22,7 @@ def none_chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setenv(VARIABLE, "before")
     monkeypatch.delenv(VARIABLE)
-    monkeypatch.setattr(workspaces, "_switched", ("", ""))
+    monkeypatch.setattr(workspaces, "_switched", (None, ""))
     yield
     set_workspace(None)
 
@@ -46,6 +46,8 @@ def test_one_connection_does_not_choose_for_the_next(monkeypatch: pytest.MonkeyP
         enter(workspace)
         assert (get_request_workspace() or "") == workspace
         assert chosen_workspace(TrackingSpec(), SERVER) == "team-a"
+    # The user chooses what another connection was made for.
+    enter("team-d")
     monkeypatch.setenv(VARIABLE, "team-d")
     assert chosen_workspace(TrackingSpec(), SERVER) == "team-d"
 
