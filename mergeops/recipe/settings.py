@@ -113,6 +113,11 @@ class EvaluateSpec:
                 "evaluate.enable_thinking is true, which needs evaluate.think_end_token: what ends "
                 "the thoughts, e.g. evaluate.think_end_token='</think>'"
             )
+        if self.backend == "vllm" and isinstance(self.think_end_token, int):
+            raise ConfigError(
+                f"evaluate.think_end_token is {self.think_end_token}, and evaluate.backend=vllm "
+                "takes the text, not the token's id; e.g. evaluate.think_end_token='</think>'"
+            )
         if (self.enable_thinking is not None or self.chat_template_args) and (
             not self.apply_chat_template
         ):

@@ -146,7 +146,13 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] 
 }
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+QUICK = ("system_instruction", "begun_answer", "one_turn", "no_system_turn", "thinks", "more_room")
+"""The other cases cost a second each, and are told by the same code."""
+
+
+@pytest.mark.parametrize(
+    "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.sweep) for c in SETTINGS]
+)
 def test_prompts_answers_and_numbers_are_lm_evals(
     case: str, chat: Callable[[str], Path], write_task: Write, tmp_path: Path
 ) -> None:
@@ -237,6 +243,7 @@ def test_a_model_that_thinks_is_asked_no_log_likelihoods(write_task: Write) -> N
             {"enable_thinking": False, "apply_chat_template": False},
             "evaluate.enable_thinking is for a chat template; set evaluate.apply_chat_template",
         ),
+        ({"think_end_token": 7, "backend": "vllm"}, "takes the text, not the token's id"),
         (
             {"chat_template_args": {"a": 1}, "apply_chat_template": False},
             "evaluate.chat_template_args is for a chat template",
