@@ -241,12 +241,18 @@ def test_who_may_only_read_is_told_which_permission_moving_the_champion_takes(
     assert aliases(versions, name) == {}
 
 
-def test_who_may_make_nothing_is_told_so_before_any_work(
-    accounts: Server, monkeypatch: pytest.MonkeyPatch
+def test_the_trial_of_who_may_not_log_it_is_kept_and_the_permission_named(
+    accounts: Server, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made = make_case(connected(accounts), checkpoint, finetunes="of ben")
+    recipe = dataclasses.replace(made.recipe, output=OutputSpec(dir=str(tmp_path)))
+    case = dataclasses.replace(made, recipe=recipe)
     as_user(monkeypatch, "ben")
-    with pytest.raises(AwayError, match=r"the account 'ben' may not .* takes .* of the experiment"):
-        connected(accounts)
+    message = r"the account 'ben' may not create run, which takes EDIT of the exp.* `mergeops sync`"
+    with pytest.raises(AwayError, match=message), case.trial() as log:
+        log.log_model(case.checkpoint, weights_sha256=case.weights)
+    [kept] = pending_trials(tmp_path)
+    assert kept.workspace == "team-a"
 
 
 def test_a_missing_model_is_no_question_of_the_password(accounts: Server) -> None:
