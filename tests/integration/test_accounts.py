@@ -32,7 +32,7 @@ from mergeops.promotion.champion import make_champion
 from mergeops.promotion.changes import aliases, proposal
 from mergeops.promotion.history import read_history
 from mergeops.recipe.settings import OutputSpec, TrackingSpec
-from mergeops.store import leases, workspaces
+from mergeops.store import check_may_promote, leases, workspaces
 from mergeops.store.connection import Tracking, connect, connect_to_server
 from mergeops.tracking.pending import pending_trials
 from mergeops.tracking.sync import sync_trials
@@ -229,7 +229,10 @@ def test_who_may_only_read_is_told_which_permission_moving_the_champion_takes(
     versions: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = versions.spec.registered_model
+    check_may_promote(versions, name)
     as_user(monkeypatch, "ben")
+    with pytest.raises(AwayError, match="'ben' may not set registered model alias"):
+        check_may_promote(versions, name)
     with pytest.raises(AwayError) as caught:
         make_champion(versions, name, 1, {}, passed=True, user="ben")
     said = str(caught.value)
