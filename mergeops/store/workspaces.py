@@ -52,7 +52,7 @@ def has_workspaces(uri: str) -> bool:
 
     who: Any = credentials.get_default_host_creds  # MLflow gives it no types
     answer = server_info.fetch_server_info(who(uri))
-    said = answer.data if answer.status_code == 200 else {}
+    said = (answer.data if answer.status_code == 200 else None) or {}
     return bool(said.get(server_info.SERVER_INFO_WORKSPACES_ENABLED, True))
 
 
