@@ -32,7 +32,8 @@ def needed(what: str) -> str:
     thing = "the registered model" if is_registry else "the experiment"
     verb = what.partition(" ")[0]
     if verb in ("get", "search", "list", "download", "read"):
-        return f"READ of {thing}"
+        # With workspaces MLflow denies what is not there, too.
+        return f"READ of {thing}, where there is one"
     # A tag of a registered model is deleted with EDIT already; an alias takes more.
     is_large = verb == "delete" and what not in ("delete registered model tag", "delete tag")
     return f"{'MANAGE' if is_large else 'EDIT'} of {thing}"
