@@ -126,7 +126,7 @@ def adopt(
         adopted = [Adopted(run) for run in usable]
     else:
         what = f"the adoption of {experiment}"
-        identity = ("adopt", store.uri, read.experiment_id)
+        identity = ("adopt", store.tracking.place, read.experiment_id)
         with only_one(what, *identity, wait=True), store.tracking.as_default():
             adopted = _write_all(store, read, usable, register)
     return Adoption(experiment, read.found, tuple(adopted), tuple(group(read.found)))

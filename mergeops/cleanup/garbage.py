@@ -156,7 +156,7 @@ def _lock(item: KeptItem, tracking: Tracking, locks: ExitStack) -> None:
     if item.kind == "partial":
         locks.enter_context(_partial_lock(item.path))
     for experiment_id in item.experiment_ids:
-        identity = (tracking.uri, experiment_id, item.plan_digest)
+        identity = (tracking.place, experiment_id, item.plan_digest)
         locks.enter_context(only_one(f"the merge {item.path.name}", *identity))
     locks.enter_context(alone(item.path))
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "leaves out.",
     "gc": "Delete merges and interrupted work in output.dir that nothing in MLflow needs any more.",
     "history": "Every promotion, refusal, proposal, rollback and use of the confirm part of NAME.",
+    "hooks": "Webhooks of MLflow's registry: who is told when an alias moves.",
     "init": "Write a config directory: experiment, registered model, tasks, and a first recipe.",
     "inspect": "Will these merge, and how do their task vectors interfere? Nothing is merged or "
     "logged.",

@@ -141,7 +141,7 @@ def _same_place(call: Call, recipe: Recipe) -> list[str]:
     """Words that make another command use the same server and experiment."""
     usual = TrackingSpec()
     words = ["--config-dir", str(call.config_dir)] if call.config_dir else []
-    for key in ("uri", "registry_uri", "experiment"):
+    for key in ("uri", "registry_uri", "workspace", "experiment"):
         value = getattr(recipe.tracking, key)
         # What holds a password is not printed.
         if value != getattr(usual, key) and redact(value) == value:

@@ -103,7 +103,7 @@ def deliver(
     """
     failures = []
     try:
-        with only_one(f"the hooks of {name}", "hooks", tracking.uri, name):
+        with only_one(f"the hooks of {name}", "hooks", tracking.place, name):
             for delivery in deliveries(tracking, name):
                 for hook in delivery.pending:
                     delivery = _tell(delivery, hook, spec, sleep)

@@ -3,9 +3,11 @@
 Stands on: checkpoint, errors, recipe, redact.
 """
 
+from mergeops.store.accounts import account, check_may_promote
 from mergeops.store.artifacts import is_http, is_s3
 from mergeops.store.client import (
     STORAGE_PACKAGES,
+    is_denied,
     is_missing,
     missing_package,
     new_client,
@@ -46,11 +48,27 @@ from mergeops.store.made_once import (
 )
 from mergeops.store.packaging import upload
 from mergeops.store.probe import access, try_artifacts
+from mergeops.store.webhooks import (
+    DEPLOYERS,
+    RegistryWebhook,
+    WebhookAnswer,
+    check_events,
+    remove_webhook,
+    set_webhook,
+    try_webhook,
+    webhooks,
+)
 
 __all__ = [
+    "DEPLOYERS",
     "STORAGE_PACKAGES",
+    "RegistryWebhook",
     "Tracking",
+    "WebhookAnswer",
     "access",
+    "account",
+    "check_events",
+    "check_may_promote",
     "connect",
     "connect_to_read",
     "connect_to_server",
@@ -61,6 +79,7 @@ __all__ = [
     "flatten",
     "flavour_of",
     "hidden",
+    "is_denied",
     "is_http",
     "is_missing",
     "is_s3",
@@ -79,10 +98,14 @@ __all__ = [
     "quiet",
     "quoted",
     "reach",
+    "remove_webhook",
     "run_name",
+    "set_webhook",
     "spellings",
     "tag_value",
     "try_artifacts",
+    "try_webhook",
     "upload",
+    "webhooks",
     "with_tags",
 ]

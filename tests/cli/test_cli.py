@@ -25,8 +25,10 @@ FROZEN = {
     " --json --progress --quiet --debug",
     "compare": "OVERRIDES --config-dir --experiment --part --reference --html --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
-    "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --progress --quiet --debug",
+    "sync": "OVERRIDES --tracking-uri --workspace --dry-run --config-dir --json --progress"
+    " --quiet --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
+    "hooks": "",
     "init": "--experiment --name --dir --tasks --path-map --force --json --progress --quiet"
     " --debug",
     "inspect": "OVERRIDES --plot --no-rank --config-dir --json --progress --quiet --debug",
