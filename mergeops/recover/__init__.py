@@ -3,21 +3,39 @@
 Stands on: checkpoint, errors, progress.
 """
 
-from mergeops.recover.finding import KINDS, Leftover, is_sharded, leftover
+from mergeops.recover.finding import (
+    INNER_FOLDERS,
+    KINDS,
+    Leftover,
+    is_piece,
+    is_sharded,
+    kind_of,
+    latest_step,
+    leftover,
+    step_of_name,
+    world_size_of,
+)
 from mergeops.recover.fitting import open_on_base
-from mergeops.recover.recovery import Recovered, recover
+from mergeops.recover.recovery import Recovered, adapter_settings, recover
 from mergeops.recover.sharded import ShardedModel, ShardedTensor
 from mergeops.recover.sharded_reader import ShardedReader
 
 __all__ = [
+    "INNER_FOLDERS",
     "KINDS",
     "Leftover",
     "Recovered",
     "ShardedModel",
     "ShardedReader",
     "ShardedTensor",
+    "adapter_settings",
+    "is_piece",
     "is_sharded",
+    "kind_of",
+    "latest_step",
     "leftover",
     "open_on_base",
     "recover",
+    "step_of_name",
+    "world_size_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sliced_files import open_slices
 from mergeops.recover.zero import EXPERT, LATEST, MODEL, PARTITION, open_zero
 
-INNER = ("pytorch_model_fsdp_0", "model", "actor", "sharded")
+INNER_FOLDERS = ("pytorch_model_fsdp_0", "model", "actor", "sharded")
 """Where trainers put the model below a checkpoint's directory."""
 UNFINISHED = ("checkpoint-is-incomplete.txt", ".incomplete")
 """Files by which trainers mark a save that did not finish."""
@@ -97,7 +97,7 @@ def leftover(directory: Path) -> Leftover | None:
         return None
     kind, path, problem = found
     step = next((n for place in (path, directory) if (n := _step(place)) is not None), None)
-    world_size = _world_size(kind, path)
+    world_size = world_size_of(kind, [entry.name for entry in path.iterdir()])
     if problem is None:
         problem = _marked(directory) or _marked(path)
     if problem is not None:
@@ -123,17 +123,41 @@ def is_sharded(directory: Path) -> bool:
         return False
 
 
+def kind_of(names: Iterable[str]) -> str | None:
+    """A key of ``KINDS``, by the names of a directory's files; None where there are no pieces."""
+    names = set(names)
+    if METADATA in names or any(map(RANK.fullmatch, names)):
+        return "dcp"
+    if any(map(SLICES_NAME.fullmatch, names)):
+        return "slices"
+    if any(map(_is_zero_file, names)):
+        return "zero"
+    return "processes" if any(map(PROCESS_FILE.fullmatch, names)) else None
+
+
+def is_piece(name: str) -> bool:
+    """Whether a file of this name is a part of what a sharded training left."""
+    return kind_of([name]) is not None
+
+
+def latest_step(name: str) -> int | None:
+    """The step in the name of a folder of DeepSpeed's, ``global_stepN``."""
+    match = GLOBAL_STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def _find(directory: Path) -> tuple[str, Path, str | None] | None:
     """Kind, place and what names alone show to be wrong."""
     if not directory.is_dir():
         return None
     if (directory / LATEST).is_file():
         return _tagged(directory)
-    for place in (directory, *(directory / name for name in INNER)):
+    for place in (directory, *(directory / name for name in INNER_FOLDERS)):
         if not place.is_dir():
             continue
         names = {entry.name for entry in place.iterdir()}
-        if TORCH_DIST in names and (METADATA in names or any(map(RANK.fullmatch, names))):
+        kind = kind_of(names)
+        if kind == "dcp" and TORCH_DIST in names:
             return (
                 "dcp",
                 place,
@@ -142,14 +166,8 @@ def _find(directory: Path) -> tuple[str, Path, str | None] | None:
                     "Megatron-Bridge: AutoBridge.from_hf_pretrained(BASE).export_ckpt(DIR, OUT)"
                 ),
             )
-        if METADATA in names or any(map(RANK.fullmatch, names)):
-            return "dcp", place, None
-        if any(map(SLICES_NAME.fullmatch, names)):
-            return "slices", place, None
-        if MODEL in names or any(PARTITION.fullmatch(n) or EXPERT.fullmatch(n) for n in names):
-            return "zero", place, _not_the_latest(place)
-        if any(map(PROCESS_FILE.fullmatch, names)):
-            return "processes", place, None
+        if kind is not None:
+            return kind, place, _not_the_latest(place) if kind == "zero" else None
     steps = _steps(directory)
     if steps and _is_zero(directory / f"global_step{steps[-1]}"):
         return (
@@ -204,8 +222,11 @@ def _not_the_latest(place: Path) -> str | None:
 
 
 def _is_zero(place: Path) -> bool:
-    names = [entry.name for entry in place.iterdir()] if place.is_dir() else []
-    return any(n == MODEL or PARTITION.fullmatch(n) or EXPERT.fullmatch(n) for n in names)
+    return place.is_dir() and any(_is_zero_file(entry.name) for entry in place.iterdir())
+
+
+def _is_zero_file(name: str) -> bool:
+    return name == MODEL or bool(PARTITION.fullmatch(name) or EXPERT.fullmatch(name))
 
 
 def _steps(directory: Path) -> list[int]:
@@ -251,15 +272,25 @@ def _newer_than_tracked(directory: Path) -> str | None:
 
 
 def _step(directory: Path) -> int | None:
-    match = STEP.search(directory.absolute().name)
+    return step_of_name(directory.absolute().name)
+
+
+def step_of_name(name: str) -> int | None:
+    """The optimiser step that a directory's name says; None where it says none."""
+    match = STEP.search(name)
     return int(match[1]) if match else None
 
 
-def _world_size(kind: str, path: Path) -> int | None:
-    names = [entry.name for entry in path.iterdir()]
+def world_size_of(kind: str, names: Iterable[str]) -> int | None:
+    """How many processes wrote files of these names; None where names do not say it.
+
+    Args:
+        kind: a key of ``KINDS``.
+        names: of the files beside each other.
+    """
     if kind == "processes":
         matches = [match for name in names if (match := PROCESS_FILE.fullmatch(name))]
-        return int(matches[0]["world"] or len(matches))
+        return int(matches[0]["world"] or len(matches)) if matches else None
     pattern, first = {"dcp": (RANK, 0), "slices": (SLICES_NAME, 1), "zero": (PARTITION, 0)}[kind]
     ranks = [int(match[1]) for name in names if (match := pattern.fullmatch(name))]
     return max(ranks) + 1 - first if ranks else None

@@ -123,7 +123,12 @@ class _Draft:
     base: Checkpoint | None
 
 
-def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path | None) -> _Draft:
+def adapter_settings(directory: Path, found: Leftover, base: Path | None = None) -> Path:
+    """The directory in which the settings of an adapter lie that was left in pieces.
+
+    Raises:
+        SourceError: they lie nowhere, or the adapter cannot be put together.
+    """
     places = [directory, found.path, found.path.parent, *([] if base is None else [base])]
     config_from = next((place for place in places if (place / ADAPTER_CONFIG).is_file()), None)
     if config_from is None:
@@ -137,6 +142,11 @@ def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path 
             f"{found.path} holds slices of an adapter's tensors, and how large the whole ones are "
             "stands in no file; save the adapter whole, with model.save_pretrained(DIR)"
         )
+    return config_from
+
+
+def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path | None) -> _Draft:
+    config_from = adapter_settings(directory, found, base)
     model = dataclasses.replace(shards, tensors=adapter_names(found.path, shards.tensors))
     _check_rank(config_from / ADAPTER_CONFIG, model)
     notes: tuple[str, ...] = ()
