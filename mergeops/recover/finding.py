@@ -15,7 +15,14 @@ from mergeops.recover.process_files import NAME as PROCESS_FILE
 from mergeops.recover.process_files import open_process_files
 from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sliced_files import open_slices
-from mergeops.recover.zero import EXPERT, LATEST, MODEL, PARTITION, open_zero
+from mergeops.recover.zero import (
+    EXPERT,
+    LATEST,
+    LATEST_UNIVERSAL,
+    MODEL,
+    PARTITION,
+    open_zero,
+)
 
 INNER_FOLDERS = ("pytorch_model_fsdp_0", "model", "actor", "sharded")
 """Where trainers put the model below a checkpoint's directory."""
@@ -28,7 +35,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 TORCH_DIST = "common.pt"
 """Beside ``.metadata`` it tells Megatron's names."""
 RANK = re.compile(rf"__(\d+)_\d+\{SUFFIX}")
-STEP = re.compile(r"(?:^|[-_])(?:checkpoint|global_step|step|iter)[-_]?(\d+)$")
+STEP = re.compile(r"(?:^|[-_])(?:checkpoint|global_step|step|iter)[-_]?(\d+)(?:_universal)?$")
 GLOBAL_STEP = re.compile(r"global_step(\d+)")
 
 KINDS: dict[str, tuple[str, Callable[[Path], ShardedModel]]] = {
@@ -150,8 +157,9 @@ def _find(directory: Path) -> tuple[str, Path, str | None] | None:
     """Kind, place and what names alone show to be wrong."""
     if not directory.is_dir():
         return None
-    if (directory / LATEST).is_file():
-        return _tagged(directory)
+    for name in (LATEST, LATEST_UNIVERSAL):
+        if (directory / name).is_file():
+            return _tagged(directory, name)
     for place in (directory, *(directory / name for name in INNER_FOLDERS)):
         if not place.is_dir():
             continue
@@ -182,10 +190,10 @@ def _find(directory: Path) -> tuple[str, Path, str | None] | None:
     return None
 
 
-def _tagged(directory: Path) -> tuple[str, Path, str | None] | None:
+def _tagged(directory: Path, latest: str) -> tuple[str, Path, str | None] | None:
     """The ``global_stepN`` that the file ``latest`` names."""
     try:
-        name = (directory / LATEST).read_bytes()[:200].decode().strip()
+        name = (directory / latest).read_bytes()[:200].decode().strip()
     except ValueError:
         name = ""
     place = directory / name
@@ -197,7 +205,7 @@ def _tagged(directory: Path) -> tuple[str, Path, str | None] | None:
         "zero",
         directory,
         (
-            f"{directory / LATEST} names {name!r}{there}: the save did not finish, or a part was "
+            f"{directory / latest} names {name!r}{there}: the save did not finish, or a part was "
             "not copied; name the checkpoint that is whole"
         ),
     )

@@ -19,6 +19,7 @@ from mergeops.checkpoint import (
 )
 from mergeops.errors import SourceError
 from mergeops.recover.finding import Leftover, leftover
+from mergeops.recover.llama_names import hugging_face_names
 from mergeops.recover.names import check_names, model_names
 from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sharded_reader import ShardedReader
@@ -80,7 +81,7 @@ def without_tied_head(
         SourceError: the head is not what it is said to be tied to.
     """
     head, embedding = TIED
-    tensors = model_names(shards.tensors)
+    tensors = hugging_face_names(model_names(shards.tensors), config)
     model = dataclasses.replace(shards, tensors=tensors)
     if not config.get("tie_word_embeddings") or not {head, embedding} <= tensors.keys():
         return model, False

@@ -17,7 +17,7 @@ from support.training_runs import Trained, discover
 
 from mergeops.adoption import adopt, write_recipe
 from mergeops.api import merge
-from mergeops.cli.main import main
+from mergeops.cli.main import cli
 from mergeops.recover import is_sharded
 
 PIECES = "torch.distributed.checkpoint (FSDP), 2 processes"
@@ -82,7 +82,7 @@ def test_run_takes_the_recipe_that_adopt_wrote(
     said = (tmp_path / "conf" / "recipe" / "runs.yaml").read_text()
     assert f"# finished, FINISHED, step 4, in pieces: {PIECES}" in said
     words = ["run", "recipe=runs", "method=task_arithmetic", "evaluate.tasks=[]", "--json"]
-    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     [checkpoint] = Path("mergeops-work").rglob("model.safetensors")
     merged = load_file(checkpoint)
