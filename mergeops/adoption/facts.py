@@ -39,9 +39,10 @@ BASE_PARAMS = (
     "model.pretrained_model_name_or_path",
     "checkpointer.checkpoint_dir",
     "base_model",
+    "actor_rollout_ref/model/path",
     "model_name_or_path",
 )
-"""HF Trainer; NeMo Automodel; torchtune; Axolotl; older scripts."""
+"""HF Trainer; NeMo Automodel; torchtune; Axolotl; verl; older scripts."""
 SHAPE_PARAMS = (
     "vocab_size",
     "hidden_size",

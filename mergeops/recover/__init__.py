@@ -1,6 +1,6 @@
 """What a sharded training left behind, put together: FSDP, DeepSpeed ZeRO, slices, verl.
 
-Stands on: checkpoint, errors, progress.
+Stands on: checkpoint, errors, lazy_torch, progress.
 """
 
 from mergeops.recover.finding import (
@@ -16,6 +16,7 @@ from mergeops.recover.finding import (
     world_size_of,
 )
 from mergeops.recover.fitting import open_on_base
+from mergeops.recover.megatron import Averaged, average_megatron
 from mergeops.recover.recovery import Recovered, adapter_settings, recover
 from mergeops.recover.sharded import ShardedModel, ShardedTensor
 from mergeops.recover.sharded_reader import ShardedReader
@@ -23,12 +24,14 @@ from mergeops.recover.sharded_reader import ShardedReader
 __all__ = [
     "INNER_FOLDERS",
     "KINDS",
+    "Averaged",
     "Leftover",
     "Recovered",
     "ShardedModel",
     "ShardedReader",
     "ShardedTensor",
     "adapter_settings",
+    "average_megatron",
     "is_piece",
     "is_sharded",
     "kind_of",

@@ -113,6 +113,33 @@ def open_dcp(path: Path) -> ShardedModel:
     return ShardedModel(path, tensors, _stamps(path, tensors), _unpack)
 
 
+def stored_bytes(path: Path) -> dict[str, bytes]:
+    """What a folder holds that is no tensor, as it is stored; nothing of it is unpickled.
+
+    Raises:
+        SourceError: as ``open_dcp``.
+    """
+    where = path / METADATA
+    content = _metadata(where)
+    try:
+        kinds = content["state_dict_metadata"]
+        ending = ".BytesStorageMetadata"
+        keys = {key: key for key, what in kinds.items() if what.name.endswith(ending)}
+        found = {}
+        for key, places in _places(path, content["storage_data"], keys).items():
+            for place in places.values():
+                with open(path / place.file, "rb") as file:
+                    file.seek(place.start)
+                    found[key] = file.read(place.size)
+                if len(found[key]) != place.size:
+                    raise SourceError(f"{path / place.file} is cut: {key} is not whole")
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise _damaged(where, error) from error
+    return found
+
+
 def _metadata(where: Path) -> Mapping[str, Any]:
     try:
         if where.stat().st_size > MOST_METADATA_BYTES:

@@ -28,12 +28,12 @@ INNER_FOLDERS = ("pytorch_model_fsdp_0", "model", "actor", "sharded")
 """Where trainers put the model below a checkpoint's directory."""
 UNFINISHED = ("checkpoint-is-incomplete.txt", ".incomplete")
 """Files by which trainers mark a save that did not finish."""
-COMPLETE = "CHECKPOINT_COMPLETE"
-"""LLaMA-Factory's mark of a save that did finish."""
+COMPLETE = ("CHECKPOINT_COMPLETE", "ckpt_contents.json", "actor/ckpt_contents.json")
+"""What LLaMA-Factory, and verl with Megatron, write last in a checkpoint."""
 TRACKER = "latest_checkpointed_iteration.txt"
 """Beside the checkpoints of verl, written last: the newest whole step."""
-TORCH_DIST = "common.pt"
-"""Beside ``.metadata`` it tells Megatron's names."""
+TORCH_DIST = ("common.pt", "metadata.json")
+"""Beside ``.metadata`` they tell Megatron's names."""
 RANK = re.compile(rf"__(\d+)_\d+\{SUFFIX}")
 STEP = re.compile(r"(?:^|[-_])(?:checkpoint|global_step|step|iter)[-_]?(\d+)(?:_universal)?$")
 GLOBAL_STEP = re.compile(r"global_step(\d+)")
@@ -165,13 +165,14 @@ def _find(directory: Path) -> tuple[str, Path, str | None] | None:
             continue
         names = {entry.name for entry in place.iterdir()}
         kind = kind_of(names)
-        if kind == "dcp" and TORCH_DIST in names:
+        if kind == "dcp" and not names.isdisjoint(TORCH_DIST):
             return (
                 "dcp",
                 place,
                 (
-                    f"{place} has Megatron's names and fused tensors; convert it with "
-                    "Megatron-Bridge: AutoBridge.from_hf_pretrained(BASE).export_ckpt(DIR, OUT)"
+                    f"{place} has Megatron's names and fused tensors; average it with others by "
+                    "`mergeops average DIR DIR OUT`, and convert it with Megatron-Bridge: "
+                    "AutoBridge.from_hf_pretrained(BASE).export_ckpt(DIR, OUT)"
                 ),
             )
         if kind is not None:
@@ -255,11 +256,13 @@ def _marked(directory: Path) -> str | None:
             f"{directory} has the name that a Trainer gives to a save until it is finished; use an "
             "earlier checkpoint of the run"
         )
-    if not (directory / COMPLETE).exists() and _step(directory) is not None:
-        for other in directory.absolute().parent.glob(f"*/{COMPLETE}"):
+    for mark in COMPLETE if _step(directory) is not None else ():
+        beside = sorted(directory.absolute().parent.glob(f"*/{mark}"))
+        if beside and not (directory / mark).exists():
+            whole = str(beside[-1]).removesuffix(f"/{mark}")
             return (
-                f"{directory} has no {COMPLETE}, which {other.parent} has: the save did not "
-                f"finish; use {other.parent}"
+                f"{directory} has no {mark}, which {whole} has: the save did not finish; use "
+                f"{whole}"
             )
     return _newer_than_tracked(directory)
 

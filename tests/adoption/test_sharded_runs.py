@@ -81,8 +81,8 @@ def test_run_takes_the_recipe_that_adopt_wrote(
     write_recipe(adoption.found, tmp_path / "conf" / "recipe" / "runs.yaml")
     said = (tmp_path / "conf" / "recipe" / "runs.yaml").read_text()
     assert f"# finished, FINISHED, step 4, in pieces: {PIECES}" in said
-    words = ["run", "recipe=runs", "method=task_arithmetic", "evaluate.tasks=[]", "--json"]
-    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    words = ["run", "recipe=runs", "method=task_arithmetic", "evaluate.tasks=[]"]
+    done = CliRunner().invoke(cli, [*words, "--config-dir", "conf"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     [checkpoint] = Path("mergeops-work").rglob("model.safetensors")
     merged = load_file(checkpoint)

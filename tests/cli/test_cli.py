@@ -37,6 +37,7 @@ FROZEN = {
     " --progress --quiet --debug",
     "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json"
     " --progress --quiet --debug",
+    "average": "DIRECTORIES OUT --weights --dry-run --json --progress --quiet --debug",
     "recover": "DIRECTORY OUT --base --dry-run --json --progress --quiet --debug",
     "reject": "NAME OVERRIDES --version --reason --config-dir --json --progress --quiet --debug",
     "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --progress --quiet"

@@ -183,6 +183,18 @@ def test_a_tracker_or_a_mark_of_others_says_that_the_save_did_not_finish(copied:
     assert leftover(folder).problem is None  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("inner", ["", "actor"])
+def test_verls_list_of_contents_is_written_last(copied: Copied, inner: str) -> None:
+    folder = copied("verl/global_step_4")
+    other = folder.with_name("global_step_2")
+    (other / inner).mkdir(parents=True)
+    (other / inner / "ckpt_contents.json").touch()
+    said = problem(folder)
+    assert "ckpt_contents.json, which" in said and said.endswith(f"did not finish; use {other}")
+    (folder / inner / "ckpt_contents.json").touch()
+    assert leftover(folder).problem is None  # type: ignore[union-attr]
+
+
 def test_a_temporary_name_says_that_the_save_did_not_finish(copied: Copied) -> None:
     folder = copied("fsdp/checkpoint-4")
     renamed = folder.rename(folder.with_name("tmp-checkpoint-4"))
