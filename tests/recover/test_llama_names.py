@@ -163,7 +163,7 @@ def test_rows_that_are_cut_within_a_head_find_their_place(
                     )
                     index = MetadataIndex(name, offset, i)
                     items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=data))
-            self.plan = SavePlan(items)
+            self.plan = SavePlan(items, planner_data={})
             return self.plan
 
         def resolve_data(self, write_item: WriteItem) -> Tensor:

@@ -132,7 +132,7 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
 def test_a_cut_checkpoint_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     one, two = megatrons(tmp_path / "one", 10), megatrons(tmp_path / "two", 20)
     [file] = two.glob("*.distcp")
-    os.truncate(file, file.stat().st_size - 10)
+    os.truncate(file, 1500)
     with pytest.raises(SourceError, match=r"__0_0.distcp (has|is cut)"):
         average_megatron([one, two], tmp_path / "out")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["one", "two"]
@@ -150,6 +150,9 @@ rank, port, out, seed = sys.argv[1:]
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": "2"}
 import torch
 torch.distributed.init_process_group("gloo")
+# Where Megatron says GPU it works on a CPU, too.
+torch.cuda.current_device = lambda: "cpu"
+torch.cuda.synchronize = lambda *_: None
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 torch.manual_seed(int(seed))
@@ -176,6 +179,8 @@ os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1], "RANK": "
                "WORLD_SIZE": "1"}
 import torch
 torch.distributed.init_process_group("gloo")
+torch.cuda.current_device = lambda: "cpu"
+torch.Tensor.cuda = lambda tensor, *_: tensor
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor, ShardedObject
 wanted = {

@@ -204,7 +204,7 @@ def test_a_temporary_name_says_that_the_save_did_not_finish(copied: Copied) -> N
 def test_megatron_has_another_way(copied: Copied) -> None:
     folder = copied("fsdp/checkpoint-4") / INNER
     (folder / "common.pt").touch()
-    assert "has Megatron's names and fused tensors; convert it" in problem(folder)
+    assert "has Megatron's names and fused tensors; average it with others" in problem(folder)
 
 
 def test_files_of_two_saves_are_told_apart(copied: Copied) -> None:
