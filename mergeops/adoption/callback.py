@@ -213,7 +213,7 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
         courier.send(tags | self._best(args))
         while courier.run_id and self._without_note:
             path = self._without_note.pop()
-            known = self._tags | courier.collected
+            known = {**self._tags, **courier.collected}
             base = {key: known[key] for key in (RunTags.BASE, RunTags.BASE_SHA256) if key in known}
             write_note(path, courier.run_id, _step(path), base)
 

@@ -119,7 +119,8 @@ class ShardedReader:
             return self._tables[tensor.name]
 
     def _place(self, tensor: ShardedTensor, piece: ShardBox) -> Place:
-        rows, where, shape = None, piece.place, piece.shape
+        rows: RowsOf | None = None
+        where, shape = piece.place, piece.shape
         if isinstance(where, RowsOf):
             rows, where, shape = where, where.place, where.shape
         if isinstance(where, Payload):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import item_size, stamp
+from mergeops.checkpoint import FileStamp, item_size, stamp
 from mergeops.errors import SourceError
 from mergeops.recover.sharded import Place, ShardBox, ShardedModel, ShardedTensor, check_covered
 from mergeops.recover.torch_files import DTYPES, PickledTensor, read_torch_file
@@ -89,7 +89,7 @@ def _universal(path: Path, names: Sequence[str]) -> ShardedModel:
     """What ds_to_universal.py made: each parameter in float32, in a file of its own; frozen ones
     and buffers are where they were."""
     tensors: dict[str, ShardedTensor] = {}
-    stamps = {}
+    stamps: dict[str, FileStamp] = {}
     if MODEL in names:
         whole = _whole(path, _experts(path, names))
         tensors, stamps = dict(whole.tensors), dict(whole.stamps)
