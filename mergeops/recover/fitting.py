@@ -114,7 +114,7 @@ def same_experts(path: Path, sums: Mapping[str, str], base: Checkpoint | None) -
         for name in experts:
             # Trained ones differ in the first that is read.
             content = read_tensor(reader, name).contiguous().flatten().view(torch.uint8).numpy()
-            if xxhash.xxh3_128(content).hexdigest() != sums[name]:
+            if xxhash.xxh3_128(content.data).hexdigest() != sums[name]:
                 return ()
     return (
         f"all {len(experts)} tensors of experts in {path} are those of {base.path}, to the last "

@@ -98,6 +98,7 @@ def _by_halves(tensor: ShardedTensor, size: int) -> ShardedTensor:
 
 
 def _boxes(piece: ShardBox, size: int) -> Iterator[ShardBox]:
+    assert not isinstance(piece.place, RowsOf)
     first, last = piece.offset[0], piece.offset[0] + piece.shape[0]
     for head in range(first // size, -(-last // size)):
         begin = head * size

@@ -122,7 +122,8 @@ class ShardedReader:
         rows: RowsOf | None = None
         where, shape = piece.place, piece.shape
         if isinstance(where, RowsOf):
-            rows, where, shape = where, where.place, where.shape
+            rows, shape = where, where.shape
+            where = where.place
         if isinstance(where, Payload):
             assert self._shards.unpack is not None
             where = self._shards.unpack(self._shards.path, where, tensor.dtype, shape)

@@ -111,8 +111,8 @@ def _in_store(directory: Directory, entries: Sequence[DirectoryEntry]) -> Pieces
     if any(entry.name == LATEST and not entry.is_dir for entry in entries):
         latest = (directory.read(LATEST) or b"")[:200].decode(errors="replace").strip()
         if latest not in folders:
-            problem = f"{directory.shown}/{LATEST} names {latest!r}, which is not there"
-            return Pieces(directory, "zero", "full", problem=problem) if steps else None
+            missing = f"{directory.shown}/{LATEST} names {latest!r}, which is not there"
+            return Pieces(directory, "zero", "full", problem=missing) if steps else None
         inside = [latest]
     elif steps:
         inside.append(max(steps, key=lambda name: steps[name]))
