@@ -65,6 +65,20 @@ _KNOWN: dict[str, Callable[..., Any] | None] = {
     _SHARDED + "TensorProperties": None,
     _SHARDED + "MEM_FORMAT_ENCODING": None,
     "torch.distributed.checkpoint.filesystem._StorageInfo": None,
+    "torch.distributed.checkpoint.filesystem._StoragePrefix": None,
+    # Megatron keeps the plans of the processes in it.
+    **dict.fromkeys(
+        "torch.distributed.checkpoint.planner." + name
+        for name in (
+            "SavePlan",
+            "WriteItem",
+            "WriteItemType",
+            "TensorWriteData",
+            "BytesIOWriteData",
+        )
+    ),
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlan": None,
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata": None,
     "torch.serialization._get_layout": None,
     "torch.Size": size_of,
     **{f"torch.{word}": None for word in (*DTYPES, *OTHER_DTYPES)},
@@ -73,7 +87,7 @@ _KNOWN: dict[str, Callable[..., Any] | None] = {
     "pathlib._local.PosixPath": None,
     "collections.OrderedDict": plain_dict,
 }
-"""Everything that torch writes into a ``.metadata``."""
+"""Everything that torch and Megatron write into a ``.metadata``."""
 
 
 def open_dcp(path: Path) -> ShardedModel:
