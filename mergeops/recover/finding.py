@@ -106,7 +106,9 @@ def leftover(directory: Path) -> Leftover | None:
     step = next((n for place in (path, directory) if (n := _step(place)) is not None), None)
     world_size = world_size_of(kind, [entry.name for entry in path.iterdir()])
     if problem is None:
-        problem = _marked(directory) or _marked(path)
+        # A marker lies in the checkpoint's own directory, whichever of the two was asked for.
+        around = [path.absolute().parent] if path.absolute().name in INNER_FOLDERS else []
+        problem = next(filter(None, map(_marked, (directory, path, *around))), None)
     if problem is not None:
         return Leftover(kind, path, step, world_size, problem)
     try:

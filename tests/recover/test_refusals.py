@@ -174,6 +174,8 @@ def test_a_tracker_or_a_mark_of_others_says_that_the_save_did_not_finish(copied:
     assert f"is newer than step 2, which {tracker} names" in problem(folder)
     tracker.write_text("4")
     assert leftover(folder).problem is None  # type: ignore[union-attr]
+    tracker.write_text("2")
+    assert "is newer than step 2, which" in problem(folder / "actor")
     tracker.unlink()
     folder = copied("together/checkpoint-8")
     folder.with_name("checkpoint-4").mkdir()
