@@ -71,6 +71,12 @@ def print_adoption(
     out.print(table(RUNS, [_run(row) for row in rows]))
     out.print(_groups(adoption, rows))
     for row in rows:
+        if row["sharded"] and not row["problem"]:
+            text = (
+                f"{row['run_name']} ({row['status']}): {row['checkpoint']} is whole, in pieces "
+                f"({row['sharded']}); merges read it as it is"
+            )
+            out.print(text, markup=False, soft_wrap=True)
         if row["problem"]:
             text = f"{row['run_name']} ({row['status']}): {row['problem']}"
             out.print(text, markup=False, soft_wrap=True)

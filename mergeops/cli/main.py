@@ -22,6 +22,8 @@ from mergeops.version import __version__
 COMMANDS = {
     "adopt": "Find the mergeable checkpoints of an experiment, whatever became of the runs.",
     "approve": "Make NAME@challenger, which another user proposed, the champion.",
+    "average": "Average checkpoints of Megatron-LM, Megatron-Bridge or NeMo into OUT, which they "
+    "load.",
     "compare": "Leaderboard of the parents and merges of experiments, with paired differences.",
     "controls": "What each source of a merge contributes: the merge without it, and with noise "
     "for it.",

@@ -29,8 +29,10 @@ from mergeops.sources.completed import completed
 from mergeops.sources.contents import Location, check_unwrapped, examine
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.links import check_links
+from mergeops.sources.put_together import put_together
 from mergeops.sources.remote.directory import LocalDirectory, Progress
 from mergeops.sources.remote.download import fetch
+from mergeops.sources.run_note import noted_base
 from mergeops.sources.schemes import local_path, scheme_of
 from mergeops.sources.source import Resolved, Source
 from mergeops.sources.training_runs import open_store
@@ -174,7 +176,7 @@ class _Resolver:
             raise _two_models(name, uri, f"set sources.{name}.base to the model that it applies to")
         if location.contents.kind == "full" and not location.contents.has_adapter:
             return self._full(name, uri)
-        if location.contents.is_sharded:
+        if location.contents.sharded is not None:
             return self._sharded(name, uri, path, base)
         applied_to = self._base_of(name, uri, path, base)
         own = stamp(path / ADAPTER)
@@ -194,7 +196,7 @@ class _Resolver:
             SourceError: it is an adapter, or as ``source``.
         """
         location, path = self.find(uri)
-        if location.contents.is_sharded:
+        if location.contents.sharded is not None:
             raise SourceError(f"{name}: {location.contents.problem}")
         if location.contents.kind == "lora":
             said = said_base(path, location)
@@ -218,9 +220,12 @@ class _Resolver:
                 location = dataclasses.replace(
                     location, directory=directory, contents=examine(directory)
                 )
-            if location.contents.kind is None and not location.contents.is_sharded:
+            if location.contents.usable is None:
                 raise SourceError(str(location.contents.problem))
-            path = fetch(location.directory, self.cache_dir, self.progress, limit=self._limit)
+            if location.contents.pieces is not None:
+                location, path = put_together(location, self.cache_dir, self.progress, self._limit)
+            else:
+                path = fetch(location.directory, self.cache_dir, self.progress, limit=self._limit)
             if location.contents.kind == "full":
                 check_unwrapped(path)
             path = self._with_companions(path, location)
@@ -235,13 +240,15 @@ class _Resolver:
 
     def _sharded(self, name: str, uri: str, path: Path, base: str | None) -> Source:
         """What a sharded training left, read where it lies, with the model that was trained."""
-        trained = base or self.base
+        trained = base or self.base or noted_base(LocalDirectory(path))
         if trained is None:
             raise SourceError(
                 f"{uri} holds what a sharded training left; set sources.{name}.base to the model "
                 f"that was trained, or put it together: `mergeops recover {path} OUT --base BASE`"
             )
-        base_path = self.full(f"sources.{name}.base" if base else "base", trained).path
+        base_path = self.full(
+            "base" if trained == self.base else f"sources.{name}.base", trained
+        ).path
         model = open_on_base(path, base_path)
         stamps = {model.path / file: seen for file, seen in model.stamps.items()}
         digests = files_sha256(
