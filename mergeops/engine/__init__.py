@@ -5,7 +5,7 @@ redact, sources, version.
 """
 
 from mergeops.engine.destination import check_output
-from mergeops.engine.execute import merge
+from mergeops.engine.execute import merge, merge_and_pin
 from mergeops.engine.pace import MERGING, SCORING, note_pace, read_pace
 from mergeops.engine.readers import open_input
 from mergeops.engine.working_directory import DOOMED, LOCK
@@ -17,6 +17,7 @@ __all__ = [
     "SCORING",
     "check_output",
     "merge",
+    "merge_and_pin",
     "note_pace",
     "open_input",
     "read_pace",

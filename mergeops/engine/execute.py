@@ -21,14 +21,16 @@ from pathlib import Path
 from mergeops import methods
 from mergeops.checkpoint import (
     MANIFEST,
+    HashAlong,
     WrittenFile,
     hold,
     sync_directory,
     sync_file,
     write_manifest,
 )
-from mergeops.engine.destination import check_space, is_done, remove_empty
+from mergeops.engine.destination import check_output, check_space, is_done, remove_empty
 from mergeops.engine.devices import choose_devices, is_cuda, is_device_failure, lane_count
+from mergeops.engine.pinning import hashed_now, hashes_of, pinned_by
 from mergeops.engine.records import default_card, manifest_content
 from mergeops.engine.stream import ResultBytes, TensorStream
 from mergeops.engine.working_directory import LOCK, discard, owned
@@ -78,6 +80,38 @@ def merge(
         ``out``, complete; it is held, so gc leaves it alone while this process lives.
 
     Raises:
+        As ``merge_and_pin``.
+    """
+    out = Path(out).absolute()
+    merge_and_pin(plan, out, device=device, progress=progress, card=card, tuning=tuning)
+    return out
+
+
+def merge_and_pin(
+    plan: Plan,
+    out: Path,
+    *,
+    cache_dir: Path | None = None,
+    device: str = "auto",
+    progress: Tick | None = None,
+    card: str | None = None,
+    tuning: Tuning = Tuning(),
+) -> Plan:
+    """Execute a plan whose inputs need not be hashed yet: they are while they are merged.
+
+    Args:
+        plan: from ``make_plan``.
+        out: as for ``merge``, and so are the others.
+        cache_dir: where the digests of the inputs' files are remembered.
+        device: see ``merge``.
+        progress: see ``merge``.
+        card: see ``merge``.
+        tuning: see ``merge``.
+
+    Returns:
+        The plan with the digests of all inputs, which is what the manifest names.
+
+    Raises:
         ConfigError: no such device.
         SourceError: an input changed, cannot be read, or holds NaN or infinity.
         MergeError: ``out`` holds something else, the disk is full, a device fails, the result
@@ -93,19 +127,23 @@ def merge(
         )
     # A directory cannot be renamed to the name of a link.
     place = Path(os.path.realpath(out))
-    if _is_found(plan, place) and hold(place):
-        return out
+    if not plan.is_pinned and check_output(place) is not None:
+        plan = hashed_now(plan, cache_dir)
+    if plan.is_pinned and _is_found(plan, place) and hold(place):
+        return plan
     remove_empty(place)
     partial = place.with_name(f".{place.name}.partial")
     with owned(partial):
-        if _is_found(plan, place) and hold(place):
+        if not plan.is_pinned and any((d / MANIFEST).is_file() for d in (place, partial)):
+            plan = hashed_now(plan, cache_dir)
+        if plan.is_pinned and _is_found(plan, place) and hold(place):
             discard(partial)
-            return out
+            return plan
         present = sum(f.stat().st_blocks * 512 for f in partial.iterdir())
         check_space(plan, place, present)
         try:
-            if not _is_complete(plan, partial):
-                _write_all(plan, partial, chosen, progress, card, tuning)
+            if not plan.is_pinned or not _is_complete(plan, partial):
+                plan = _write_all(plan, partial, chosen, progress, card, tuning, cache_dir)
             (partial / JOURNAL).unlink(missing_ok=True)
             # The lock goes with the directory where that is renamed to.
             hold(partial)
@@ -121,7 +159,7 @@ def merge(
             if not (is_cuda(chosen[0]) and is_device_failure(error)):
                 raise
             raise _device_error(out, chosen, error) from error
-    return out
+    return plan
 
 
 def _device_error(out: Path, devices: Sequence[str], error: RuntimeError) -> MergeError:
@@ -161,14 +199,19 @@ def _write_all(
     progress: Tick | None,
     card: str | None,
     tuning: Tuning,
-) -> None:
+    cache_dir: Path | None,
+) -> Plan:
     keep = {shard.name for shard in plan.shards} | {LOCK, JOURNAL}
     for path in partial.iterdir():
         if path.name not in keep:
             path.unlink()
-    journal = Journal(partial, plan.digest)
+    name = plan.digest if plan.is_pinned else plan.files_digest
+    journal = Journal(partial, name, plan.files_digest)
     try:
-        files = _write_shards(plan, partial, journal, devices, progress, tuning)
+        with hashes_of(plan) or contextlib.nullcontext() as hashes:
+            files = _write_shards(plan, partial, journal, devices, progress, tuning, hashes)
+            if hashes is not None:
+                plan = pinned_by(plan, hashes, cache_dir)
         small_files = write_small_files(plan, partial)
     except MergeopsError as error:
         if not isinstance(error.__cause__, OSError):
@@ -180,6 +223,7 @@ def _write_all(
         journal.close()
     (partial / CARD).write_text(card or default_card(plan), encoding="utf-8")
     write_manifest(partial, manifest_content(plan), [*files, *small_files, CARD], files)
+    return plan
 
 
 def _write_shards(
@@ -189,6 +233,7 @@ def _write_shards(
     devices: Sequence[str],
     progress: Tick | None,
     tuning: Tuning,
+    hashes: HashAlong | None,
 ) -> dict[str, WrittenFile]:
     lanes = tuning.lanes or lane_count(devices)
     written: dict[str, WrittenFile] = {}
@@ -199,7 +244,9 @@ def _write_shards(
             progress(before + position, plan.bytes_to_write)
 
     with (
-        TensorStream(plan, devices, tuning.chunk, lanes, UNHASHED, fused=tuning.fused) as stream,
+        TensorStream(
+            plan, devices, tuning.chunk, lanes, UNHASHED, fused=tuning.fused, hashes=hashes
+        ) as stream,
         OrderedThread(UNHASHED) as thread,
     ):
         for shard in plan.shards:

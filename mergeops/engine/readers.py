@@ -10,6 +10,7 @@ from mergeops.adapters import AdapterReader, open_adapter
 from mergeops.checkpoint import (
     ADAPTER_CONFIG,
     CheckpointReader,
+    HashAlong,
     RelaidReader,
     RenamedReader,
     TensorReader,
@@ -20,23 +21,26 @@ from mergeops.planning import PlannedInput, VocabularyLayout
 from mergeops.recover import ShardedReader, is_sharded, open_on_base
 
 
-def open_input(planned: PlannedInput, compute: str) -> TensorReader:
+def open_input(
+    planned: PlannedInput, compute: str, hashes: HashAlong | None = None
+) -> TensorReader:
     """A reader of an input's tensors, by the names that they have in the result.
 
     Args:
         planned: the input.
         compute: safetensors name of the dtype in which adapted tensors are delivered.
+        hashes: what hashes files while they are read.
 
     Raises:
         SourceError: a file is missing or not the one that was planned with.
     """
-    reader = _open(planned, compute)
+    reader = _open(planned, compute, hashes)
     return RenamedReader(reader, planned.renamed) if planned.renamed else reader
 
 
-def _open(planned: PlannedInput, compute: str) -> TensorReader:
+def _open(planned: PlannedInput, compute: str, hashes: HashAlong | None) -> TensorReader:
     if planned.adapter_base is None:
-        return CheckpointReader.open(Path(planned.path), planned.stamps)
+        return CheckpointReader.open(Path(planned.path), planned.stamps, hashes)
     if is_sharded(Path(planned.path)):
         model = open_on_base(Path(planned.path), Path(planned.adapter_base))
         return ShardedReader(model, planned.stamps)
@@ -56,6 +60,7 @@ def open_inputs(
     inputs: Sequence[PlannedInput],
     vocabulary: VocabularyLayout | None,
     compute: str,
+    hashes: HashAlong | None = None,
 ) -> list[TensorReader]:
     """Readers of the inputs that are merged, with their rows as the vocabulary lays them out.
 
@@ -65,13 +70,14 @@ def open_inputs(
         inputs: all of the plan, in the order that numbers them.
         vocabulary: the plan's.
         compute: safetensors name of the dtype in which adapted and re-laid tensors are delivered.
+        hashes: what hashes files while they are read.
 
     Raises:
         SourceError: a file is missing or not the one that was planned with.
     """
 
     def open_one(planned: PlannedInput) -> TensorReader:
-        reader = open_input(planned, compute)
+        reader = open_input(planned, compute, hashes)
         opened.callback(reader.close)
         return reader
 

@@ -17,7 +17,16 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from mergeops import methods
-from mergeops.checkpoint import BY_WORD, Bytes, as_tensor, item_size, read_range, torch_dtype, word
+from mergeops.checkpoint import (
+    BY_WORD,
+    Bytes,
+    HashAlong,
+    as_tensor,
+    item_size,
+    read_range,
+    torch_dtype,
+    word,
+)
 from mergeops.engine.bad_values import (
     DifferentValuesError,
     NonFiniteInputError,
@@ -84,6 +93,7 @@ class TensorStream:
         fused: use compiled kernels, which give the same bits. None uses them when they are there:
             where this machine must first compile them, torch begins, and a small merge is done
             before.
+        hashes: what hashes the inputs while they are merged.
 
     Raises:
         SourceError: an input's file is missing or changed.
@@ -98,7 +108,9 @@ class TensorStream:
         unhashed: int,
         *,
         fused: bool | None = None,
+        hashes: HashAlong | None = None,
     ) -> None:
+        self._hashes = hashes
         self._seed = plan.seed
         self._compute = compute = BY_WORD[plan.compute]
         self._on_cuda = is_cuda(devices[0])
@@ -113,7 +125,7 @@ class TensorStream:
         longest = max(self._step(job) for job in jobs)
         with contextlib.ExitStack() as opened:
             self._readers = open_inputs(
-                opened, self._work.inputs, plan.inputs, plan.vocabulary, compute
+                opened, self._work.inputs, plan.inputs, plan.vocabulary, compute, hashes
             )
             self._lanes = opened.enter_context(
                 Lanes(
@@ -168,7 +180,8 @@ class TensorStream:
         nbytes = (span.stop - span.start) * size
         buffer = self._buffers.get()
         try:
-            with self._explained(job):
+            taking = self._hashes.taking() if self._hashes else contextlib.nullcontext()
+            with self._explained(job), taking:
                 for chunk in span.cut(self._step(job)):
                     begin, end = ((at - span.start) * size for at in (chunk.start, chunk.stop))
                     merge(lane, chunk, buffer[begin:end])

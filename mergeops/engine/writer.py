@@ -31,15 +31,21 @@ _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Finished tensors of an unfinished merge; those of another plan are dropped with a warning."""
+    """Finished tensors of an unfinished merge; those of another plan are dropped with a warning.
 
-    def __init__(self, directory: Path, plan_digest: str) -> None:
+    Args:
+        directory: where the merge works.
+        plan_digest: what names the plan.
+        before: what named the plan when its inputs were not hashed yet.
+    """
+
+    def __init__(self, directory: Path, plan_digest: str, before: str = "") -> None:
         self._path = directory / JOURNAL
         self.finished: dict[tuple[str, str], str] = {}
         """(file, tensor) -> XXH3 of the tensor's bytes, 32 hexadecimal digits."""
         head = {"plan_digest": plan_digest}
         lines, valid = _read_lines(self._path)
-        if not lines or lines[0] != head:
+        if not lines or lines[0] not in (head, {"plan_digest": before}):
             if len(lines) > 1:
                 _log.warning(
                     "%s held the unfinished work of another merge (plan %s), which is replaced",
