@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.checkpoint import has_tokenizer, read_manifest, weights_sha256
-from mergeops.engine import MERGING, check_output, merge_and_pin, note_pace
+from mergeops.engine import (
+    MERGING,
+    WorkPlan,
+    check_output,
+    merge_and_pin,
+    merge_on,
+    note_pace,
+    work_plan,
+)
+from mergeops.errors import ConfigError
 from mergeops.methods import get
 from mergeops.planning import Digests, Plan, make_plan, merge_dir, resolve_with_merges
 from mergeops.progress import Progress
@@ -47,6 +56,7 @@ class Workshop:
         self.progress = progress
         self.work_dir = Path(recipe.output.dir)
         self.device = recipe.output.device
+        self.executor = recipe.executor
         self.spent = Spent()
         self._resolved: dict[str, Resolved] = {}
         self._warned: set[str] = set()
@@ -58,8 +68,10 @@ class Workshop:
             recipe: what names them.
             hash_later: leave those unhashed that ``merge`` may hash while it merges them.
         """
-        if hash_later and not recipe.merges and not get(recipe.method.name).is_random:
-            # Random numbers are drawn for a source's digest, and merges are found by it.
+        # Random numbers are drawn for a source's digest, and merges are found by it; workers hash
+        # before they merge.
+        is_late = not get(recipe.method.name).is_random or not self.executor.is_here
+        if hash_later and not recipe.merges and is_late:
             read = functools.partial(self._read, hash_later=True)
             return resolve_with_merges(recipe, read, self._merge_first)
         sources = sorted(recipe.sources.items(), key=lambda item: item[0])
@@ -107,13 +119,21 @@ class Workshop:
         comes with the directory."""
         was_there, began = read_manifest(folder) is not None, time.monotonic()
         with self.progress.bar(f"merging {label}", is_bytes=True) as tick:
-            plan = merge_and_pin(
-                plan,
-                folder,
-                cache_dir=self.work_dir / "cache",
-                device=self.device,
-                progress=tick,
-            )
+            cache_dir = self.work_dir / "cache"
+            if self.executor.is_here:
+                plan = merge_and_pin(
+                    plan, folder, cache_dir=cache_dir, device=self.device, progress=tick
+                )
+            else:
+                plan = merge_on(
+                    self.executor,
+                    plan,
+                    folder,
+                    cache_dir=cache_dir,
+                    device=self.device,
+                    progress=tick,
+                    told=self.progress,
+                )
         if not was_there:
             size, seconds = self.size_of(folder), time.monotonic() - began
             note_pace(self.work_dir, MERGING, size, seconds)
@@ -201,3 +221,29 @@ def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Merged:
     plan = workshop.merge_and_pin(plan, f"into {out}", out)[1]
     # Another merge would have been refused.
     return Merged(out, plan, before is not None)
+
+
+def plan_only(recipe: Recipe, progress: Progress, *, bandwidth: float | None = None) -> WorkPlan:
+    """What each worker of a merge will read, write and hold, and how long it takes.
+
+    Args:
+        recipe: what to merge; only headers and configs are read.
+        progress: where to show what is being done.
+        bandwidth: bytes a second that a worker reads or writes; None measures it here, by reading
+            some of the largest input.
+
+    Raises:
+        ConfigError: the recipe makes merges first.
+        MergeopsError: as ``merge_only`` before the first tensor is read.
+    """
+    if recipe.merges:
+        first = next(iter(recipe.merges))
+        raise ConfigError(
+            f"the recipe makes merges.{first} first, and what that writes is not there to be "
+            "planned with; plan each merge by its own recipe"
+        )
+    workshop = Workshop(recipe, progress)
+    resolved = workshop.resolve(recipe, hash_later=True)
+    plan = make_plan(recipe, resolved.base, resolved.sources)
+    workshop.warn(plan)
+    return work_plan(plan, recipe.executor, bandwidth=bandwidth)

@@ -16,7 +16,7 @@ def hashes_of(plan: Plan) -> HashAlong | None:
     Raises:
         SourceError: a file cannot be opened.
     """
-    stamps = _stamps(plan)
+    stamps = unhashed_files(plan)
     unhashed = sum(not planned.sha256 for planned in plan.inputs)
     return HashAlong(stamps, unhashed) if unhashed else None
 
@@ -34,8 +34,8 @@ def pinned_by(plan: Plan, hashes: HashAlong, cache_dir: Path | None) -> Plan:
     """
     digests = hashes.finish()
     if cache_dir is not None:
-        remember(cache_dir, digests, _stamps(plan))
-    return _pinned(plan, digests)
+        remember(cache_dir, digests, unhashed_files(plan))
+    return pinned(plan, digests)
 
 
 def hashed_now(plan: Plan, cache_dir: Path | None) -> Plan:
@@ -44,11 +44,11 @@ def hashed_now(plan: Plan, cache_dir: Path | None) -> Plan:
     Raises:
         SourceError: a file cannot be read, or changed.
     """
-    stamps = _stamps(plan)
-    return _pinned(plan, files_sha256(list(stamps), cache_dir=cache_dir)) if stamps else plan
+    stamps = unhashed_files(plan)
+    return pinned(plan, files_sha256(list(stamps), cache_dir=cache_dir)) if stamps else plan
 
 
-def _stamps(plan: Plan) -> dict[Path, FileStamp]:
+def unhashed_files(plan: Plan) -> dict[Path, FileStamp]:
     """The files of all inputs that are not hashed yet."""
     return {
         Path(planned.path) / name: stamp
@@ -58,7 +58,9 @@ def _stamps(plan: Plan) -> dict[Path, FileStamp]:
     }
 
 
-def _pinned(plan: Plan, digests: Mapping[Path, str]) -> Plan:
+def pinned(plan: Plan, digests: Mapping[Path, str]) -> Plan:
+    """The plan with the digests of its inputs' files."""
+
     def pin(planned: PlannedInput) -> PlannedInput:
         if planned.sha256:
             return planned

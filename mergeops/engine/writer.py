@@ -23,11 +23,17 @@ import xxhash
 
 from mergeops.checkpoint import WrittenFile, sync_or_remove
 from mergeops.errors import MergeError
+from mergeops.planning import Shard
 
 _READ_BYTES = 1 << 22
 FLUSH_BYTES = 1 << 25
 JOURNAL = "journal.jsonl"
 _log = logging.getLogger(__name__)
+
+
+def journal_of(shard: Shard) -> str:
+    """The name of the journal of one file that is written by a worker of its own."""
+    return f"{shard.name}.{JOURNAL}"
 
 
 class Journal:
@@ -39,8 +45,10 @@ class Journal:
         before: what named the plan when its inputs were not hashed yet.
     """
 
-    def __init__(self, directory: Path, plan_digest: str, before: str = "") -> None:
-        self._path = directory / JOURNAL
+    def __init__(
+        self, directory: Path, plan_digest: str, before: str = "", *, name: str = JOURNAL
+    ) -> None:
+        self._path = directory / name
         self.finished: dict[tuple[str, str], str] = {}
         """(file, tensor) -> XXH3 of the tensor's bytes, 32 hexadecimal digits."""
         head = {"plan_digest": plan_digest}

@@ -14,6 +14,7 @@ from mergeops.evaluate.items import (
     part_sketches,
     with_clusters,
 )
+from mergeops.evaluate.own_files import task_files
 from mergeops.evaluate.tasks import TaskSet, load_tasks
 from mergeops.evaluate.workers import pick_devices
 
@@ -29,5 +30,6 @@ __all__ = [
     "part_sketches",
     "pick_devices",
     "score_all",
+    "task_files",
     "with_clusters",
 ]

@@ -339,5 +339,8 @@ def test_torch_and_kernels_hash_alike(
         out = tmp_path / str(fused)
         assert execute.merge_and_pin(unpinned(plan), out, device="cpu", tuning=tuning) == plan
     assert torch.equal(
-        *(load_file(tmp_path / f / "model.safetensors")["lm_head.weight"] for f in ("True", "False"))
+        *(
+            load_file(tmp_path / f / "model.safetensors")["lm_head.weight"]
+            for f in ("True", "False")
+        )
     )
