@@ -33,7 +33,7 @@ Stands on: errors, lazy_torch, progress, recipe, version.
 
 from mergeops.executors.executor import Executor, Launcher, results
 from mergeops.executors.line import Invitation
-from mergeops.executors.registry import checked, executor, open_executor
+from mergeops.executors.registry import examine_executor, executor, open_executor, script_of
 from mergeops.executors.units import (
     Advanced,
     Event,
@@ -62,9 +62,10 @@ __all__ = [
     "Started",
     "Unit",
     "UnitError",
-    "checked",
+    "examine_executor",
     "executor",
     "open_executor",
     "results",
+    "script_of",
     "work",
 ]
