@@ -28,7 +28,7 @@ from mergeops.engine.devices import choose_devices, lane_count
 from mergeops.engine.execute import merge_and_pin, write_shard
 from mergeops.engine.pinning import pinned, unhashed_files
 from mergeops.engine.stream import TensorStream
-from mergeops.engine.writer import Journal, OrderedThread, journal_of
+from mergeops.engine.writer import Journal, OrderedThread, journal_of, write_error
 from mergeops.errors import MergeError
 from mergeops.executors import (
     Advanced,
@@ -101,6 +101,7 @@ class _Team:
         self, executor: ExecutorSpec, plan: Plan, place: Path, told: Progress | None
     ) -> None:
         self._spec = executor
+        self._place = place
         self._needs = Needs(files=files_of(plan), shared=(str(place),))
         self._told = told
         self._seen: set[str] = set()
@@ -118,6 +119,10 @@ class _Team:
             progress: told of the bytes of all.
         """
         if self._executor is None:
+            try:
+                self._place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise write_error(self._place, error) from error
             self._executor = self._opened.enter_context(open_executor(self._spec, self._needs))
         done = dict.fromkeys(sizes, 0)
 
