@@ -34,7 +34,7 @@ class Forecast:
     def __str__(self) -> str:
         models = self.merges + self.parents
         known = "it is not known how long, since nothing was done in this output.dir before"
-        took = f"about {_clock(self.seconds)}, by its pace before" if self.seconds else known
+        took = f"about {clock(self.seconds)}, by its pace before" if self.seconds else known
         return (
             f"at most {self.merges} merges, {size_text(self.written)}, and {self.answers} answers "
             f"of {models} models on {', '.join(self.devices)}: {took}"
@@ -73,10 +73,11 @@ def cost(spent: Spent) -> str:
     """What was done, in one line."""
     return (
         f"it took {spent.merges} merges, {size_text(spent.written)}, in "
-        f"{_clock(spent.merging_s)}, and {spent.answers} answers of {spent.models} models in "
-        f"{_clock(spent.scoring_s)}"
+        f"{clock(spent.merging_s)}, and {spent.answers} answers of {spent.models} models in "
+        f"{clock(spent.scoring_s)}"
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     return str(datetime.timedelta(seconds=round(seconds)))

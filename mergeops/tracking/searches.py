@@ -53,21 +53,31 @@ class SearchRun(LoggedRun):
         Writes the metrics steps/trial and steps/best, where step N is the N-th trial; a score that
         is not finite has no point. What is not there yet is logged.
         """
-        from mlflow.entities import Metric
-
         choose = max if higher_is_better else min
         worst = -math.inf if higher_is_better else math.inf
         finite = [score if math.isfinite(score) else worst for score in scores]
         best = list(itertools.accumulate(finite, choose))
+        named = {"steps/trial": scores, "steps/best": best}
+        self.log_curves(
+            {
+                name: [(step, v) for step, v in enumerate(values, 1) if math.isfinite(v)]
+                for name, values in named.items()
+            }
+        )
+
+    def log_curves(self, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+        """Log metrics by step; what is there already stays.
+
+        Args:
+            curves: name -> (step, value), e.g. the answers asked and the best score by then.
+        """
+        from mlflow.entities import Metric
+
         client, now = self.tracking.client, int(time.time() * 1000)
-        new: list[Metric] = []
-        for name, values in (("steps/trial", scores), ("steps/best", best)):
+        new = []
+        for name, points in curves.items():
             logged = {(m.step, m.value) for m in client.get_metric_history(self.run_id, name)}
-            new += [
-                Metric(name, value, now, step)
-                for step, value in enumerate(values, 1)
-                if math.isfinite(value) and (step, value) not in logged
-            ]
+            new += [Metric(name, v, now, step) for step, v in points if (step, v) not in logged]
         for start in range(0, len(new), 500):
             client.log_batch(self.run_id, metrics=new[start : start + 500])
 
