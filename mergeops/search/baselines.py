@@ -15,7 +15,7 @@ from mergeops.search.bench import Bench, Candidate, Way
 from mergeops.search.greedy_soup import choose, soup_recipe
 from mergeops.search.objectives import EVERYTHING
 from mergeops.search.racing import Stages
-from mergeops.search.space import Space
+from mergeops.search.space import Choices
 from mergeops.tracking import SearchRun
 
 UNIFORM, GREEDY = "uniform soup", "greedy soup"
@@ -31,7 +31,7 @@ class Simple:
     """The same merge in the study's space; None where that has none."""
 
 
-def simple_merges(space: Space) -> list[Simple]:
+def simple_merges(space: Choices) -> list[Simple]:
     """The uniform soup, and with a base task arithmetic with weights of 0.3 and of 1/n.
 
     Yadav et al. 2023, https://arxiv.org/abs/2306.01708, take 0.3 to 0.4 without validation data.
@@ -62,7 +62,7 @@ class Baselines:
         parents: scores of the base and the sources on all dev items.
     """
 
-    space: Space
+    space: Choices
     bench: Bench
     log: SearchRun
     parents: Mapping[str, Scores]
@@ -88,7 +88,7 @@ class Baselines:
             self._add(simple.name, self.bench.try_out(simple.name, simple.recipe, way))
         self._run_greedy()
 
-    def values(self, space: Space) -> Iterator[tuple[str, dict[str, Any]]]:
+    def values(self, space: Choices) -> Iterator[tuple[str, dict[str, Any]]]:
         """Name and values of those that the space has."""
         for simple in simple_merges(space):
             if simple.values is not None:

@@ -41,8 +41,12 @@ class Forecast:
         )
 
 
-def forecast(recipe: Recipe, tools: Tools, merges: int) -> Forecast:
+def forecast(recipe: Recipe, tools: Tools, merges: int, kept: int | None = None) -> Forecast:
     """What so many merges of the recipe's sources will take.
+
+    Args:
+        merges: how many at most.
+        kept: how many of them become files; None for all.
 
     Raises:
         MergeopsError: a source or a task cannot be read.
@@ -63,7 +67,7 @@ def forecast(recipe: Recipe, tools: Tools, merges: int) -> Forecast:
         merges=merges,
         parents=len(parents),
         answers=answers,
-        written=merges * size,
+        written=(merges if kept is None else kept) * size,
         seconds=sum(known) if len(known) == len(paces) else None,
         devices=tuple(map(str, pick_devices(recipe.evaluate.device))),
     )

@@ -9,40 +9,21 @@ with a checkpoint, a run and a registered version.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import locked
-from mergeops.errors import ConfigError, EvaluationError
-from mergeops.evaluate import TaskSet, part_sizes
-from mergeops.pipeline import best_of, run
 from mergeops.recipe import Recipe
 from mergeops.schema import check_choice, check_range
-from mergeops.scores import Scores
-from mergeops.search.baselines import Baselines, source_key
-from mergeops.search.bench import Bench, Candidate
 from mergeops.search.budget import read_budget
-from mergeops.search.crew import Alone
 from mergeops.search.objectives import read_limits, read_objectives
-from mergeops.search.racing import Race, Stages, stages
 from mergeops.search.samplers import SAMPLERS, open_sampler
 from mergeops.search.space import Space, default_space
-from mergeops.search.strategies import SearchResult, dev_columns, strategy
-from mergeops.search.study import Study
-from mergeops.search.study_page import log_study
-from mergeops.search.study_report import report
+from mergeops.search.strategies import SearchResult, strategy
+from mergeops.search.study_run import Settings, check_sources, run_study
 from mergeops.tools import Tools
 from mergeops.tracking import SearchRun
 
-ALPHA = 0.05
-"""Chance that racing drops the best of all although it leads by the margin."""
-SHOWN = 10
-"""Candidates in the table that a search ends with."""
 TRIALS, ENDLESS = 32, 100_000
 """Proposals, and where a budget ends the study."""
 
@@ -117,14 +98,21 @@ def search(
         EvaluationError: no candidate has a finite score, or none keeps the limits.
         MergeopsError: a baseline cannot be merged or scored.
     """
-    if len(recipe.sources) < 2:
-        raise ConfigError(
-            f"optuna needs at least two sources to merge; the recipe has {len(recipe.sources)}"
-        )
+    check_sources("optuna", recipe)
     space, tasks = Space.read(recipe, parameters.space), tools.load_tasks()
     assert tasks is not None, "a search without tasks is refused before"
     objectives = read_objectives(parameters.objectives, tasks)
     limits = read_limits(parameters.constraints, tasks)
+    settings = Settings(
+        trials=parameters.completed(recipe).trials or TRIALS,
+        objectives=objectives,
+        limits=limits,
+        budget=read_budget(parameters.budget),
+        racing=parameters.racing,
+        margin=parameters.margin,
+        keep=parameters.keep,
+        earlier=parameters.earlier,
+    )
     sampler = open_sampler(
         parameters.sampler,
         space,
@@ -132,102 +120,4 @@ def search(
         objectives=len(objectives),
         has_limits=bool(limits),
     )
-    items = sum(part_sizes(tasks, "dev").values())
-    parents = tools.score_parents(recipe)
-    best_source = max(recipe.sources, key=lambda name: parents[name].merit)
-    race = Race(
-        shares=stages(items) if parameters.racing else (1.0,),
-        margin=parameters.margin,
-        alpha=ALPHA,
-        objectives=objectives,
-        limits=limits,
-    )
-    sources = {name: _stages(recipe, name, parents, race, tools) for name in recipe.sources}
-    if limits:
-        race.reference = (
-            _stages(recipe, "base", parents, race, tools) if recipe.base else sources[best_source]
-        )
-    with _folder(recipe, tasks, tools) as folder:
-        bench = Bench(tools, folder, race)
-        study = Study(
-            space=space,
-            bench=bench,
-            crew=Alone(bench),
-            baselines=Baselines(
-                space=space,
-                bench=bench,
-                log=log,
-                parents=parents,
-                sources={source_key(name): own for name, own in sources.items()},
-            ),
-            log=log,
-            budget=read_budget(parameters.budget),
-            items=items,
-        )
-        try:
-            study.baselines.run()
-            study.run_trials(sampler, parameters.completed(recipe).trials or TRIALS, [])
-            study.keep(folder / "optuna.log")
-        finally:
-            bench.close()
-    ranked = study.whole
-    if not ranked:
-        raise EvaluationError(
-            "no candidate of the study has a finite score on dev, and keeps search.constraints "
-            "where there are some, so none is the best; `mergeops compare` shows the parents"
-        )
-    lead = race.values_of(ranked[0].stages)
-    is_beaten = any(
-        mine > theirs
-        for mine, theirs in zip(lead, race.values_of(sources[best_source]), strict=True)
-    )
-    trials = [run(_named(each), tools, search=log) for each in ranked[: parameters.keep]]
-    found = report(study, trials, best_source)
-    log_study(study, found, log)
-    rows = [
-        {"candidate": each.label, "answers": each.answers, **dev_columns(each.scores)}
-        for each in ranked[:SHOWN]
-    ]
-    best = (trials[0] if len(objectives) > 1 else best_of(trials)) if is_beaten else None
-    return SearchResult(best, None if best else best_source, trials, rows, report=found)
-
-
-def _stages(
-    recipe: Recipe, name: str, parents: Mapping[str, Scores], race: Race, tools: Tools
-) -> Stages:
-    """A parent's scores on the items of each stage; all of its answers are known."""
-    return {
-        share: parents[name] if share == 1 else tools.score_parent_prefix(recipe, name, share)
-        for share in race.shares
-    }
-
-
-@contextmanager
-def _folder(recipe: Recipe, tasks: TaskSet, tools: Tools) -> Iterator[Path]:
-    """The study's own folder, named by recipe and questions, while no other process has it.
-
-    How many trials there are, what may be spent and what is kept change no candidate: a study that
-    is to be longer goes on.
-
-    Raises:
-        ConfigError: another process runs this study here.
-    """
-    asked = {name: task.digests["dev"] for name, task in tasks.tasks.items()}
-    own = {**recipe.search.parameters, "trials": 0, "budget": "", "keep": 0}
-    same = dataclasses.replace(recipe, search=dataclasses.replace(recipe.search, parameters=own))
-    text = json.dumps([same.sha256(), asked], sort_keys=True)
-    folder = tools.work_dir / "studies" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(folder / "lock", wait=False):
-            yield folder
-    except BlockingIOError:
-        raise ConfigError(
-            f"another process runs this study in {folder}; wait for it, or take another "
-            "search.seed or output.dir"
-        ) from None
-
-
-def _named(candidate: Candidate) -> Recipe:
-    """The recipe of a candidate that becomes a trial."""
-    return dataclasses.replace(candidate.recipe, name=candidate.label)
+    return run_study(recipe, space, sampler, settings, tools, log)

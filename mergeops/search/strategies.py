@@ -229,8 +229,11 @@ def _prepared(recipe: Recipe) -> tuple[str, Strategy, Recipe]:
 def _forecast(recipe: Recipe, chosen: Strategy, tools: Tools) -> Forecast | None:
     if chosen.trials is None:
         return None
-    merges = chosen.trials(recipe, recipe.search.read(chosen.parameters))
-    return None if merges is None else forecast(recipe, tools, merges)
+    parameters = recipe.search.read(chosen.parameters)
+    merges = chosen.trials(recipe, parameters)
+    # Candidates of a study are no files, but for those that it keeps.
+    kept = getattr(parameters, "keep", None)
+    return None if merges is None else forecast(recipe, tools, merges, kept)
 
 
 def dev_columns(scores: Scores | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ crash are found. So going through it again is going on.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
@@ -19,14 +20,14 @@ from mergeops.errors import ConfigError
 from mergeops.scores import estimate
 from mergeops.search.baselines import Baselines
 from mergeops.search.beforehand import clock
-from mergeops.search.bench import Bench, Candidate, Way
+from mergeops.search.bench import Bench, Candidate, Cost, Way
 from mergeops.search.budget import Budget
 from mergeops.search.crew import Alone, Crew, Job, Outcome
 from mergeops.search.objectives import front, knee
 from mergeops.search.order import ASK, TELL, Order
 from mergeops.search.proposal import Proposal
 from mergeops.search.racing import WAITING, Stages, Verdict
-from mergeops.search.space import Space, label_of
+from mergeops.search.space import Choices, label_of
 from mergeops.tracking import SearchRun
 
 
@@ -44,7 +45,7 @@ class Study:
         items: of the dev part.
     """
 
-    space: Space
+    space: Choices
     bench: Bench
     crew: Crew
     baselines: Baselines
@@ -53,7 +54,9 @@ class Study:
     items: int
     proposals: list[Proposal] = field(default_factory=list)
     _optuna: Any = None
-    _began: float = field(default_factory=time.monotonic)
+    _began: float = 0.0
+    _before: Cost = field(default_factory=Cost)
+    """What was spent when the first trial began."""
 
     def run_trials(self, sampler: Any, trials: int, first: Sequence[Mapping[str, Any]]) -> None:
         """Try out what the sampler proposes, and then what was left waiting.
@@ -68,6 +71,7 @@ class Study:
         """
         import optuna
 
+        self._began, self._before = time.monotonic(), dataclasses.replace(self.bench.cost)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         directions = ["maximize"] * len(self.bench.race.objectives)
         with _no_warnings():
@@ -178,7 +182,8 @@ class Study:
     def utilisation(self) -> float | None:
         """Share of the workers' time since the first trial that was merging or scoring."""
         seconds = (time.monotonic() - self._began) * self.crew.workers
-        return round(self.bench.cost.seconds / seconds, 3) if self.bench.cost.answers else None
+        busy = self.bench.cost.seconds - self._before.seconds
+        return round(busy / seconds, 3) if busy else None
 
     def _tell_baselines(self) -> None:
         """Let the sampler learn from those baselines that its space has."""
@@ -293,7 +298,8 @@ class Study:
 
     def _pace(self, left: int) -> str:
         """Answers a second, and how long what is left takes if it goes on like this."""
-        seconds, answers = time.monotonic() - self._began, self.bench.cost.answers
+        seconds = time.monotonic() - self._began
+        answers = self.bench.cost.answers - self._before.answers
         if answers == 0:
             return ""
         text = f"; {answers / seconds:.0f} answers/s"

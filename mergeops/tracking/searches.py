@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.scores import Scores, estimate
@@ -64,6 +68,30 @@ class SearchRun(LoggedRun):
                 for name, values in named.items()
             }
         )
+
+    def earlier_reports(self, sources: str) -> list[dict[str, Any]]:
+        """``study.json`` of other studies on the same sources, the newest first; this one is
+        marked as on them, too.
+
+        Args:
+            sources: digest of what is merged.
+        """
+        runs = self.tracking.search_runs(with_tags(study_sources=sources, role="search"))
+        self.set_tags(study_sources=sources)
+        reports = []
+        for run in sorted(runs, key=lambda run: -run.info.start_time):
+            if run.info.run_id == self.run_id:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    path = self.tracking.client.download_artifacts(
+                        run.info.run_id, "study.json", folder
+                    )
+                    reports.append(json.loads(Path(path).read_text(encoding="utf-8")))
+                # One that did not come to its end has none.
+                except (TrackingError, OSError, ValueError):
+                    continue
+        return reports
 
     def log_curves(self, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
         """Log metrics by step; what is there already stays.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 from collections.abc import Callable
@@ -15,9 +14,8 @@ from support.user_place import command, environment
 from mergeops.checkpoint import locked
 from mergeops.errors import ConfigError, EvaluationError
 from mergeops.evaluate import seat
-from mergeops.progress import Progress
 from mergeops.recipe import compose
-from mergeops.search import completed, parameter_types, racing, run_search, with_strategy
+from mergeops.search import completed, parameter_types, racing
 from mergeops.search.bench import Bench
 from mergeops.search.samplers import SAMPLERS, open_sampler
 from mergeops.search.space import Space
@@ -25,23 +23,6 @@ from mergeops.store import connect
 
 WORDS = ("search", "--config-dir", "conf", "recipe=three", "strategy=optuna")
 TOY = ("base=/b", "sources={a: /a, b: /b}", "search=optuna")
-
-
-@pytest.fixture
-def study(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Run a study in the user's directory, in this process; what ``--json`` prints."""
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
-
-    def run(*words: str) -> dict[str, Any]:
-        overrides = with_strategy(["recipe=three", "strategy=optuna", *words])
-        recipe = compose(overrides, config_dir=Path("conf"), strategies=parameter_types())
-        found: dict[str, Any] = json.loads(
-            json.dumps(run_search(recipe, Progress(quiet=True)).to_dict())
-        )
-        return found
-
-    return run
 
 
 @pytest.fixture
@@ -93,7 +74,7 @@ def test_a_study_beats_its_baselines_or_says_that_it_did_not(
 def test_a_study_that_was_cut_goes_on_and_is_the_same_study(
     study: Callable[..., dict[str, Any]], small_stages: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("search.trials=5", "search.margin=0.2")
+    words = ("search.trials=5", "search.margin=0.2", "search.earlier=0")
     original, count = Bench.try_out, 0
 
     def cut(*arguments: Any) -> Any:
@@ -144,6 +125,30 @@ def test_a_budget_of_evaluations_ends_the_study(study: Callable[..., dict[str, A
     assert 0 < len(found["trials"]) < 9
 
 
+def test_the_best_of_an_earlier_study_is_tried_first(study: Callable[..., dict[str, Any]]) -> None:
+    before = study("search.trials=4", "search.sampler=random", "search.seed=5")
+    best = max(before["trials"], key=lambda row: row["score"])
+    after = study("search.trials=2", "search.earlier=1", "search.seed=6")
+    assert after["trials"][0]["parameters"] == best["parameters"]
+    assert after["trials"][0]["score"] == best["score"]
+    assert after["trials"][1]["parameters"] != best["parameters"]
+
+
+def test_two_workers_try_out_all_that_is_proposed(
+    study: Callable[..., dict[str, Any]], small_stages: None
+) -> None:
+    words = ("search.trials=4", "search.sampler=random", "search.margin=0.2", "search.earlier=0")
+    found = study(*words, "executor.workers=2")
+    alone = study(*words, "output.dir=elsewhere")
+    assert [r["parameters"] for r in found["trials"]] == [r["parameters"] for r in alone["trials"]]
+    assert {r["state"] for r in found["trials"]} <= {"whole", "dropped"}
+    both = zip(found["trials"], alone["trials"], strict=True)
+    assert all(a["score"] == b["score"] for a, b in both if a["state"] == b["state"] == "whole")
+    again = study(*words)
+    assert table(again) == table(found), "one worker goes on with what two began"
+    assert again["cost"]["merge_seconds"] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -189,7 +194,8 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
 def test_a_killed_study_goes_on_and_is_the_same_study(
     study: Callable[..., dict[str, Any]], place: Path
 ) -> None:
-    words = (*WORDS, "search.trials=3", "search.sampler=random")
+    same = ("search.trials=3", "search.sampler=random", "search.earlier=0")
+    words = (*WORDS, *same)
     process = subprocess.Popen(
         command(*words),
         cwd=place,
@@ -205,8 +211,8 @@ def test_a_killed_study_goes_on_and_is_the_same_study(
             break
     assert process.wait() == -signal.SIGKILL
     process.stderr.close()
-    found = study("search.trials=3", "search.sampler=random")
-    fresh = study("search.trials=3", "search.sampler=random", "output.dir=elsewhere")
+    found = study(*same)
+    fresh = study(*same, "output.dir=elsewhere")
     assert table(found) == table(fresh)
 
 
