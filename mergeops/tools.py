@@ -7,14 +7,15 @@ these questions, a source that was hashed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mergeops.engine import SCORING, note_pace
+from mergeops.checkpoint import weights_sha256
+from mergeops.engine import SCORING, files_of, merge, note_pace
 from mergeops.evaluate import (
     Model,
     Seat,
@@ -23,11 +24,15 @@ from mergeops.evaluate import (
     check_directions,
     load_tasks,
     score_all,
+    task_files,
     with_clusters,
 )
+from mergeops.executors import Event, Lost, Needs, Place, Unit, open_executor, results
 from mergeops.inspection import Inspection, figures, inspect
+from mergeops.planning import Plan, make_plan, merge_dir
 from mergeops.progress import Progress
-from mergeops.recipe import Recipe
+from mergeops.recipe import EvaluateSpec, Recipe
+from mergeops.schema import build
 from mergeops.scores import Scores
 from mergeops.sources import Source
 from mergeops.store import Tracking, connect
@@ -35,6 +40,8 @@ from mergeops.tracking import ScoreRecords, log_parent
 from mergeops.workshop import Spent, Workshop
 
 __all__ = ["Spent", "Tools"]
+
+MERGE_AND_SCORE = "mergeops.tools:merge_and_score"
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +64,7 @@ class Tools(Workshop):
         self.trust_remote_code = recipe.trust_remote_code
         self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
+        self._asked_by_workers: set[tuple[str, str]] = set()
         self._prefixes: dict[float, TaskSet] = {}
         self._inspections: dict[tuple[str, ...], Inspection] = {}
 
@@ -88,7 +96,73 @@ class Tools(Workshop):
         Args:
             models: by the names that progress calls them by.
         """
+        if not self.executor.is_here and self.evaluate.tasks:
+            self._have_done([self._scoring(name, m, part) for name, m in models.items()], part)
         return self._score(models, part, self.load_tasks(), ScoreRecords(self.tracking))
+
+    def do_ahead(self, recipes: Sequence[Recipe]) -> None:
+        """Have workers merge and score what the trials of these recipes need, and their parents,
+        where the recipe names workers; the trials then find it done.
+
+        Raises:
+            ConfigError: workers cannot be had, or are not as they have to be.
+            MergeopsError: as a trial; what is done is kept.
+        """
+        if self.executor.is_here:
+            return
+        self.load_tasks()
+        wanted: dict[str, Unit] = {}
+        files: dict[str, int] = {}
+        for recipe in recipes:
+            resolved = self.resolve(recipe)
+            plan = make_plan(recipe, resolved.base, resolved.sources)
+            self.warn(plan)
+            files |= files_of(plan)
+            folder = merge_dir(self.work_dir, plan).absolute()
+            unit = self._scoring(plan.digest[:8], Model(folder, ""), "dev", plan)
+            wanted.setdefault(plan.digest, unit)
+            base = {"base": resolved.base} if resolved.base and self.evaluate.tasks else {}
+            parents = {**base, **resolved.sources} if self.evaluate.tasks else {}
+            for name, source in parents.items():
+                if source.sha256 not in wanted:
+                    model = self._model(recipe, source)
+                    wanted[source.sha256] = self._scoring(name, model, "dev")
+        self._have_done(list(wanted.values()), "dev", files)
+
+    def _scoring(self, label: str, model: Model, part: str, plan: Plan | None = None) -> Unit:
+        """A unit that scores a model, which it makes first where it has a plan."""
+        payload = {
+            "model": str(model.path.absolute()),
+            "sha256": model.weights_sha256,
+            "tokenizer": str(model.tokenizer.absolute()) if model.tokenizer else None,
+            "plan": plan.to_dict() if plan else None,
+            "device": self.device,
+            "evaluate": dataclasses.asdict(self.evaluate),
+            "part": part,
+            "work_dir": str(self.work_dir.absolute()),
+            "trust_remote_code": self.trust_remote_code,
+        }
+        verb = "merging" if plan else "scoring"
+        return Unit.of(MERGE_AND_SCORE, payload, f"{verb} {label}")
+
+    def _have_done(
+        self, units: Sequence[Unit], part: str, files: Mapping[str, int] | None = None
+    ) -> None:
+        new = [u for u in units if (u.payload["sha256"], part) not in self._asked_by_workers]
+        if not new:
+            return
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        needs = Needs(
+            files=dict(files or {}),
+            digests=task_files(self.evaluate),
+            shared=(str(self.work_dir.absolute()),),
+        )
+        label = f"{len(new)} units on {self.executor.name}"
+        with self.progress.bar(label) as tick, open_executor(self.executor, needs) as executor:
+            lost = functools.partial(_say_lost, self.progress)
+            for done, ended in enumerate(results(executor, new, tell=lost), start=1):
+                self._asked_by_workers.add((ended.result["sha256"], part))
+                tick(done, len(new))
 
     def _score(
         self,
@@ -191,7 +265,7 @@ class Tools(Workshop):
         parents = {**base, **resolved.sources}
         models = {name: self._model(recipe, source) for name, source in parents.items()}
         scores = dict(zip(parents, self.score_all(models, "dev"), strict=True))
-        log = log or partial(log_parent, self.tracking)
+        log = log or functools.partial(log_parent, self.tracking)
         for name, source in parents.items():
             log(source, scores[name])
         return scores
@@ -210,3 +284,41 @@ class Tools(Workshop):
     def _model(self, recipe: Recipe, source: Source) -> Model:
         path = self.full_checkpoint(recipe, source)
         return Model(path, source.sha256, self.tokenizer_for(recipe, path))
+
+
+def merge_and_score(payload: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """A worker's part: make a merge where there is a plan, and have its scores kept in the work
+    directory, where the driver finds them.
+
+    Args:
+        payload: of ``Tools._scoring``.
+        place: its ``kept`` holds the tasks for the next model.
+
+    Returns:
+        The digest of the model's weights.
+    """
+    path, work_dir = Path(payload["model"]), Path(payload["work_dir"])
+    if payload["plan"] is not None:
+        plan = Plan.from_dict(payload["plan"])
+        merge(plan, path, device=payload["device"], progress=place.tell)
+    sha256 = payload["sha256"] or weights_sha256(path, cache_dir=work_dir / "cache")
+    spec: EvaluateSpec = build(EvaluateSpec, payload["evaluate"], "evaluate.")
+    if spec.tasks:
+        if place.kept.get("tasks") is None or place.kept["tasks"].spec != spec:
+            place.kept["tasks"] = load_tasks(spec)
+        tokenizer = Path(payload["tokenizer"]) if payload["tokenizer"] else None
+        score_all(
+            [Model(path, sha256, tokenizer)],
+            spec,
+            payload["part"],
+            work_dir=work_dir,
+            tasks=place.kept["tasks"],
+            trust_remote_code=payload["trust_remote_code"],
+            progress=lambda _task, done, total: place.tell(done, total),
+        )
+    return {"sha256": sha256}
+
+
+def _say_lost(progress: Progress, event: Event) -> None:
+    if isinstance(event, Lost):
+        progress.step(f"{event.worker} is gone: {event.reason}; another takes {event.unit}")

@@ -11,6 +11,7 @@ from mergeops.adapters import AdapterReader, open_adapter
 from mergeops.checkpoint import (
     ADAPTER_CONFIG,
     CheckpointReader,
+    HashAlong,
     RelaidReader,
     RenamedReader,
     TensorReader,
@@ -21,23 +22,26 @@ from mergeops.planning import PlannedInput, VocabularyLayout
 from mergeops.recover import ShardedReader, is_sharded, open_on_base
 
 
-def open_input(planned: PlannedInput, compute: str) -> TensorReader:
+def open_input(
+    planned: PlannedInput, compute: str, hashes: HashAlong | None = None
+) -> TensorReader:
     """A reader of an input's tensors, by the names that they have in the result.
 
     Args:
         planned: the input.
         compute: safetensors name of the dtype in which adapted tensors are delivered.
+        hashes: what hashes files while they are read.
 
     Raises:
         SourceError: a file is missing or not the one that was planned with.
     """
-    reader = _open(planned, compute)
+    reader = _open(planned, compute, hashes)
     return RenamedReader(reader, planned.renamed) if planned.renamed else reader
 
 
-def _open(planned: PlannedInput, compute: str) -> TensorReader:
+def _open(planned: PlannedInput, compute: str, hashes: HashAlong | None) -> TensorReader:
     if planned.adapter_base is None:
-        return CheckpointReader.open(Path(planned.path), planned.stamps)
+        return CheckpointReader.open(Path(planned.path), planned.stamps, hashes)
     if is_sharded(Path(planned.path)):
         model = open_on_base(Path(planned.path), Path(planned.adapter_base))
         return ShardedReader(model, planned.stamps)
@@ -52,9 +56,14 @@ def _open(planned: PlannedInput, compute: str) -> TensorReader:
 
 
 class OpenInputs:
-    """Readers of inputs, each opened when a plan first reads it, for any number of plans."""
+    """Readers of inputs, each opened when a plan first reads it, for any number of plans.
 
-    def __init__(self) -> None:
+    Args:
+        hashes: what hashes files while they are read.
+    """
+
+    def __init__(self, hashes: HashAlong | None = None) -> None:
+        self._hashes = hashes
         self._opened = contextlib.ExitStack()
         self._readers: dict[str, TensorReader] = {}
 
@@ -105,6 +114,6 @@ class OpenInputs:
         # Everything that decides what is read, the files' stamps among it.
         key = f"{compute} {planned!r}"
         if key not in self._readers:
-            reader = self._readers[key] = open_input(planned, compute)
+            reader = self._readers[key] = open_input(planned, compute, self._hashes)
             self._opened.callback(reader.close)
         return self._readers[key]

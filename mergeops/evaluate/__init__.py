@@ -14,6 +14,7 @@ from mergeops.evaluate.items import (
     with_clusters,
 )
 from mergeops.evaluate.model import Model
+from mergeops.evaluate.own_files import task_files
 from mergeops.evaluate.seat import Pourable, Seat
 from mergeops.evaluate.tasks import TaskSet, load_tasks
 from mergeops.evaluate.workers import pick_devices
@@ -32,5 +33,6 @@ __all__ = [
     "part_sketches",
     "pick_devices",
     "score_all",
+    "task_files",
     "with_clusters",
 ]

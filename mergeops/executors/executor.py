@@ -6,12 +6,13 @@ workers do, how they are checked and what becomes of a dead one's unit is the sa
 
 from __future__ import annotations
 
+import os
 import queue
 import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError, connection
@@ -87,23 +88,20 @@ class Executor:
         launcher: starts workers, as many as there are units, up to its number.
         needs: what workers must have; one that lacks something is an error before any work.
         patience_s: seconds of silence after which a worker is taken for gone.
-        stage: directory of a node's own that sources may be copied to.
     """
 
     def __init__(
         self,
         launcher: Launcher,
-        needs: Needs = Needs(),
+        needs: Needs | None = None,
         *,
         patience_s: float = 60.0,
-        stage: str | None = None,
     ) -> None:
         self.workers = launcher.workers
         """How many units are worked on at a time."""
         self._launcher = launcher
-        self._needs = needs
+        self._needs = needs = needs or Needs()
         self._patience_s = patience_s
-        self._stage = stage
         self._key = secrets.token_bytes(32)
         self._lock = threading.RLock()
         self._told: queue.Queue[Event | Exception] = queue.Queue()
@@ -139,7 +137,7 @@ class Executor:
             self._hand_out()
 
     def cancel(self, name: str) -> None:
-        """Have a unit left alone: nothing more is told of it, and its worker goes on with others."""
+        """Have a unit left alone: nothing more is told of it; its worker goes on with others."""
         with self._lock:
             self._open.discard(name)
             self._waiting = deque(unit for unit in self._waiting if unit.name != name)
@@ -253,7 +251,7 @@ class Executor:
                 self._hired[worker.number] = worker
             asked = questions(self._needs, self._probes.names)
             memory = self._launcher.memory
-            host = {"host": str(worker), "memory": memory, "stage": self._stage}
+            host = {"host": str(worker), "memory": memory}
             line.send({"check": asked, **host})
             while True:
                 message = line.receive()
@@ -312,6 +310,8 @@ class Executor:
             f"{unit} ended {MOST_DEATHS} workers, the last one {worker}: {reason}; where memory "
             "was short, allow more for a worker, or run fewer on a machine"
         )
+        # Not the unit's own error: what it left can be gone on with.
+        error.__cause__ = ChildProcessError(reason)
         self._told.put(Failed(unit, str(worker), error))
 
     def _why(self, number: int) -> str:
@@ -362,13 +362,16 @@ def _error_of(message: Mapping[str, Any]) -> Exception:
     """The error that a worker described."""
     found = getattr(errors, message["class"], None) if message["class"] else None
     if isinstance(found, type) and issubclass(found, MergeopsError):
-        return found(message["message"], at=message["at"])
+        error = found(message["message"], at=message["at"])
+        if message["errno"] is not None:
+            error.__cause__ = OSError(message["errno"], os.strerror(message["errno"]))
+        return error
     return UnitError(message["message"])
 
 
 def results(
     executor: Executor,
-    units: list[Unit],
+    units: Sequence[Unit],
     *,
     tell: Callable[[Event], None] = lambda event: None,
 ) -> Iterator[Finished]:

@@ -122,3 +122,14 @@ def _keep_alive(end: connection.Connection) -> None:
 def _socket_of(end: connection.Connection) -> socket.socket:
     """Another handle of the same socket, to be closed after use."""
     return socket.socket(fileno=os.dup(end.fileno()))
+
+
+def own_address() -> str:
+    """The address by which other machines of the network reach this one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Nothing is sent: the system says which of its addresses it would send from.
+            probe.connect(("10.255.255.255", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostbyname(socket.gethostname())

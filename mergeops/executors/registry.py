@@ -69,7 +69,7 @@ def engine_of(name: str) -> Engine:
     return _REGISTRY[name]
 
 
-def open_executor(spec: ExecutorSpec, needs: Needs = Needs()) -> Executor:
+def open_executor(spec: ExecutorSpec, needs: Needs | None = None) -> Executor:
     """Open the executor that a recipe names; workers are started when there is work.
 
     Args:
@@ -83,7 +83,7 @@ def open_executor(spec: ExecutorSpec, needs: Needs = Needs()) -> Executor:
     engine = engine_of(spec.name)
     memory = parse_size("executor.memory", spec.memory) if spec.memory else None
     launcher = engine.launcher(spec, spec.read(engine.parameters), memory)
-    return Executor(launcher, needs, patience_s=spec.patience_s, stage=spec.stage)
+    return Executor(launcher, needs, patience_s=spec.patience_s)
 
 
 def checked(spec: ExecutorSpec) -> ExecutorSpec:

@@ -51,6 +51,7 @@ def questions(needs: Needs, probes: Mapping[str, str]) -> dict[str, Any]:
     """
     return {
         "versions": versions(),
+        "directory": os.getcwd(),
         "files": dict(needs.files),
         "digests": dict(needs.digests),
         "probes": dict(probes),

@@ -44,8 +44,6 @@ class Place:
     """Call it with (done, total) as the work goes on."""
     memory: int | None = None
     """Bytes of memory of its own that the worker may hold; one that holds more is ended."""
-    stage: str | None = None
-    """Directory of the node's own that sources may be copied to."""
     kept: dict[str, Any] = field(default_factory=dict)
     """What functions keep open from one unit to the next; it lives as long as the worker."""
 

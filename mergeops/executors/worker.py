@@ -7,6 +7,8 @@ Slurm call ``work``.
 from __future__ import annotations
 
 import _thread
+import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -65,7 +67,10 @@ class _Worker:
         while True:
             order = self._orders.get()
             if "check" in order:
-                self._place.memory, self._place.stage = order["memory"], order["stage"]
+                self._place.memory = order["memory"]
+                with contextlib.suppress(OSError):
+                    # Where it is there, relative paths mean the same for all.
+                    os.chdir(order["check"]["directory"])
                 self._line.send({"problems": problems(order["check"], order["host"])})
             elif "unit" in order:
                 self._do(order)
@@ -124,6 +129,7 @@ class _Worker:
                     f"worker {self._place.number} holds {held / 1e9:.2f} GB of memory, more than "
                     f"executor.memory allows ({memory / 1e9:.2f} GB); allow more, or fewer threads"
                 )
+                error.__cause__ = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
                 self._send({"failed": unit, **described(error), "log": ""})
                 os._exit(1)
             if time.monotonic() - said > ALIVE_S:
@@ -159,7 +165,14 @@ def described(error: Exception) -> dict[str, Any]:
     """An error as JSON types: its class, where it is one of ours, and what it says."""
     own = type(error).__name__ if isinstance(error, MergeopsError) else ""
     text = str(error) if own else f"{type(error).__name__}: {error}"
-    return {"class": own, "message": text, "at": getattr(error, "at", "") if own else ""}
+    cause = error.__cause__
+    return {
+        "class": own,
+        "message": text,
+        "at": getattr(error, "at", "") if own else "",
+        # Whether it is the system's fault decides whether work that is left is worth keeping.
+        "errno": cause.errno if isinstance(cause, OSError) else None,
+    }
 
 
 def own_bytes() -> int:

@@ -196,8 +196,6 @@ class ExecutorSpec:
     memory: str | None = None
     """What a worker may hold in memory of its own, as output.shard_size is written; one that holds
     more is ended. Null sets no limit."""
-    stage: str | None = None
-    """A directory of each node's own that sources are copied to once; null reads them in place."""
     patience_s: float = 60.0
     """Seconds of silence after which a worker is taken for gone."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
