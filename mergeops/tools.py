@@ -65,6 +65,7 @@ class Tools(Workshop):
         self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
         self._asked_by_workers: set[tuple[str, str]] = set()
+        self._asked_here: set[str] = set()
         self._prefixes: dict[float, TaskSet] = {}
         self._inspections: dict[tuple[str, ...], Inspection] = {}
 
@@ -238,7 +239,9 @@ class Tools(Workshop):
         size = max((self.size_of(model.path) for model in asked), default=0)
         if size:
             note_pace(self.work_dir, SCORING, answers * size, seconds)
-        self.spent.models += len(asked)
+        # A candidate of a study is asked stage by stage.
+        self._asked_here |= {model.weights_sha256 for model in asked}
+        self.spent.models = len(self._asked_here)
         self.spent.answers += answers
         self.spent.scoring_s += seconds
 

@@ -74,7 +74,7 @@ def run(call: Call, multirun: bool, dry_run: bool) -> None:
 @DRY_RUN
 @options(CONFIG_DIR, SHOW, AS_JSON, progress_options)
 def search(call: Call, dry_run: bool) -> None:
-    """Many trials, the best chosen on the dev part: strategy=greedy_soup, optuna, grid, ..."""
+    """Many trials, the best chosen on the dev part: strategy=greedy_soup, optuna, ..."""
     words = with_strategy(call.overrides)
     recipe = compose(words, config_dir=call.config_dir, strategies=parameter_types())
     if call.cfg:

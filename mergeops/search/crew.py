@@ -106,6 +106,8 @@ class Workers:
         """Give a candidate to the next worker that is free."""
         recipe = job.recipe.to_dict()
         recipe["output"]["dir"] = str(self._bench.tools.work_dir.absolute())
+        # A worker does its work itself.
+        recipe.pop("executor", None)
         payload = {
             "key": job.key,
             "label": job.label,

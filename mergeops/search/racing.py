@@ -8,8 +8,9 @@ proposed, those that wait are compared with the leader of then, the most promisi
 on until each has lost or was asked everything.
 
 What is promised: a candidate that is better than every leader by ``margin`` or more is dropped in
-at most ``alpha`` of all studies, over all its looks (Bonferroni: each look has its share of
-``alpha``). Of candidates that lead by less, any may be dropped.
+at most ``alpha`` of all studies, over all its looks (Bonferroni: each look has its share of half
+of ``alpha``; the other half is for leaders that lead by luck, measured in benchmarks/SEARCH.md). Of
+candidates that lead by less, any may be dropped.
 
 With several objectives the leaders are the front of those that were asked everything, and a
 candidate is dropped where one of them leaves it no objective to be better in by the margin. A
@@ -127,7 +128,8 @@ class Race:
     def look(self, share: float, scores: Scores) -> Verdict:
         """A candidate after a stage that is not the last: lost, behind, or to be asked on."""
         # As many as there are stages: one after each but the last, and one more if it has waited.
-        looks = len(self.shares) * (len(self.limits) + 1) * max(len(self.leaders), 1)
+        # Each counts twice, since the leader is the lucky one of those before.
+        looks = 2 * len(self.shares) * (len(self.limits) + 1) * max(len(self.leaders), 1)
         # The upper end of a two-sided interval errs with half of what is left.
         confidence = 1 - 2 * self.alpha / looks
         for limit in self.limits:

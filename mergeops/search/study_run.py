@@ -13,7 +13,7 @@ from typing import Any
 
 from mergeops.checkpoint import locked
 from mergeops.errors import ConfigError, EvaluationError
-from mergeops.evaluate import TaskSet, part_sizes
+from mergeops.evaluate import TaskSet, part_sizes, pick_devices, task_files
 from mergeops.executors import Needs, open_executor
 from mergeops.pipeline import best_of, run
 from mergeops.recipe import Recipe
@@ -149,12 +149,12 @@ def run_study(
 
 def _crew(recipe: Recipe, bench: Bench, sources: Mapping[str, Stages], opened: ExitStack) -> Crew:
     """This process, or the recipe's executor where that has several workers."""
-    # What runs elsewhere is told so by its name, whatever the number.
-    executor = opened.enter_context(
-        open_executor(recipe.executor, Needs(shared=(str(bench.folder.absolute()),)))
-    )
-    if executor.workers == 1 and recipe.executor.name == "local":
+    if recipe.executor.is_here and len(pick_devices(recipe.evaluate.device)) == 1:
         return Alone(bench)
+    needs = Needs(
+        digests=task_files(recipe.evaluate), shared=(str(bench.tools.work_dir.absolute()),)
+    )
+    executor = opened.enter_context(open_executor(recipe.executor, needs))
     for name, own in sources.items():
         bench.keep(source_key(name), own, Cost())
     if bench.race.limits:
