@@ -18,11 +18,11 @@ from mergeops.checkpoint import weights_sha256
 from mergeops.engine import SCORING, files_of, merge, note_pace
 from mergeops.evaluate import (
     Model,
+    Seat,
     TaskSet,
     check_clusters,
     check_directions,
     load_tasks,
-    part_sizes,
     score_all,
     task_files,
     with_clusters,
@@ -65,6 +65,7 @@ class Tools(Workshop):
         self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
         self._asked_by_workers: set[tuple[str, str]] = set()
+        self._asked_here: set[str] = set()
         self._prefixes: dict[float, TaskSet] = {}
         self._inspections: dict[tuple[str, ...], Inspection] = {}
 
@@ -170,11 +171,13 @@ class Tools(Workshop):
         part: str,
         tasks: TaskSet | None,
         shared: ScoreRecords | None,
+        seat: Seat | None = None,
     ) -> list[Scores]:
         numbers = {id(model): i for i, model in enumerate(models.values(), 1)}
         names = {id(model): name for name, model in models.items()}
 
         asked: list[Model] = []
+        counts: list[int] = []
         began = time.monotonic()
 
         def begin(model: Model) -> None:
@@ -193,35 +196,53 @@ class Tools(Workshop):
                 trust_remote_code=self.trust_remote_code,
                 progress=lambda _task, done, total: tick(done, total),
                 begin=begin,
+                count=counts.append,
+                seat=seat,
             )
-        if asked and tasks:
-            self._note_scoring(asked, sum(part_sizes(tasks, part).values()), began)
+        if counts:
+            self._note_scoring(asked, sum(counts), time.monotonic() - began)
         return [with_clusters(each, tasks) for each in scores] if tasks else scores
 
-    def score_prefix(self, label: str, path: Path, share: float) -> Scores:
-        """Score a full checkpoint on the first share of each task's dev items.
-
-        A smaller share is part of a larger one, so that only new items are asked. The scores are
-        kept on this machine only.
-        """
+    def prefix(self, share: float) -> TaskSet:
+        """The tasks with the first share of each one's items, which a larger share has, too."""
+        whole = self.load_tasks()
+        assert whole is not None, "a search without tasks is refused before"
+        if share == 1:
+            return whole
         if share not in self._prefixes:
             limit = self.evaluate.limit
-            if share < 1:
-                limit = math.ceil(limit * share) if isinstance(limit, int) else share * (limit or 1)
-            spec = dataclasses.replace(self.evaluate, limit=limit)
-            whole = self.load_tasks()
-            self._prefixes[share] = whole if whole and spec == whole.spec else load_tasks(spec)
-        tasks = self._prefixes[share]
-        model = Model(path, self.weights_sha256(path))
-        [scores] = self._score({label: model}, "dev", tasks, None)
+            limit = math.ceil(limit * share) if isinstance(limit, int) else share * (limit or 1)
+            tasks = load_tasks(dataclasses.replace(self.evaluate, limit=limit))
+            self._prefixes[share] = dataclasses.replace(tasks, encodings=whole.encodings)
+        return self._prefixes[share]
+
+    def score_prefix(self, label: str, model: Model, share: float, seat: Seat) -> Scores:
+        """Score a model on the first share of each task's dev items, asking only new ones.
+
+        The scores are kept on this machine only.
+        """
+        [scores] = self._score({label: model}, "dev", self.prefix(share), None, seat)
         return scores
 
-    def _note_scoring(self, asked: Sequence[Model], items: int, began: float) -> None:
-        seconds = time.monotonic() - began
-        sizes = [self.size_of(model.path) for model in asked]
-        note_pace(self.work_dir, SCORING, items * sum(sizes), seconds)
-        self.spent.models += len(asked)
-        self.spent.answers += items * len(asked)
+    def score_parent_prefix(self, recipe: Recipe, name: str, share: float) -> Scores:
+        """Scores of a source, or of ``base``, on the first share of the items; after
+        ``score_parents`` nothing is asked."""
+        resolved = self.resolve(recipe)
+        source = resolved.sources.get(name) or resolved.base
+        assert source is not None, "nobody asks for a base that is not there"
+        model = self._model(recipe, source)
+        [scores] = self._score({name: model}, "dev", self.prefix(share), None)
+        return scores
+
+    def _note_scoring(self, asked: Sequence[Model], answers: int, seconds: float) -> None:
+        # A model that was poured in has no files; it is as large as those it was made of.
+        size = max((self.size_of(model.path) for model in asked), default=0)
+        if size:
+            note_pace(self.work_dir, SCORING, answers * size, seconds)
+        # A candidate of a study is asked stage by stage.
+        self._asked_here |= {model.weights_sha256 for model in asked}
+        self.spent.models = len(self._asked_here)
+        self.spent.answers += answers
         self.spent.scoring_s += seconds
 
     def heat_maps(self, recipe: Recipe) -> dict[str, Figure]:

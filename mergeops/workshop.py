@@ -40,7 +40,7 @@ class Spent:
     models: int = 0
     """That were asked something."""
     answers: int = 0
-    """Items times models; those that were known of one are counted with it."""
+    """Items that were asked, of all models together."""
     scoring_s: float = 0.0
 
 

@@ -7,7 +7,8 @@ progress, recipe, recover, redact, sources, version.
 from mergeops.engine.destination import check_output
 from mergeops.engine.execute import merge, merge_and_pin
 from mergeops.engine.pace import MERGING, SCORING, note_pace, read_pace
-from mergeops.engine.readers import open_input
+from mergeops.engine.pouring import Take, pour
+from mergeops.engine.readers import OpenInputs, open_input
 from mergeops.engine.spread import files_of, merge_on
 from mergeops.engine.work_plan import WorkPlan, work_plan
 from mergeops.engine.working_directory import DOOMED, LOCK
@@ -17,6 +18,8 @@ __all__ = [
     "LOCK",
     "MERGING",
     "SCORING",
+    "OpenInputs",
+    "Take",
     "WorkPlan",
     "check_output",
     "files_of",
@@ -25,6 +28,7 @@ __all__ = [
     "merge_on",
     "note_pace",
     "open_input",
+    "pour",
     "read_pace",
     "work_plan",
 ]

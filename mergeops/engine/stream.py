@@ -38,7 +38,7 @@ from mergeops.engine.devices import chunk_for, is_cuda
 from mergeops.engine.jobs import Job, work_of
 from mergeops.engine.lanes import Chunk, Lane, Lanes
 from mergeops.engine.memory import buffer_pool
-from mergeops.engine.readers import open_inputs
+from mergeops.engine.readers import OpenInputs
 from mergeops.errors import MergeError, SourceError
 from mergeops.kernels import are_kept
 from mergeops.methods import KERNEL_DTYPES, Formula, kernels
@@ -90,6 +90,7 @@ class TensorStream:
             about as many. None takes what suits the device.
         lanes: parallel spans.
         unhashed: how many finished spans may wait for their reader.
+        inputs: stays open after this stream; None opens the plan's own.
         fused: use compiled kernels, which give the same bits. None uses them when they are there:
             where this machine must first compile them, torch begins, and a small merge is done
             before.
@@ -107,6 +108,7 @@ class TensorStream:
         lanes: int,
         unhashed: int,
         *,
+        inputs: OpenInputs | None = None,
         fused: bool | None = None,
         hashes: HashAlong | None = None,
     ) -> None:
@@ -124,9 +126,8 @@ class TensorStream:
         self._chunk = chunk or chunk_for(most, devices[0], lanes)
         longest = max(self._step(job) for job in jobs)
         with contextlib.ExitStack() as opened:
-            self._readers = open_inputs(
-                opened, self._work.inputs, plan.inputs, plan.vocabulary, compute, hashes
-            )
+            inputs = inputs or opened.enter_context(OpenInputs(hashes))
+            self._readers = inputs.readers(self._work.inputs, plan.inputs, plan.vocabulary, compute)
             self._lanes = opened.enter_context(
                 Lanes(
                     lambda device, single: Lane(
