@@ -70,7 +70,7 @@ def write(place: Path, shape: Shape) -> None:
             filled = 0
         files[-1][name] = size
         filled += 2 * prod(size)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, tensors in enumerate(files, start=1):
         file = place / f"model-{i:05d}-of-{len(files):05d}.safetensors"
         header = encode_header({name: ("BF16", size) for name, size in tensors.items()})

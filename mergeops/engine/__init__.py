@@ -10,7 +10,7 @@ from mergeops.engine.pace import MERGING, SCORING, note_pace, read_pace
 from mergeops.engine.pouring import Take, pour
 from mergeops.engine.readers import OpenInputs, open_input
 from mergeops.engine.spread import files_of, merge_on
-from mergeops.engine.work_plan import WorkPlan, work_plan
+from mergeops.engine.work_plan import WorkPlan, plan_work
 from mergeops.engine.working_directory import DOOMED, LOCK
 
 __all__ = [
@@ -29,6 +29,6 @@ __all__ = [
     "note_pace",
     "open_input",
     "pour",
+    "plan_work",
     "read_pace",
-    "work_plan",
 ]

@@ -28,9 +28,9 @@ from mergeops.checkpoint import (
     sync_file,
     write_manifest,
 )
-from mergeops.engine.budget import UNHASHED, Tuning
 from mergeops.engine.destination import check_output, check_space, is_done, remove_empty
 from mergeops.engine.devices import choose_devices, is_cuda, is_device_failure, lane_count
+from mergeops.engine.memory_budget import UNHASHED, Tuning
 from mergeops.engine.pinning import hashed_now, hashes_of, pinned_by
 from mergeops.engine.records import default_card, manifest_content
 from mergeops.engine.stream import ResultBytes, TensorStream

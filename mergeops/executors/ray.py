@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeops.errors import ConfigError
+from mergeops.executors.engines import executor
 from mergeops.executors.line import Invitation
-from mergeops.executors.registry import executor
 from mergeops.executors.worker import work
 from mergeops.recipe import ExecutorSpec
 

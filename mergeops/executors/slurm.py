@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.errors import ConfigError
+from mergeops.executors.engines import executor
 from mergeops.executors.line import Invitation, own_address
-from mergeops.executors.registry import executor
 from mergeops.executors.worker import work
 from mergeops.recipe import ExecutorSpec
 

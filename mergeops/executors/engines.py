@@ -8,11 +8,13 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from mergeops.errors import ConfigError
-from mergeops.executors.executor import Executor, Launcher
+from mergeops.executors.executor import Executor
+from mergeops.executors.launcher import Launcher
 from mergeops.executors.units import Needs
 from mergeops.recipe import EXECUTOR_PLUG_INS, ExecutorSpec, parse_size
 
-OWN = ("local", "ray", "slurm")
+OWN = {"local": "local_processes", "ray": "ray", "slurm": "slurm"}
+"""Executor -> its file here."""
 LaunchFunction = Callable[[ExecutorSpec, Any, int | None], Launcher]
 """``launcher(spec, parameters, memory)``: memory is ``spec.memory`` in bytes."""
 
@@ -60,7 +62,7 @@ def engine_of(name: str) -> Engine:
         ConfigError: there is none, or the plug-in cannot be imported.
     """
     if name not in _REGISTRY and name in OWN:
-        importlib.import_module(f"mergeops.executors.{name}")
+        importlib.import_module(f"mergeops.executors.{OWN[name]}")
     plug_ins = {plug_in.name: plug_in for plug_in in entry_points(group=EXECUTOR_PLUG_INS)}
     if name not in _REGISTRY and name in plug_ins:
         try:
