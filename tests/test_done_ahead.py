@@ -47,7 +47,7 @@ def test_trials_find_what_workers_did_and_it_is_the_same_as_here(
         return [run(recipe, tools) for recipe in recipes], tools
 
     here, busy = trials("here", {})
-    there, idle = trials("there", {"name": "local", "workers": 2, "threads": 1})
+    there, idle = trials("there", {"name": "local", "workers": 1, "threads": 1})
     assert (busy.spent.merges, busy.spent.models) == (2, 5)
     assert (idle.spent.merges, idle.spent.models) == (0, 0)
     for one, other in zip(here, there, strict=True):

@@ -28,7 +28,7 @@ __all__ = [
     "merge_on",
     "note_pace",
     "open_input",
-    "pour",
     "plan_work",
+    "pour",
     "read_pace",
 ]
