@@ -261,7 +261,7 @@ def test_a_process_beside_says_what_transformers_says_here(
 def test_without_a_process_beside_there_is_no_answer_of_it(
     saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, config, shapes = saved("llama")
+    config = saved("llama")[1]
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert asked_aside._aside("settings", [config]) is None
     monkeypatch.setattr(asked_aside, "_aside", lambda kind, question: None)
