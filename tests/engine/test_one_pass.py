@@ -350,3 +350,14 @@ def test_torch_and_kernels_hash_alike(
         tuning = Tuning(fused=fused)
         out = tmp_path / str(fused)
         assert execute.merge_and_pin(unpinned(plan), out, device="cpu", tuning=tuning) == plan
+
+
+def test_a_source_that_changes_before_a_finished_merge_is_compared_is_refused(
+    models: dict[str, Path], plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    moving = Path(shutil.copytree(models["b"], tmp_path / "moving"))
+    plan = plan_of({"name": "linear"}, None, {"a": models["a"], "b": moving})
+    execute.merge(plan, tmp_path / "out", device="cpu")
+    os.utime(moving / "model.safetensors", ns=(1, 1))
+    with pytest.raises(SourceError, match="changed after the merge was planned"):
+        execute.merge(unpinned(plan), tmp_path / "out", device="cpu")
