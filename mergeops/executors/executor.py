@@ -97,7 +97,8 @@ class Executor:
             address if address.startswith("/") else (address, 0), backlog=64
         )
         bound: Any = self._listener.address
-        self._address = bound if isinstance(bound, str) else f"{address}:{bound[1]}"
+        self.address = bound if isinstance(bound, str) else f"{address}:{bound[1]}"
+        """Where workers find this process."""
         for target in (self._let_in, self._watch):
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
@@ -187,7 +188,7 @@ class Executor:
             self._last += 1
             self._coming.add(self._last)
             try:
-                self._launcher.launch(Invitation(self._last, self._address, self._key.hex()))
+                self._launcher.launch(Invitation(self._last, self.address, self._key.hex()))
             except MergeopsError as error:
                 self._coming.discard(self._last)
                 self._told.put(error)
