@@ -212,6 +212,7 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
     tools = Tools(recipes[0], progress)
     if len(recipes) == 1:
         return [run(recipes[0], tools)]
+    tools.do_ahead(recipes)
     digest = hashlib.sha256("".join(recipe.sha256() for recipe in recipes).encode()).hexdigest()
     with search_run(tools.tracking, name, digest, {"trials": len(recipes)}) as sweep:
         trials = [run(recipe, tools, search=sweep) for recipe in recipes]

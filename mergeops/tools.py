@@ -7,27 +7,32 @@ these questions, a source that was hashed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mergeops.engine import SCORING, note_pace
+from mergeops.checkpoint import weights_sha256
+from mergeops.engine import SCORING, files_of, merge, note_pace
 from mergeops.evaluate import (
     Model,
+    Seat,
     TaskSet,
     check_clusters,
     check_directions,
     load_tasks,
-    part_sizes,
     score_all,
+    task_files,
     with_clusters,
 )
+from mergeops.executors import Desk, Event, Lost, Needs, Unit, open_executor, results
 from mergeops.inspection import Inspection, figures, inspect
+from mergeops.planning import Plan, make_plan, merge_dir
 from mergeops.progress import Progress
-from mergeops.recipe import Recipe
+from mergeops.recipe import EvaluateSpec, Recipe
+from mergeops.schema import build
 from mergeops.scores import Scores
 from mergeops.sources import Source
 from mergeops.store import Tracking, connect
@@ -35,6 +40,8 @@ from mergeops.tracking import ScoreRecords, log_parent
 from mergeops.workshop import Spent, Workshop
 
 __all__ = ["Spent", "Tools"]
+
+MERGE_AND_SCORE = "mergeops.tools:merge_and_score"
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +64,8 @@ class Tools(Workshop):
         self.trust_remote_code = recipe.trust_remote_code
         self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
+        self._asked_by_workers: set[tuple[str, str]] = set()
+        self._asked_here: set[str] = set()
         self._prefixes: dict[float, TaskSet] = {}
         self._inspections: dict[tuple[str, ...], Inspection] = {}
 
@@ -88,7 +97,73 @@ class Tools(Workshop):
         Args:
             models: by the names that progress calls them by.
         """
+        if not self.executor.is_here and self.evaluate.tasks:
+            self._have_done([self._scoring(name, m, part) for name, m in models.items()], part)
         return self._score(models, part, self.load_tasks(), ScoreRecords(self.tracking))
+
+    def do_ahead(self, recipes: Sequence[Recipe]) -> None:
+        """Have workers merge and score what the trials of these recipes need, and their parents,
+        where the recipe names workers; the trials then find it done.
+
+        Raises:
+            ConfigError: workers cannot be had, or are not as they have to be.
+            MergeopsError: as a trial; what is done is kept.
+        """
+        if self.executor.is_here:
+            return
+        self.load_tasks()
+        wanted: dict[str, Unit] = {}
+        files: dict[str, int] = {}
+        for recipe in recipes:
+            resolved = self.resolve(recipe)
+            plan = make_plan(recipe, resolved.base, resolved.sources)
+            self.warn(plan)
+            files |= files_of(plan)
+            folder = merge_dir(self.work_dir, plan).absolute()
+            unit = self._scoring(plan.digest[:8], Model(folder, ""), "dev", plan)
+            wanted.setdefault(plan.digest, unit)
+            base = {"base": resolved.base} if resolved.base and self.evaluate.tasks else {}
+            parents = {**base, **resolved.sources} if self.evaluate.tasks else {}
+            for name, source in parents.items():
+                if source.sha256 not in wanted:
+                    model = self._model(recipe, source)
+                    wanted[source.sha256] = self._scoring(name, model, "dev")
+        self._have_done(list(wanted.values()), "dev", files)
+
+    def _scoring(self, label: str, model: Model, part: str, plan: Plan | None = None) -> Unit:
+        """A unit that scores a model, which it makes first where it has a plan."""
+        payload = {
+            "model": str(model.path.absolute()),
+            "sha256": model.weights_sha256,
+            "tokenizer": str(model.tokenizer.absolute()) if model.tokenizer else None,
+            "plan": plan.to_dict() if plan else None,
+            "device": self.device,
+            "evaluate": dataclasses.asdict(self.evaluate),
+            "part": part,
+            "work_dir": str(self.work_dir.absolute()),
+            "trust_remote_code": self.trust_remote_code,
+        }
+        verb = "merging" if plan else "scoring"
+        return Unit.of(MERGE_AND_SCORE, payload, f"{verb} {label}")
+
+    def _have_done(
+        self, units: Sequence[Unit], part: str, files: Mapping[str, int] | None = None
+    ) -> None:
+        new = [u for u in units if (u.payload["sha256"], part) not in self._asked_by_workers]
+        if not new:
+            return
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        needs = Needs(
+            files=dict(files or {}),
+            digests=task_files(self.evaluate),
+            shared=(str(self.work_dir.absolute()),),
+        )
+        label = f"{len(new)} units on {self.executor.name}"
+        with self.progress.bar(label) as tick, open_executor(self.executor, needs) as executor:
+            lost = functools.partial(_say_lost, self.progress)
+            for done, ended in enumerate(results(executor, new, tell=lost), start=1):
+                self._asked_by_workers.add((ended.result["sha256"], part))
+                tick(done, len(new))
 
     def _score(
         self,
@@ -96,11 +171,13 @@ class Tools(Workshop):
         part: str,
         tasks: TaskSet | None,
         shared: ScoreRecords | None,
+        seat: Seat | None = None,
     ) -> list[Scores]:
         numbers = {id(model): i for i, model in enumerate(models.values(), 1)}
         names = {id(model): name for name, model in models.items()}
 
         asked: list[Model] = []
+        counts: list[int] = []
         began = time.monotonic()
 
         def begin(model: Model) -> None:
@@ -119,35 +196,53 @@ class Tools(Workshop):
                 trust_remote_code=self.trust_remote_code,
                 progress=lambda _task, done, total: tick(done, total),
                 begin=begin,
+                count=counts.append,
+                seat=seat,
             )
-        if asked and tasks:
-            self._note_scoring(asked, sum(part_sizes(tasks, part).values()), began)
+        if counts:
+            self._note_scoring(asked, sum(counts), time.monotonic() - began)
         return [with_clusters(each, tasks) for each in scores] if tasks else scores
 
-    def score_prefix(self, label: str, path: Path, share: float) -> Scores:
-        """Score a full checkpoint on the first share of each task's dev items.
-
-        A smaller share is part of a larger one, so that only new items are asked. The scores are
-        kept on this machine only.
-        """
+    def prefix(self, share: float) -> TaskSet:
+        """The tasks with the first share of each one's items, which a larger share has, too."""
+        whole = self.load_tasks()
+        assert whole is not None, "a search without tasks is refused before"
+        if share == 1:
+            return whole
         if share not in self._prefixes:
             limit = self.evaluate.limit
-            if share < 1:
-                limit = math.ceil(limit * share) if isinstance(limit, int) else share * (limit or 1)
-            spec = dataclasses.replace(self.evaluate, limit=limit)
-            whole = self.load_tasks()
-            self._prefixes[share] = whole if whole and spec == whole.spec else load_tasks(spec)
-        tasks = self._prefixes[share]
-        model = Model(path, self.weights_sha256(path))
-        [scores] = self._score({label: model}, "dev", tasks, None)
+            limit = math.ceil(limit * share) if isinstance(limit, int) else share * (limit or 1)
+            tasks = load_tasks(dataclasses.replace(self.evaluate, limit=limit))
+            self._prefixes[share] = dataclasses.replace(tasks, encodings=whole.encodings)
+        return self._prefixes[share]
+
+    def score_prefix(self, label: str, model: Model, share: float, seat: Seat) -> Scores:
+        """Score a model on the first share of each task's dev items, asking only new ones.
+
+        The scores are kept on this machine only.
+        """
+        [scores] = self._score({label: model}, "dev", self.prefix(share), None, seat)
         return scores
 
-    def _note_scoring(self, asked: Sequence[Model], items: int, began: float) -> None:
-        seconds = time.monotonic() - began
-        sizes = [self.size_of(model.path) for model in asked]
-        note_pace(self.work_dir, SCORING, items * sum(sizes), seconds)
-        self.spent.models += len(asked)
-        self.spent.answers += items * len(asked)
+    def score_parent_prefix(self, recipe: Recipe, name: str, share: float) -> Scores:
+        """Scores of a source, or of ``base``, on the first share of the items; after
+        ``score_parents`` nothing is asked."""
+        resolved = self.resolve(recipe)
+        source = resolved.sources.get(name) or resolved.base
+        assert source is not None, "nobody asks for a base that is not there"
+        model = self._model(recipe, source)
+        [scores] = self._score({name: model}, "dev", self.prefix(share), None)
+        return scores
+
+    def _note_scoring(self, asked: Sequence[Model], answers: int, seconds: float) -> None:
+        # A model that was poured in has no files; it is as large as those it was made of.
+        size = max((self.size_of(model.path) for model in asked), default=0)
+        if size:
+            note_pace(self.work_dir, SCORING, answers * size, seconds)
+        # A candidate of a study is asked stage by stage.
+        self._asked_here |= {model.weights_sha256 for model in asked}
+        self.spent.models = len(self._asked_here)
+        self.spent.answers += answers
         self.spent.scoring_s += seconds
 
     def heat_maps(self, recipe: Recipe) -> dict[str, Figure]:
@@ -173,7 +268,7 @@ class Tools(Workshop):
         parents = {**base, **resolved.sources}
         models = {name: self._model(recipe, source) for name, source in parents.items()}
         scores = dict(zip(parents, self.score_all(models, "dev"), strict=True))
-        log = log or partial(log_parent, self.tracking)
+        log = log or functools.partial(log_parent, self.tracking)
         for name, source in parents.items():
             log(source, scores[name])
         return scores
@@ -192,3 +287,41 @@ class Tools(Workshop):
     def _model(self, recipe: Recipe, source: Source) -> Model:
         path = self.full_checkpoint(recipe, source)
         return Model(path, source.sha256, self.tokenizer_for(recipe, path))
+
+
+def merge_and_score(payload: Mapping[str, Any], place: Desk) -> dict[str, Any]:
+    """A worker's part: make a merge where there is a plan, and have its scores kept in the work
+    directory, where the driver finds them.
+
+    Args:
+        payload: of ``Tools._scoring``.
+        place: its ``kept`` holds the tasks for the next model.
+
+    Returns:
+        The digest of the model's weights.
+    """
+    path, work_dir = Path(payload["model"]), Path(payload["work_dir"])
+    if payload["plan"] is not None:
+        plan = Plan.from_dict(payload["plan"])
+        merge(plan, path, device=payload["device"], progress=place.tell)
+    sha256 = payload["sha256"] or weights_sha256(path, cache_dir=work_dir / "cache")
+    spec: EvaluateSpec = build(EvaluateSpec, payload["evaluate"], "evaluate.")
+    if spec.tasks:
+        if place.kept.get("tasks") is None or place.kept["tasks"].spec != spec:
+            place.kept["tasks"] = load_tasks(spec)
+        tokenizer = Path(payload["tokenizer"]) if payload["tokenizer"] else None
+        score_all(
+            [Model(path, sha256, tokenizer)],
+            spec,
+            payload["part"],
+            work_dir=work_dir,
+            tasks=place.kept["tasks"],
+            trust_remote_code=payload["trust_remote_code"],
+            progress=lambda _task, done, total: place.tell(done, total),
+        )
+    return {"sha256": sha256}
+
+
+def _say_lost(progress: Progress, event: Event) -> None:
+    if isinstance(event, Lost):
+        progress.step(f"{event.worker} is gone: {event.reason}; another takes {event.unit}")

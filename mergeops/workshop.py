@@ -6,12 +6,22 @@ Finished work is found first: a plan that was merged, a source that was hashed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
 from mergeops.checkpoint import has_tokenizer, read_manifest, weights_sha256
-from mergeops.engine import MERGING, check_output, merge, note_pace
+from mergeops.engine import (
+    MERGING,
+    WorkPlan,
+    check_output,
+    merge_and_pin,
+    merge_on,
+    note_pace,
+    plan_work,
+)
+from mergeops.errors import ConfigError
 from mergeops.methods import get
 from mergeops.planning import Digests, Plan, make_plan, merge_dir, resolve_with_merges
 from mergeops.progress import Progress
@@ -30,7 +40,7 @@ class Spent:
     models: int = 0
     """That were asked something."""
     answers: int = 0
-    """Items times models; those that were known of one are counted with it."""
+    """Items that were asked, of all models together."""
     scoring_s: float = 0.0
 
 
@@ -46,24 +56,37 @@ class Workshop:
         self.progress = progress
         self.work_dir = Path(recipe.output.dir)
         self.device = recipe.output.device
+        self.executor = recipe.executor
         self.spent = Spent()
         self._resolved: dict[str, Resolved] = {}
         self._warned: set[str] = set()
 
-    def resolve(self, recipe: Recipe) -> Resolved:
-        """Find and pin the recipe's base and sources, once; merges among them are made first."""
+    def resolve(self, recipe: Recipe, *, hash_later: bool = False) -> Resolved:
+        """Find and pin the recipe's base and sources, once; merges among them are made first.
+
+        Args:
+            recipe: what names them.
+            hash_later: leave those unhashed that ``merge`` may hash while it merges them.
+        """
+        # Random numbers are drawn for a source's digest, and merges are found by it; workers hash
+        # before they merge.
+        is_late = not get(recipe.method.name).is_random or not self.executor.is_here
+        if hash_later and not recipe.merges and is_late:
+            read = functools.partial(self._read, hash_later=True)
+            return resolve_with_merges(recipe, read, self._merge_first)
         sources = sorted(recipe.sources.items(), key=lambda item: item[0])
         key = repr((recipe.base, recipe.base_adapter, sources, recipe.merges))
         if key not in self._resolved:
             self._resolved[key] = resolve_with_merges(recipe, self._read, self._merge_first)
         return self._resolved[key]
 
-    def _read(self, recipe: Recipe, digests: Digests) -> Resolved:
+    def _read(self, recipe: Recipe, digests: Digests, *, hash_later: bool = False) -> Resolved:
         with self.progress.bar("reading sources", is_bytes=True) as tick:
             return resolve(
                 recipe,
                 cache_dir=self.work_dir / "cache",
                 digests=digests,
+                hash_later=hash_later,
                 progress=lambda _label, done, total: tick(done, total),
             )
 
@@ -89,17 +112,35 @@ class Workshop:
             label: what the progress bar calls it.
             into: the directory; None takes the plan's own below the work directory.
         """
-        folder = into or merge_dir(self.work_dir, plan)
+        return self.merge_and_pin(plan, label, into or merge_dir(self.work_dir, plan))[0]
+
+    def merge_and_pin(self, plan: Plan, label: str, folder: Path) -> tuple[Path, Plan]:
+        """As ``merge``, of a plan whose inputs need not be hashed yet; the plan with their digests
+        comes with the directory."""
         was_there, began = read_manifest(folder) is not None, time.monotonic()
         with self.progress.bar(f"merging {label}", is_bytes=True) as tick:
-            done = merge(plan, folder, device=self.device, progress=tick)
+            cache_dir = self.work_dir / "cache"
+            if self.executor.is_here:
+                plan = merge_and_pin(
+                    plan, folder, cache_dir=cache_dir, device=self.device, progress=tick
+                )
+            else:
+                plan = merge_on(
+                    self.executor,
+                    plan,
+                    folder,
+                    cache_dir=cache_dir,
+                    device=self.device,
+                    progress=tick,
+                    told=self.progress,
+                )
         if not was_there:
-            size, seconds = self.size_of(done), time.monotonic() - began
+            size, seconds = self.size_of(folder), time.monotonic() - began
             note_pace(self.work_dir, MERGING, size, seconds)
             self.spent.merges += 1
             self.spent.written += size
             self.spent.merging_s += seconds
-        return done
+        return folder.absolute(), plan
 
     def size_of(self, checkpoint: Path) -> int:
         """Bytes of a checkpoint's weights."""
@@ -174,9 +215,35 @@ def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Merged:
     """
     before = check_output(out)
     workshop = Workshop(recipe, progress)
-    resolved = workshop.resolve(recipe)
+    resolved = workshop.resolve(recipe, hash_later=True)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     workshop.warn(plan)
-    workshop.merge(plan, f"into {out}", out)
+    plan = workshop.merge_and_pin(plan, f"into {out}", out)[1]
     # Another merge would have been refused.
     return Merged(out, plan, before is not None)
+
+
+def plan_only(recipe: Recipe, progress: Progress, *, bandwidth: float | None = None) -> WorkPlan:
+    """What each worker of a merge will read, write and hold, and how long it takes.
+
+    Args:
+        recipe: what to merge; only headers and configs are read.
+        progress: where to show what is being done.
+        bandwidth: bytes a second that a worker reads or writes; None measures it here, by reading
+            some of the largest input.
+
+    Raises:
+        ConfigError: the recipe makes merges first.
+        MergeopsError: as ``merge_only`` before the first tensor is read.
+    """
+    if recipe.merges:
+        first = next(iter(recipe.merges))
+        raise ConfigError(
+            f"the recipe makes merges.{first} first, and what that writes is not there to be "
+            "planned with; plan each merge by its own recipe"
+        )
+    workshop = Workshop(recipe, progress)
+    resolved = workshop.resolve(recipe, hash_later=True)
+    plan = make_plan(recipe, resolved.base, resolved.sources)
+    workshop.warn(plan)
+    return plan_work(plan, recipe.executor, bandwidth=bandwidth)

@@ -28,9 +28,9 @@ FLOORS = (
     ("checkpoint", "schema"),
     ("architectures", "recover", "scores"),
     ("adapters", "methods", "report"),
-    ("recipe", "testing"),
-    ("evaluate", "store"),
-    ("sources",),
+    ("recipe",),
+    ("evaluate", "executors", "store"),
+    ("sources", "testing"),
     ("adoption", "planning", "tracking"),
     ("engine", "lineage"),
     ("cleanup", "extraction", "inspection", "workshop"),
@@ -53,6 +53,8 @@ FOREIGN = {
     "peft": {"adapters"},
     "optuna": {"search"},
     "pytest": {"testing"},
+    "ray": {"executors"},
+    "submitit": {"executors"},
 }
 """Who alone may import what."""
 HEAVY = {
@@ -66,7 +68,7 @@ HEAVY = {
     "optuna",
     "peft",
 }
-HEAVY |= {"llvmlite", "numba", "rich", "scipy", "torch", "transformers"}
+HEAVY |= {"llvmlite", "numba", "ray", "rich", "scipy", "submitit", "torch", "transformers"}
 BUILT_ON = {
     "mergeops.adoption.callback": {"transformers"},
     "mergeops.kernels.bits": {"numba"},

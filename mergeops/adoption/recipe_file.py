@@ -45,11 +45,7 @@ def write_recipe(
     groups = group(runs)
     if not groups:
         raise SourceError("no run left a usable checkpoint, so there is nothing to write")
-    if path.exists() and not force and not _is_ours(path):
-        raise ConfigError(
-            f"{path} is there and was not written by mergeops adopt; add --force to replace it, or "
-            "choose another file"
-        )
+    _check_free(path, force)
     chosen, *others = groups
     in_order = sorted(chosen.members, key=lambda run: (run.run_name, run.run_id))
     members, repeated = without_repetitions(in_order)
@@ -68,11 +64,59 @@ def write_recipe(
         is_told = is_told or "@" in str(run.adapter_base)
         told = f", base: {_quote(base)}" if is_told else ""
         lines += [f"  # {_comment(run)}", f"  {name}: {{uri: {_quote(run.uri)}{told}}}"]
-    if path_map:
-        lines += ["path_map:"]
-        lines += [f"  {_quote(old)}: {_quote(new)}" for old, new in path_map.items()]
+    lines += _path_map_lines(path_map)
     _write(path, "\n".join(lines) + "\n")
     return members
+
+
+def write_window(
+    runs: Sequence[FoundRun],
+    run: str,
+    path: Path,
+    *,
+    path_map: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> FoundRun:
+    """Write a recipe whose sources are the kept checkpoints of one run, oldest first.
+
+    Args:
+        runs: what ``adopt`` found.
+        run: name or id of the run.
+        path: the YAML file; its directories are made.
+        path_map: what the runs were found with; the recipe needs it too.
+        force: replace a file that adopt did not write.
+
+    Returns:
+        The run.
+
+    Raises:
+        ConfigError: no such run, several of that name, or the file is there and somebody else's.
+        SourceError: the run has no two checkpoints.
+    """
+    found = [each for each in runs if run in (each.run_id, each.run_name)]
+    if len(found) != 1:
+        names = ", ".join(sorted({each.run_name for each in runs}))
+        what = f"{len(found)} runs have that name; give its id" if found else f"there are: {names}"
+        raise ConfigError(f"--all-checkpoints is {run!r}, but {what}")
+    [chosen] = found
+    if len(chosen.checkpoints) < 2:
+        why = chosen.problem or f"it kept {len(chosen.checkpoints)} with a name of its own"
+        raise SourceError(f"run {chosen.run_name} has no two checkpoints to average: {why}")
+    _check_free(path, force)
+    base = _base_uri(chosen.base)
+    lines = [
+        PACKAGE,
+        f"{HEADER}: {len(chosen.checkpoints)} checkpoints of {_one_line(chosen.run_name)}, oldest "
+        "first, for strategy=windows.",
+        f"base: {_quote(base)}",
+        "sources:",
+    ]
+    for name in reversed(chosen.checkpoints):
+        plain = re.sub(r"[^0-9A-Za-z]+", "_", name).strip("_").lower()
+        lines.append(f"  {plain}: {{uri: {_quote(f'runs:/{chosen.run_id}/{name}')}}}")
+    lines += _path_map_lines(path_map)
+    _write(path, "\n".join(lines) + "\n")
+    return chosen
 
 
 def source_names(runs: Sequence[FoundRun]) -> list[str]:
@@ -87,6 +131,19 @@ def source_names(runs: Sequence[FoundRun]) -> list[str]:
             name, n = f"{plain}_{n}", n + 1
         names.append(name)
     return names
+
+
+def _path_map_lines(path_map: Mapping[str, str] | None) -> list[str]:
+    moved = [f"  {_quote(old)}: {_quote(new)}" for old, new in (path_map or {}).items()]
+    return ["path_map:", *moved] if moved else []
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.exists() and not force and not _is_ours(path):
+        raise ConfigError(
+            f"{path} is there and was not written by mergeops adopt; add --force to replace it, or "
+            "choose another file"
+        )
 
 
 def _base_uri(base: str | None) -> str | None:

@@ -8,6 +8,8 @@ from mergeops.checkpoint.digest import (
     combined_sha256,
     file_sha256,
     files_sha256,
+    known_sha256,
+    look_alike,
     remember,
     weights_sha256,
 )
@@ -19,6 +21,7 @@ from mergeops.checkpoint.durable import (
     sync_file,
     sync_or_remove,
 )
+from mergeops.checkpoint.hash_along import HashAlong
 from mergeops.checkpoint.header import SLICES_NAME, StoredTensor, encode_header, read_slices
 from mergeops.checkpoint.holds import alone, hold
 from mergeops.checkpoint.layout import (
@@ -91,6 +94,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointReader",
     "FileStamp",
+    "HashAlong",
     "Quantisation",
     "RelaidReader",
     "RenamedReader",
@@ -113,8 +117,10 @@ __all__ = [
     "is_small_file",
     "is_too_deep",
     "item_size",
+    "known_sha256",
     "lacking",
     "locked",
+    "look_alike",
     "open_checkpoint",
     "quantisation_of",
     "read_headers",

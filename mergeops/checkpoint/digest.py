@@ -27,6 +27,8 @@ from mergeops.progress import Tick
 CACHE_FILE = "sha256.json"
 _READ_BYTES = 1 << 22
 _AHEAD_BYTES = 1 << 24
+_LOOKS = 16
+_LOOK_BYTES = 1 << 12
 
 
 def weights_sha256(
@@ -165,9 +167,53 @@ def files_sha256(
     return {file: digests[key] for file, key in keys.items()}
 
 
-def remember(cache_dir: Path, known: Mapping[Path, str]) -> None:
-    """Keep digests of files that were made elsewhere."""
-    _extend_cache(cache_dir, {_key(file, stamp(file)): sha256 for file, sha256 in known.items()})
+def known_sha256(files: Sequence[Path], cache_dir: Path) -> dict[Path, str]:
+    """Those of the files' digests that were computed or told before; nothing is read for them.
+
+    Raises:
+        SourceError: a file is gone.
+    """
+    cached = _read_cache(cache_dir)
+    keys = {file: _key(file, stamp(file)) for file in files}
+    return {file: cached[key] for file, key in keys.items() if key in cached}
+
+
+def look_alike(first: Path, second: Path) -> bool:
+    """Whether two files may hold the same bytes: they have one size, and agree in some places.
+
+    Raises:
+        SourceError: one cannot be read.
+    """
+    try:
+        size = first.stat().st_size
+        if size != second.stat().st_size:
+            return False
+        with open(first, "rb", buffering=0) as one, open(second, "rb", buffering=0) as other:
+            # From the end: what is at the begin of two fine-tunes is the same header.
+            for place in range(_LOOKS, 0, -1):
+                at = max(size * place // _LOOKS - _LOOK_BYTES, 0)
+                pieces = [os.pread(file.fileno(), _LOOK_BYTES, at) for file in (one, other)]
+                if pieces[0] != pieces[1]:
+                    return False
+    except OSError as error:
+        raise SourceError(
+            f"{error.filename or first} cannot be read: {error.strerror or error}"
+        ) from error
+    return True
+
+
+def remember(
+    cache_dir: Path, known: Mapping[Path, str], seen: Mapping[Path, FileStamp] | None = None
+) -> None:
+    """Keep digests of files that were made elsewhere.
+
+    Args:
+        cache_dir: where they are kept.
+        known: file -> sha256.
+        seen: what each file looked like when it was hashed; None takes what it looks like now.
+    """
+    stamps = seen or {file: stamp(file) for file in known}
+    _extend_cache(cache_dir, {_key(file, stamps[file]): sha256 for file, sha256 in known.items()})
 
 
 def _digest(files: Sequence[Path], cache_dir: Path | None, progress: Tick | None) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergeops.checkpoint.dtypes import SIZES, item_size, torch_dtype
+from mergeops.checkpoint.hash_along import HashAlong, Take
 from mergeops.checkpoint.header import StoredTensor
 from mergeops.checkpoint.layout import Checkpoint, FileStamp, open_checkpoint
 from mergeops.errors import SourceError
@@ -62,13 +63,17 @@ class CheckpointReader:
     Args:
         checkpoint: its headers.
         stamps: what the files must look like; as ``checkpoint`` found them by default.
+        hashes: what hashes the files while they are read.
 
     Raises:
         SourceError: a file is missing or changed.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, stamps: Mapping[str, FileStamp] | None = None
+        self,
+        checkpoint: Checkpoint,
+        stamps: Mapping[str, FileStamp] | None = None,
+        hashes: HashAlong | None = None,
     ) -> None:
         self._path = checkpoint.path
         self._tensors = checkpoint.tensors
@@ -76,6 +81,10 @@ class CheckpointReader:
         self.kept_range = functools.lru_cache(maxsize=KEPT)(self.stored_range)
         self._stamps = dict(checkpoint.stamps if stamps is None else stamps)
         self._files: dict[str, int] = {}
+        self._take: dict[str, Take] = {}
+        if hashes is not None:
+            followed = {name: hashes.follow(self._path / name) for name in checkpoint.stamps}
+            self._take = {name: take for name, take in followed.items() if take}
         try:
             for name in checkpoint.stamps:
                 self._files[name] = os.open(self._path / name, os.O_RDONLY | os.O_CLOEXEC)
@@ -88,9 +97,14 @@ class CheckpointReader:
             raise
 
     @classmethod
-    def open(cls, path: Path, stamps: Mapping[str, FileStamp] | None = None) -> Self:
+    def open(
+        cls,
+        path: Path,
+        stamps: Mapping[str, FileStamp] | None = None,
+        hashes: HashAlong | None = None,
+    ) -> Self:
         """Read the headers of a directory and open its files."""
-        return cls(open_checkpoint(path), stamps)
+        return cls(open_checkpoint(path), stamps, hashes)
 
     def stored(self, name: str) -> StoredTensor:
         """Where a tensor is."""
@@ -132,6 +146,8 @@ class CheckpointReader:
                     f"{tensor.name}: it was cut while being read"
                 )
             done += n
+        if tensor.file in self._take:
+            self._take[tensor.file](position, view)
 
     def prefetch(self, name: str, start: int, stop: int) -> None:
         """See ``TensorReader``."""

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergeops import adoption
-from mergeops.adoption import Adoption, write_recipe
+from mergeops.adoption import Adoption, write_recipe, write_window
 from mergeops.checkpoint import size_text
 from mergeops.cli.console import console, table
 from mergeops.cli.options import AS_JSON, PATH, Call, options, pairs, progress_options
+from mergeops.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     type=PATH,
     help="Write a recipe of the mergeable runs to this YAML file.",
 )
+@click.option(
+    "--all-checkpoints",
+    metavar="RUN",
+    help="With --recipe: its sources are all kept checkpoints of this run (name or id).",
+)
 @click.option("--register", metavar="NAME", help="Also register each as a version of NAME.")
 @click.option("--dry-run", is_flag=True, help="Only list; write nothing to MLflow.")
 @click.option("--path-map", multiple=True, metavar="OLD=NEW", help="Moved storage.")
@@ -37,6 +43,7 @@ def adopt(
     call: Call,
     experiment: str,
     recipe_path: Path | None,
+    all_checkpoints: str | None,
     path_map: tuple[str, ...],
     force: bool,
     **wanted: Any,
@@ -46,10 +53,14 @@ def adopt(
     Each becomes a LoggedModel, an output of its run; with --register also a version of NAME. No
     run's status, params or metrics change, and no weights are copied.
     """
+    if all_checkpoints is not None and recipe_path is None:
+        raise ConfigError("--all-checkpoints writes a recipe; say where with --recipe FILE")
     moved = pairs("--path-map", path_map)
     with call.progress.bar("reading runs") as tick:
         adopted = adoption.adopt(experiment, path_map=moved, progress=tick, **wanted)
-    if recipe_path is not None:
+    if recipe_path is not None and all_checkpoints is not None:
+        write_window(adopted.found, all_checkpoints, recipe_path, path_map=moved, force=force)
+    elif recipe_path is not None:
         write_recipe(adopted.found, recipe_path, path_map=moved, force=force)
     call.show(adopted.rows(), lambda rows: print_adoption(adopted, rows, recipe_path))
 

@@ -48,7 +48,7 @@ COMMANDS = {
     "reject": "Close the proposal of NAME@challenger; the champion stays.",
     "rollback": "Move NAME@champion back to NAME@previous.",
     "run": "One tracked trial: find the sources, merge, score merge and parents, log, register.",
-    "search": "Many trials, the best chosen on the dev part: strategy=greedy_soup, grid or optuna.",
+    "search": "Many trials, the best chosen on the dev part: strategy=greedy_soup, optuna, ...",
     "strategies": "List the strategies of a search, or explain one with its parameters.",
     "sync": "Log trials that were kept while the server was away; nothing is merged or "
     "scored again.",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
 
 from mergeops import workshop
+from mergeops.checkpoint import size_text
+from mergeops.cli.console import console, table
 from mergeops.cli.mergekit_flags import translated
 from mergeops.cli.options import (
     AS_JSON,
@@ -19,8 +22,9 @@ from mergeops.cli.options import (
     progress_options,
     show_recipe,
 )
+from mergeops.engine import WorkPlan
 from mergeops.errors import ConfigError
-from mergeops.recipe import Recipe, converted_text, read_mergekit
+from mergeops.recipe import Recipe, converted_text, parse_size, read_mergekit
 
 COMPAT = click.option(
     "--compat",
@@ -46,16 +50,38 @@ class WithMergekitFlags(click.Command):
 @OVERRIDES
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--seed", type=int, help="Seed of random methods, in place of the recipe's.")
+@click.option("--executor", help="Who writes the files: local, ray or slurm; docs/clusters.md.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="How many of them; the same as executor.workers=N."
+)
+@click.option(
+    "--plan", "only_plan", is_flag=True, help="Only say what each worker will do, from headers."
+)
+@click.option("--bandwidth", help="Of --plan: what a worker reads or writes a second, e.g. 2GB.")
 @options(COMPAT, CONFIG_DIR, SHOW, AS_JSON, progress_options)
 def merge(
-    call: Call, recipe_file: Path, out: Path, device: str, seed: int | None, compat: str | None
+    call: Call,
+    recipe_file: Path,
+    out: Path,
+    device: str,
+    seed: int | None,
+    executor: str | None,
+    workers: int | None,
+    only_plan: bool,
+    bandwidth: str | None,
+    compat: str | None,
 ) -> None:
     """Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked.
 
     RECIPE_FILE is a recipe of mergeops or an unchanged mergekit YAML, with the options of
     mergekit-yaml where you are used to them.
     """
+    # First: what the words say of it comes after.
+    words = [*([f"executor={executor}"] if executor else []), *call.overrides]
+    call = dataclasses.replace(call, overrides=tuple(words))
     more = [f"output.device={device}"]
+    if workers is not None:
+        more.append(f"executor.workers={workers}")
     if seed is not None:
         more.append(f"seed={seed}")
     if compat:
@@ -63,6 +89,12 @@ def merge(
     recipe = call.recipe(*more, recipe_file=recipe_file)
     if call.cfg:
         return show_recipe(recipe)
+    if only_plan:
+        speed = parse_size("--bandwidth", bandwidth) if bandwidth else None
+        planned = workshop.plan_only(recipe, call.progress, bandwidth=speed)
+        return call.show(planned, print_work)
+    if bandwidth:
+        raise ConfigError("--bandwidth is for --plan, which says how long a merge will take")
     merged = workshop.merge_only(recipe, out, call.progress)
     plan = merged.plan.digest[:12]
     text = f"merged into {out} (plan {plan})"
@@ -72,6 +104,35 @@ def merge(
             f"`mergeops verify {out}` reads every byte"
         )
     call.show(merged, text)
+
+
+def print_work(plan: WorkPlan) -> None:
+    """What each worker reads, writes and holds, and how long all of it takes."""
+    out = console()
+    columns = ("worker", "files", "hashes", "reads", "writes", "holds", "time")
+    rows = [
+        (
+            str(share.worker),
+            str(len(share.files)),
+            *(size_text(n) for n in (share.hashes, share.reads, share.writes, share.holds)),
+            duration(share.seconds),
+        )
+        for share in plan.shares
+    ]
+    out.print(table(columns, rows))
+    for line in plan.notes:
+        out.print(line, style="dim", soft_wrap=True)
+    out.print(f"about {duration(plan.seconds)} by {len(plan.shares)} workers")
+
+
+def duration(seconds: float) -> str:
+    """E.g. ``4.2 s``, ``3 min 20 s`` or ``1 h 05 min``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,6 +36,9 @@ from mergeops.search import (
 )
 from mergeops.store import connect_to_server
 from mergeops.tools import Tools
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 DRY_RUN = click.option(
     "--dry-run", is_flag=True, help="Only say what it will take: merges, answers, bytes, time."
@@ -71,7 +74,7 @@ def run(call: Call, multirun: bool, dry_run: bool) -> None:
 @DRY_RUN
 @options(CONFIG_DIR, SHOW, AS_JSON, progress_options)
 def search(call: Call, dry_run: bool) -> None:
-    """Many trials, the best chosen on the dev part: strategy=greedy_soup, grid or optuna."""
+    """Many trials, the best chosen on the dev part: strategy=greedy_soup, optuna, ..."""
     words = with_strategy(call.overrides)
     recipe = compose(words, config_dir=call.config_dir, strategies=parameter_types())
     if call.cfg:
@@ -154,6 +157,8 @@ def print_search(call: Call, recipe: Recipe, result: SearchResult) -> None:
     out, strategy = console(), recipe.search.strategy
     if baselines := result.report.get("baselines"):
         out.print(escape(_against(baselines)))
+    if front := result.report.get("front"):
+        out.print(_front(front))
     if result.rows:
         columns = [column for column in result.rows[0] if column != "dev_interval"]
         rows = [[_cell(row, column) for column in columns] for row in result.rows]
@@ -178,6 +183,17 @@ def print_search(call: Call, recipe: Recipe, result: SearchResult) -> None:
     for page in [*result.links.values(), *best.links.values()]:
         out.print(f"  {escape(page)}", style="dim", soft_wrap=True)
     _print_standing(call, recipe, best, f" of {len(result.trials)} merges")
+
+
+def _front(front: Mapping[str, Any]) -> Table:
+    """The candidates that nobody beats in every objective; the knee is marked."""
+    names = [name for name in front["candidates"][0] if name != "candidate"]
+    rows = []
+    for row in front["candidates"]:
+        mark = "knee" if row["candidate"] == front["knee"] else ""
+        scores = [str(Estimate(row[name]["score"], row[name]["interval"])) for name in names]
+        rows.append([row["candidate"], *scores, mark])
+    return table(["front", *names, ""], rows)
 
 
 def _against(baselines: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,13 +1,16 @@
 """From a plan to a checkpoint: streaming, resumable, on any device.
 
-Stands on: adapters, checkpoint, errors, kernels, lazy_torch, methods, planning, progress, recover,
-redact, sources, version.
+Stands on: adapters, checkpoint, errors, executors, kernels, lazy_torch, methods, planning,
+progress, recipe, recover, redact, sources, version.
 """
 
 from mergeops.engine.destination import check_output
-from mergeops.engine.execute import merge
+from mergeops.engine.execute import merge, merge_and_pin
 from mergeops.engine.pace import MERGING, SCORING, note_pace, read_pace
-from mergeops.engine.readers import open_input
+from mergeops.engine.pouring import Take, pour
+from mergeops.engine.readers import OpenInputs, open_input
+from mergeops.engine.spread import files_of, merge_on
+from mergeops.engine.work_plan import WorkPlan, plan_work
 from mergeops.engine.working_directory import DOOMED, LOCK
 
 __all__ = [
@@ -15,9 +18,17 @@ __all__ = [
     "LOCK",
     "MERGING",
     "SCORING",
+    "OpenInputs",
+    "Take",
+    "WorkPlan",
     "check_output",
+    "files_of",
     "merge",
+    "merge_and_pin",
+    "merge_on",
     "note_pace",
     "open_input",
+    "plan_work",
+    "pour",
     "read_pace",
 ]

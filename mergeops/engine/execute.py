@@ -14,44 +14,42 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from functools import partial as partial_function
 from pathlib import Path
 
 from mergeops import methods
 from mergeops.checkpoint import (
     MANIFEST,
+    HashAlong,
     WrittenFile,
     hold,
     sync_directory,
     sync_file,
     write_manifest,
 )
-from mergeops.engine.destination import check_space, is_done, remove_empty
+from mergeops.engine.destination import check_output, check_space, is_done, remove_empty
 from mergeops.engine.devices import choose_devices, is_cuda, is_device_failure, lane_count
+from mergeops.engine.memory_budget import UNHASHED, Tuning
+from mergeops.engine.pinning import hashed_now, hashes_of, pinned_by
 from mergeops.engine.records import default_card, manifest_content
 from mergeops.engine.stream import ResultBytes, TensorStream
 from mergeops.engine.working_directory import LOCK, discard, owned
-from mergeops.engine.writer import JOURNAL, Journal, OrderedThread, ShardWriter, write_error
-from mergeops.errors import MergeError, MergeopsError
-from mergeops.planning import Plan, TensorTask, write_small_files
+from mergeops.engine.writer import (
+    JOURNAL,
+    Journal,
+    OrderedThread,
+    ShardWriter,
+    journal_of,
+    write_error,
+)
+from mergeops.errors import MergeError, MergeopsError, SourceError
+from mergeops.planning import Plan, Shard, TensorTask, write_small_files
 from mergeops.progress import Tick
 
-UNHASHED = 8
-"""Finished spans that may wait to be hashed."""
 CARD = "README.md"
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How the work is cut; never what comes out."""
-
-    chunk: int | None = None
-    """Elements at a time, a multiple of ``BLOCK``; None takes what suits the device."""
-    lanes: int | None = None
-    """Parallel chunks; None takes one for each processor, or ``CUDA_LANES`` for each device."""
-    fused: bool | None = None
-    """Whether to use compiled kernels, which give the same bits; None takes them when loaded."""
+WriteShards = Callable[[Plan, Path, Journal, Tick | None, HashAlong | None], dict[str, WrittenFile]]
+"""``write(plan, partial, journal, progress, hashes)`` makes the result's weight files, by name."""
 
 
 def merge(
@@ -61,7 +59,7 @@ def merge(
     device: str = "auto",
     progress: Tick | None = None,
     card: str | None = None,
-    tuning: Tuning = Tuning(),
+    tuning: Tuning | None = None,
 ) -> Path:
     """Execute a plan into a directory, or find it done there.
 
@@ -76,6 +74,40 @@ def merge(
 
     Returns:
         ``out``, complete; it is held, so gc leaves it alone while this process lives.
+
+    Raises:
+        As ``merge_and_pin``.
+    """
+    out = Path(out).absolute()
+    merge_and_pin(plan, out, device=device, progress=progress, card=card, tuning=tuning)
+    return out
+
+
+def merge_and_pin(
+    plan: Plan,
+    out: Path,
+    *,
+    cache_dir: Path | None = None,
+    device: str = "auto",
+    progress: Tick | None = None,
+    card: str | None = None,
+    tuning: Tuning | None = None,
+    write: WriteShards | None = None,
+) -> Plan:
+    """Execute a plan whose inputs need not be hashed yet: they are while they are merged.
+
+    Args:
+        plan: from ``make_plan``.
+        out: as for ``merge``, and so are the others.
+        cache_dir: where the digests of the inputs' files are remembered.
+        device: see ``merge``.
+        progress: see ``merge``.
+        card: see ``merge``.
+        tuning: see ``merge``.
+        write: what writes the weight files; None does it in this process.
+
+    Returns:
+        The plan with the digests of all inputs, which is what the manifest names.
 
     Raises:
         ConfigError: no such device.
@@ -93,19 +125,24 @@ def merge(
         )
     # A directory cannot be renamed to the name of a link.
     place = Path(os.path.realpath(out))
-    if _is_found(plan, place) and hold(place):
-        return out
+    if not plan.is_pinned and check_output(place) is not None:
+        plan = hashed_now(plan, cache_dir, progress)
+    if plan.is_pinned and _is_found(plan, place) and hold(place):
+        return plan
     remove_empty(place)
     partial = place.with_name(f".{place.name}.partial")
     with owned(partial):
-        if _is_found(plan, place) and hold(place):
+        if not plan.is_pinned and any((d / MANIFEST).is_file() for d in (place, partial)):
+            plan = hashed_now(plan, cache_dir, progress)
+        if plan.is_pinned and _is_found(plan, place) and hold(place):
             discard(partial)
-            return out
+            return plan
         present = sum(f.stat().st_blocks * 512 for f in partial.iterdir())
         check_space(plan, place, present)
         try:
-            if not _is_complete(plan, partial):
-                _write_all(plan, partial, chosen, progress, card, tuning)
+            if not plan.is_pinned or not _is_complete(plan, partial):
+                here = partial_function(_write_shards, devices=chosen, tuning=tuning or Tuning())
+                plan = _write_all(plan, partial, write or here, progress, card, cache_dir)
             (partial / JOURNAL).unlink(missing_ok=True)
             # The lock goes with the directory where that is renamed to.
             hold(partial)
@@ -121,7 +158,7 @@ def merge(
             if not (is_cuda(chosen[0]) and is_device_failure(error)):
                 raise
             raise _device_error(out, chosen, error) from error
-    return out
+    return plan
 
 
 def _device_error(out: Path, devices: Sequence[str], error: RuntimeError) -> MergeError:
@@ -157,20 +194,23 @@ def _is_complete(plan: Plan, partial: Path) -> bool:
 def _write_all(
     plan: Plan,
     partial: Path,
-    devices: Sequence[str],
+    write: WriteShards,
     progress: Tick | None,
     card: str | None,
-    tuning: Tuning,
-) -> None:
-    keep = {shard.name for shard in plan.shards} | {LOCK, JOURNAL}
-    for path in partial.iterdir():
-        if path.name not in keep:
-            path.unlink()
-    journal = Journal(partial, plan.digest)
+    cache_dir: Path | None,
+) -> Plan:
+    work = {shard.name for shard in plan.shards} | {LOCK, JOURNAL}
+    _remove_all_but(partial, work | {journal_of(shard) for shard in plan.shards})
+    name = plan.digest if plan.is_pinned else plan.files_digest
+    journal = Journal(partial, name, plan.files_digest)
     try:
-        files = _write_shards(plan, partial, journal, devices, progress, tuning)
+        with hashes_of(plan) or contextlib.nullcontext() as hashes:
+            files = write(plan, partial, journal, progress, hashes)
+            if hashes is not None:
+                plan = pinned_by(plan, hashes, cache_dir)
+        _remove_all_but(partial, work)
         small_files = write_small_files(plan, partial)
-    except MergeopsError as error:
+    except (MergeError, SourceError) as error:
         if not isinstance(error.__cause__, OSError):
             # Going on would fail in the same way: nothing of it is worth keeping.
             journal.close()
@@ -180,14 +220,23 @@ def _write_all(
         journal.close()
     (partial / CARD).write_text(card or default_card(plan), encoding="utf-8")
     write_manifest(partial, manifest_content(plan), [*files, *small_files, CARD], files)
+    return plan
+
+
+def _remove_all_but(directory: Path, names: Collection[str]) -> None:
+    for path in directory.iterdir():
+        if path.name not in names:
+            path.unlink()
 
 
 def _write_shards(
     plan: Plan,
     partial: Path,
     journal: Journal,
-    devices: Sequence[str],
     progress: Tick | None,
+    hashes: HashAlong | None,
+    *,
+    devices: Sequence[str],
     tuning: Tuning,
 ) -> dict[str, WrittenFile]:
     lanes = tuning.lanes or lane_count(devices)
@@ -199,27 +248,53 @@ def _write_shards(
             progress(before + position, plan.bytes_to_write)
 
     with (
-        TensorStream(plan, devices, tuning.chunk, lanes, UNHASHED, fused=tuning.fused) as stream,
+        TensorStream(
+            plan, devices, tuning.chunk, lanes, UNHASHED, fused=tuning.fused, hashes=hashes
+        ) as stream,
         OrderedThread(UNHASHED) as thread,
     ):
         for shard in plan.shards:
-            shard_writer = ShardWriter(
-                partial / shard.name,
-                shard.header,
-                [(tensor.name, tensor.nbytes) for tensor in shard.tensors],
-                journal,
-                tell,
-            )
-            try:
-                _write_tensors(shard.tensors, stream, thread, shard_writer, tell)
-                thread.drain()
-                written[shard.name] = shard_writer.finish()
-            finally:
-                thread.settle()
-                shard_writer.close()
+            written[shard.name] = write_shard(shard, partial, journal, stream, thread, tell)
             before += shard.nbytes
             tell(0)
     return written
+
+
+def write_shard(
+    shard: Shard,
+    partial: Path,
+    journal: Journal,
+    stream: TensorStream,
+    thread: OrderedThread,
+    tell: Callable[[int], None],
+) -> WrittenFile:
+    """Write one file of the result, or keep of it what an earlier try put there.
+
+    Args:
+        shard: of the stream's plan.
+        partial: the directory that the merge works in.
+        journal: where finished tensors are noted, and found.
+        stream: gives the bytes.
+        thread: hashes them.
+        tell: called with the position in the file.
+
+    Raises:
+        SourceError, MergeError: as ``merge``.
+    """
+    shard_writer = ShardWriter(
+        partial / shard.name,
+        shard.header,
+        [(tensor.name, tensor.nbytes) for tensor in shard.tensors],
+        journal,
+        tell,
+    )
+    try:
+        _write_tensors(shard.tensors, stream, thread, shard_writer, tell)
+        thread.drain()
+        return shard_writer.finish()
+    finally:
+        thread.settle()
+        shard_writer.close()
 
 
 def _write_tensors(

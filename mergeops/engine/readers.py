@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from mergeops.adapters import AdapterReader, open_adapter
 from mergeops.checkpoint import (
     ADAPTER_CONFIG,
     CheckpointReader,
+    HashAlong,
     RelaidReader,
     RenamedReader,
     TensorReader,
@@ -20,23 +22,26 @@ from mergeops.planning import PlannedInput, VocabularyLayout
 from mergeops.recover import ShardedReader, is_sharded, open_on_base
 
 
-def open_input(planned: PlannedInput, compute: str) -> TensorReader:
+def open_input(
+    planned: PlannedInput, compute: str, hashes: HashAlong | None = None
+) -> TensorReader:
     """A reader of an input's tensors, by the names that they have in the result.
 
     Args:
         planned: the input.
         compute: safetensors name of the dtype in which adapted tensors are delivered.
+        hashes: what hashes files while they are read.
 
     Raises:
         SourceError: a file is missing or not the one that was planned with.
     """
-    reader = _open(planned, compute)
+    reader = _open(planned, compute, hashes)
     return RenamedReader(reader, planned.renamed) if planned.renamed else reader
 
 
-def _open(planned: PlannedInput, compute: str) -> TensorReader:
+def _open(planned: PlannedInput, compute: str, hashes: HashAlong | None) -> TensorReader:
     if planned.adapter_base is None:
-        return CheckpointReader.open(Path(planned.path), planned.stamps)
+        return CheckpointReader.open(Path(planned.path), planned.stamps, hashes)
     if is_sharded(Path(planned.path)):
         model = open_on_base(Path(planned.path), Path(planned.adapter_base))
         return ShardedReader(model, planned.stamps)
@@ -50,40 +55,65 @@ def _open(planned: PlannedInput, compute: str) -> TensorReader:
     return AdapterReader(adapter, compute, planned.base_stamps, planned.stamps)
 
 
-def open_inputs(
-    opened: contextlib.ExitStack,
-    used: Sequence[PlannedInput],
-    inputs: Sequence[PlannedInput],
-    vocabulary: VocabularyLayout | None,
-    compute: str,
-) -> list[TensorReader]:
-    """Readers of the inputs that are merged, with their rows as the vocabulary lays them out.
+class OpenInputs:
+    """Readers of inputs, each opened when a plan first reads it, for any number of plans.
 
     Args:
-        opened: closes the readers.
-        used: those that are merged.
-        inputs: all of the plan, in the order that numbers them.
-        vocabulary: the plan's.
-        compute: safetensors name of the dtype in which adapted and re-laid tensors are delivered.
-
-    Raises:
-        SourceError: a file is missing or not the one that was planned with.
+        hashes: what hashes files while they are read.
     """
 
-    def open_one(planned: PlannedInput) -> TensorReader:
-        reader = open_input(planned, compute)
-        opened.callback(reader.close)
-        return reader
+    def __init__(self, hashes: HashAlong | None = None) -> None:
+        self._hashes = hashes
+        self._opened = contextlib.ExitStack()
+        self._readers: dict[str, TensorReader] = {}
 
-    if vocabulary is None:
-        return [open_one(planned) for planned in used]
-    every = {planned.name: open_one(planned) for planned in inputs}
-    readers = []
-    for planned in used:
-        reader = every[planned.name]
-        if planned.name in vocabulary.runs:
-            runs, columns = vocabulary.runs[planned.name], vocabulary.columns[planned.name]
-            everyone = list(every.values())
-            reader = RelaidReader(reader, everyone, runs, vocabulary.means, columns, compute)
-        readers.append(reader)
-    return readers
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all of them."""
+        self._readers.clear()
+        self._opened.close()
+
+    def readers(
+        self,
+        used: Sequence[PlannedInput],
+        inputs: Sequence[PlannedInput],
+        vocabulary: VocabularyLayout | None,
+        compute: str,
+    ) -> list[TensorReader]:
+        """Readers of the inputs that are merged, with their rows as the vocabulary lays them out.
+
+        Args:
+            used: those that are merged.
+            inputs: all of the plan, in the order that numbers them.
+            vocabulary: the plan's.
+            compute: safetensors name of the dtype in which adapted and re-laid tensors are
+                delivered.
+
+        Raises:
+            SourceError: a file is missing or not the one that was planned with.
+        """
+        if vocabulary is None:
+            return [self._reader(planned, compute) for planned in used]
+        every = {planned.name: self._reader(planned, compute) for planned in inputs}
+        readers = []
+        for planned in used:
+            reader = every[planned.name]
+            if planned.name in vocabulary.runs:
+                runs, columns = vocabulary.runs[planned.name], vocabulary.columns[planned.name]
+                everyone = list(every.values())
+                reader = RelaidReader(reader, everyone, runs, vocabulary.means, columns, compute)
+            readers.append(reader)
+        return readers
+
+    def _reader(self, planned: PlannedInput, compute: str) -> TensorReader:
+        # Everything that decides what is read, the files' stamps among it.
+        key = f"{compute} {planned!r}"
+        if key not in self._readers:
+            reader = self._readers[key] = open_input(planned, compute, self._hashes)
+            self._opened.callback(reader.close)
+        return self._readers[key]

@@ -17,7 +17,16 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from mergeops import methods
-from mergeops.checkpoint import BY_WORD, Bytes, as_tensor, item_size, read_range, torch_dtype, word
+from mergeops.checkpoint import (
+    BY_WORD,
+    Bytes,
+    HashAlong,
+    as_tensor,
+    item_size,
+    read_range,
+    torch_dtype,
+    word,
+)
 from mergeops.engine.bad_values import (
     DifferentValuesError,
     NonFiniteInputError,
@@ -29,7 +38,7 @@ from mergeops.engine.devices import chunk_for, is_cuda
 from mergeops.engine.jobs import Job, work_of
 from mergeops.engine.lanes import Chunk, Lane, Lanes
 from mergeops.engine.memory import buffer_pool
-from mergeops.engine.readers import open_inputs
+from mergeops.engine.readers import OpenInputs
 from mergeops.errors import MergeError, SourceError
 from mergeops.kernels import are_kept
 from mergeops.methods import KERNEL_DTYPES, Formula, kernels
@@ -81,9 +90,11 @@ class TensorStream:
             about as many. None takes what suits the device.
         lanes: parallel spans.
         unhashed: how many finished spans may wait for their reader.
+        inputs: stays open after this stream; None opens the plan's own.
         fused: use compiled kernels, which give the same bits. None uses them when they are there:
             where this machine must first compile them, torch begins, and a small merge is done
             before.
+        hashes: what hashes the inputs while they are merged.
 
     Raises:
         SourceError: an input's file is missing or changed.
@@ -97,8 +108,11 @@ class TensorStream:
         lanes: int,
         unhashed: int,
         *,
+        inputs: OpenInputs | None = None,
         fused: bool | None = None,
+        hashes: HashAlong | None = None,
     ) -> None:
+        self._hashes = hashes
         self._seed = plan.seed
         self._compute = compute = BY_WORD[plan.compute]
         self._on_cuda = is_cuda(devices[0])
@@ -112,9 +126,8 @@ class TensorStream:
         self._chunk = chunk or chunk_for(most, devices[0], lanes)
         longest = max(self._step(job) for job in jobs)
         with contextlib.ExitStack() as opened:
-            self._readers = open_inputs(
-                opened, self._work.inputs, plan.inputs, plan.vocabulary, compute
-            )
+            inputs = inputs or opened.enter_context(OpenInputs(hashes))
+            self._readers = inputs.readers(self._work.inputs, plan.inputs, plan.vocabulary, compute)
             self._lanes = opened.enter_context(
                 Lanes(
                     lambda device, single: Lane(
@@ -168,7 +181,8 @@ class TensorStream:
         nbytes = (span.stop - span.start) * size
         buffer = self._buffers.get()
         try:
-            with self._explained(job):
+            taking = self._hashes.taking() if self._hashes else contextlib.nullcontext()
+            with self._explained(job), taking:
                 for chunk in span.cut(self._step(job)):
                     begin, end = ((at - span.start) * size for at in (chunk.start, chunk.stop))
                     merge(lane, chunk, buffer[begin:end])

@@ -23,6 +23,7 @@ import xxhash
 
 from mergeops.checkpoint import WrittenFile, sync_or_remove
 from mergeops.errors import MergeError
+from mergeops.planning import Shard
 
 _READ_BYTES = 1 << 22
 FLUSH_BYTES = 1 << 25
@@ -30,16 +31,29 @@ JOURNAL = "journal.jsonl"
 _log = logging.getLogger(__name__)
 
 
-class Journal:
-    """Finished tensors of an unfinished merge; those of another plan are dropped with a warning."""
+def journal_of(shard: Shard) -> str:
+    """The name of the journal of one file that is written by a worker of its own."""
+    return f"{shard.name}.{JOURNAL}"
 
-    def __init__(self, directory: Path, plan_digest: str) -> None:
-        self._path = directory / JOURNAL
+
+class Journal:
+    """Finished tensors of an unfinished merge; those of another plan are dropped with a warning.
+
+    Args:
+        directory: where the merge works.
+        plan_digest: what names the plan.
+        before: what named the plan when its inputs were not hashed yet.
+    """
+
+    def __init__(
+        self, directory: Path, plan_digest: str, before: str = "", *, name: str = JOURNAL
+    ) -> None:
+        self._path = directory / name
         self.finished: dict[tuple[str, str], str] = {}
         """(file, tensor) -> XXH3 of the tensor's bytes, 32 hexadecimal digits."""
         head = {"plan_digest": plan_digest}
         lines, valid = _read_lines(self._path)
-        if not lines or lines[0] != head:
+        if not lines or lines[0] not in (head, {"plan_digest": before}):
             if len(lines) > 1:
                 _log.warning(
                     "%s held the unfinished work of another merge (plan %s), which is replaced",

@@ -3,7 +3,6 @@
 Stands on: checkpoint, errors, lazy_torch, recipe, schema, scores.
 """
 
-from mergeops.evaluate.asking import Model
 from mergeops.evaluate.harness import score_all
 from mergeops.evaluate.items import (
     asked_digest,
@@ -14,11 +13,16 @@ from mergeops.evaluate.items import (
     part_sketches,
     with_clusters,
 )
+from mergeops.evaluate.model import Model
+from mergeops.evaluate.own_files import task_files
+from mergeops.evaluate.seat import Pourable, Seat
 from mergeops.evaluate.tasks import TaskSet, load_tasks
 from mergeops.evaluate.workers import pick_devices
 
 __all__ = [
     "Model",
+    "Pourable",
+    "Seat",
     "TaskSet",
     "asked_digest",
     "check_clusters",
@@ -29,5 +33,6 @@ __all__ = [
     "part_sketches",
     "pick_devices",
     "score_all",
+    "task_files",
     "with_clusters",
 ]

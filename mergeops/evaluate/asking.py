@@ -17,39 +17,16 @@ from mergeops.errors import EvaluationError
 from mergeops.evaluate import answers
 from mergeops.evaluate.catalogue import first_line
 from mergeops.evaluate.kept import ScoreRecord, ScoreStore, Subject
-from mergeops.evaluate.model import (
-    load_model,
-    load_tokenizer,
-    open_vllm,
-    replace_weights,
-    says_dtype,
-)
+from mergeops.evaluate.model import Model
 from mergeops.evaluate.reuse import Known, joined, known_answers
+from mergeops.evaluate.seat import Seat
 from mergeops.evaluate.tasks import TaskSet
-from mergeops.evaluate.workers import free_memory, is_out_of_memory, seed_device, use_threads_for
-from mergeops.lazy_torch import torch
+from mergeops.evaluate.workers import is_out_of_memory, seed_device
 
 PIECE = 256
 """Items asked at once; what is asked after a crash begins at the piece that was lost."""
 TaskTick = Callable[[str, int, int], None]
 """Called with (task, items done, items in all)."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model to score."""
-
-    path: Path
-    """A Hugging Face checkpoint directory."""
-    weights_sha256: str
-    """Names the weights in the store."""
-    tokenizer: Path | None = None
-    """Its directory; None is ``path``."""
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """The tokenizer's directory."""
-        return self.tokenizer or self.path
 
 
 @dataclass(frozen=True)
@@ -70,8 +47,8 @@ class Missing:
 class Asker:
     """One device and the model on it."""
 
-    device: Any
-    """That the models are put on; None for a backend that takes what it finds."""
+    seat: Seat
+    """The device, and what models are opened on."""
     _: KW_ONLY
     tasks: TaskSet
     """With the prompts and token lists that all models share."""
@@ -81,15 +58,12 @@ class Asker:
     tick: TaskTick
     turn: Any
     """A lock, held while the tasks' own objects are used, which all devices share."""
-    trust_remote_code: bool
-    """Whether a checkpoint's own code may run."""
+    is_lent: bool = False
+    """Whether the seat stays open for others."""
     begin: Callable[[Model], object] | None = None
     """Called with each model before it is asked."""
-    _lm: Any = None
-    _loaded: tuple[str, str] | None = None
-    """``Missing.digests`` of the model that is loaded, where its weights can be replaced."""
-    _threads: int | None = None
-    """torch's thread count to set back."""
+    count: Callable[[int], object] | None = None
+    """Called with the number of items whenever some were asked."""
 
     def work(self, missing: Missing) -> None:
         """Ask a model what is missing of it; each task's record is kept as soon as it is made.
@@ -128,46 +102,16 @@ class Asker:
             self.store.share(finished)
 
     def close(self) -> None:
-        """Give the device back."""
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
-            self._threads = None
-        if self._lm is not None:
-            self._lm = self._loaded = None
-            free_memory()
+        """Give the device back, but for a seat that is lent."""
+        if not self.is_lent:
+            self.seat.close()
 
     def _open(self, missing: Missing) -> None:
-        """Have the model's weights on the device."""
-        spec, path = self.tasks.spec, missing.model.path
-        tokenizer_path, tokenizer_sha256 = missing.model.tokenizer_path, missing.digests[1]
-        if spec.backend == "vllm":
-            self.close()
-            self._lm = open_vllm(path, tokenizer_path, spec, self.trust_remote_code)
-            return
-        try:
-            if (
-                self._loaded == missing.digests
-                and (spec.dtype != "auto" or says_dtype(path))
-                and replace_weights(self._lm.model, path)
-            ):
-                return
-        except BaseException:
-            self.close()
-            raise
-        self.close()
-        # The one late import of a module of our own: see there.
-        from mergeops.evaluate.scoring_model import PlainModel, SharingModel
+        self.seat.open(missing.model, missing.digests, self.tasks)
 
-        trust = self.trust_remote_code
-        tokenizer = load_tokenizer(
-            tokenizer_path, trust_remote_code=trust, chat=spec.apply_chat_template
-        )
-        model = load_model(path, spec, self.device, trust_remote_code=trust)
-        encodings = self.tasks.encodings.setdefault(tokenizer_sha256, {})
-        kind = PlainModel if spec.backend == "hf" else SharingModel
-        self._lm = kind(model, tokenizer, spec, encodings)
-        self._loaded = missing.digests
-        self._threads = use_threads_for(model)
+    @property
+    def _lm(self) -> Any:
+        return self.seat.lm
 
     def _questions(
         self, subject: Subject, records: Iterable[ScoreRecord]
@@ -208,6 +152,8 @@ class Asker:
                 self._lm.asking = task
                 self._lm.set_cache_hook(_ItemCounter(piece, done, tell))
                 answered.append(self._ask(task, piece, path, number))
+                if self.count is not None:
+                    self.count(_items(piece))
                 if number + 1 < len(pieces):
                     journal.write(answered, known.rest)
                 done += _items(piece)
@@ -223,7 +169,7 @@ class Asker:
 
     def _ask(self, task: str, piece: list[Any], path: Path, number: int) -> list[list[Any]]:
         spec = self.tasks.spec
-        seed_device(self.device, spec.seed + number)  # for tasks that draw their answers
+        seed_device(self.seat.device, spec.seed + number)  # for tasks that draw their answers
         try:
             responses = answers.ask(piece, self._lm)
         except EvaluationError:
@@ -231,7 +177,7 @@ class Asker:
         except Exception as error:
             if is_out_of_memory(error):
                 raise EvaluationError(
-                    f"out of memory on {self.device} in task {task}, with "
+                    f"out of memory on {self.seat.device} in task {task}, with "
                     f"evaluate.batch_size={spec.batch_size}; use a smaller one"
                 ) from error
             raise EvaluationError(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mergeops.errors import EvaluationError
 from mergeops.evaluate import workers
-from mergeops.evaluate.asking import Asker, Missing, Model, TaskTick
+from mergeops.evaluate.asking import Asker, Missing, TaskTick
 from mergeops.evaluate.identity import model_digest, tokenizer_digest
 from mergeops.evaluate.kept import ScoreRecord, ScoreStore, SharedScores, Subject
-from mergeops.evaluate.model import check_vllm
+from mergeops.evaluate.model import Model, check_vllm
+from mergeops.evaluate.seat import Seat
 from mergeops.evaluate.silence import quiet
 from mergeops.evaluate.tasks import LoadedTask, TaskSet, load_tasks
 from mergeops.recipe import EvaluateSpec
@@ -31,6 +31,8 @@ def score_all(
     trust_remote_code: bool = False,
     progress: TaskTick | None = None,
     begin: Callable[[Model], object] | None = None,
+    count: Callable[[int], object] | None = None,
+    seat: Seat | None = None,
 ) -> list[Scores]:
     """Score models, task by task; what ``work_dir`` or ``shared`` already has is not asked again.
 
@@ -51,6 +53,8 @@ def score_all(
         trust_remote_code: whether a checkpoint's own code may run.
         progress: called from one thread at a time.
         begin: called with each model that is asked, before it is.
+        count: called with the number of items whenever some were asked of a model.
+        seat: where they are asked, and what stays open; None takes the devices of the spec.
 
     Returns:
         In the order of the candidates.
@@ -104,17 +108,22 @@ def score_all(
 
     missing = _missing(candidates, subjects, records)
     if missing:
-        open_asker = partial(
-            Asker,
-            tasks=tasks,
-            part=part,
-            store=store,
-            tick=tick,
-            turn=threading.Lock(),
-            begin=begin,
-            trust_remote_code=trust,
-        )
-        devices = _devices(spec)
+        lock_of_tasks = threading.Lock()
+
+        def open_asker(device: Any) -> Asker:
+            return Asker(
+                seat or Seat(device, trust_remote_code=trust),
+                tasks=tasks,
+                part=part,
+                store=store,
+                tick=tick,
+                turn=lock_of_tasks,
+                begin=begin,
+                count=count,
+                is_lent=seat is not None,
+            )
+
+        devices = _devices(spec) if seat is None else [seat.device]
         with quiet():
             workers.share_out(missing, devices, open_asker)
         for i, (own_subjects, own_records) in enumerate(zip(subjects, records, strict=True)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,23 @@ from mergeops.recipe import EvaluateSpec
 _ONE_AT_A_TIME = threading.Lock()
 """transformers switches tying off for the whole process while it loads a model; two threads that
 load at once would leave it off."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to score."""
+
+    path: Path
+    """A Hugging Face checkpoint directory."""
+    weights_sha256: str
+    """Names the weights in the store."""
+    tokenizer: Path | None = None
+    """Its directory; None is ``path``."""
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's directory."""
+        return self.tokenizer or self.path
 
 
 def load_model(
@@ -56,7 +75,7 @@ def load_model(
         )
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise _not_finite(path, name)
+            raise not_finite(path, name)
     try:
         return model.to(device).eval()
     except torch.OutOfMemoryError as error:
@@ -103,23 +122,18 @@ def replace_weights(model: Any, path: Path) -> bool:
     """
     from safetensors import SafetensorError, safe_open
 
-    own = model.state_dict(keep_vars=True)
-    tied: dict[int, list[str]] = {}
-    for name, tensor in own.items():
-        tied.setdefault(tensor.data_ptr(), []).append(name)
     stored: dict[str, Path] = {}
+    shapes: dict[str, Sequence[int]] = {}
     try:
         for file in weight_files(path):
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (no mapping)
-                    shape = opened.get_slice(name).get_shape()
-                    if name not in own or list(own[name].shape) != shape:
-                        return False
+                    shapes[name] = opened.get_slice(name).get_shape()
                     stored[name] = file
     except (MergeopsError, OSError, SafetensorError):
         return False  # loading says what is wrong
-    # Tied tensors are stored once; two copies could differ.
-    if any(sum(name in stored for name in names) != 1 for names in tied.values()):
+    own = places_for(model, shapes)
+    if own is None:
         return False
     with torch.no_grad():
         for file in sorted(set(stored.values())):
@@ -127,8 +141,33 @@ def replace_weights(model: Any, path: Path) -> bool:
                 for name in opened.keys():  # noqa: SIM118
                     own[name].copy_(opened.get_tensor(name).to(own[name].dtype))
                     if not torch.isfinite(own[name]).all():
-                        raise _not_finite(path, name)
+                        raise not_finite(path, name)
     return True
+
+
+def places_for(model: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
+    """Where a checkpoint's tensors lie in a model.
+
+    Args:
+        model: a transformers model.
+        shapes: tensor of the checkpoint -> its shape.
+
+    Returns:
+        Tensor of the checkpoint -> the model's own; None where one is not the model's by name and
+        shape, or the model has one that the checkpoint does not.
+    """
+    own = model.state_dict(keep_vars=True)
+    tied: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        tied.setdefault(tensor.data_ptr(), []).append(name)
+    if any(n not in own or list(own[n].shape) != list(shape) for n, shape in shapes.items()):
+        return None
+    # Tied tensors are stored once; two copies could differ.
+    if any(sum(name in shapes for name in names) != 1 for names in tied.values()):
+        return None
+    if not all(own[name].is_contiguous() for name in shapes):
+        return None
+    return {name: own[name] for name in shapes}
 
 
 def says_dtype(path: Path) -> bool:
@@ -175,5 +214,6 @@ def open_vllm(path: Path, tokenizer: Path, spec: EvaluateSpec, trust_remote_code
         raise EvaluationError(f"vLLM cannot load {path}: {first_line(error)}") from error
 
 
-def _not_finite(path: Path, name: str) -> EvaluationError:
+def not_finite(path: Path, name: str) -> EvaluationError:
+    """The error for a model that holds NaN or Inf."""
     return EvaluationError(f"model {path} holds NaN or Inf in {name}; it cannot be scored")

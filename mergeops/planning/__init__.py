@@ -8,7 +8,7 @@ from mergeops.planning.alignment import read_inputs
 from mergeops.planning.architecture import is_before_layers, layer_of
 from mergeops.planning.inputs import PlannedInput
 from mergeops.planning.merges_first import Digests, merge_dir, resolve_with_merges
-from mergeops.planning.plan import Plan, TensorTask, write_small_files
+from mergeops.planning.plan import Plan, Shard, TensorTask, write_small_files
 from mergeops.planning.planner import make_plan
 from mergeops.planning.preflight import check_configs, check_tensors, check_tokenizers
 from mergeops.planning.tokens.vocabulary import names_token_rows
@@ -18,6 +18,7 @@ __all__ = [
     "Digests",
     "Plan",
     "PlannedInput",
+    "Shard",
     "TensorTask",
     "VocabularyLayout",
     "check_configs",

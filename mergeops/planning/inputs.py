@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,7 @@ class PlannedInput:
     uri: str
     path: str
     sha256: str
+    """As ``Source.sha256``; empty until it is known."""
     adapter_base: str | None = None
     """For a LoRA adapter: the directory of the model it applies to; for what a sharded training
     left: of the model that was trained."""
@@ -52,6 +55,17 @@ class PlannedInput:
     """What the user should know of it."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Name in the result -> name on disk, of the tensors whose names differ."""
+
+    @property
+    def files(self) -> list[Any]:
+        """Which very files it is, as JSON types: equal ones hold equal bytes."""
+        return [
+            os.path.realpath(self.path),
+            {name: dataclasses.astuple(stamp) for name, stamp in self.stamps.items()},
+            os.path.realpath(self.adapter_base) if self.adapter_base else None,
+            {name: dataclasses.astuple(stamp) for name, stamp in self.base_stamps.items()},
+            dataclasses.astuple(self.config_stamp) if self.config_stamp else None,
+        ]
 
     @property
     def directories(self) -> list[Path]:
@@ -138,7 +152,8 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
     for file, hashed in source.stamps.items():
         if stamp(file) != hashed:
             raise SourceError(
-                f"{file} changed after it was hashed; run the command again when nobody writes it"
+                f"{file} changed after it was {'hashed' if source.sha256 else 'found'}; run the "
+                "command again when nobody writes it"
             )
     planned = PlannedInput(
         name=source.name,

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -138,14 +138,29 @@ class Plan:
     warnings: tuple[str, ...] = ()
     """What the user should know; no part of the digest."""
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the digests of all inputs are known."""
+        return all(planned.sha256 for planned in self.inputs)
+
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 of everything that decides the bytes of the result."""
+        """Hex sha256 of everything that decides the bytes of the result; of a pinned plan."""
+        assert self.is_pinned, "inputs are not hashed yet"
+        return self._digest_by(lambda planned: planned.sha256)
+
+    @cached_property
+    def files_digest(self) -> str:
+        """As ``digest``, with the very files of the inputs in place of their digests: what names
+        the work before those are known, on this machine."""
+        return self._digest_by(lambda planned: planned.files)
+
+    def _digest_by(self, identity: Callable[[PlannedInput], Any]) -> str:
         content = {
             "format": FORMAT,
             "method": [self.method, self.method_version, dict(self.parameters)],
-            "base": self.base.sha256 if self.base else None,
-            "sources": [source.sha256 for source in self.sources],
+            "base": identity(self.base) if self.base else None,
+            "sources": [identity(source) for source in self.sources],
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
             "companions": [companion.identity for companion in self.companions],
             "config": dict(self.config),

@@ -45,7 +45,8 @@ def check_sources(
         return
     seen: dict[str, str] = {}
     for source in sources:
-        if source.sha256 in seen:
+        # Those that are not hashed yet were seen to differ.
+        if source.sha256 and source.sha256 in seen:
             raise MergeError(
                 f"sources {seen[source.sha256]} and {source.name} have the same weights (sha256 "
                 f"{source.sha256[:12]}); remove one, and give the other more weight if you mean it",

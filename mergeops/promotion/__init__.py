@@ -8,7 +8,13 @@ from mergeops.promotion.approval import approve, reject
 from mergeops.promotion.audit import Change
 from mergeops.promotion.champion import rollback
 from mergeops.promotion.confirm import promote
-from mergeops.promotion.controls import Controls, run_controls
+from mergeops.promotion.controls import (
+    Controls,
+    finding_of,
+    gains_over,
+    run_controls,
+    without_source,
+)
 from mergeops.promotion.gate import INCONCLUSIVE
 from mergeops.promotion.gate_checks import BETTER, FLOOR, RISE, GateCheck
 from mergeops.promotion.history import History, read_history
@@ -27,10 +33,13 @@ __all__ = [
     "Outcome",
     "approve",
     "configured",
+    "finding_of",
+    "gains_over",
     "promote",
     "read_history",
     "registry",
     "reject",
     "rollback",
     "run_controls",
+    "without_source",
 ]

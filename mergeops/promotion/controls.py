@@ -40,6 +40,13 @@ class Gain:
     high: float
 
 
+def finding_of(gain: Gain) -> str:
+    """What a source did for a merge: helps, hurts or not shown."""
+    if gain.low > 0:
+        return HELPS
+    return HURTS if gain.high < 0 else UNCLEAR
+
+
 @dataclass(frozen=True, kw_only=True)
 class Control:
     """One source, left out or made random."""
@@ -58,11 +65,7 @@ class Control:
     @property
     def finding(self) -> str:
         """What the source did for the merge: helps, hurts or not shown."""
-        if self.gain is None:
-            return "-"
-        if self.gain.low > 0:
-            return HELPS
-        return HURTS if self.gain.high < 0 else UNCLEAR
+        return "-" if self.gain is None else finding_of(self.gain)
 
     def row(self) -> tuple[str, ...]:
         """For a table, after ``Controls.COLUMNS``."""
@@ -160,7 +163,9 @@ def run_controls(
                 scored[source, kind], notes[source, kind] = make(tools, recipe, source)
             except MergeopsError as error:
                 notes[source, kind] = f"not made: {error}"
-    gains = _gains(scored, merge)
+    names = {key: " ".join(key) for key in scored}
+    by_name = gains_over({names[key]: scores for key, scores in scored.items()}, merge)
+    gains = {key: by_name[name] for key, name in names.items()}
     estimates = {key: estimate(scores) for key, scores in scored.items()}
     controls = Controls(
         name=name,
@@ -255,11 +260,11 @@ def _status(tools: Tools, recipe: Recipe, source: str) -> str:
         return "deleted"
 
 
-def _gains(scored: Mapping[tuple[str, str], Scores], merge: Scores) -> dict[tuple[str, str], Gain]:
+def gains_over(controls: Mapping[str, Scores], merge: Scores) -> dict[str, Gain]:
+    """The merge less each control, with intervals that hold for all controls together."""
     # Each comparison is the control minus the merge; the gain is its negative.
-    by_label = {" ".join(key): scores for key, scores in scored.items()}
-    together = simultaneous_estimate(by_label, merge)
+    together = simultaneous_estimate(controls, merge)
     return {
-        key: Gain(-control.difference, -control.high, -control.low)
-        for key, control in zip(scored, together.values(), strict=True)
+        name: Gain(-control.difference, -control.high, -control.low)
+        for name, control in together.items()
     }

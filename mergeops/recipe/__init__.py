@@ -11,7 +11,9 @@ from mergeops.recipe.merge_uris import MERGE
 from mergeops.recipe.mergekit.read import read_mergekit
 from mergeops.recipe.recipe import MethodSpec, Recipe, SourceSpec
 from mergeops.recipe.settings import (
+    EXECUTOR_PLUG_INS,
     EvaluateSpec,
+    ExecutorSpec,
     HooksSpec,
     OutputSpec,
     PromoteSpec,
@@ -24,11 +26,13 @@ from mergeops.recipe.values import MatchedValue, Setting, choose, interpolate, n
 
 __all__ = [
     "BASE",
+    "EXECUTOR_PLUG_INS",
     "GROUPS",
     "MERGE",
     "PACKAGE",
     "WORDS",
     "EvaluateSpec",
+    "ExecutorSpec",
     "FirstConf",
     "HooksSpec",
     "MatchedValue",

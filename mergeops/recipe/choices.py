@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from mergeops import methods
 from mergeops.errors import ConfigError
 from mergeops.recipe.files import GROUPS
 from mergeops.recipe.recipe import DtypeSpec, Recipe
-from mergeops.recipe.settings import EvaluateSpec, OutputSpec, PromoteSpec, TrackingSpec
+from mergeops.recipe.settings import (
+    EXECUTOR_PLUG_INS,
+    EvaluateSpec,
+    ExecutorSpec,
+    OutputSpec,
+    PromoteSpec,
+    TrackingSpec,
+)
 from mergeops.schema import did_you_mean
 
 HYDRA = {
@@ -33,7 +41,14 @@ SETTINGS = {
     "evaluate": EvaluateSpec,
     "tracking": TrackingSpec,
     "promote": PromoteSpec,
+    "executor": ExecutorSpec,
 }
+CHECKED = {
+    "method": ("method", "`mergeops methods NAME` explains one"),
+    "search": ("strategy", "`mergeops strategies NAME` explains one"),
+    "executor": ("executor", "see docs/clusters.md"),
+}
+"""Groups whose names are known without reading files -> what messages call them."""
 WORDS = {
     "dtype.compute": ("float32", "float64"),
     "dtype.save": ("auto", "bfloat16", "float16", "float32"),
@@ -54,7 +69,7 @@ def keys(method: str | None = None) -> list[str]:
     for group, settings in SETTINGS.items():
         hints = typing.get_type_hints(settings)
         for f in dataclasses.fields(settings):
-            if not dataclasses.is_dataclass(hints[f.name]):
+            if not dataclasses.is_dataclass(hints[f.name]) and f.name != "parameters":
                 found.append(f"{group}.{f.name}")
     if method in methods.names():
         found += [f"method.{each.name}" for each in methods.get(method).describe()]
@@ -70,9 +85,12 @@ def options_of(
         folders: the config directories, the packaged one first.
         strategies: those of a search.
     """
-    names = dict.fromkeys(
-        {"method": methods.names(), "search": sorted(strategies)}.get(group, ()), True
-    )
+    registered = {
+        "method": methods.names(),
+        "search": sorted(strategies),
+        "executor": executor_plug_ins(),
+    }
+    names = dict.fromkeys(registered.get(group, ()), True)
     for i, folder in enumerate(folders):
         for path in sorted((folder / group).glob("*.yaml")):
             names[path.stem] = i == 0
@@ -82,19 +100,22 @@ def options_of(
 def check_option(
     group: str, name: str, folders: Iterable[Path], strategies: Mapping[str, Any]
 ) -> None:
-    """Refuse a method or a strategy that there is none of, in our words.
+    """Refuse a method, strategy or executor that there is none of, in our words.
 
     Raises:
         ConfigError: says what there is.
     """
     known = options_of(group, folders, strategies)
     if name not in known:
-        listed = {"method": "mergeops methods", "search": "mergeops strategies"}[group]
-        word = {"method": "method", "search": "strategy"}[group]
+        word, more = CHECKED[group]
         raise ConfigError(
-            f"{word} is {name!r}; {did_you_mean(name, known)}there are: {', '.join(known)} "
-            f"(`{listed} NAME` explains one)"
+            f"{word} is {name!r}; {did_you_mean(name, known)}there are: {', '.join(known)} ({more})"
         )
+
+
+def executor_plug_ins() -> list[str]:
+    """Names of executors that other packages bring."""
+    return sorted(plug_in.name for plug_in in entry_points(group=EXECUTOR_PLUG_INS))
 
 
 def hydra_error(key: str) -> ConfigError:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mergeops import methods
 from mergeops.errors import ConfigError
-from mergeops.recipe.choices import check_option, hydra_error
+from mergeops.recipe.choices import CHECKED, check_option, executor_plug_ins, hydra_error
 from mergeops.recipe.files import (
     GROUPS,
     MERGEKIT,
@@ -33,8 +33,6 @@ from mergeops.schema import unknown_key
 
 _FILE_RECIPE = "from_file"
 FILE = "file"
-CHECKED = ("method", "search")
-"""Groups whose names are known without reading files."""
 # Hydra keeps its state in a process singleton.
 _LOCK = threading.Lock()
 
@@ -235,6 +233,8 @@ def _store_nodes(
     store = ConfigStore.instance()
     for name in methods.names():
         store.store(group="method", name=name, node={"name": name})
+    for name in executor_plug_ins():
+        store.store(group="executor", name=name, node={"name": name})
     folders = [folder / "search" for folder in (packaged_conf(), _user_dir) if folder]
     for name, parameters in strategies.items():
         # Hydra would take a node for the schema of a file of the same name.

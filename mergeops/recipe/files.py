@@ -16,7 +16,7 @@ from mergeops.recipe.mergekit.read import is_mergekit, read_mergekit, refuse_oth
 from mergeops.recipe.recipe import Recipe
 from mergeops.recipe.yaml_items import YamlItem, read_documents
 
-GROUPS = ("recipe", "method", "evaluate", "search", "tracking", "promote")
+GROUPS = ("recipe", "method", "evaluate", "search", "tracking", "promote", "executor")
 MERGEKIT = "mergekit"
 PACKAGE = "# @package _global_"
 """First line of a recipe that ``recipe=NAME`` finds: Hydra layers its keys at the top."""

@@ -18,7 +18,14 @@ from typing import Any
 from mergeops import methods
 from mergeops.errors import ConfigError
 from mergeops.recipe.merge_uris import check_uris
-from mergeops.recipe.settings import EvaluateSpec, OutputSpec, PromoteSpec, SearchSpec, TrackingSpec
+from mergeops.recipe.settings import (
+    EvaluateSpec,
+    ExecutorSpec,
+    OutputSpec,
+    PromoteSpec,
+    SearchSpec,
+    TrackingSpec,
+)
 from mergeops.recipe.slices import (
     Module,
     Slice,
@@ -143,6 +150,7 @@ class Recipe:
     tracking: TrackingSpec = field(default_factory=TrackingSpec)
     search: SearchSpec = field(default_factory=SearchSpec)
     promote: PromoteSpec = field(default_factory=PromoteSpec)
+    executor: ExecutorSpec = field(default_factory=ExecutorSpec)
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Key -> file, line and key that it was read from, for errors; no part of what is written."""
     notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -165,28 +173,24 @@ class Recipe:
             ConfigError: with the full key, the value and what is allowed.
         """
         known = cls.keys()
-        described = ("method", "sources", "rules", "slices", "modules", "merges", "search")
         for key in raw:
             if key not in known:
                 raise unknown_key("", str(key), known)
 
         spec, method = _method(raw.get("method"))
         sources = _sources(raw.get("sources") or {}, method)
-        rest = {k: v for k, v in raw.items() if k not in described}
-        built: Recipe = build(
-            cls,
-            rest,
-            "",
-            given={
-                "method": spec,
-                "sources": sources,
-                "rules": _rules(raw.get("rules") or [], method, sources),
-                "slices": read_slices(raw.get("slices") or [], "slices", method, sources),
-                "modules": read_modules(raw.get("modules") or {}, method, sources),
-                "merges": _merges(raw.get("merges") or {}),
-                "search": SearchSpec.from_dict(raw.get("search")),
-            },
-        )
+        given = {
+            "method": spec,
+            "sources": sources,
+            "rules": _rules(raw.get("rules") or [], method, sources),
+            "slices": read_slices(raw.get("slices") or [], "slices", method, sources),
+            "modules": read_modules(raw.get("modules") or {}, method, sources),
+            "merges": _merges(raw.get("merges") or {}),
+            "search": SearchSpec.from_dict(raw.get("search")),
+            "executor": ExecutorSpec.from_dict(raw.get("executor")),
+        }
+        rest = {k: v for k, v in raw.items() if k not in given}
+        built: Recipe = build(cls, rest, "", given=given)
         if built.slices and built.modules:
             raise ConfigError("slices and modules are both given; write the slices into modules")
         if built.base_adapter is not None and built.base is None:
@@ -222,6 +226,7 @@ class Recipe:
         raw["slices"] = plain_slices(self.slices)
         raw["modules"] = plain_modules(self.modules)
         raw["search"] = self.search.to_dict()
+        raw["executor"] = self.executor.to_dict()
         raw["merges"] = {name: merge.weights_dict() for name, merge in self.merges.items()}
         as_json: dict[str, Any] = json.loads(json.dumps(raw))
         return as_json
@@ -241,8 +246,10 @@ class Recipe:
             check_choice("compat", self.compat, ("mergekit",))
 
     def sha256(self) -> str:
-        """Hex digest of the whole recipe in canonical JSON."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """Hex digest of the recipe in canonical JSON, but for where its work is done."""
+        content = self.to_dict()
+        del content["executor"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _method(raw: Any) -> tuple[MethodSpec, methods.Method]:

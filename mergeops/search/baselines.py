@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergeops.methods import get
 from mergeops.recipe import MethodSpec, Recipe
-from mergeops.search.greedy_soup import soup_recipe
-from mergeops.search.space import Space
+from mergeops.scores import Scores, estimate
+from mergeops.search.bench import Bench, Candidate, Way
+from mergeops.search.greedy_soup import choose, soup_recipe
+from mergeops.search.objectives import EVERYTHING
+from mergeops.search.racing import Stages
+from mergeops.search.space import Choices
+from mergeops.tracking import SearchRun
+
+UNIFORM, GREEDY = "uniform soup", "greedy soup"
 
 
 @dataclass(frozen=True)
-class Baseline:
+class Simple:
     """A merge that needs no search."""
 
     name: str
@@ -22,14 +31,14 @@ class Baseline:
     """The same merge in the study's space; None where that has none."""
 
 
-def baselines(space: Space) -> list[Baseline]:
+def simple_merges(space: Choices) -> list[Simple]:
     """The uniform soup, and with a base task arithmetic with weights of 0.3 and of 1/n.
 
     Yadav et al. 2023, https://arxiv.org/abs/2306.01708, take 0.3 to 0.4 without validation data.
     """
     recipe, n = space.recipe, len(space.recipe.sources)
     soup = soup_recipe(recipe, tuple(recipe.sources))
-    found = [Baseline("uniform soup", soup, space.at("linear", 1.0))]
+    found = [Simple(UNIFORM, soup, space.at("linear", 1.0))]
     if recipe.base is not None:
         method = get("task_arithmetic")
         for weight in dict.fromkeys((0.3, round(1 / n, 4))):
@@ -38,5 +47,86 @@ def baselines(space: Space) -> list[Baseline]:
                 name=f"task arithmetic {weight:g}",
                 method=MethodSpec(method.name, method.parameters(weight=weight)),
             )
-            found.append(Baseline(str(vectors.name), vectors, space.at(method.name, weight)))
+            found.append(Simple(str(vectors.name), vectors, space.at(method.name, weight)))
     return found
+
+
+@dataclass(kw_only=True)
+class Baselines:
+    """The baselines of one study, asked as far as they can still be the best.
+
+    Args:
+        space: of the study.
+        bench: merges and scores; its race gets its first leaders.
+        log: the run of the search in MLflow.
+        parents: scores of the base and the sources on all dev items.
+    """
+
+    space: Choices
+    bench: Bench
+    log: SearchRun
+    parents: Mapping[str, Scores]
+    sources: dict[str, Stages] = field(default_factory=dict)
+    """The sources' scores on the items of each stage, under the names that the race has."""
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    """By name."""
+
+    def run(self) -> None:
+        """Ask what needs no search; the greedy soup (Wortsman et al. 2022) is made of its steps.
+
+        The uniform soup is asked everything. Of the others each is dropped once it has lost to
+        what leads, and each step of the greedy soup once it has lost to the soup before it.
+
+        Raises:
+            MergeopsError: one cannot be merged or scored, as all other candidates.
+        """
+        race = self.bench.race
+        for name, stages in self.sources.items():
+            race.finish(name, stages)
+        for simple in simple_merges(self.space):
+            way = Way(is_raced=simple.name != UNIFORM and len(race.shares) > 1)
+            self._add(simple.name, self.bench.try_out(simple.name, simple.recipe, way))
+        self._run_greedy()
+
+    def values(self, space: Choices) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name and values of those that the space has."""
+        for simple in simple_merges(space):
+            if simple.values is not None:
+                yield simple.name, simple.values
+
+    def _run_greedy(self) -> None:
+        recipe = self.space.recipe
+        singles = {name: self.parents[name].merit for name in recipe.sources}
+        first = max(singles, key=lambda name: singles[name])
+        race = dataclasses.replace(self.bench.race, objectives=(EVERYTHING,), limits=(), leaders={})
+        race.finish(first, self.sources[source_key(first)])
+        soups: dict[tuple[str, ...], Candidate] = {}
+
+        def score_soup(names: tuple[str, ...]) -> float:
+            way = Way(is_raced=len(race.shares) > 1)
+            soup = self.bench.try_out(
+                f"soup of {len(names)}", soup_recipe(recipe, names), way, race
+            )
+            soups[names] = soup
+            if not soup.is_whole:
+                return -math.inf
+            race.finish(soup.plan_digest, soup.stages)
+            return soup.scores.merit
+
+        best, _ = choose(singles, score_soup)
+        if len(best) > 1:
+            self._add(GREEDY, soups[best])
+
+    def _add(self, name: str, candidate: Candidate) -> None:
+        self.candidates[name] = candidate
+        scores, whole = candidate.scores, candidate.is_whole
+        asked = "" if whole else f", dropped after {candidate.answers} items"
+        self.bench.tools.progress.step(f"{name}: {estimate(scores)} on dev{asked}")
+        if whole:
+            self.bench.race.finish(candidate.plan_digest, candidate.stages)
+            self.log.log_trial(scores.pooled, higher_is_better=scores.higher_is_better)
+
+
+def source_key(name: str) -> str:
+    """What the race calls a source; merges have their plan's digest."""
+    return f"source-{name}"

@@ -34,15 +34,19 @@ class Forecast:
     def __str__(self) -> str:
         models = self.merges + self.parents
         known = "it is not known how long, since nothing was done in this output.dir before"
-        took = f"about {_clock(self.seconds)}, by its pace before" if self.seconds else known
+        took = f"about {clock(self.seconds)}, by its pace before" if self.seconds else known
         return (
             f"at most {self.merges} merges, {size_text(self.written)}, and {self.answers} answers "
             f"of {models} models on {', '.join(self.devices)}: {took}"
         )
 
 
-def forecast(recipe: Recipe, tools: Tools, merges: int) -> Forecast:
+def forecast(recipe: Recipe, tools: Tools, merges: int, kept: int | None = None) -> Forecast:
     """What so many merges of the recipe's sources will take.
+
+    Args:
+        merges: how many at most.
+        kept: how many of them become files; None for all.
 
     Raises:
         MergeopsError: a source or a task cannot be read.
@@ -63,7 +67,7 @@ def forecast(recipe: Recipe, tools: Tools, merges: int) -> Forecast:
         merges=merges,
         parents=len(parents),
         answers=answers,
-        written=merges * size,
+        written=(merges if kept is None else kept) * size,
         seconds=sum(known) if len(known) == len(paces) else None,
         devices=tuple(map(str, pick_devices(recipe.evaluate.device))),
     )
@@ -73,10 +77,11 @@ def cost(spent: Spent) -> str:
     """What was done, in one line."""
     return (
         f"it took {spent.merges} merges, {size_text(spent.written)}, in "
-        f"{_clock(spent.merging_s)}, and {spent.answers} answers of {spent.models} models in "
-        f"{_clock(spent.scoring_s)}"
+        f"{clock(spent.merging_s)}, and {spent.answers} answers of {spent.models} models in "
+        f"{clock(spent.scoring_s)}"
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     return str(datetime.timedelta(seconds=round(seconds)))

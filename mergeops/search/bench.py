@@ -1,27 +1,33 @@
-"""Merge a recipe where it costs no disk, score it stage by stage, and forget the weights.
+"""Merge a candidate into the model that scores it, ask it stage by stage, and forget the weights.
 
-Candidates of a study are written to memory (``/dev/shm``) where two of them fit, else below the
-work directory. It is the merge of ``mergeops merge``, byte by byte. What stays of a candidate are
+A merge is poured straight into the weights of the model that is in memory, tensor by tensor: the
+bytes are those of ``mergeops merge``, and none is written. Where the model can only be had from
+files (vLLM, weights that transformers lays out in another way), they are made in memory
+(``/dev/shm``) where two of them fit, else below the work directory. What stays of a candidate are
 its scores, in a file of its own, so that a study goes on where it was.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from mergeops.checkpoint import replace_with
-from mergeops.planning import Plan, make_plan
+from mergeops.engine import OpenInputs, pour
+from mergeops.evaluate import Model, Seat, pick_devices
+from mergeops.planning import Plan, make_plan, write_small_files
 from mergeops.recipe import Recipe
-from mergeops.scores import Comparison, Scores
-from mergeops.search.racing import Race
+from mergeops.scores import Scores
+from mergeops.search.racing import WAITING, WHOLE, Race, Verdict
 from mergeops.tools import Tools
 
 MEMORY = Path("/dev/shm")
@@ -30,12 +36,27 @@ MEMORY = Path("/dev/shm")
 
 @dataclass(kw_only=True)
 class Cost:
-    """What a study has spent on its candidates."""
+    """What was spent."""
 
     answers: int = 0
     """Items asked, of all candidates together."""
     merge_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    bytes_read: int = 0
+    """From disks, while merging: what the system has in memory is not read again."""
+    bytes_written: int = 0
+    """Of weights that had to become files."""
+
+    def add(self, other: Cost) -> None:
+        """Count what another counted."""
+        for field_ in dataclasses.fields(self):
+            name = field_.name
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def seconds(self) -> float:
+        """Of merging and scoring."""
+        return self.merge_seconds + self.evaluation_seconds
 
 
 @dataclass(kw_only=True)
@@ -47,20 +68,36 @@ class Candidate:
     plan_digest: str
     stages: dict[float, Scores] = field(default_factory=dict)
     """Share of the dev items -> scores on them."""
-    look: Comparison | None = None
-    """The comparison with the leader that dropped it."""
-    answers: int = 0
-    """Items that it was asked."""
+    verdict: Verdict = field(default_factory=lambda: Verdict(WAITING))
+    cost: Cost = field(default_factory=Cost)
+    """Of everything that was ever done for it, also by an earlier command."""
 
     @property
     def is_whole(self) -> bool:
         """Whether it was asked all items."""
-        return self.look is None
+        return self.verdict.state == WHOLE
 
     @property
     def scores(self) -> Scores:
         """On the most items that it was asked."""
         return self.stages[max(self.stages)]
+
+    @property
+    def answers(self) -> int:
+        """Items that it was asked."""
+        return sum(task.n for task in self.scores.tasks.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a candidate is tried out."""
+
+    may_wait: bool = False
+    """Whether it stops where it is behind the leader."""
+    is_raced: bool = True
+    """False asks it everything."""
+    reached: float = 0.0
+    """The share that it was asked before it had to wait."""
 
 
 class Bench:
@@ -75,13 +112,17 @@ class Bench:
     def __init__(self, tools: Tools, folder: Path, race: Race) -> None:
         self.tools, self.folder, self.race = tools, folder, race
         self.cost = Cost()
-        self._known: dict[str, Candidate] = {}
+        """Of this process."""
+        self._inputs = OpenInputs()
+        spec = tools.evaluate
+        device = None if spec.backend == "vllm" else pick_devices(spec.device)[0]
+        self._seat = Seat(device, trust_remote_code=tools.trust_remote_code)
 
-    def try_out(self, label: str, recipe: Recipe, *, raced: bool) -> Candidate:
-        """Merge and score a candidate, or find it scored.
+    def try_out(self, label: str, recipe: Recipe, way: Way, race: Race | None = None) -> Candidate:
+        """Merge and score a candidate, or find it scored; see ``Race.run``.
 
         Args:
-            raced: whether it may be dropped before it was asked everything.
+            race: that it takes part in; None is the study's.
 
         Raises:
             MergeopsError: it cannot be merged or scored.
@@ -89,55 +130,92 @@ class Bench:
         resolved = self.tools.resolve(recipe)
         plan = make_plan(recipe, resolved.base, resolved.sources)
         self.tools.warn(plan)
-        if plan.digest in self._known and self._known[plan.digest].is_whole:
-            return self._known[plan.digest]
         candidate = Candidate(label=label, recipe=recipe, plan_digest=plan.digest)
-        kept = self._kept(plan)
-        weights: Path | None = None
+        kept, candidate.cost = self.kept(plan.digest)
+        spent = Cost()
+        model: Model | None = None
+
+        def ask(share: float) -> Scores:
+            nonlocal model
+            if share not in kept:
+                model = model or self._merged(plan, recipe, label, spent)
+                began = time.monotonic()
+                kept[share] = self.tools.score_prefix(label, model, share, self._seat)
+                spent.evaluation_seconds += time.monotonic() - began
+                spent.answers += _items(kept[share]) - max(
+                    (_items(scores) for known, scores in kept.items() if known < share), default=0
+                )
+                total = dataclasses.replace(candidate.cost)
+                total.add(spent)
+                self.keep(plan.digest, kept, total)
+            return kept[share]
+
+        candidate.stages = {s: scores for s, scores in kept.items() if s <= way.reached}
         try:
-            for share in self.race.shares:
-                scores = kept.get(share)
-                if scores is None:
-                    weights = weights or self._merged(plan, label)
-                    scores = self._timed(self.tools.score_prefix, label, weights, share)
-                    kept[share] = scores
-                    self._keep(plan, kept)
-                candidate.stages[share] = scores
-                look = self.race.look(share, scores) if raced else None
-                if self.race.is_lost(look):
-                    candidate.look = look
-                    break
+            # What an earlier command asked is gone through as if it were asked now.
+            candidate.verdict = (race or self.race).run(
+                candidate.stages, ask, may_wait=way.may_wait, is_raced=way.is_raced
+            )
         finally:
-            if weights is not None:
-                shutil.rmtree(weights, ignore_errors=True)
-        candidate.answers = sum(task.n for task in candidate.scores.tasks.values())
-        before = self._known.get(plan.digest)
-        self.cost.answers += candidate.answers - (before.answers if before else 0)
-        self._known[plan.digest] = candidate
-        if candidate.is_whole:
-            self.race.finish(candidate.stages)
+            for place in self._places():
+                shutil.rmtree(place / plan.digest[:16], ignore_errors=True)
+            candidate.cost.add(spent)
+            self.cost.add(spent)
         return candidate
 
     def close(self) -> None:
-        """Remove what is left in memory."""
-        for place in self._places():
+        """Give back the model, the sources and what is left in memory."""
+        self._seat.close()
+        self._inputs.close()
+        for place in (*self._places(), self.folder / "configs"):
             shutil.rmtree(place, ignore_errors=True)
 
-    def _merged(self, plan: Plan, label: str) -> Path:
-        began = time.monotonic()
-        place = self._place(plan) / plan.digest[:16]
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        path = self.tools.merge(plan, label, place)
-        self.cost.merge_seconds += time.monotonic() - began
-        return path
+    def _merged(self, plan: Plan, recipe: Recipe, label: str, spent: Cost) -> Model:
+        """The merge in the seat, or as files where it must be some."""
+        with self._merging(spent):
+            weights = _Merge(plan, label, self.tools, self._inputs)
+            tasks, vessels = self.tools.prefix(self.race.shares[0]), self._vessels(recipe)
+            model = self._seat.fill(self._config(plan), weights, tasks, vessels)
+            if model is not None:
+                self.tools.spent.merges += 1
+                return model
+            place = self._place(plan) / plan.digest[:16]
+            shutil.rmtree(place, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path = self.tools.merge(plan, label, place)
+            if place.is_relative_to(self.folder):
+                spent.bytes_written += plan.bytes_to_write
+            return Model(path, self.tools.weights_sha256(path))
 
-    def _timed(self, score: Callable[..., Scores], *arguments: Any) -> Scores:
-        began = time.monotonic()
-        try:
-            return score(*arguments)
-        finally:
-            self.cost.evaluation_seconds += time.monotonic() - began
+    @contextmanager
+    def _merging(self, spent: Cost) -> Iterator[None]:
+        """Counts what the block takes."""
+        began, read = time.monotonic(), _bytes_read()
+        yield
+        seconds = time.monotonic() - began
+        spent.merge_seconds += seconds
+        spent.bytes_read += _bytes_read() - read
+        self.tools.spent.merging_s += seconds
+
+    def _config(self, plan: Plan) -> Path:
+        """Everything of the checkpoint but its weights, once for all plans that share it."""
+        content = [[each.identity for each in plan.companions], dict(plan.config), plan.save_dtype]
+        name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.folder / "configs" / name
+        if not folder.is_dir():
+            partial = folder.with_name(f".{name}")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_small_files(plan, partial)
+            partial.rename(folder)
+        return folder
+
+    def _vessels(self, recipe: Recipe) -> Iterator[Model]:
+        """Full checkpoints among the inputs, whose models a merge may be poured into."""
+        resolved = self.tools.resolve(recipe)
+        for source in [*resolved.sources.values(), *([resolved.base] if resolved.base else [])]:
+            path = source.adapter_base or source.path
+            yield Model(path, "", self.tools.tokenizer_for(recipe, path))
 
     def _places(self) -> tuple[Path, Path]:
         return MEMORY / f"mergeops-{self.folder.name}", self.folder / "merges"
@@ -154,20 +232,55 @@ class Bench:
             fits = False
         return in_memory if fits else on_disk
 
-    def _file(self, plan: Plan) -> Path:
-        return self.folder / "scores" / f"{plan.digest}.json"
-
-    def _kept(self, plan: Plan) -> dict[float, Scores]:
-        """Scores of the same merge, made before; nothing of a file that cannot be read."""
+    def kept(self, name: str) -> tuple[dict[float, Scores], Cost]:
+        """Scores that were kept under a name, and what they cost; none where it cannot be read."""
         try:
-            raw: Mapping[str, Any] = json.loads(self._file(plan).read_text(encoding="utf-8"))
-            return {float(share): Scores.from_dict(each) for share, each in raw.items()}
+            raw = json.loads(self._file(name).read_text(encoding="utf-8"))
+            stages = {float(s): Scores.from_dict(each) for s, each in raw["stages"].items()}
+            return stages, Cost(**raw["cost"])
         except (OSError, ValueError, KeyError, TypeError):
-            return {}
+            return {}, Cost()
 
-    def _keep(self, plan: Plan, stages: Mapping[float, Scores]) -> None:
-        file = self._file(plan)
+    def keep(self, name: str, stages: Mapping[float, Scores], cost: Cost) -> None:
+        """Keep scores, for a command that goes on and for other workers."""
+        file = self._file(name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({str(share): scores.to_dict() for share, scores in stages.items()})
+        raw = {str(share): scores.to_dict() for share, scores in stages.items()}
+        text = json.dumps({"stages": raw, "cost": dataclasses.asdict(cost)})
         with replace_with(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+    def _file(self, name: str) -> Path:
+        return self.folder / "scores" / f"{name}.json"
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """The result of a plan, as it is poured."""
+
+    plan: Plan
+    label: str
+    tools: Tools
+    inputs: OpenInputs
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """Name -> safetensors dtype and shape."""
+        return {task.name: (task.dtype, task.shape) for task in self.plan.tasks}
+
+    def pour(self, take: Callable[[str, int, memoryview], None]) -> str:
+        """Give the bytes; returns the digest of the checkpoint that they would be."""
+        with self.tools.progress.bar(f"merging {self.label}", is_bytes=True) as tick:
+            return pour(
+                self.plan, take, device=self.tools.device, inputs=self.inputs, progress=tick
+            )
+
+
+def _items(scores: Scores) -> int:
+    return sum(task.n for task in scores.tasks.values())
+
+
+def _bytes_read() -> int:
+    """From disks, by this process; 0 where the system does not say."""
+    counters = getattr(psutil.Process(), "io_counters", None)
+    return int(counters().read_bytes) if counters else 0

@@ -36,6 +36,7 @@ def search(
     points = combinations(parameters.grid)
     # All recipes are checked before the first one runs.
     recipes = [with_values(recipe, point) for point in points]
+    tools.do_ahead(recipes)
     trials = [run(point, tools, search=log) for point in recipes]
     best = best_of(trials)
     if best is None:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol
 
 from mergeops.errors import ConfigError, MergeopsError
 from mergeops.methods import Method, get, names
@@ -69,6 +69,27 @@ class Axis:
             return value in self.choices
         assert self.low is not None and self.high is not None
         return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+class Choices(Protocol):
+    """What a study chooses from."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What its candidates vary."""
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """What a candidate draws."""
+
+    def drawn(self, trial: Any) -> dict[str, Any]:
+        """What an Optuna trial draws."""
+
+    def at(self, method: str, weight: float) -> dict[str, Any] | None:
+        """The values of a merge of all sources with one weight; None where there are none."""
+
+    def made(self, values: Values) -> Recipe:
+        """The recipe of a trial; raises ConfigError where it is none."""
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ SearchFunction = Callable[[Recipe, Any, Tools, SearchRun], SearchResult]
 """``search(recipe, parameters, tools, log)``."""
 
 
-CountFunction = Callable[[Recipe, Any], int]
-"""``trials(recipe, parameters)``."""
+CountFunction = Callable[[Recipe, Any], int | None]
+"""``trials(recipe, parameters)``; None where these do not say."""
 
 
 class Strategy(NamedTuple):
@@ -229,8 +229,11 @@ def _prepared(recipe: Recipe) -> tuple[str, Strategy, Recipe]:
 def _forecast(recipe: Recipe, chosen: Strategy, tools: Tools) -> Forecast | None:
     if chosen.trials is None:
         return None
-    merges = chosen.trials(recipe, recipe.search.read(chosen.parameters))
-    return forecast(recipe, tools, merges)
+    parameters = recipe.search.read(chosen.parameters)
+    merges = chosen.trials(recipe, parameters)
+    # Candidates of a study are no files, but for those that it keeps.
+    kept = getattr(parameters, "keep", None)
+    return None if merges is None else forecast(recipe, tools, merges, kept)
 
 
 def dev_columns(scores: Scores | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeops.adapters import in_full_precision, read_adapter_config
+from mergeops.checkpoint import ADAPTER_CONFIG
 from mergeops.errors import SourceError
 from mergeops.sources.contents import Location, examine
 from mergeops.sources.hub import is_hub_name, pinned_name, snapshot_name
@@ -108,3 +109,12 @@ def on_this_machine(said: SaidBase, path_map: Mapping[str, str]) -> Path | None:
         return None
     contents = examine(LocalDirectory(path))
     return path if "full" in (contents.kind, contents.pickled) else None
+
+
+def two_models(name: str, uri: str, way: str) -> SourceError:
+    """The error for a full model with an adapter beside it; ``way`` is how to apply that."""
+    return SourceError(
+        f"{name} is {uri}, which holds a full model and a LoRA adapter beside it: only one of them "
+        f"can be meant; to apply the adapter, {way}; to take the full model as it is, move "
+        f"{ADAPTER_CONFIG} and the adapter's weights out of the directory"
+    )

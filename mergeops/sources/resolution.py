@@ -10,7 +10,6 @@ from pathlib import Path
 
 from mergeops.checkpoint import (
     ADAPTER,
-    ADAPTER_CONFIG,
     FileStamp,
     adapter_sha256,
     combined_sha256,
@@ -18,16 +17,22 @@ from mergeops.checkpoint import (
     files_sha256,
     hold,
     stamp,
-    weight_files,
     weights_sha256,
 )
 from mergeops.errors import SourceError, about
 from mergeops.recipe import OutputSpec, Recipe, TrackingSpec, parse_size
 from mergeops.recover import open_on_base
-from mergeops.sources.adapter_base import check_told, is_base, on_this_machine, said_base
+from mergeops.sources.adapter_base import (
+    check_told,
+    is_base,
+    on_this_machine,
+    said_base,
+    two_models,
+)
 from mergeops.sources.completed import completed
 from mergeops.sources.contents import Location, check_unwrapped, examine
 from mergeops.sources.find_context import FindContext
+from mergeops.sources.hash_later import is_hashed, settled, stamps_of
 from mergeops.sources.links import check_links
 from mergeops.sources.put_together import put_together
 from mergeops.sources.remote.directory import LocalDirectory, Progress
@@ -44,6 +49,7 @@ def resolve(
     cache_dir: Path,
     tracking_uri: str | None = None,
     digests: Mapping[Path, str] | None = None,
+    hash_later: bool = False,
     progress: Progress | None = None,
 ) -> Resolved:
     """Find and pin a recipe's base and sources.
@@ -53,6 +59,8 @@ def resolve(
         cache_dir: downloads and digests of files are kept below it.
         tracking_uri: in place of the recipe's.
         digests: directory -> digest of its weights, where they need not be read for it.
+        hash_later: leave full models unhashed that whoever merges them will hash, where their
+            digests are not known and need not be.
         progress: called with (what, bytes done, bytes in all).
 
     Raises:
@@ -71,6 +79,7 @@ def resolve(
         code=recipe.trust_remote_code,
         output=recipe.output,
         digests=dict(digests or {}),
+        hash_later=hash_later,
     )
     base = None
     with about("base"):
@@ -86,7 +95,7 @@ def resolve(
     for name, spec in recipe.sources.items():
         with about(f"sources.{name}"):
             sources[name] = resolver.source(name, spec.uri, spec.base)
-    return Resolved(base, sources)
+    return settled(Resolved(base, sources), resolver.digests.keys(), resolver.settle)
 
 
 def resolve_uri(
@@ -159,6 +168,7 @@ class _Resolver:
     output: OutputSpec | None = field(default=None, kw_only=True)
     digests: dict[Path, str] = field(default_factory=dict, kw_only=True)
     """Directory -> digest of its weights."""
+    hash_later: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         reach = cache(lambda: open_store(self.tracking, self.path_map))
@@ -173,7 +183,7 @@ class _Resolver:
         """A full checkpoint, or an adapter with its base."""
         location, path = self.find(uri)
         if location.contents.has_adapter and base is None:
-            raise _two_models(name, uri, f"set sources.{name}.base to the model that it applies to")
+            raise two_models(name, uri, f"set sources.{name}.base to the model that it applies to")
         if location.contents.kind == "full" and not location.contents.has_adapter:
             return self._full(name, uri)
         if location.contents.sharded is not None:
@@ -206,7 +216,7 @@ class _Resolver:
                 f"that it was trained on ({trained_on})"
             )
         if location.contents.has_adapter and not name.startswith("sources."):
-            raise _two_models(name, uri, "name it as a source with the model that it applies to")
+            raise two_models(name, uri, "name it as a source with the model that it applies to")
         return self._full(name, uri)
 
     def find(self, uri: str) -> tuple[Location, Path]:
@@ -235,8 +245,16 @@ class _Resolver:
 
     def _full(self, name: str, uri: str) -> Source:
         path = self.find(uri)[1]
+        real = path.resolve()
+        if self.hash_later and real not in self.digests and not is_hashed(path, self.cache_dir):
+            return self._pinned(name, uri, "", stamps_of(path))
         digest = self._digest(path, name)
-        return self._pinned(name, uri, digest, self._stamps.get(path.resolve(), {}))
+        return self._pinned(name, uri, digest, self._stamps.get(real, {}))
+
+    def settle(self, source: Source) -> Source:
+        """The source with its digest."""
+        self.hash_later = False
+        return self._full(source.name, source.uri)
 
     def _sharded(self, name: str, uri: str, path: Path, base: str | None) -> Source:
         """What a sharded training left, read where it lies, with the model that was trained."""
@@ -322,7 +340,7 @@ class _Resolver:
     def _digest(self, path: Path, name: str) -> str:
         real = path.resolve()
         if real not in self.digests:
-            self._stamps[real] = {real / file.name: stamp(file) for file in weight_files(path)}
+            self._stamps[real] = stamps_of(path)
             self.digests[real] = weights_sha256(
                 path, cache_dir=self.cache_dir, progress=self._ticking(f"hashing {name}")
             )
@@ -336,11 +354,3 @@ class _Resolver:
 def _hold(uri: str, path: Path) -> None:
     if not hold(path):
         raise SourceError(f"{path} (from {uri}) was deleted just now, maybe by mergeops gc")
-
-
-def _two_models(name: str, uri: str, way: str) -> SourceError:
-    return SourceError(
-        f"{name} is {uri}, which holds a full model and a LoRA adapter beside it: only one of them "
-        f"can be meant; to apply the adapter, {way}; to take the full model as it is, move "
-        f"{ADAPTER_CONFIG} and the adapter's weights out of the directory"
-    )

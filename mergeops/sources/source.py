@@ -21,7 +21,8 @@ class Source:
     """Local directory: a full checkpoint, or the adapter's directory."""
     sha256: str
     """Digest of the weights: of the sorted (file name, sha256) of all its weight files, and for an
-    adapter of its config and its base's digest too. Equal digests mean equal weights."""
+    adapter of its config and its base's digest too. Equal digests mean equal weights. Empty where
+    the weights are hashed while they are merged."""
     adapter_base: Path | None = None
     """For a LoRA adapter: the directory of the full model that it applies to; for what a sharded
     training left: that of the model that was trained."""
@@ -34,7 +35,7 @@ class Source:
     revision: str | None = None
     """Commit of a hub repository."""
     stamps: Mapping[Path, FileStamp] = field(default_factory=dict, compare=False)
-    """What its weight files, and its base's, looked like when they were hashed."""
+    """What its weight files, and its base's, looked like when they were hashed or found."""
 
     @property
     def is_adapter(self) -> bool:

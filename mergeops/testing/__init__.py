@@ -2,7 +2,7 @@
 
 It needs pytest, and nothing else of mergeops imports it.
 
-Stands on: kernels, lazy_torch, methods.
+Stands on: errors, executors, kernels, lazy_torch, methods, recipe.
 """
 
 try:
@@ -15,8 +15,10 @@ except ModuleNotFoundError as error:
     ) from None
 
 # So that a law that fails shows the values that it compares.
-pytest.register_assert_rewrite("mergeops.testing.method_contract")
+for contract in ("executor_contract", "method_contract"):
+    pytest.register_assert_rewrite(f"mergeops.testing.{contract}")
 
+from mergeops.testing.executor_contract import ExecutorContract  # noqa: E402
 from mergeops.testing.method_contract import MethodContract  # noqa: E402
 
-__all__ = ["MethodContract"]
+__all__ = ["ExecutorContract", "MethodContract"]

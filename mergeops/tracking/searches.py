@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.scores import Scores, estimate
@@ -53,21 +57,55 @@ class SearchRun(LoggedRun):
         Writes the metrics steps/trial and steps/best, where step N is the N-th trial; a score that
         is not finite has no point. What is not there yet is logged.
         """
-        from mlflow.entities import Metric
-
         choose = max if higher_is_better else min
         worst = -math.inf if higher_is_better else math.inf
         finite = [score if math.isfinite(score) else worst for score in scores]
         best = list(itertools.accumulate(finite, choose))
+        named = {"steps/trial": scores, "steps/best": best}
+        self.log_curves(
+            {
+                name: [(step, v) for step, v in enumerate(values, 1) if math.isfinite(v)]
+                for name, values in named.items()
+            }
+        )
+
+    def earlier_reports(self, sources: str) -> list[dict[str, Any]]:
+        """``study.json`` of other studies on the same sources, the newest first; this one is
+        marked as on them, too.
+
+        Args:
+            sources: digest of what is merged.
+        """
+        runs = self.tracking.search_runs(with_tags(study_sources=sources, role="search"))
+        self.set_tags(study_sources=sources)
+        reports = []
+        for run in sorted(runs, key=lambda run: -run.info.start_time):
+            if run.info.run_id == self.run_id:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    path = self.tracking.client.download_artifacts(
+                        run.info.run_id, "study.json", folder
+                    )
+                    reports.append(json.loads(Path(path).read_text(encoding="utf-8")))
+                # One that did not come to its end has none.
+                except (TrackingError, OSError, ValueError):
+                    continue
+        return reports
+
+    def log_curves(self, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+        """Log metrics by step; what is there already stays.
+
+        Args:
+            curves: name -> (step, value), e.g. the answers asked and the best score by then.
+        """
+        from mlflow.entities import Metric
+
         client, now = self.tracking.client, int(time.time() * 1000)
-        new: list[Metric] = []
-        for name, values in (("steps/trial", scores), ("steps/best", best)):
+        new = []
+        for name, points in curves.items():
             logged = {(m.step, m.value) for m in client.get_metric_history(self.run_id, name)}
-            new += [
-                Metric(name, value, now, step)
-                for step, value in enumerate(values, 1)
-                if math.isfinite(value) and (step, value) not in logged
-            ]
+            new += [Metric(name, v, now, step) for step, v in points if (step, v) not in logged]
         for start in range(0, len(new), 500):
             client.log_batch(self.run_id, metrics=new[start : start + 500])
 

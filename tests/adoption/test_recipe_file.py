@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mergeops.adoption.found import FoundRun
-from mergeops.adoption.recipe_file import source_names, write_recipe
+from mergeops.adoption.recipe_file import source_names, write_recipe, write_window
 from mergeops.errors import ConfigError, SourceError
 from mergeops.recipe.composition import compose
 
@@ -171,3 +171,24 @@ def test_an_adapter_that_calls_its_base_otherwise_is_told_which_one_it_is(
     recipe = yaml.safe_load((tmp_path / "r.yaml").read_text())
     assert recipe["base"] == written
     assert recipe["sources"]["a"].get("base") == (written if is_told else None)
+
+
+def test_all_checkpoints_of_a_run_are_a_recipe_oldest_first(tmp_path: Path) -> None:
+    path = tmp_path / "window.yaml"
+    kept = ("checkpoint-30", "checkpoint-20", "checkpoint-10")
+    runs = [found("math", "r1", checkpoints=kept), found("other", "r2")]
+    assert write_window(runs, "math", path).run_id == "r1"
+    recipe = yaml.safe_load(path.read_text())
+    assert recipe["base"] == "hf://org/base"
+    assert [(n, s["uri"]) for n, s in recipe["sources"].items()] == [
+        ("checkpoint_10", "runs:/r1/checkpoint-10"),
+        ("checkpoint_20", "runs:/r1/checkpoint-20"),
+        ("checkpoint_30", "runs:/r1/checkpoint-30"),
+    ]
+    write_window(runs, "r1", path)  # again, by the id
+    with pytest.raises(ConfigError, match="--all-checkpoints is 'maths', but there are: math, oth"):
+        write_window(runs, "maths", path)
+    with pytest.raises(SourceError, match="run other has no two checkpoints to average: it kept 0"):
+        write_window(runs, "other", path)
+    with pytest.raises(ConfigError, match="2 runs have that name; give its id"):
+        write_window([*runs, found("math", "r3")], "math", path)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mergeops.evaluate.asking import Model
 from mergeops.evaluate.harness import score_all
+from mergeops.evaluate.model import Model
 from mergeops.evaluate.tasks import load_tasks
 from mergeops.recipe.settings import EvaluateSpec
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.scoring import score
 
-from mergeops.evaluate import answers, asking
+from mergeops.evaluate import answers, asking, seat
 from mergeops.evaluate.kept import AnswerJournal
 from mergeops.evaluate.reuse import joined
 from mergeops.recipe.settings import EvaluateSpec
@@ -92,7 +92,7 @@ def test_a_smaller_limit_asks_nothing_and_loads_no_model(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(asking, "load_model", refuse)
+    monkeypatch.setattr(seat, "load_model", refuse)
     small = ask(replace(spec, limit=4))
     assert set(small.tasks["sums"].items) < set(large.tasks["sums"].items)
     assert small.settings == {**large.settings, "limit": "4"}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from support.scoring import score
 
 from mergeops.errors import ConfigError, EvaluationError
-from mergeops.evaluate import answers, asking
+from mergeops.evaluate import answers, asking, seat
 from mergeops.evaluate.tasks import load_tasks
 from mergeops.recipe.settings import EvaluateSpec
 from mergeops.scores import Scores
@@ -46,7 +46,7 @@ def never_loads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    return lambda: monkeypatch.setattr(asking, "load_model", refuse)
+    return lambda: monkeypatch.setattr(seat, "load_model", refuse)
 
 
 def spec_for(folder: Path, *tasks: str, **settings: Any) -> EvaluateSpec:
@@ -815,14 +815,14 @@ def test_the_model_is_given_back(
     import weakref
 
     alive = []
-    original = asking.load_model
+    original = seat.load_model
 
     def watched(*args: Any, **options: Any) -> Any:
         loaded = original(*args, **options)
         alive.append(weakref.ref(loaded))
         return loaded
 
-    monkeypatch.setattr(asking, "load_model", watched)
+    monkeypatch.setattr(seat, "load_model", watched)
     spec = spec_for(write_task().parent, "sums")
     tasks = load_tasks(spec)
     score(llama, SHA, spec, "dev", work_dir=work, tasks=tasks)

@@ -18,10 +18,10 @@ import pytest
 from support.scoring import score
 
 from mergeops.errors import EvaluationError, TrackingError
-from mergeops.evaluate import answers, asking, harness, workers
+from mergeops.evaluate import answers, asking, harness, seat, workers
 from mergeops.evaluate import kept as store
-from mergeops.evaluate.asking import Model
 from mergeops.evaluate.harness import score_all
+from mergeops.evaluate.model import Model
 from mergeops.evaluate.workers import pick_devices, seed_device, share_out
 from mergeops.recipe.settings import EvaluateSpec
 
@@ -46,13 +46,13 @@ def family(tiny_llama: Callable[..., Path]) -> list[Model]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The directories that were loaded as models."""
     seen: list[Path] = []
-    original = asking.load_model
+    original = seat.load_model
 
     def watched(path: Path, *rest: Any, **options: Any) -> Any:
         seen.append(path)
         return original(path, *rest, **options)
 
-    monkeypatch.setattr(asking, "load_model", watched)
+    monkeypatch.setattr(seat, "load_model", watched)
     return seen
 
 

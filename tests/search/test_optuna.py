@@ -2,66 +2,200 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.user_place import command, ended, environment, mergeops
+from support.user_place import command, environment
 
-from mergeops.errors import ConfigError
+from mergeops.checkpoint import locked
+from mergeops.errors import ConfigError, EvaluationError
+from mergeops.evaluate import seat
 from mergeops.recipe import compose
-from mergeops.search import completed, parameter_types
+from mergeops.search import completed, parameter_types, racing
+from mergeops.search.bench import Bench
+from mergeops.search.samplers import SAMPLERS, open_sampler
 from mergeops.search.space import Space
-from mergeops.search.study import SAMPLERS, open_sampler
 from mergeops.store import connect
 
 WORDS = ("search", "--config-dir", "conf", "recipe=three", "strategy=optuna")
 TOY = ("base=/b", "sources={a: /a, b: /b}", "search=optuna")
 
 
-def study(place: Path, *words: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(mergeops(place, *WORDS, *words, "--json"))
-    return found
+@pytest.fixture
+def small_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages of 9, 18, 35 and 70 items."""
+    monkeypatch.setattr(racing, "FEWEST", 8)
 
 
-@pytest.mark.slow
-def test_a_study_beats_its_baselines_or_says_that_it_did_not(place: Path) -> None:
-    found = study(place, "search.trials=3", "search.keep=2")
-    assert [each["number"] for each in found["candidates"]] == [1, 2, 3]
-    assert all(each["state"] == "whole" for each in found["candidates"]), "too few items to race"
+def table(found: dict[str, Any]) -> list[Any]:
+    return [{k: v for k, v in row.items() if k != "reason"} for row in found["trials"]]
+
+
+def test_a_study_beats_its_baselines_or_says_that_it_did_not(
+    study: Callable[..., dict[str, Any]], place: Path
+) -> None:
+    found = study("search.trials=5", "search.keep=2")
+    assert [each["number"] for each in found["trials"]] == [1, 2, 3, 4, 5]
+    assert all(each["state"] == "whole" for each in found["trials"]), "too few items to race"
     assert {"best_source", "uniform_soup", "task_arithmetic_0.3"} <= found["baselines"].keys()
     assert len(found["kept"]) == 2
-    # Seventy items a candidate: three of the sampler, three soups and two of the greedy soup's.
     assert found["cost"]["answers"] == 70 * found["cost"]["full_evaluations"]
-    whole = [each["dev"] for each in found["candidates"]]
-    kept = [trial["dev_score"] for trial in found["trials"]]
+    assert found["cost"]["bytes_written"] == 0 and found["cost"]["merge_seconds"] > 0
+    whole = [each["score"] for each in found["trials"]]
+    kept = [trial["dev_score"] for trial in found["kept"]]
     assert max(kept) >= max(whole), "the best of all is kept, scored as it was in memory"
     assert not list((place / "mergeops-work" / "studies").rglob("*.safetensors"))
     assert not list(Path("/dev/shm").glob("mergeops-*"))
 
-    # The same command again is the same study: nothing is merged or asked.
-    again = study(place, "search.trials=3", "search.keep=2")
-    assert again["candidates"] == found["candidates"] and again["kept"] == found["kept"]
+    # A longer study of the same kind goes on: what was scored is neither merged nor asked.
+    again = study("search.trials=5", "search.keep=1")
+    assert table(again) == table(found) and again["cost"]["merge_seconds"] == 0
+
+    tracking = connect(compose(TOY).tracking)
+    runs = tracking.search_runs("tags.`mergeops.role` = 'candidate'")
+    numbers = [run.data.tags["mergeops.candidate"] for run in runs]
+    assert sorted(numbers) == sorted(2 * ["1", "2", "3", "4", "5"])
+    first = next(run for run in runs if run.data.tags["mergeops.candidate"] == "1")
+    assert first.data.params["method"] == found["trials"][0]["parameters"]["method"]
+    assert first.data.metrics["pooled"] == whole[0]
+    log, *_ = tracking.search_runs("tags.`mergeops.role` = 'search'")
+    artifacts = tracking.client.list_artifacts(log.info.run_id)
+    assert {"study.json", "optuna.log", "trials.csv", "trials.json"} <= {a.path for a in artifacts}
+    pictures = tracking.client.list_artifacts(log.info.run_id, "plots")
+    assert {"plots/slice.png", "plots/parallel_coordinate.png"} <= {a.path for a in pictures}
+    curve = tracking.client.get_metric_history(log.info.run_id, "study/best")
+    assert curve[0].step == 70 and [m.value for m in curve] == sorted(m.value for m in curve)
+
+
+def test_a_study_that_was_cut_goes_on_and_is_the_same_study(
+    study: Callable[..., dict[str, Any]], small_stages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("search.trials=5", "search.margin=0.2", "search.earlier=0")
+    original, count = Bench.try_out, 0
+
+    def cut(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 8:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "try_out", cut)
+        with pytest.raises(KeyboardInterrupt):
+            study(*words)
+    found = study(*words)
+    fresh = study(*words, "output.dir=elsewhere")
+    assert table(found) == table(fresh)
+    states = {row["state"] for row in found["trials"]}
+    assert states <= {"whole", "dropped"} and "dropped" in states
+    assert all(row["rung"] < 4 for row in found["trials"] if row["state"] == "dropped")
+    assert found["cost"]["full_evaluations"] < 10
+
+
+def test_two_objectives_give_a_front_with_a_knee(study: Callable[..., dict[str, Any]]) -> None:
+    found = study("search.trials=5", "search.objectives=[add, sub]", "search.sampler=nsga2")
+    rows = {row["candidate"]: row for row in found["front"]["candidates"]}
+    points = [(row["add"]["score"], row["sub"]["score"]) for row in rows.values()]
+    assert points == sorted(points, reverse=True), "nobody on a front is better in both"
+    assert [b for _, b in points] == sorted(b for _, b in points)
+    low, high = next(iter(rows.values()))["add"]["interval"]
+    assert low < high and found["front"]["knee"] in rows
+    assert found["kept"][0]["name"] == found["front"]["knee"]
+    assert found["trials"][0]["objectives"].keys() == {"add", "sub"}
+
+
+def test_a_merge_that_breaks_a_limit_is_no_winner(study: Callable[..., dict[str, Any]]) -> None:
+    free = study("search.trials=5", "search.sampler=random")
+    bound = study("search.trials=5", "search.sampler=random", "search.constraints={add: 0.02}")
+    assert all(row["broken"] == [] or "add is +0.02" in row["broken"][0] for row in bound["trials"])
+    kept = [row["score"] for row in bound["trials"] if not row["broken"]]
+    assert len(kept) < len(free["trials"]), "a limit that nobody breaks shows nothing"
+    with pytest.raises(EvaluationError, match="keeps search.constraints where there are some"):
+        study("search.trials=2", "search.constraints={add: 1.0}")
+
+
+def test_a_budget_of_evaluations_ends_the_study(study: Callable[..., dict[str, Any]]) -> None:
+    found = study("search.budget='9 evaluations'")
+    assert 9 <= found["cost"]["full_evaluations"] <= 10
+    assert 0 < len(found["trials"]) < 9
+
+
+def test_the_best_of_an_earlier_study_is_tried_first(study: Callable[..., dict[str, Any]]) -> None:
+    before = study("search.trials=4", "search.sampler=random", "search.seed=5")
+    best = max(before["trials"], key=lambda row: row["score"])
+    after = study("search.trials=2", "search.earlier=1", "search.seed=6")
+    assert after["trials"][0]["parameters"] == best["parameters"]
+    assert after["trials"][0]["score"] == best["score"]
+    assert after["trials"][1]["parameters"] != best["parameters"]
+
+
+def test_two_workers_try_out_all_that_is_proposed(
+    study: Callable[..., dict[str, Any]], small_stages: None
+) -> None:
+    words = ("search.trials=4", "search.sampler=random", "search.margin=0.2", "search.earlier=0")
+    found = study(*words, "executor.workers=2")
+    alone = study(*words, "output.dir=elsewhere")
+    assert [r["parameters"] for r in found["trials"]] == [r["parameters"] for r in alone["trials"]]
+    assert {r["state"] for r in found["trials"]} <= {"whole", "dropped"}
+    both = zip(found["trials"], alone["trials"], strict=True)
+    assert all(a["score"] == b["score"] for a, b in both if a["state"] == b["state"] == "whole")
+    again = study(*words)
+    assert table(again) == table(found), "one worker goes on with what two began"
     assert again["cost"]["merge_seconds"] == 0
 
-    recipe = compose([f"tracking.uri=sqlite:///{place}/mlflow.db", "base=/b", "sources.a=/a"])
-    tracking = connect(recipe.tracking)
-    runs = tracking.search_runs("tags.`mergeops.role` = 'candidate'")
-    assert [run.data.tags["mergeops.candidate"] for run in runs] == ["1", "2", "3"]
-    assert runs[0].data.params["method"] == found["candidates"][0]["values"]["method"]
-    assert [run.data.metrics["pooled"] for run in runs] == whole
-    [log] = tracking.search_runs("tags.`mergeops.role` = 'search'")
-    names = {item.path for item in tracking.client.list_artifacts(log.info.run_id)}
-    assert {"study.json", "optuna.log"} <= names
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search.objectives=[add, mul]"], "search.objectives: task 'mul' is not scored; "),
+        (["search.objectives=[add]"], "it takes two tasks or more, or none for all"),
+        (["search.constraints={mul: -0.01}"], "search.constraints: task 'mul' is not scored"),
+        (["search.constraints={add: -5}"], "search.constraints.add is -5.* a number from -1 to 1"),
+        (
+            [
+                "search.objectives=[add, sub]",
+                "search.sampler=cmaes",
+                "search.space={method: ties, method.density: [0.1, 0.9]}",
+            ],
+            "cmaes takes one objective, and search.objectives has 2; take search.sampler=tpe",
+        ),
+        (
+            [
+                "search.constraints={add: 0}",
+                "search.sampler=cmaes",
+                "search.space={method: ties, method.density: [0.1, 0.9]}",
+            ],
+            "cmaes knows no search.constraints; take search.sampler=tpe",
+        ),
+        (["search.budget=2 weeks"], "search.budget is '2 weeks'; it takes a time or full evalu"),
+        (["search.budget=0h"], "search.budget is '0h'; it takes a time or full evaluations"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(
+    study: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(seat, "load_model", refuse)
+    with pytest.raises(ConfigError, match=message):
+        study(*words)
 
 
 @pytest.mark.sweep
-def test_a_killed_study_goes_on_and_is_the_same_study(place: Path) -> None:
-    words = (*WORDS, "search.trials=3", "search.sampler=random")
+def test_a_killed_study_goes_on_and_is_the_same_study(
+    study: Callable[..., dict[str, Any]], place: Path
+) -> None:
+    same = ("search.trials=3", "search.sampler=random", "search.earlier=0")
+    words = (*WORDS, *same)
     process = subprocess.Popen(
         command(*words),
         cwd=place,
@@ -77,12 +211,9 @@ def test_a_killed_study_goes_on_and_is_the_same_study(place: Path) -> None:
             break
     assert process.wait() == -signal.SIGKILL
     process.stderr.close()
-    found = study(place, "search.trials=3", "search.sampler=random")
-    fresh = study(place, "search.trials=3", "search.sampler=random", "output.dir=elsewhere")
-    table = ("number", "values", "answers", "dev", "state")
-    assert [[c[k] for k in table] for c in found["candidates"]] == [
-        [c[k] for k in table] for c in fresh["candidates"]
-    ]
+    found = study(*same)
+    fresh = study(*same, "output.dir=elsewhere")
+    assert table(found) == table(fresh)
 
 
 def test_the_config_that_is_shown_has_the_space_that_will_be_searched() -> None:
@@ -95,7 +226,7 @@ def test_the_config_that_is_shown_has_the_space_that_will_be_searched() -> None:
     ("word", "message"),
     [
         ("search.trials=0", "search.trials is 0; allowed: at least 1|from 1 to"),
-        ("search.sampler=tep", "search.sampler is 'tep'; allowed: tpe, gp, cmaes, random"),
+        ("search.sampler=tep", "search.sampler is 'tep'; allowed: tpe, gp, cmaes, nsga2, random"),
         ("search.margin=2", "search.margin is 2.0; allowed: from 0 to 1"),
         ("search.keep=0", "search.keep is 0; allowed: from 1 to 100"),
     ],
@@ -136,22 +267,15 @@ def test_cma_es_takes_no_words() -> None:
         open_sampler("cmaes", space, 0)
 
 
-def test_one_source_is_nothing_to_search(place: Path) -> None:
-    done = ended(place, *WORDS, "only=[math]")
-    assert done.returncode == ConfigError.exit_code
-    assert "optuna needs at least two sources to merge; the recipe has 1" in done.stderr
+def test_one_source_is_nothing_to_search(study: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match="optuna needs at least two sources.* the recipe has 1"):
+        study("only=[math]")
 
 
-def test_two_processes_do_not_run_one_study_at_once(place: Path) -> None:
-    hold = (
-        "import sys, time; from pathlib import Path; from mergeops.checkpoint import locked\n"
-        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    )
-    study(place, "search.trials=1")
+def test_two_processes_do_not_run_one_study_at_once(
+    study: Callable[..., dict[str, Any]], place: Path
+) -> None:
+    study("search.trials=1")
     [lock] = (place / "mergeops-work" / "studies").glob("*/lock")
-    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        done = ended(place, *WORDS, "search.trials=1")
-        other.kill()
-    assert done.returncode == ConfigError.exit_code
-    assert "another process runs this study in" in done.stderr
+    with locked(lock), pytest.raises(ConfigError, match="another process runs this study in"):
+        study("search.trials=1")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mergeops.evaluate.asking import Model
 from mergeops.evaluate.harness import score_all
+from mergeops.evaluate.model import Model
 from mergeops.recipe.settings import EvaluateSpec
 from mergeops.scores import Scores
 
