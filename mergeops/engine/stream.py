@@ -42,7 +42,7 @@ from mergeops.engine.readers import OpenInputs
 from mergeops.errors import MergeError, SourceError
 from mergeops.kernels import are_kept
 from mergeops.methods import KERNEL_DTYPES, Formula, kernels
-from mergeops.planning import Plan, TensorTask, names_token_rows
+from mergeops.planning import Plan, TensorTask
 
 READ_AHEAD = 16
 """Chunks that the system is asked to fetch ahead."""
@@ -217,7 +217,7 @@ class TensorStream:
 
     def _merger(self, job: Job) -> MergeChunk:
         task, p = job.task, job.parameters
-        view = dataclasses.replace(_view(job), keys=self._work.keys(job, self._seed))
+        view = dataclasses.replace(job.view, keys=self._work.keys(job, self._seed))
         is_taken = task.kind == "take"
         formula: Formula | None = None
         if task.numel and not is_taken:
@@ -310,7 +310,7 @@ class TensorStream:
         """How many elements to take at a time."""
         if job.task.kind != "merge":
             return self._chunk
-        return self._method.chunk_length(job.parameters, _view(job), self._chunk)
+        return self._method.chunk_length(job.parameters, job.view, self._chunk)
 
     def _describe_input(self, job: Job, position: int) -> SourceError:
         """Say where an input is not finite, after reading all of its tensor."""
@@ -329,17 +329,6 @@ class TensorStream:
             f"{name} holds {count} value(s) that are NaN or infinite in {part.tensor}, the first "
             f"({value:g}) at {unravel(first, job.task.shape)}; leave this source out"
         )
-
-
-def _view(job: Job) -> methods.MethodView:
-    """What is known of a tensor before anything of it is read, but for random keys."""
-    task = job.task
-    return methods.MethodView(
-        numel=task.numel,
-        per_source=task.per_source,
-        shape=task.shape,
-        has_token_rows=names_token_rows(task.name),
-    )
 
 
 def _start_kernels(bytes_to_write: int, fused: bool | None) -> Future[bool] | None:

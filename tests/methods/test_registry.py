@@ -53,7 +53,7 @@ def test_unknown_method_gets_a_hint_and_the_list() -> None:
     with pytest.raises(ConfigError, match=r"unknown method 'dare-ties'; did you mean 'dare_ties'"):
         methods.get("dare-ties")
     with pytest.raises(
-        ConfigError, match=r"unknown method 'zzz'; allowed: arcee_fusion, breadcrumbs"
+        ConfigError, match=r"unknown method 'zzz'; allowed: actmat, arcee_fusion"
     ):
         methods.get("zzz")
 
