@@ -54,6 +54,7 @@ class Study:
     items: int
     proposals: list[Proposal] = field(default_factory=list)
     _optuna: Any = None
+    _known: dict[str, tuple[float, ...]] = field(default_factory=dict)
     _began: float = 0.0
     _before: Cost = field(default_factory=Cost)
     """What was spent when the first trial began."""
@@ -142,9 +143,14 @@ class Study:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """Everything that was tried, each merge once."""
-        tried = [*self.baselines.candidates.values(), *(p.candidate for p in self.proposals)]
-        return list({c.plan_digest: c for c in reversed(tried) if c is not None}.values())[::-1]
+        """Everything that was tried, each merge once, as far as it was asked at most."""
+        once: dict[str, Candidate] = {}
+        for each in [*self.baselines.tried, *(p.candidate for p in self.proposals)]:
+            if each is not None:
+                known = once.setdefault(each.plan_digest, each)
+                if max(each.stages) > max(known.stages):
+                    once[each.plan_digest] = each
+        return list(once.values())
 
     @property
     def answers(self) -> int:
@@ -165,7 +171,7 @@ class Study:
         """
         race = self.bench.race
         values = {
-            c.plan_digest: race.values_of(c.stages)
+            c.plan_digest: self._values(c)
             for c in self.candidates
             if c.is_whole and not race.broken(c.stages)
         }
@@ -177,6 +183,12 @@ class Study:
             best = knee({digest: finite[digest] for digest in leading})
             ranked = list(dict.fromkeys([best, *leading, *ranked]))
         return [by_digest[digest] for digest in ranked]
+
+    def _values(self, candidate: Candidate) -> tuple[float, ...]:
+        """Of one that was asked everything; counted once."""
+        if candidate.plan_digest not in self._known:
+            self._known[candidate.plan_digest] = self.bench.race.values_of(candidate.stages)
+        return self._known[candidate.plan_digest]
 
     @property
     def utilisation(self) -> float | None:

@@ -52,6 +52,8 @@ class Settings:
     keep: int = 1
     earlier: int = 0
     """So many of the best candidates of an earlier study are tried first."""
+    first: tuple[Mapping[str, Any], ...] = ()
+    """Values that are tried before the sampler's own."""
 
 
 def check_sources(strategy: str, recipe: Recipe) -> None:
@@ -120,9 +122,9 @@ def run_study(
             items=items,
         )
         study.baselines.run()
-        first = []
+        first = list(settings.first)
         if settings.earlier:
-            first = first_trials(recipe, space, settings.earlier, tools, log, folder)
+            first += first_trials(recipe, space, settings.earlier, tools, log, folder)
         study.run_trials(sampler, settings.trials, first)
         study.keep(folder / "optuna.log")
     ranked = study.whole

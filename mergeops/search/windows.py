@@ -20,6 +20,7 @@ from mergeops.methods import get
 from mergeops.recipe import MethodSpec, Recipe
 from mergeops.schema import check_range
 from mergeops.search.objectives import EVERYTHING
+from mergeops.search.samplers import open_sampler
 from mergeops.search.space import Axis, Values
 from mergeops.search.strategies import SearchResult, strategy
 from mergeops.search.study_run import Settings, check_sources, run_study
@@ -47,8 +48,6 @@ class WindowsParameters:
     """A lead that matters: one that leads by less may be dropped."""
     keep: int = 1
     """How many of the best become trials with a checkpoint, a run and a version."""
-    seed: int = 0
-    """Of the order in which windows are tried."""
 
     def __post_init__(self) -> None:
         for kind in self.weights:
@@ -59,7 +58,6 @@ class WindowsParameters:
                 check_range(f"search.{name}", value, low, 10_000)
         check_range("search.margin", self.margin, 0.0, 1.0)
         check_range("search.keep", self.keep, 1, 100)
-        check_range("search.seed", self.seed, 0, None)
 
 
 @dataclass(frozen=True, order=True)
@@ -202,8 +200,9 @@ def search(
         racing=parameters.racing,
         margin=parameters.margin,
         keep=parameters.keep,
+        # Long windows first: how long they last matters most (WSM), so a good one leads early.
+        first=tuple({"window": w.name} for w in sorted(found, key=lambda w: -w.length)),
     )
-    from optuna.samplers import BruteForceSampler
-
-    sampler = BruteForceSampler(seed=parameters.seed)
-    return run_study(alone, Windows(alone, found), sampler, settings, tools, log)
+    space = Windows(alone, found)
+    sampler = open_sampler("random", space, 0)
+    return run_study(alone, space, sampler, settings, tools, log)
