@@ -74,7 +74,8 @@ class Study:
 
         self._began, self._before = time.monotonic(), dataclasses.replace(self.bench.cost)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        directions = ["maximize"] * len(self.bench.race.objectives)
+        up = optuna.study.StudyDirection.MAXIMIZE
+        directions = [up] * len(self.bench.race.objectives)
         with _no_warnings():
             self._optuna = optuna.create_study(directions=directions, sampler=sampler)
             self._tell_baselines()
@@ -105,8 +106,8 @@ class Study:
                 self._begin(proposal, self.crew)
             if not pending:
                 return
-            number = next((n for n, p in pending.items() if p.reason), None)
-            outcome = self.crew.next() if number is None else Outcome(number, None)
+            refused = next((n for n, p in pending.items() if p.reason), None)
+            outcome = self.crew.next() if refused is None else Outcome(refused, None)
             proposal = pending.pop(outcome.key)
             self._take(proposal, outcome)
             order.note(TELL, proposal.number)

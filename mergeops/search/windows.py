@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def decay_weights(kind: str, length: int) -> list[float]:
         kind: one of ``DECAYS``: how w falls from 1 before the window to 0 behind it.
         length: checkpoints.
     """
-    shapes = {
+    shapes: dict[str, Callable[[float], float]] = {
         "uniform": lambda x: 1 - x,
         "linear": lambda x: 1 - x,
         "1-sqrt": lambda x: 1 - math.sqrt(x),
