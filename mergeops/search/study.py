@@ -21,13 +21,13 @@ from mergeops.scores import estimate
 from mergeops.search.baselines import Baselines
 from mergeops.search.beforehand import clock
 from mergeops.search.bench import Bench, Candidate, Cost, Way
-from mergeops.search.budget import Budget
-from mergeops.search.crew import Alone, Crew, Job, Outcome
+from mergeops.search.crew import Alone, Assignment, Crew, TriedOut
 from mergeops.search.objectives import front, knee
 from mergeops.search.order import ASK, TELL, Order
 from mergeops.search.proposal import Proposal
-from mergeops.search.racing import WAITING, Stages, Verdict
+from mergeops.search.racing import WAITING, RaceVerdict, Stages
 from mergeops.search.space import Choices, label_of
+from mergeops.search.spending import Budget
 from mergeops.tracking import SearchRun
 
 
@@ -107,7 +107,7 @@ class Study:
             if not pending:
                 return
             refused = next((n for n, p in pending.items() if p.reason), None)
-            outcome = self.crew.next() if refused is None else Outcome(refused, None)
+            outcome = self.crew.next() if refused is None else TriedOut(refused, None)
             proposal = pending.pop(outcome.key)
             self._take(proposal, outcome)
             order.note(TELL, proposal.number)
@@ -225,11 +225,11 @@ class Study:
         if not proposal.reason:
             crew.submit(self._job(proposal))
 
-    def _job(self, proposal: Proposal, reached: float = 0.0) -> Job:
+    def _job(self, proposal: Proposal, reached: float = 0.0) -> Assignment:
         way = Way(may_wait=not reached, is_raced=len(self.bench.race.shares) > 1, reached=reached)
-        return Job(proposal.number, proposal.label, self.space.made(proposal.values), way)
+        return Assignment(proposal.number, proposal.label, self.space.made(proposal.values), way)
 
-    def _take(self, proposal: Proposal, outcome: Outcome) -> None:
+    def _take(self, proposal: Proposal, outcome: TriedOut) -> None:
         """Note what became of a proposal; one that was asked everything may lead from now on."""
         candidate = outcome.candidate
         if candidate is not None and not all(map(math.isfinite, self._merits(candidate))):
@@ -267,7 +267,7 @@ class Study:
             return race.values_of(candidate.stages)
         return tuple(v + look.difference for v, look in zip(leader, verdict.looks, strict=True))
 
-    def _leader_values(self, verdict: Verdict) -> tuple[float, ...] | None:
+    def _leader_values(self, verdict: RaceVerdict) -> tuple[float, ...] | None:
         """Of the leader that a verdict was by, which may lead no more."""
         known: dict[str, Stages] = {c.plan_digest: c.stages for c in self.candidates}
         stages = self.bench.race.leaders.get(verdict.leader) or known.get(verdict.leader)

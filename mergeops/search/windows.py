@@ -23,7 +23,7 @@ from mergeops.search.objectives import EVERYTHING
 from mergeops.search.samplers import open_sampler
 from mergeops.search.space import Axis, Values
 from mergeops.search.strategies import SearchResult, strategy
-from mergeops.search.study_run import Settings, check_sources, run_study
+from mergeops.search.study_run import StudySettings, check_sources, run_study
 from mergeops.tools import Tools
 from mergeops.tracking import SearchRun
 
@@ -61,7 +61,7 @@ class WindowsParameters:
 
 
 @dataclass(frozen=True, order=True)
-class Window:
+class CheckpointWindow:
     """Some checkpoints of a run."""
 
     end: int
@@ -107,7 +107,7 @@ class Windows:
     """All windows of one study; each is one choice."""
 
     recipe: Recipe
-    windows: tuple[Window, ...]
+    windows: tuple[CheckpointWindow, ...]
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -148,7 +148,7 @@ class Windows:
         )
 
 
-def windows_of(count: int, parameters: WindowsParameters) -> tuple[Window, ...]:
+def windows_of(count: int, parameters: WindowsParameters) -> tuple[CheckpointWindow, ...]:
     """Every window that so many checkpoints have; equal merges once.
 
     Raises:
@@ -157,7 +157,7 @@ def windows_of(count: int, parameters: WindowsParameters) -> tuple[Window, ...]:
     lengths: Sequence[int] = parameters.lengths or range(2, count + 1)
     kinds = dict.fromkeys("uniform" if k == "linear" else k for k in parameters.weights)
     found = tuple(
-        Window(end, length, spacing, kind)
+        CheckpointWindow(end, length, spacing, kind)
         for end in parameters.ends
         for length in lengths
         for spacing in parameters.spacings
@@ -194,7 +194,7 @@ def search(
         sources={n: dataclasses.replace(s, parameters={}) for n, s in recipe.sources.items()},
         rules=(),
     )
-    settings = Settings(
+    settings = StudySettings(
         trials=len(found),
         objectives=(EVERYTHING,),
         racing=parameters.racing,

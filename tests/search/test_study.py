@@ -16,11 +16,11 @@ from mergeops.progress import Progress
 from mergeops.recipe import Recipe, compose
 from mergeops.scores import ItemResult, Scores, TaskScore
 from mergeops.search.bench import Candidate, Cost
-from mergeops.search.budget import read_budget
-from mergeops.search.crew import Alone, Job, Outcome
+from mergeops.search.crew import Alone, Assignment, TriedOut
 from mergeops.search.racing import Race
 from mergeops.search.samplers import open_sampler
 from mergeops.search.space import Space
+from mergeops.search.spending import read_budget
 from mergeops.search.study import Study
 from mergeops.search.study_page import csv, curves, pictures
 from mergeops.search.study_report import report, table_of
@@ -88,12 +88,12 @@ class Several:
     workers = 3
 
     def __init__(self, bench: Any) -> None:
-        self._alone, self._jobs = Alone(bench), list[Job]()
+        self._alone, self._jobs = Alone(bench), list[Assignment]()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Assignment) -> None:
         self._jobs.append(job)
 
-    def next(self) -> Outcome:
+    def next(self) -> TriedOut:
         self._alone.submit(self._jobs.pop())
         return self._alone.next()
 
