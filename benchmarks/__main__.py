@@ -1,4 +1,6 @@
-"""``make bench``: measure, one process after another, and write RESULTS.md, a plot and the numbers.
+"""``make bench``: measure, one process after another, and write results, a plot and the numbers.
+
+The results are RESULTS.md for the size 1b, and RESULTS-SIZE.md for others.
 
 Every pair runs mergekit, mergeops and the floor one after the other, so that what disturbs the
 machine disturbs all three. A cut measurement goes on where it was when run again with ``--resume``.
@@ -90,7 +92,7 @@ class Session:
             for method in methods:
                 missing = [
                     contestant
-                    for contestant in jobs.CONTESTANTS
+                    for contestant in jobs.MEASURED
                     if (method, contestant, pair) not in self._done
                 ]
                 if missing and method not in warm:
@@ -146,7 +148,7 @@ def read_measurements(numbers: Path) -> list[Measurement]:
 
 
 def write_results(size: str, out: Path) -> None:
-    """RESULTS.md and the plots, from the measurements of all machines, the last one first."""
+    """The results and the plots, from the measurements of all machines, the last one first."""
     found = [
         (json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".jsonl"))
         for path in out.glob(f"results-{size}-*.json")
@@ -169,7 +171,8 @@ the page cache. All three do the same merge; mergekit and mergeops read the same
 as `mergekit-yaml CONFIG OUT {" ".join(jobs.MERGEKIT_OPTIONS)}`,
 with all processors. mergeops runs as
 `mergeops merge CONFIG OUT {" ".join(jobs.MERGEOPS_OPTIONS)}`, which does mergekit's arithmetic also
-where its own needs a pass less (the rescaling of DARE and DELLA). It also hashes what it writes and
+where its own needs a pass less (the rescaling of DARE and DELLA); "as called" is without
+that option. It also hashes what it writes and
 waits for the disk (fsync), which mergekit does not. Both have run before, unmeasured (mergekit once
 in all, mergeops once for each method): then the libraries are in the page cache, the sources'
 digests known (mergeops hashes each file once) and its kernels compiled (once for a machine). The
@@ -179,8 +182,9 @@ and waits for the disk, too; it computes nothing, and has no libraries to load.
 Measure again: `make bench` (`SIZE=1b|300m|tiny METHODS=ties,della PAIRS=5`); a cut run goes on with
 `make bench RESUME=--resume`. Another machine adds a section.
 """
-    (out / "RESULTS.md").write_text(text, encoding="utf-8")
-    click.echo(f"wrote {out / 'RESULTS.md'}", err=True)
+    place = out / ("RESULTS.md" if size == "1b" else f"RESULTS-{size}.md")
+    place.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {place}", err=True)
 
 
 def section(size: str, about: Mapping[str, str], numbers: Path) -> str:

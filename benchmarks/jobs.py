@@ -13,6 +13,9 @@ import yaml
 REPOSITORY = Path(__file__).parent.parent
 MERGEKIT = REPOSITORY / ".venv-mergekit" / "bin"
 CONTESTANTS = ("mergekit", "mergeops", "floor")
+AS_CALLED = "as_called"
+"""mergeops as a user calls it, with its own arithmetic."""
+MEASURED = (*CONTESTANTS, AS_CALLED)
 MERGEKIT_OPTIONS = (
     "--lazy-unpickle",
     "--quiet",
@@ -100,4 +103,5 @@ def command(
     file.write_text(config(method, models), encoding="utf-8")
     if contestant == "mergekit":
         return [str(MERGEKIT / "mergekit-yaml"), str(file), str(out), *MERGEKIT_OPTIONS]
-    return [sys.executable, "-m", "mergeops", "merge", str(file), str(out), *MERGEOPS_OPTIONS]
+    options = () if contestant == AS_CALLED else MERGEOPS_OPTIONS
+    return [sys.executable, "-m", "mergeops", "merge", str(file), str(out), *options]

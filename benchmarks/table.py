@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.jobs import CONTESTANTS
+from benchmarks.jobs import AS_CALLED, CONTESTANTS
 from benchmarks.measure import Measurement
 
 TARGETS = {
@@ -27,7 +27,7 @@ FLOORS = {"linear": 1.5, "task_arithmetic": 1.5}
 HEADER = (
     "| method | pairs | mergekit | mergeops | floor | times faster than mergekit | to reach "
     "| times the floor | at most | processor s, mergekit / mergeops "
-    "| peak MB, mergekit / mergeops |"
+    "| peak MB, mergekit / mergeops | as called | times faster than mergekit as called |"
 )
 
 
@@ -64,6 +64,9 @@ class Row:
     """Contestant -> median processor seconds."""
     anonymous: dict[str, int]
     """Contestant -> largest peak in bytes."""
+    as_called: tuple[Spread, Spread] | None
+    """Seconds without mergekit's arithmetic, and mergekit's time over them; None where no pair has
+    them."""
 
 
 def rows(measurements: Iterable[Measurement]) -> list[Row]:
@@ -84,7 +87,13 @@ def _row(method: str, pairs: Sequence[dict[str, Measurement]]) -> Row:
     def each(number: Callable[[Measurement], float], name: str) -> list[float]:
         return [number(pair[name]) for pair in pairs]
 
+    own = [pair for pair in pairs if AS_CALLED in pair]
+    as_called = None
+    if own:
+        ratios = [pair["mergekit"].wall / pair[AS_CALLED].wall for pair in own]
+        as_called = Spread.of([pair[AS_CALLED].wall for pair in own]), Spread.of(ratios)
     return Row(
+        as_called=as_called,
         method=method,
         pairs=len(pairs),
         wall={name: Spread.of(each(lambda m: m.wall, name)) for name in CONTESTANTS},
@@ -112,6 +121,7 @@ def markdown(found: Sequence[Row]) -> str:
             "-" if most is None else _aim(most, row.floors.middle <= most),
             processor,
             memory,
+            *(map(str, row.as_called) if row.as_called else ("-", "-")),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ from mergeops.evaluate import (
     task_files,
     with_clusters,
 )
-from mergeops.executors import Event, Lost, Needs, Place, Unit, open_executor, results
+from mergeops.executors import Desk, Event, Lost, Needs, Unit, open_executor, results
 from mergeops.inspection import Inspection, figures, inspect
 from mergeops.planning import Plan, make_plan, merge_dir
 from mergeops.progress import Progress
@@ -289,7 +289,7 @@ class Tools(Workshop):
         return Model(path, source.sha256, self.tokenizer_for(recipe, path))
 
 
-def merge_and_score(payload: Mapping[str, Any], place: Place) -> dict[str, Any]:
+def merge_and_score(payload: Mapping[str, Any], place: Desk) -> dict[str, Any]:
     """A worker's part: make a merge where there is a plan, and have its scores kept in the work
     directory, where the driver finds them.
 

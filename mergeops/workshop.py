@@ -19,7 +19,7 @@ from mergeops.engine import (
     merge_and_pin,
     merge_on,
     note_pace,
-    work_plan,
+    plan_work,
 )
 from mergeops.errors import ConfigError
 from mergeops.methods import get
@@ -246,4 +246,4 @@ def plan_only(recipe: Recipe, progress: Progress, *, bandwidth: float | None = N
     resolved = workshop.resolve(recipe, hash_later=True)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     workshop.warn(plan)
-    return work_plan(plan, recipe.executor, bandwidth=bandwidth)
+    return plan_work(plan, recipe.executor, bandwidth=bandwidth)

@@ -14,7 +14,7 @@ from mergeops.cli.main import cli
 from mergeops.recipe import GROUPS, Recipe, keys
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("docs/faq.md", "docs/ci.md", "docs/shell.md", "docs/index.md")
+PAGES = ("docs/faq.md", "docs/ci.md", "docs/shell.md", "docs/index.md", "docs/clusters.md")
 COMMAND = re.compile(r"^ {4,}(?:\$ |- run: |srun )*(mergeops [^|#\n]+)$", re.MULTILINE)
 
 
@@ -27,7 +27,9 @@ def lines() -> Iterator[tuple[str, str]]:
 def is_known(word: str) -> bool:
     """Whether an override's key, or a group's name, is one that a recipe has."""
     key = word.lstrip("~+").partition("=")[0]
-    if key.startswith(("sources.", "method.", "search.", "rules", "promote.", "path_map")):
+    if key.startswith(
+        ("sources.", "method.", "search.", "rules", "promote.", "path_map", "executor.")
+    ):
         return key.split(".")[0] in {*Recipe.keys(), *GROUPS}
     return key in {*keys(), *GROUPS, "strategy"} or key.split(".")[0] in ("tokenizer",)
 

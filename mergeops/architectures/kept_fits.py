@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mergeops.architectures.asked_aside import asked
 from mergeops.architectures.model_fit import ModelFit, Shape
-from mergeops.architectures.transformers_models import fit_of, settings_of
 from mergeops.checkpoint import replace_with
 from mergeops.errors import SourceError
 from mergeops.kernels import user_cache
@@ -52,14 +52,6 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     answer: dict[str, Any] | None = _kept("settings", [dict(config)])
     return answer
-
-
-def _ask(kind: str, question: list[Any]) -> Any:
-    if kind == "settings":
-        return settings_of(question[0])
-    config, shapes = question
-    fit = fit_of(config, {name: tuple(shape) for name, shape in shapes.items()})
-    return None if fit is None else {**vars(fit), "converted": sorted(fit.converted)}
 
 
 def _fit(answer: Mapping[str, Any]) -> ModelFit:
@@ -97,7 +89,7 @@ def _answer(kind: str, question: str) -> str:
         if isinstance(kept, dict) and kept.get("key") == key:
             return json.dumps(kept["answer"])
     try:
-        answer = _ask(kind, json.loads(question))
+        answer = asked(kind, json.loads(question))
     except ValueError as error:
         raise SourceError(
             f"transformers {version('transformers')} cannot make the model that config.json "

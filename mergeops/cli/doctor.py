@@ -16,6 +16,7 @@ from mergeops.checkpoint import size_text
 from mergeops.cli.console import console, table
 from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options
 from mergeops.errors import MergeopsError
+from mergeops.executors import examine_executor, script_of
 from mergeops.recipe import Recipe
 from mergeops.store import access, reach, try_artifacts
 from mergeops.version import __version__
@@ -44,6 +45,7 @@ def examine(recipe: Recipe) -> list[HealthCheck]:
         lambda: _tracking(recipe),
         lambda: _disk(Path(recipe.output.dir)),
         _hub,
+        lambda: _executor(recipe),
     ]
     return [finding for check in checks for finding in check()]
 
@@ -141,12 +143,24 @@ def _hub() -> list[HealthCheck]:
     return [HealthCheck("hub", "ok", "hf:// sources are downloaded when a recipe names them")]
 
 
+def _executor(recipe: Recipe) -> list[HealthCheck]:
+    if recipe.executor.is_here:
+        return []
+    try:
+        return [HealthCheck("executor", "ok", examine_executor(recipe.executor))]
+    except MergeopsError as error:
+        return [HealthCheck("executor", "fail", str(error), "see docs/clusters.md")]
+
+
 @click.command()
 @OVERRIDES
 @options(CONFIG_DIR, AS_JSON)
 def doctor(call: Call) -> None:
     """Check versions, devices, the tracking server and disk space, and say what to fix."""
-    checks = examine(call.recipe())
+    recipe = call.recipe()
+    checks = examine(recipe)
     call.show(checks, print_checks)
+    if not call.as_json and (script := script_of(recipe.executor)) is not None:
+        click.echo(f"\n{script}", nl=False)
     if any(check.status == "fail" for check in checks):
         sys.exit(1)

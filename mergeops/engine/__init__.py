@@ -10,7 +10,7 @@ from mergeops.engine.pace import MERGING, SCORING, note_pace, read_pace
 from mergeops.engine.pouring import Take, pour
 from mergeops.engine.readers import OpenInputs, open_input
 from mergeops.engine.spread import files_of, merge_on
-from mergeops.engine.work_plan import WorkPlan, work_plan
+from mergeops.engine.work_plan import WorkPlan, plan_work
 from mergeops.engine.working_directory import DOOMED, LOCK
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "merge_on",
     "note_pace",
     "open_input",
+    "plan_work",
     "pour",
     "read_pace",
-    "work_plan",
 ]

@@ -28,9 +28,9 @@ from mergeops.checkpoint import (
     sync_file,
     write_manifest,
 )
-from mergeops.engine.budget import UNHASHED, Tuning
 from mergeops.engine.destination import check_output, check_space, is_done, remove_empty
 from mergeops.engine.devices import choose_devices, is_cuda, is_device_failure, lane_count
+from mergeops.engine.memory_budget import UNHASHED, Tuning
 from mergeops.engine.pinning import hashed_now, hashes_of, pinned_by
 from mergeops.engine.records import default_card, manifest_content
 from mergeops.engine.stream import ResultBytes, TensorStream
@@ -126,14 +126,14 @@ def merge_and_pin(
     # A directory cannot be renamed to the name of a link.
     place = Path(os.path.realpath(out))
     if not plan.is_pinned and check_output(place) is not None:
-        plan = hashed_now(plan, cache_dir)
+        plan = hashed_now(plan, cache_dir, progress)
     if plan.is_pinned and _is_found(plan, place) and hold(place):
         return plan
     remove_empty(place)
     partial = place.with_name(f".{place.name}.partial")
     with owned(partial):
         if not plan.is_pinned and any((d / MANIFEST).is_file() for d in (place, partial)):
-            plan = hashed_now(plan, cache_dir)
+            plan = hashed_now(plan, cache_dir, progress)
         if plan.is_pinned and _is_found(plan, place) and hold(place):
             discard(partial)
             return plan

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergeops.checkpoint import FileStamp, HashAlong, combined_sha256, files_sha256, remember
+from mergeops.checkpoint import FileStamp, HashAlong, combined_sha256, files_sha256, remember, stamp
+from mergeops.errors import SourceError
 from mergeops.planning import Plan, PlannedInput
+from mergeops.progress import Tick
 
 
 def hashes_of(plan: Plan) -> HashAlong | None:
@@ -38,23 +40,30 @@ def pinned_by(plan: Plan, hashes: HashAlong, cache_dir: Path | None) -> Plan:
     return pinned(plan, digests)
 
 
-def hashed_now(plan: Plan, cache_dir: Path | None) -> Plan:
+def hashed_now(plan: Plan, cache_dir: Path | None, progress: Tick | None) -> Plan:
     """The plan by its inputs' digests, whose files are read for it where they must be.
 
     Raises:
         SourceError: a file cannot be read, or changed.
     """
     stamps = unhashed_files(plan)
-    return pinned(plan, files_sha256(list(stamps), cache_dir=cache_dir)) if stamps else plan
+    digests = files_sha256(list(stamps), cache_dir=cache_dir, progress=progress)
+    for file, seen in stamps.items():
+        if stamp(file) != seen:
+            raise SourceError(
+                f"{file} changed after the merge was planned; run the command again when nobody "
+                "writes it"
+            )
+    return pinned(plan, digests)
 
 
 def unhashed_files(plan: Plan) -> dict[Path, FileStamp]:
     """The files of all inputs that are not hashed yet."""
     return {
-        Path(planned.path) / name: stamp
+        Path(planned.path) / name: seen
         for planned in plan.inputs
         if not planned.sha256
-        for name, stamp in planned.stamps.items()
+        for name, seen in planned.stamps.items()
     }
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from mergeops import methods
 from mergeops.checkpoint import combined_sha256
-from mergeops.engine.budget import UNHASHED
 from mergeops.engine.devices import choose_devices, lane_count
+from mergeops.engine.memory_budget import UNHASHED
 from mergeops.engine.readers import OpenInputs
 from mergeops.engine.stream import ResultBytes, TensorStream
 from mergeops.engine.writer import OrderedThread

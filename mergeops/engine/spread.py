@@ -23,20 +23,20 @@ from mergeops.checkpoint import (
     remember,
     replace_with,
 )
-from mergeops.engine.budget import UNHASHED, Tuning, tuning_for
 from mergeops.engine.devices import choose_devices, lane_count
 from mergeops.engine.execute import merge_and_pin, write_shard
+from mergeops.engine.memory_budget import UNHASHED, Tuning, tuning_for
 from mergeops.engine.pinning import pinned, unhashed_files
 from mergeops.engine.stream import TensorStream
-from mergeops.engine.writer import Journal, OrderedThread, journal_of
+from mergeops.engine.writer import Journal, OrderedThread, journal_of, write_error
 from mergeops.errors import MergeError
 from mergeops.executors import (
     Advanced,
+    Desk,
     Event,
     Executor,
     Lost,
     Needs,
-    Place,
     Unit,
     open_executor,
     results,
@@ -101,6 +101,7 @@ class _Team:
         self, executor: ExecutorSpec, plan: Plan, place: Path, told: Progress | None
     ) -> None:
         self._spec = executor
+        self._place = place
         self._needs = Needs(files=files_of(plan), shared=(str(place),))
         self._told = told
         self._seen: set[str] = set()
@@ -118,6 +119,10 @@ class _Team:
             progress: told of the bytes of all.
         """
         if self._executor is None:
+            try:
+                self._place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise write_error(self._place, error) from error
             self._executor = self._opened.enter_context(open_executor(self._spec, self._needs))
         done = dict.fromkeys(sizes, 0)
 
@@ -158,7 +163,7 @@ def _hashed(plan: Plan, team: _Team, cache_dir: Path | None, progress: Tick | No
     return pinned(plan, digests)
 
 
-def hash_file(payload: Mapping[str, Any], place: Place) -> str:
+def hash_file(payload: Mapping[str, Any], place: Desk) -> str:
     """A worker's part: the sha256 of a file."""
     file = Path(payload["file"])
     return files_sha256([file], progress=place.tell)[file]
@@ -234,7 +239,7 @@ def _check_there(file: Path, size: int) -> None:
         raise error from FileNotFoundError(str(file))
 
 
-def write_shard_of(payload: Mapping[str, Any], place: Place) -> dict[str, Any]:
+def write_shard_of(payload: Mapping[str, Any], place: Desk) -> dict[str, Any]:
     """A worker's part: write one file of the result, or go on with it.
 
     Args:
@@ -269,7 +274,7 @@ def write_shard_of(payload: Mapping[str, Any], place: Place) -> dict[str, Any]:
     return {"sha256": written.sha256, "size": written.size, "tensors": dict(written.tensors)}
 
 
-class _Merge:
+class _OpenPlan:
     """A plan with its inputs open."""
 
     def __init__(self, plan: Plan, device: str, memory: int | None) -> None:
@@ -286,9 +291,9 @@ class _Merge:
         self._opened.close()
 
 
-def _opened(payload: Mapping[str, Any], place: Place) -> tuple[Plan, TensorStream]:
+def _opened(payload: Mapping[str, Any], place: Desk) -> tuple[Plan, TensorStream]:
     """The plan and its open inputs, kept from one file to the next."""
-    kept: _Merge | None = place.kept.get("merge")
+    kept: _OpenPlan | None = place.kept.get("merge")
     if kept is not None and kept.plan.digest != payload["plan_digest"]:
         kept.close()
         kept = None
@@ -300,5 +305,5 @@ def _opened(payload: Mapping[str, Any], place: Place) -> tuple[Plan, TensorStrea
                 f"{payload['partial']} holds the plan of another merge; run the command again "
                 "when nobody else works there"
             )
-        kept = place.kept["merge"] = _Merge(plan, payload["device"], place.memory)
+        kept = place.kept["merge"] = _OpenPlan(plan, payload["device"], place.memory)
     return kept.plan, kept.stream

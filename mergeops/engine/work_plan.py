@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.checkpoint import StoredTensor, open_checkpoint, size_text
-from mergeops.engine.budget import held, tuning_for
 from mergeops.engine.devices import lane_count
 from mergeops.engine.jobs import Job, Work, work_of
+from mergeops.engine.memory_budget import held, tuning_for
 from mergeops.engine.pinning import unhashed_files
 from mergeops.errors import SourceError
 from mergeops.planning import Plan, PlannedInput, Shard
@@ -61,7 +61,7 @@ class WorkPlan:
         return asdict(self)
 
 
-def work_plan(
+def plan_work(
     plan: Plan, executor: ExecutorSpec, *, bandwidth: float | None = None, lanes: int | None = None
 ) -> WorkPlan:
     """Who writes what, as workers of one speed would share it out.

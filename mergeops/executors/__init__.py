@@ -31,17 +31,19 @@ package adds one by an entry point in the group ``mergeops.executors``.
 Stands on: errors, lazy_torch, progress, recipe, version.
 """
 
-from mergeops.executors.executor import Executor, Launcher, results
+from mergeops.executors.engines import examine_executor, executor, open_executor, script_of
+from mergeops.executors.executor import Executor
+from mergeops.executors.launcher import Launcher
 from mergeops.executors.line import Invitation
-from mergeops.executors.registry import checked, executor, open_executor
+from mergeops.executors.outcomes import results
 from mergeops.executors.units import (
     Advanced,
+    Desk,
     Event,
     Failed,
     Finished,
     Lost,
     Needs,
-    Place,
     Started,
     Unit,
     UnitError,
@@ -50,6 +52,7 @@ from mergeops.executors.worker import work
 
 __all__ = [
     "Advanced",
+    "Desk",
     "Event",
     "Executor",
     "Failed",
@@ -58,13 +61,13 @@ __all__ = [
     "Launcher",
     "Lost",
     "Needs",
-    "Place",
     "Started",
     "Unit",
     "UnitError",
-    "checked",
+    "examine_executor",
     "executor",
     "open_executor",
     "results",
+    "script_of",
     "work",
 ]

@@ -6,20 +6,19 @@ workers do, how they are checked and what becomes of a dead one's unit is the sa
 
 from __future__ import annotations
 
-import os
 import queue
 import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError, connection
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from mergeops import errors
 from mergeops.errors import ConfigError, MergeError, MergeopsError
+from mergeops.executors.launcher import Launcher
 from mergeops.executors.line import Invitation, Line, greet
 from mergeops.executors.surroundings import Probes, questions
 from mergeops.executors.units import (
@@ -31,7 +30,7 @@ from mergeops.executors.units import (
     Needs,
     Started,
     Unit,
-    UnitError,
+    error_of,
 )
 
 MOST_DEATHS = 3
@@ -40,30 +39,6 @@ MOST_STILLBORN = 3
 """Workers in a row that may end before they ask for work."""
 WATCH_S = 0.5
 """How often it is looked after workers that ended without a word."""
-
-
-class Launcher(Protocol):
-    """Starts workers on some engine. All methods may be called from several threads, one at a
-    time."""
-
-    workers: int
-    """How many there shall be."""
-    memory: int | None
-    """Bytes of its own that each may hold."""
-    address: str
-    """Where workers find the driver: HOST, or the path of a socket to be made on this machine."""
-
-    def launch(self, invitation: Invitation) -> None:
-        """Begin to start a worker, which calls ``work(invitation.text())``."""
-
-    def ended(self) -> Mapping[int, str]:
-        """Workers that ended since this was asked last, by number, and why, as far as is known."""
-
-    def stop(self, number: int) -> None:
-        """End a worker that does not answer; one that is gone is no error."""
-
-    def close(self) -> None:
-        """End all workers, and give back what was taken for them."""
 
 
 @dataclass(eq=False)
@@ -122,7 +97,8 @@ class Executor:
             address if address.startswith("/") else (address, 0), backlog=64
         )
         bound: Any = self._listener.address
-        self._address = bound if isinstance(bound, str) else f"{address}:{bound[1]}"
+        self.address = bound if isinstance(bound, str) else f"{address}:{bound[1]}"
+        """Where workers find this process."""
         for target in (self._let_in, self._watch):
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
@@ -212,7 +188,7 @@ class Executor:
             self._last += 1
             self._coming.add(self._last)
             try:
-                self._launcher.launch(Invitation(self._last, self._address, self._key.hex()))
+                self._launcher.launch(Invitation(self._last, self.address, self._key.hex()))
             except MergeopsError as error:
                 self._coming.discard(self._last)
                 self._told.put(error)
@@ -289,7 +265,7 @@ class Executor:
                     self._told.put(Finished(unit, str(worker), message["result"]))
                 elif "failed" in message:
                     log = str(message["log"])
-                    self._told.put(Failed(unit, str(worker), _error_of(message), log))
+                    self._told.put(Failed(unit, str(worker), error_of(message), log))
                 self._hand_out()
 
     def _forget(self, number: int, reason: str) -> None:
@@ -356,44 +332,3 @@ class Executor:
                         self._launcher.stop(worker.number)
                         self._forget(worker.number, f"it said nothing for {self._patience_s:g} s")
                         self._hand_out()
-
-
-def _error_of(message: Mapping[str, Any]) -> Exception:
-    """The error that a worker described."""
-    found = getattr(errors, message["class"], None) if message["class"] else None
-    if isinstance(found, type) and issubclass(found, MergeopsError):
-        error = found(message["message"], at=message["at"])
-        if message["errno"] is not None:
-            error.__cause__ = OSError(message["errno"], os.strerror(message["errno"]))
-        return error
-    return UnitError(message["message"])
-
-
-def results(
-    executor: Executor,
-    units: Sequence[Unit],
-    *,
-    tell: Callable[[Event], None] = lambda event: None,
-) -> Iterator[Finished]:
-    """Have units done, and yield each that is, in the order in which they end.
-
-    Args:
-        executor: open, and stays open.
-        units: all are submitted at once.
-        tell: told of every other event.
-
-    Raises:
-        MergeopsError, UnitError: of the first unit that failed; the others are cancelled.
-    """
-    for unit in units:
-        executor.submit(unit)
-    for event in executor.events():
-        if isinstance(event, Finished):
-            yield event
-        elif isinstance(event, Failed):
-            for unit in units:
-                executor.cancel(unit.name)
-            event.error.add_note(event.log)
-            raise event.error
-        else:
-            tell(event)

@@ -99,8 +99,8 @@ def greet(end: connection.Connection, key: bytes) -> Line:
     hang_up.daemon = True
     hang_up.start()
     try:
-        connection.deliver_challenge(end, key)  # type: ignore[attr-defined]
-        connection.answer_challenge(end, key)  # type: ignore[attr-defined]
+        connection.deliver_challenge(end, key)
+        connection.answer_challenge(end, key)
     finally:
         hang_up.cancel()
     _keep_alive(end)

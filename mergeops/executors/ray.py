@@ -7,16 +7,20 @@ gone; units and results go over the worker's own line, so nothing of them is in 
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mergeops.errors import ConfigError
+from mergeops.executors.engines import executor
 from mergeops.executors.line import Invitation
-from mergeops.executors.registry import executor
 from mergeops.executors.worker import work
 from mergeops.recipe import ExecutorSpec
 
+ANSWER_S = 5.0
+"""In which a cluster's head has to answer."""
 INSTALL = "pip install 'mergeops[ray]'"
 
 
@@ -150,13 +154,18 @@ def _connect(ray: Any, address: str) -> None:
             "client does not arrange; run the command inside the cluster: ray job submit -- "
             "mergeops ..."
         )
+    meant = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    host, _, port = meant.rpartition(":")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        if host and port.isdecimal():
+            # Ray itself goes on asking for minutes.
+            socket.create_connection((host, int(port)), ANSWER_S).close()
+        ray.init(address=meant, log_to_driver=False, logging_level="ERROR")
     # Ray raises ConnectionError, RuntimeError, ValueError or its own, by what is wrong.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"no Ray cluster at executor.address={address}: {reason}; start one with `ray start "
+            f"no Ray cluster at executor.address={meant}: {reason}; start one with `ray start "
             "--head`, or name another (HOST:PORT, or local)"
         ) from error
 

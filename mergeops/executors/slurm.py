@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.errors import ConfigError
+from mergeops.executors.engines import executor
 from mergeops.executors.line import Invitation, own_address
-from mergeops.executors.registry import executor
 from mergeops.executors.worker import work
 from mergeops.recipe import ExecutorSpec
 
@@ -190,7 +190,37 @@ def _end_of(job: Any) -> str:
     return f"{told}: {_last_line(lines[-1])}" if lines else told
 
 
-@executor("slurm", SlurmParameters)
+def driver_script(spec: ExecutorSpec, parameters: SlurmParameters, memory: int | None) -> str:
+    """An sbatch script whose job is the driver, which submits the workers' jobs."""
+    options = {
+        "job-name": "mergeops",
+        **sbatch_options(spec, parameters, None),
+        "cpus-per-task": 2,
+        "mem": "8G",
+        "output": "mergeops-%j.log",
+    }
+    options.pop("gpus-per-node", None)
+    words = [f"executor=slurm executor.workers={1 if spec.workers == 'auto' else spec.workers}"]
+    if parameters.partition:
+        words.append(f"executor.partition={parameters.partition}")
+    if parameters.time:
+        words.append(f"executor.time={parameters.time}")
+    if spec.threads:
+        words.append(f"executor.threads={spec.threads}")
+    if spec.gpus_per_worker:
+        words.append(f"executor.gpus_per_worker={spec.gpus_per_worker:g}")
+    if memory:
+        words.append(f"executor.memory={spec.memory}")
+    head = "\n".join(f"#SBATCH --{name}={value}" for name, value in options.items())
+    return (
+        f"#!/bin/bash\n{head}\n#SBATCH --requeue\n"
+        "# This job is the driver: it submits a job for each worker, and cancels them at its end.\n"
+        "# When it is killed or requeued, the same command goes on where it was.\n"
+        f"exec mergeops merge recipe.yml out {' '.join(words)}\n"
+    )
+
+
+@executor("slurm", SlurmParameters, script=driver_script)
 def launcher(spec: ExecutorSpec, parameters: SlurmParameters, memory: int | None) -> SlurmWorkers:
     """Jobs of Slurm, as many as the recipe says.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergeops import errors
+from mergeops.errors import MergeopsError
 from mergeops.progress import Tick
 
 
@@ -35,7 +38,7 @@ class Unit:
 
 
 @dataclass
-class Place:
+class Desk:
     """Where a unit is worked on: what its function is given beside the payload."""
 
     number: int
@@ -48,7 +51,7 @@ class Place:
     """What functions keep open from one unit to the next; it lives as long as the worker."""
 
 
-WorkFunction = Callable[[Mapping[str, Any], Place], Any]
+WorkFunction = Callable[[Mapping[str, Any], Desk], Any]
 """Returns JSON types."""
 
 
@@ -118,3 +121,14 @@ class Needs:
 
 class UnitError(Exception):
     """What a unit's function raised that is no error of mergeops; its text has the traceback."""
+
+
+def error_of(message: Mapping[str, Any]) -> Exception:
+    """The error that a worker described."""
+    found = getattr(errors, message["class"], None) if message["class"] else None
+    if isinstance(found, type) and issubclass(found, MergeopsError):
+        error = found(message["message"], at=message["at"])
+        if message["errno"] is not None:
+            error.__cause__ = OSError(message["errno"], os.strerror(message["errno"]))
+        return error
+    return UnitError(message["message"])

@@ -25,7 +25,7 @@ from typing import Any
 from mergeops.errors import MergeError, MergeopsError
 from mergeops.executors.line import Invitation, Line, connect
 from mergeops.executors.surroundings import problems
-from mergeops.executors.units import Place, WorkFunction
+from mergeops.executors.units import Desk, WorkFunction
 
 VARIABLE = "MERGEOPS_WORKER"
 BEAT_S = 0.25
@@ -55,7 +55,7 @@ class _Worker:
 
     def __init__(self, line: Line, number: int) -> None:
         self._line = line
-        self._place = Place(number, self._tell)
+        self._place = Desk(number, self._tell)
         self._orders: queue.Queue[dict[str, Any]] = queue.Queue()
         self._running = ""
         self._told = 0.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from mergeops.lazy_torch import Tensor
 from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.fused import Formula
 from mergeops.methods.steps.reduction import gram, length_of_sum
 from mergeops.methods.steps.weighting import weighted_sum
 from mergeops.schema import check_range
@@ -98,7 +99,12 @@ def _normalized(
     return [v / length for v in vector] if length > least else None
 
 
-@method("karcher", statistics=factors)
+def formula(p: Karcher, at: MethodView, n: int) -> Formula:
+    """The factors as weights."""
+    return Formula(at.statistics)
+
+
+@method("karcher", statistics=factors, formula=formula)
 def merge(base: Tensor | None, sources: Tensor, p: Karcher, at: MethodView) -> Tensor:
     """Merge one chunk.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from mergeops.lazy_torch import Tensor
 from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.fused import Formula
 from mergeops.methods.steps.reduction import gram, length_of_sum, vectors
 from mergeops.methods.steps.weighting import check_normalize, shares, weighted_sum
 from mergeops.schema import check_range
@@ -55,11 +56,17 @@ def factors(scan: Scan, p: MultiSlerp, at: MethodView) -> list[float]:
     return [unit / mean * length for unit in units]
 
 
+def formula(p: MultiSlerp, at: MethodView, n: int) -> Formula:
+    """The factors as weights."""
+    return Formula(at.statistics)
+
+
 @method(
     "multislerp",
     source_parameters=("weight",),
     optional_base=True,
     statistics=factors,
+    formula=formula,
     check=check_normalize("multislerp", "normalize_weights"),
 )
 def merge(base: Tensor | None, sources: Tensor, p: MultiSlerp, at: MethodView) -> Tensor:

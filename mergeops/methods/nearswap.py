@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mergeops.lazy_torch import Tensor
 from mergeops.methods.registry import MethodView, method
+from mergeops.methods.steps.entries import Clamped
 from mergeops.schema import check_range
 
 
@@ -24,7 +27,12 @@ class NearSwap:
         check_range("method.t", self.t, 0.0, None)
 
 
-@method("nearswap", needs_base=True, max_sources=1)
+def formula(p: NearSwap, at: MethodView, n: int) -> Clamped | None:
+    """What ``merge`` does; nothing at zero, whose sign may be either there."""
+    return Clamped(p.t) if np.float32(p.t) > 0 else None
+
+
+@method("nearswap", needs_base=True, max_sources=1, formula=formula)
 def merge(base: Tensor, sources: Tensor, p: NearSwap, at: MethodView) -> Tensor:
     """Merge one chunk.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mergeops.lazy_torch import Tensor
 from mergeops.methods.registry import MethodView, method
+from mergeops.methods.steps.fused import Formula
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,12 @@ class Passthrough:
     """Factor on the source's weights."""
 
 
-@method("passthrough", source_parameters=("scale",), max_sources=1)
+def formula(p: Passthrough, at: MethodView, n: int) -> Formula:
+    """The factor as a weight."""
+    return Formula(at.per_source["scale"])
+
+
+@method("passthrough", source_parameters=("scale",), max_sources=1, formula=formula)
 def merge(base: Tensor | None, sources: Tensor, p: Passthrough, at: MethodView) -> Tensor:
     """Merge one chunk.
 

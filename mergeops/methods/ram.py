@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.entries import Reinforced, overlap
 from mergeops.schema import check_range
 
 
@@ -50,13 +53,24 @@ def factors(scan: Scan, p: RamPlusTensorLevel, at: MethodView) -> list[float]:
         unique = [torch.count_nonzero(mine & (count == 1)) for mine in changed]
         return torch.stack([torch.stack(shared), torch.stack(unique)])
 
+    counts = scan(look, fused=lambda bits: overlap(bits, p.epsilon))
     # How many entries each source changed together with others, and how many alone.
-    shared, unique = sum(scan(look)).tolist()
+    shared, unique = np.sum(list(map(np.asarray, counts)), axis=0).tolist()
     # A source without unique changes has nothing that the factor could be applied to.
     return [1.0 + p.r * min(s / max(u, 1), p.alpha) for s, u in zip(shared, unique, strict=True)]
 
 
-@method("ram", needs_base=True)
+def formula(p: Ram, at: MethodView, n: int) -> Reinforced:
+    """What ``ram`` does."""
+    return Reinforced(p.epsilon, [1.0] * n)
+
+
+def formula_plus(p: RamPlusTensorLevel, at: MethodView, n: int) -> Reinforced:
+    """What ``ramplus_tl`` does."""
+    return Reinforced(p.epsilon, at.statistics)
+
+
+@method("ram", needs_base=True, formula=formula)
 def ram(base: Tensor, sources: Tensor, p: Ram, at: MethodView) -> Tensor:
     """Merge one chunk.
 
@@ -72,7 +86,7 @@ def ram(base: Tensor, sources: Tensor, p: Ram, at: MethodView) -> Tensor:
     return base + _add_changes(sources - base, p.epsilon, [1.0] * len(sources))
 
 
-@method("ramplus_tl", needs_base=True, statistics=factors)
+@method("ramplus_tl", needs_base=True, statistics=factors, formula=formula_plus)
 def ramplus_tl(base: Tensor, sources: Tensor, p: RamPlusTensorLevel, at: MethodView) -> Tensor:
     """RAM+ per tensor: RAM, where a source's own changes grow with how much it shares with others.
 

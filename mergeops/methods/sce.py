@@ -12,6 +12,8 @@ from typing import NamedTuple
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import MethodView, Scan, method
 from mergeops.methods.steps.consensus import elect_and_average
+from mergeops.methods.steps.entries import Elected
+from mergeops.methods.steps.fused import gram_diagonal
 from mergeops.methods.steps.reduction import block_sums, total
 from mergeops.methods.steps.selection import (
     KEEP_ALL,
@@ -56,13 +58,18 @@ def statistics(scan: Scan, p: Sce, at: MethodView) -> Selection:
         return torch.stack([block_sums(d * d) for d in _selected(base, sources, cut, offset)])
 
     # Each source's share of the squares of the selected entries.
-    energies = total(scan(squares))
+    energies = total(scan(squares, fused=gram_diagonal if cut == KEEP_ALL else None))
     whole = sum(energies)
     n = len(energies)
     return Selection(cut, [e / whole for e in energies] if whole > 0 else [1.0 / n] * n)
 
 
-@method("sce", needs_base=True, statistics=statistics)
+def formula(p: Sce, at: MethodView, n: int) -> Elected | None:
+    """What ``merge`` does where every entry stays."""
+    return Elected(at.statistics.weights) if at.statistics.cut == KEEP_ALL else None
+
+
+@method("sce", needs_base=True, statistics=statistics, formula=formula)
 def merge(base: Tensor, sources: Tensor, p: Sce, at: MethodView) -> Tensor:
     """Merge one chunk.
 

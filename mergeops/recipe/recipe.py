@@ -173,38 +173,24 @@ class Recipe:
             ConfigError: with the full key, the value and what is allowed.
         """
         known = cls.keys()
-        described = (
-            "method",
-            "sources",
-            "rules",
-            "slices",
-            "modules",
-            "merges",
-            "search",
-            "executor",
-        )
         for key in raw:
             if key not in known:
                 raise unknown_key("", str(key), known)
 
         spec, method = _method(raw.get("method"))
         sources = _sources(raw.get("sources") or {}, method)
-        rest = {k: v for k, v in raw.items() if k not in described}
-        built: Recipe = build(
-            cls,
-            rest,
-            "",
-            given={
-                "method": spec,
-                "sources": sources,
-                "rules": _rules(raw.get("rules") or [], method, sources),
-                "slices": read_slices(raw.get("slices") or [], "slices", method, sources),
-                "modules": read_modules(raw.get("modules") or {}, method, sources),
-                "merges": _merges(raw.get("merges") or {}),
-                "search": SearchSpec.from_dict(raw.get("search")),
-                "executor": ExecutorSpec.from_dict(raw.get("executor")),
-            },
-        )
+        given = {
+            "method": spec,
+            "sources": sources,
+            "rules": _rules(raw.get("rules") or [], method, sources),
+            "slices": read_slices(raw.get("slices") or [], "slices", method, sources),
+            "modules": read_modules(raw.get("modules") or {}, method, sources),
+            "merges": _merges(raw.get("merges") or {}),
+            "search": SearchSpec.from_dict(raw.get("search")),
+            "executor": ExecutorSpec.from_dict(raw.get("executor")),
+        }
+        rest = {k: v for k, v in raw.items() if k not in given}
+        built: Recipe = build(cls, rest, "", given=given)
         if built.slices and built.modules:
             raise ConfigError("slices and modules are both given; write the slices into modules")
         if built.base_adapter is not None and built.base is None:
@@ -261,7 +247,8 @@ class Recipe:
 
     def sha256(self) -> str:
         """Hex digest of the recipe in canonical JSON, but for where its work is done."""
-        content = {key: value for key, value in self.to_dict().items() if key != "executor"}
+        content = self.to_dict()
+        del content["executor"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

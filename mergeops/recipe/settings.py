@@ -230,7 +230,8 @@ class ExecutorSpec:
     def to_dict(self) -> dict[str, Any]:
         """In the shape that ``from_dict`` reads."""
         plain = asdict(self)
-        return plain | plain.pop("parameters")
+        own: dict[str, Any] = plain.pop("parameters")
+        return plain | own
 
     def read(self, parameters: type[Any]) -> Any:
         """The parameters as the dataclass of the executor.

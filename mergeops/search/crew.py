@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mergeops.errors import ConfigError, EvaluationError, MergeError
-from mergeops.executors import Executor, Failed, Finished, Lost, Place, Unit, UnitError
+from mergeops.executors import Desk, Executor, Failed, Finished, Lost, Unit, UnitError
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.scores import Comparison
@@ -151,7 +151,7 @@ class Workers:
         )
 
 
-def try_out(payload: Mapping[str, Any], place: Place) -> dict[str, Any]:
+def try_out(payload: Mapping[str, Any], place: Desk) -> dict[str, Any]:
     """What a worker does: try out one candidate, with what it has open from those before.
 
     Args:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import torch
 import transformers
 from support.tiny_models import ARCHITECTURES, MORE_ARCHITECTURES
 
-from mergeops.architectures import ModelFit, kept_fits, read_fit, read_settings
+from mergeops.architectures import ModelFit, asked_aside, kept_fits, read_fit, read_settings
 from mergeops.checkpoint import open_checkpoint
 from mergeops.errors import SourceError
+from mergeops.kernels import user_cache
 
 Config = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -203,8 +206,8 @@ def test_an_answer_is_kept_and_a_damaged_one_asked_again(
 ) -> None:
     _, config, shapes = saved("mixtral")
     asked: list[str] = []
-    ask = kept_fits._ask
-    monkeypatch.setattr(kept_fits, "_ask", lambda kind, q: asked.append(kind) or ask(kind, q))
+    ask = kept_fits.asked
+    monkeypatch.setattr(kept_fits, "asked", lambda kind, q: asked.append(kind) or ask(kind, q))
     first = fit(config, shapes)
     (place,) = (tmp_path / "cache" / "mergeops" / "architectures").glob("*.json")
     kept_fits._answer.cache_clear()
@@ -235,3 +238,33 @@ def test_layers_that_are_not_linear_are_named_by_what_their_weights_mean() -> No
     assert fit.layers["transformer.wte"] == "embedding"
     assert fit.layers["transformer.h.0.attn.c_proj"] == "conv1d"
     assert "lm_head" not in fit.layers
+
+
+def test_a_process_beside_says_what_transformers_says_here(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, config, shapes = saved("llama")
+    del shapes["model.norm.weight"]
+    here = read_fit(config, shapes)
+    kept_fits._answer.cache_clear()
+    shutil.rmtree(user_cache("architectures"))
+    monkeypatch.delitem(sys.modules, "transformers")
+    # Asked here it would say nothing.
+    monkeypatch.setattr(asked_aside, "fit_of", lambda config, tensors: None)
+    assert read_fit(config, shapes) == here
+    assert "transformers" not in sys.modules
+    broken = {**config, "hidden_act": "nothing"}
+    with pytest.raises(SourceError, match="cannot make the model that config.json describes"):
+        read_fit(broken, shapes)
+
+
+def test_without_a_process_beside_there_is_no_answer_of_it(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = saved("llama")[1]
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert asked_aside._aside("settings", [config]) is None
+    monkeypatch.setattr(asked_aside, "_aside", lambda kind, question: None)
+    monkeypatch.delitem(sys.modules, "transformers")
+    monkeypatch.setattr(asked_aside, "settings_of", lambda config: {"asked": "here"})
+    assert read_settings(config) == {"asked": "here"}

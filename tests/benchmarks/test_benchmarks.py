@@ -57,6 +57,15 @@ def test_table_says_whether_the_aim_is_reached() -> None:
     assert "| 15: not reached |" in lines(2.1)
 
 
+def test_what_a_user_calls_stands_beside_where_it_was_measured() -> None:
+    measured = [one("mergekit", 0, 30.0), one("mergeops", 0, 2.0), one("floor", 0, 1.0)]
+    last = table.markdown(table.rows(measured)).splitlines()[-1]
+    assert last.endswith(" | - | - |")
+    measured.append(one("as_called", 0, 3.0))
+    last = table.markdown(table.rows(measured)).splitlines()[-1]
+    assert last.endswith("| 3.00 (3.00..3.00) | 10.00 (10.00..10.00) |")
+
+
 def test_table_says_whether_the_floor_is_near_enough() -> None:
     def cells(method: str, wall: float) -> list[str]:
         walls = {"mergekit": 30.0, "mergeops": wall, "floor": 1.0}
@@ -132,15 +141,15 @@ def test_mergekit_runs_once_unmeasured_and_mergeops_for_each_method_that_misses_
     numbers = tmp_path / "numbers.jsonl"
     bench.Session("tiny", tmp_path, numbers).run(["ties", "linear"], 2)
     both = ["mergekit", "mergeops"]
-    twice = [*jobs.CONTESTANTS, *jobs.CONTESTANTS]
+    twice = [*jobs.MEASURED, *jobs.MEASURED]
     assert [c for m, c in runs if m == "ties"] == [*both, *twice]
     assert [c for m, c in runs if m == "linear"] == ["mergeops", *twice]
-    assert len(bench.read_measurements(numbers)) == 12
+    assert len(bench.read_measurements(numbers)) == 16
     lines = numbers.read_text().splitlines(keepends=True)
     numbers.write_text("".join(lines[:-1]))
     runs.clear()
     bench.Session("tiny", tmp_path, numbers).run(["ties", "linear"], 2)
-    assert runs == [("linear", c) for c in [*both, "floor"]]
+    assert runs == [("linear", c) for c in [*both, "as_called"]]
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della"])
@@ -150,6 +159,8 @@ def test_both_match_norms_where_mergekit_does(method: str, tmp_path: Path) -> No
         place.mkdir()
     words = jobs.command("mergeops", method, places, tmp_path, tmp_path / "out")
     assert words[-2:] == ["--compat", "mergekit"]
+    plain = jobs.command("as_called", method, places, tmp_path, tmp_path / "out")
+    assert plain == words[:-2]
     recipe = read_mergekit(tmp_path / f"{method}.yml", compat=True).recipe
     assert recipe["method"]["match_norm"] is True
 
@@ -172,7 +183,7 @@ def test_each_machine_has_its_own_numbers_and_a_section(tmp_path: Path) -> None:
         lines = [json.dumps(one(c, 0, w).to_dict()) for c, w in walls.items()]
         (tmp_path / f"results-tiny-{name}.jsonl").write_text("\n".join(lines))
     bench.write_results("tiny", tmp_path)
-    text = (tmp_path / "RESULTS.md").read_text()
+    text = (tmp_path / "RESULTS-tiny.md").read_text()
     assert text.index("## new") < text.index("| 1 | 30.00 (") < text.index("## old")
     assert text.index("## old") < text.index("| 15.00 (") < text.index("## How it is measured")
     assert "Measured 2026-01-01." in text and "* memory: 1 GiB" in text

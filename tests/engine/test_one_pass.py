@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mergeops import workshop
-from mergeops.checkpoint import digest, verify_checkpoint, weights_sha256
+from mergeops.checkpoint import digest, encode_header, verify_checkpoint, weights_sha256
 from mergeops.engine import execute
 from mergeops.engine.execute import Tuning
 from mergeops.errors import MergeError, SourceError
@@ -126,20 +125,33 @@ def test_digests_do_not_depend_on_lanes_and_chunks(
     assert done == plan
 
 
-def test_files_in_another_order_and_tensors_that_are_not_merged_are_hashed_whole(
+def test_a_file_in_another_order_has_its_digest_too(
     models: dict[str, Path], merge: Merge, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(models["b"], tmp_path / "other"))
-    tensors = load_file(other / "model.safetensors")
-    # safetensors sorts by the size of the format first, so these come before all others.
-    more = {f"unused.{name}": value.double() for name, value in list(tensors.items())[:3]}
-    save_file({**tensors, **more}, other / "model.safetensors", metadata={"format": "pt"})
-    sources = {"b": {"uri": str(other)}, "a": {"uri": str(models["a"])}}
-    merged = merge(sources=sources, base=str(models["a"]), missing="leave_out")
-    assert [planned.sha256 for planned in merged.plan.sources] == [
-        weights_sha256(other),
-        weights_sha256(models["a"]),
-    ]
+    # As other tools than transformers write it; safetensors' own sorts the names.
+    tensors = dict(reversed(load_file(other / "model.safetensors").items()))
+    header = encode_header({name: ("F32", tuple(t.shape)) for name, t in tensors.items()})
+    data = b"".join(tensor.numpy().tobytes() for tensor in tensors.values())
+    (other / "model.safetensors").write_bytes(header + data)
+    sources = {"a": {"uri": str(models["a"])}, "b": {"uri": str(other)}}
+    merged = merge(sources=sources)
+    assert merged.plan.sources[1].sha256 == weights_sha256(other)
+    straight = merge("straight")
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (
+        tmp_path / "straight/model.safetensors"
+    ).read_bytes()
+    assert straight.plan.digest != merged.plan.digest
+
+
+def test_what_is_not_merged_is_hashed_too(
+    models: dict[str, Path], merge: Merge, hashed: list[Path]
+) -> None:
+    # The mean needs no base; which one the recipe names decides the plan all the same.
+    merged = merge(base=str(models["base"]))
+    assert not hashed
+    assert merged.plan.base is not None
+    assert merged.plan.base.sha256 == weights_sha256(models["base"])
 
 
 def test_the_same_command_finds_the_first_merge_though_its_plan_was_named_anew(
@@ -270,21 +282,21 @@ def test_a_killed_first_merge_goes_on_and_is_pinned(
     assert verify_checkpoint(out) == []
 
 
-def test_a_first_merge_that_is_killed_at_any_step_is_whole_when_run_again(
+def test_a_first_merge_that_is_killed_at_a_step_is_whole_when_run_again(
     sliced: tuple[Plan, Mortal], tmp_path: Path
 ) -> None:
-    plan, mortal = sliced
-    steps = mortal.merge(tmp_path / "whole").steps
+    mortal = sliced[1]
+    steps = mortal.merge(tmp_path / "whole", step=10**6).steps
     expected = (tmp_path / "whole/mergeops.json").read_text()
-    assert steps > 5
-    for step in range(steps):
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert steps > 12
+    # From the manifest's sync to the lock's removal, and some before.
+    for step in [3, *range(steps - 8, steps)]:
         out = tmp_path / f"out-{step}"
         assert mortal.merge(out, step=step).killed
         assert mortal.merge(out).exit_code == 0
         assert (out / "mergeops.json").read_text() == expected
-        assert sorted(p.name for p in out.iterdir()) == sorted(
-            p.name for p in (tmp_path / "whole").iterdir()
-        )
+        assert sorted(path.name for path in out.iterdir()) == names
 
 
 def test_what_a_first_merge_left_is_kept_when_its_sources_are_known(
@@ -338,9 +350,14 @@ def test_torch_and_kernels_hash_alike(
         tuning = Tuning(fused=fused)
         out = tmp_path / str(fused)
         assert execute.merge_and_pin(unpinned(plan), out, device="cpu", tuning=tuning) == plan
-    assert torch.equal(
-        *(
-            load_file(tmp_path / f / "model.safetensors")["lm_head.weight"]
-            for f in ("True", "False")
-        )
-    )
+
+
+def test_a_source_that_changes_before_a_finished_merge_is_compared_is_refused(
+    models: dict[str, Path], plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    moving = Path(shutil.copytree(models["b"], tmp_path / "moving"))
+    plan = plan_of({"name": "linear"}, None, {"a": models["a"], "b": moving})
+    execute.merge(plan, tmp_path / "out", device="cpu")
+    os.utime(moving / "model.safetensors", ns=(1, 1))
+    with pytest.raises(SourceError, match="changed after the merge was planned"):
+        execute.merge(unpinned(plan), tmp_path / "out", device="cpu")

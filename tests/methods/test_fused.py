@@ -38,6 +38,12 @@ VARIATIONS: dict[str, list[dict[str, Any]]] = {
     "breadcrumbs_ties": [{"density": 0.5, "gamma": 0.0, "normalize": True}],
     "della": [{"match_norm": True}, {"density": 0.95, "rescale": False}],
     "della_linear": [{"match_norm": True}, {"density": 1.0}],
+    "multislerp": [{"normalize_weights": False}],
+    "nearswap": [{"t": 0.01}, {"t": 0.0}],
+    "passthrough": [{"scale": -0.7}],
+    "ram": [{"epsilon": 0.01}, {"epsilon": 0.0}],
+    "ramplus_tl": [{"epsilon": 0.01, "r": 0.5}],
+    "sce": [{"select_topk": 0.3}],
 }
 """Besides the defaults."""
 CASES = [(name, p) for name in FUSED for p in [{}, *VARIATIONS.get(name, [])]]

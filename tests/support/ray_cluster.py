@@ -37,11 +37,7 @@ class RayCluster:
         shared = ["--num-cpus=2", "--object-store-memory=80000000", "--block", "--num-gpus=0"]
         shared += ["--disable-usage-stats"]
         head = ["--head", "--node-ip-address=127.0.0.2", f"--port={port}"]
-        head += [
-            "--include-dashboard=false",
-            f"--temp-dir={self._folder}",
-            "--ray-client-server-port=20111",
-        ]
+        head += ["--include-dashboard=false", f"--temp-dir={self._folder}"]
         self._start("head", [*head, *shared])
         _wait(lambda: _answers("127.0.0.2", int(port)))
         self._start("other", [f"--address={self.address}", "--node-ip-address=127.0.0.3", *shared])

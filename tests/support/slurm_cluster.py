@@ -117,6 +117,10 @@ class SlurmCluster:
                 process.wait(5)
             process.kill()
             process.wait()
+        for step in psutil.process_iter():
+            with suppress(psutil.Error):
+                if step.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                    step.kill()
 
     def _start(self, name: str, command: list[str]) -> None:
         with open(self.folder / f"{name}.out", "wb") as out:

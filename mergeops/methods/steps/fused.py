@@ -262,6 +262,12 @@ def gram(bits: Bits) -> Array | None:
     return sums if finite else None
 
 
+def gram_diagonal(bits: Bits) -> Array | None:
+    """Block sums ``[n, blocks]`` of the squares: those of ``gram`` of each vector with itself."""
+    sums, n = gram(bits), bits.parts - bits.has_base
+    return None if sums is None else sums[[i * n - i * (i - 1) // 2 for i in range(n)]]
+
+
 def _chances(bits: Bits, drops: Drops, epsilons: Sequence[float], row_length: int) -> Array | None:
     """Each entry's own chance ``[n, m]`` int32, in steps; None for an input not finite."""
     chances = np.empty((len(drops.densities), bits.m), np.int32)

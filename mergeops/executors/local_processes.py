@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeops.errors import ConfigError
+from mergeops.executors.engines import executor
 from mergeops.executors.line import Invitation
-from mergeops.executors.registry import executor
 from mergeops.executors.worker import VARIABLE
 from mergeops.lazy_torch import torch
 from mergeops.recipe import ExecutorSpec
