@@ -19,8 +19,8 @@ from mergeops.cli.mergekit_flags import translated
 from mergeops.errors import ConfigError
 
 FROZEN = {
-    "adopt": "--all-checkpoints --dry-run --experiment --filter --force --path-map --recipe --register --tracking-uri"
-    " --json --progress --quiet --debug",
+    "adopt": "--all-checkpoints --dry-run --experiment --filter --force --path-map --recipe"
+    " --register --tracking-uri --json --progress --quiet --debug",
     "compare": "OVERRIDES --config-dir --experiment --part --reference --html --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
     "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --progress --quiet --debug",
