@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeops.evaluate import TaskPlaces, task_places
 from mergeops.planning import make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
@@ -26,12 +27,16 @@ from mergeops.scores import Scores, estimate
 from mergeops.store import flavour_of
 from mergeops.tools import Tools
 from mergeops.tracking import (
+    Beginning,
+    FinishedTrial,
     SearchRun,
     TrialLine,
     log_leaderboard,
     log_search,
     log_unregistered,
+    note_finished,
     open_trial,
+    recall,
     register_trial,
     search_run,
 )
@@ -72,6 +77,36 @@ class Trial:
     def standing(self) -> Standing | None:
         """Whether it is better than its best parent and its base; None where nothing was scored."""
         return standing_of(self.scores, self.parents) if self.scores else None
+
+    def note(self) -> dict[str, Any]:
+        """All of it as JSON types, for ``from_note``."""
+        return {
+            "name": self.name,
+            "plan_digest": self.plan_digest,
+            "run_id": self.run_id,
+            "checkpoint": str(self.checkpoint),
+            "registered": self.registered,
+            "scores": self.scores.to_dict() if self.scores else None,
+            "parents": {name: scores.to_dict() for name, scores in self.parents.items()},
+            "links": dict(self.links),
+        }
+
+    @classmethod
+    def from_note(cls, note: Mapping[str, Any]) -> Trial:
+        """The trial that ``note`` wrote down."""
+        scores = Scores.from_dict(note["scores"]) if note["scores"] else None
+        parents = {name: Scores.from_dict(each) for name, each in note["parents"].items()}
+        return cls(
+            name=note["name"],
+            plan_digest=note["plan_digest"],
+            run_id=note["run_id"],
+            checkpoint=Path(note["checkpoint"]),
+            registered=note["registered"],
+            scores=scores,
+            parents=parents,
+            leaderboard=leaderboard_of({note["name"]: scores}, parents) if scores else None,
+            links=note["links"],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
@@ -123,7 +158,7 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
             sha256 = tools.weights_sha256(checkpoint)
             log.log_model(checkpoint, weights_sha256=sha256, progress=tick)
         if note := flavour_of(checkpoint).note:
-            tools.progress.step(f"note: {note}")
+            tools.note(note)
         scores, board = None, None
         parents: dict[str, Scores] = {}
         if recipe.evaluate.tasks:
@@ -202,6 +237,34 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     return best if best is not None and math.isfinite(best.merit) else None
 
 
+def _found_or_run(recipe: Recipe, progress: Progress) -> Trial:
+    """A trial that is known to be finished, without a library that it took; else run it."""
+    beginning = Beginning(recipe)
+    known = recall(beginning)
+    if known is not None:
+        for note in known["notes"]:
+            progress.step(f"note: {note}")
+        progress.step("nothing to do: the trial is finished, and what it is made of is as it was")
+        return Trial.from_note(known)
+    tools = Tools(recipe, progress)
+    trial = run(recipe, tools)
+    tasks = tools.load_tasks()
+    places = task_places(tasks) if tasks else TaskPlaces()
+    if trial.run_id and places is not None:
+        name, _, version = trial.registered.rpartition("/")
+        finished = FinishedTrial(
+            result={**trial.note(), "notes": tools.notes},
+            run_id=trial.run_id,
+            version=(name, int(version)) if version else None,
+            resolved=tools.resolve(recipe),
+            task_places=places.files,
+            hub_data=places.hub,
+            checkpoint=trial.checkpoint,
+        )
+        note_finished(beginning, finished)
+    return trial
+
+
 def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list[Trial]:
     """Run several recipes; more than one are nested below one sweep run in MLflow.
 
@@ -209,9 +272,9 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
         recipes: at least one; the first one's tracking and evaluate settings hold for all.
         name: of the sweep.
     """
-    tools = Tools(recipes[0], progress)
     if len(recipes) == 1:
-        return [run(recipes[0], tools)]
+        return [_found_or_run(recipes[0], progress)]
+    tools = Tools(recipes[0], progress)
     digest = hashlib.sha256("".join(recipe.sha256() for recipe in recipes).encode()).hexdigest()
     with search_run(tools.tracking, name, digest, {"trials": len(recipes)}) as sweep:
         trials = [run(recipe, tools, search=sweep) for recipe in recipes]

@@ -69,6 +69,7 @@ from mergeops.checkpoint.tokenizer_files import (
     tokenizer_directory,
 )
 from mergeops.checkpoint.verification import verify_checkpoint
+from mergeops.checkpoint.watched import as_seen, look_at, older_than
 
 __all__ = [
     "ADAPTER",
@@ -100,6 +101,7 @@ __all__ = [
     "WrittenFile",
     "adapter_sha256",
     "alone",
+    "as_seen",
     "as_tensor",
     "combined_sha256",
     "converted",
@@ -115,6 +117,8 @@ __all__ = [
     "item_size",
     "lacking",
     "locked",
+    "look_at",
+    "older_than",
     "open_checkpoint",
     "quantisation_of",
     "read_headers",

@@ -14,11 +14,13 @@ from mergeops.evaluate.items import (
     part_sketches,
     with_clusters,
 )
+from mergeops.evaluate.task_places import TaskPlaces, task_places
 from mergeops.evaluate.tasks import TaskSet, load_tasks
 from mergeops.evaluate.workers import pick_devices
 
 __all__ = [
     "Model",
+    "TaskPlaces",
     "TaskSet",
     "asked_digest",
     "check_clusters",
@@ -29,5 +31,6 @@ __all__ = [
     "part_sketches",
     "pick_devices",
     "score_all",
+    "task_places",
     "with_clusters",
 ]

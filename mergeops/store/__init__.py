@@ -22,6 +22,7 @@ from mergeops.store.connection import (
     reach,
 )
 from mergeops.store.flavours import flavour_of
+from mergeops.store.glance import Subjects, glance
 from mergeops.store.keys import (
     flatten,
     hidden,
@@ -49,6 +50,7 @@ from mergeops.store.probe import access, try_artifacts
 
 __all__ = [
     "STORAGE_PACKAGES",
+    "Subjects",
     "Tracking",
     "access",
     "connect",
@@ -60,6 +62,7 @@ __all__ = [
     "finish_external_model",
     "flatten",
     "flavour_of",
+    "glance",
     "hidden",
     "is_http",
     "is_missing",
