@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergeops.evaluate import TaskPlaces, task_places
+from mergeops.evaluate import Agreement, TaskPlaces, task_places
 from mergeops.planning import make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.report import Leaderboard, Standing, leaderboard_of, standing_of
 from mergeops.scores import Scores, estimate
-from mergeops.store import flavour_of
+from mergeops.store import flavour_of, keep_seen
 from mergeops.tools import Tools
 from mergeops.tracking import (
     Beginning,
@@ -62,6 +63,8 @@ class Trial:
     """The merge among its parents."""
     links: Mapping[str, str] = field(default_factory=dict)
     """Pages in MLflow: ``run``, and ``version`` where there is one; empty where none serves any."""
+    agreements: Sequence[Agreement] = ()
+    """With base and sources, where ``evaluate.agreement`` names a text."""
 
     @property
     def dev_score(self) -> float:
@@ -89,6 +92,7 @@ class Trial:
             "scores": self.scores.to_dict() if self.scores else None,
             "parents": {name: scores.to_dict() for name, scores in self.parents.items()},
             "links": dict(self.links),
+            "agreements": [each.to_dict() for each in self.agreements],
         }
 
     @classmethod
@@ -106,6 +110,7 @@ class Trial:
             parents=parents,
             leaderboard=leaderboard_of({note["name"]: scores}, parents) if scores else None,
             links=note["links"],
+            agreements=[Agreement(**each) for each in note["agreements"]],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,6 +127,7 @@ class Trial:
             "dev_interval": list(interval) if interval else None,
             "links": dict(self.links),
             "standing": standing.to_dict() if standing else None,
+            "agreements": [each.to_dict() for each in self.agreements],
             "leaderboard": self.leaderboard.to_dict() if self.leaderboard else None,
         }
 
@@ -139,6 +145,7 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
     """
     # A task that cannot be loaded is refused before hours of merging.
     tools.load_tasks()
+    tools.check_texts()
     resolved = tools.resolve(recipe)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     tools.warn(plan)
@@ -167,6 +174,11 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
             log.log_scores(scores)
             board = leaderboard_of({name: scores}, parents)
             log_leaderboard(log, board, standing_of(scores, parents))
+        agreements: list[Agreement] = []
+        if recipe.evaluate.agreement is not None:
+            agreements = tools.agreement(recipe, checkpoint)
+            said = {"text": recipe.evaluate.agreement, "parents": [a.to_dict() for a in agreements]}
+            log.log_text(json.dumps(said, indent=2), "agreement.json")
         if recipe.tracking.heat_maps and not log.complete:
             for figure_name, figure in tools.heat_maps(recipe).items():
                 log.log_figure(figure, f"plots/{figure_name}.png")
@@ -175,6 +187,10 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
             version = register_trial(log)
         else:
             log_unregistered(log)
+    if log.run_id:
+        # What is used again, as a source or to look at.
+        uris = [f"models:/{recipe.tracking.registered_model}/{version}"] if version else []
+        keep_seen(tools.tracking.uri, dict.fromkeys([*uris, f"runs:/{log.run_id}"], name))
     if search is not None and scores is not None:
         search.log_trial(scores.pooled, higher_is_better=scores.higher_is_better)
     return Trial(
@@ -187,6 +203,7 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
         parents=parents,
         leaderboard=board,
         links=tools.tracking.links(log.run_id, recipe.tracking.registered_model, version),
+        agreements=agreements,
     )
 
 
@@ -257,7 +274,7 @@ def _found_or_run(recipe: Recipe, progress: Progress) -> Trial:
             run_id=trial.run_id,
             version=(name, int(version)) if version else None,
             resolved=tools.resolve(recipe),
-            task_places=places.files,
+            task_places=[*places.files, *tools.texts],
             hub_data=places.hub,
             checkpoint=trial.checkpoint,
         )

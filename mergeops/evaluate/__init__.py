@@ -1,8 +1,9 @@
 """Questions for lm-eval, and only those that were never asked before.
 
-Stands on: checkpoint, errors, lazy_torch, recipe, schema, scores.
+Stands on: checkpoint, errors, lazy_torch, progress, recipe, schema, scores.
 """
 
+from mergeops.evaluate.agreement import Agreement, agreement
 from mergeops.evaluate.asking import Model
 from mergeops.evaluate.harness import score_all
 from mergeops.evaluate.items import (
@@ -16,12 +17,15 @@ from mergeops.evaluate.items import (
 )
 from mergeops.evaluate.task_places import TaskPlaces, task_places
 from mergeops.evaluate.tasks import TaskSet, load_tasks
+from mergeops.evaluate.text_files import read_passages
 from mergeops.evaluate.workers import pick_devices
 
 __all__ = [
+    "Agreement",
     "Model",
     "TaskPlaces",
     "TaskSet",
+    "agreement",
     "asked_digest",
     "check_clusters",
     "check_directions",
@@ -30,6 +34,7 @@ __all__ = [
     "part_sizes",
     "part_sketches",
     "pick_devices",
+    "read_passages",
     "score_all",
     "task_places",
     "with_clusters",

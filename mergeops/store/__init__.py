@@ -1,6 +1,6 @@
 """The MLflow server as a guest sees it: one connection, its errors, limits, locks and bytes.
 
-Stands on: checkpoint, errors, recipe, redact.
+Stands on: checkpoint, errors, kernels, recipe, redact.
 """
 
 from mergeops.store.artifacts import is_http, is_s3
@@ -47,6 +47,7 @@ from mergeops.store.made_once import (
 )
 from mergeops.store.packaging import upload
 from mergeops.store.probe import access, try_artifacts
+from mergeops.store.seen import keep_seen, seen
 
 __all__ = [
     "STORAGE_PACKAGES",
@@ -67,6 +68,7 @@ __all__ = [
     "is_http",
     "is_missing",
     "is_s3",
+    "keep_seen",
     "key",
     "lease",
     "link_version",
@@ -83,6 +85,7 @@ __all__ = [
     "quoted",
     "reach",
     "run_name",
+    "seen",
     "spellings",
     "tag_value",
     "try_artifacts",
