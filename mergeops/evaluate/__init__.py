@@ -3,7 +3,7 @@
 Stands on: checkpoint, errors, lazy_torch, progress, recipe, schema, scores.
 """
 
-from mergeops.evaluate.agreement import Agreement, agreement
+from mergeops.evaluate.agreements import Agreement, agreement
 from mergeops.evaluate.asking import Model
 from mergeops.evaluate.harness import score_all
 from mergeops.evaluate.items import (
@@ -15,7 +15,7 @@ from mergeops.evaluate.items import (
     part_sketches,
     with_clusters,
 )
-from mergeops.evaluate.task_places import TaskPlaces, task_places
+from mergeops.evaluate.task_origins import TaskPlaces, task_places
 from mergeops.evaluate.tasks import TaskSet, load_tasks
 from mergeops.evaluate.text_files import read_passages
 from mergeops.evaluate.workers import pick_devices

@@ -22,7 +22,7 @@ from mergeops.store.connection import (
     reach,
 )
 from mergeops.store.flavours import flavour_of
-from mergeops.store.glance import Subjects, glance
+from mergeops.store.glances import Subjects, glance
 from mergeops.store.keys import (
     flatten,
     hidden,
@@ -45,12 +45,14 @@ from mergeops.store.made_once import (
     log_inputs,
     log_params,
 )
+from mergeops.store.no_redirects import NoRedirects
 from mergeops.store.packaging import upload
 from mergeops.store.probe import access, try_artifacts
-from mergeops.store.seen import keep_seen, seen
+from mergeops.store.seen_names import keep_seen, seen
 
 __all__ = [
     "STORAGE_PACKAGES",
+    "NoRedirects",
     "Subjects",
     "Tracking",
     "access",

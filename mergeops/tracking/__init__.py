@@ -22,7 +22,7 @@ version.
 """
 
 from mergeops.tracking.compare import compare_experiments
-from mergeops.tracking.finished import Beginning, FinishedTrial, note_finished, recall
+from mergeops.tracking.finished import NOTES, Beginning, FinishedTrial, note_finished, recall
 from mergeops.tracking.parents import log_parent
 from mergeops.tracking.pending import FOLDER, pending_trials
 from mergeops.tracking.score_log import pooled_estimate, read_scores
@@ -36,6 +36,7 @@ from mergeops.tracking.versions import find_registered_model, find_version
 
 __all__ = [
     "FOLDER",
+    "NOTES",
     "Beginning",
     "FinishedTrial",
     "ScoreRecords",

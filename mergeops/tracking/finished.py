@@ -83,7 +83,7 @@ def recall(beginning: Beginning) -> dict[str, Any] | None:
             return None
         result: dict[str, Any] = note["result"]
         return result
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -62,5 +62,5 @@ def _read() -> dict[str, dict[str, str]]:
     try:
         kept = json.loads(_file().read_text(encoding="utf-8"))
         return {str(name): {str(k): str(v) for k, v in of.items()} for name, of in kept.items()}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}

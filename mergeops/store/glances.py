@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import sqlite3
@@ -26,6 +27,7 @@ from mergeops.store.client import chosen_registry
 from mergeops.store.connection import chosen_uri
 from mergeops.store.database import SQLITE, database_file
 from mergeops.store.keys import quoted
+from mergeops.store.no_redirects import NoRedirects
 
 OTHER_WAYS_IN = (
     "MLFLOW_TRACKING_AUTH",
@@ -37,6 +39,18 @@ OTHER_WAYS_IN = (
 )
 """Settings that only MLflow's client understands."""
 ANSWER_BYTES = 1 << 26
+NO_ANSWER = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+    http.client.HTTPException,
+    sqlite3.Error,
+)
+"""Whatever an answer is that is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +84,7 @@ def glance(spec: TrackingSpec, subjects: Subjects) -> str | None:
         return None
     if spec.offline or chosen_registry(uri, spec.registry_uri) != uri:
         return None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, sqlite3.Error):
+    with contextlib.suppress(*NO_ANSWER):
         if uri.startswith(SQLITE):
             return _digest([uri, _rows(database_file(uri), subjects)])
         if uri.startswith("http") and not _needs_mlflow():
@@ -178,13 +192,6 @@ def _sorted(said: Any) -> Any:
     return said
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the credentials to another host."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """None: the answer is an error."""
-
-
 class _Server:
     """MLflow's REST API, https://mlflow.org/docs/latest/api_reference/rest-api.html.
 
@@ -197,7 +204,7 @@ class _Server:
         parts = urlsplit(uri)
         self._root = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         self._timeout_s = min(timeout_s, 5)
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = urllib.request.build_opener(NoRedirects)
         self._headers = {"Accept": "application/json", **dict(_credentials(uri))}
 
     def get(self, path: str, **asked: str) -> dict[str, Any]:

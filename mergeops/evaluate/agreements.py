@@ -160,7 +160,7 @@ def _kept(work_dir: Path, about: Any, ask: Callable[[], Choices]) -> Choices:
     """What a model would choose, from the disk or by asking it."""
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     file = work_dir / "scores" / "agreement" / f"{key[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["key"] == key:
             choices: Choices = kept["choices"]
