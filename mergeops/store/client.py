@@ -212,8 +212,7 @@ def _is_unreadable(error: BaseException) -> bool:
     while frame is not None:
         package = str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
         frame = frame.tb_next
-    of_messages = type(error).__module__.startswith("google.protobuf")
-    return of_messages or package in ("mlflow", "google", "json")
+    return package in ("mlflow", "google", "json")
 
 
 def is_missing(error: TrackingError) -> bool:
