@@ -72,6 +72,7 @@ from mergeops.checkpoint.tokenizer_files import (
     tokenizer_directory,
 )
 from mergeops.checkpoint.verification import verify_checkpoint
+from mergeops.checkpoint.watched import as_seen, look_at, older_than
 
 __all__ = [
     "ADAPTER",
@@ -104,6 +105,7 @@ __all__ = [
     "WrittenFile",
     "adapter_sha256",
     "alone",
+    "as_seen",
     "as_tensor",
     "combined_sha256",
     "converted",
@@ -121,6 +123,8 @@ __all__ = [
     "lacking",
     "locked",
     "look_alike",
+    "look_at",
+    "older_than",
     "open_checkpoint",
     "quantisation_of",
     "read_headers",

@@ -101,6 +101,9 @@ def print_adoption(
         out.print(f"registered: {len(adoption.adopted)} versions of {names[0]}", markup=False)
     if recipe_path is not None:
         out.print(f"recipe: {recipe_path}", markup=False)
+    for what in ("experiment", "model"):
+        if page := adoption.links.get(what):
+            out.print(f"{what}: {page}", markup=False, style="dim", soft_wrap=True)
 
 
 def group_name(number: int) -> str:

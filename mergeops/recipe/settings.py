@@ -95,6 +95,9 @@ class EvaluateSpec:
     clusters: Mapping[str, str] = field(default_factory=dict)
     """Task -> the field of its items that names what they share, e.g. {squad: title}: standard
     errors then count clusters, not items."""
+    agreement: str | None = None
+    """A text file (.txt, .md): how often the merge and each parent would go on with the same token.
+    It says how far the merge is from them; nothing is chosen by it."""
 
     def __post_init__(self) -> None:
         check_range("evaluate.batch_size", self.batch_size, 1, None)

@@ -1,6 +1,6 @@
 """The MLflow server as a guest sees it: one connection, its errors, limits, locks and bytes.
 
-Stands on: checkpoint, errors, recipe, redact.
+Stands on: checkpoint, errors, kernels, recipe, redact.
 """
 
 from mergeops.store.accounts import account, check_may_promote
@@ -24,6 +24,7 @@ from mergeops.store.connection import (
     reach,
 )
 from mergeops.store.flavours import flavour_of
+from mergeops.store.glances import Subjects, glance
 from mergeops.store.keys import (
     flatten,
     hidden,
@@ -46,8 +47,10 @@ from mergeops.store.made_once import (
     log_inputs,
     log_params,
 )
+from mergeops.store.no_redirects import NoRedirects
 from mergeops.store.packaging import upload
 from mergeops.store.probe import access, try_artifacts
+from mergeops.store.seen_names import keep_seen, seen
 from mergeops.store.webhooks import (
     DEPLOYERS,
     RegistryWebhook,
@@ -62,7 +65,9 @@ from mergeops.store.webhooks import (
 __all__ = [
     "DEPLOYERS",
     "STORAGE_PACKAGES",
+    "NoRedirects",
     "RegistryWebhook",
+    "Subjects",
     "Tracking",
     "WebhookAnswer",
     "access",
@@ -78,11 +83,13 @@ __all__ = [
     "finish_external_model",
     "flatten",
     "flavour_of",
+    "glance",
     "hidden",
     "is_denied",
     "is_http",
     "is_missing",
     "is_s3",
+    "keep_seen",
     "key",
     "lease",
     "link_version",
@@ -100,6 +107,7 @@ __all__ = [
     "reach",
     "remove_webhook",
     "run_name",
+    "seen",
     "set_webhook",
     "spellings",
     "tag_value",

@@ -204,7 +204,22 @@ def translated(uri: str, what: str, location: str = "", about: str = "") -> Iter
             raise _explain_store(error, uri, what, location) from error
         if package == "sqlalchemy" or isinstance(error, MlflowException | OSError):
             raise _explain(error, uri, what, about) from error
+        if uri.startswith("http") and _is_unreadable(error):
+            raise TrackingError(
+                f"the server at {redact(uri)} answers in a way that MLflow's client cannot read, "
+                f"asked to {what} ({type(error).__name__}: {redacted_line(str(error))[:200]}); "
+                "check that it is an MLflow server of this version"
+            ) from error
         raise
+
+
+def _is_unreadable(error: BaseException) -> bool:
+    """Whether MLflow's client, or what reads messages for it, fell over an answer."""
+    frame, package = error.__traceback__, ""
+    while frame is not None:
+        package = str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        frame = frame.tb_next
+    return package in ("mlflow", "google", "json")
 
 
 def is_missing(error: TrackingError) -> bool:
