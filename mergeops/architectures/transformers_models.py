@@ -39,12 +39,12 @@ def fit_of(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> ModelFit 
     Raises:
         ValueError: transformers knows the model, but cannot make it of this config.
     """
-    with _in_silence():
+    with in_silence():
         settings = read_config(config)
         if settings is None:
             return None
         best = None
-        for cls in _classes(config, settings):
+        for cls in classes_of(config, settings):
             fit = _load(cls, settings, tensors)
             if fit.is_whole:
                 return fit
@@ -61,7 +61,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         ValueError: transformers knows the model, but cannot read this config.
     """
-    with _in_silence():
+    with in_silence():
         settings = read_config(config)
         return None if settings is None else settings.to_dict()
 
@@ -85,7 +85,7 @@ def read_config(config: Mapping[str, Any]) -> Any:
         raise ValueError(_first_line(error)) from error
 
 
-def _classes(config: Mapping[str, Any], settings: Any) -> Iterator[Any]:
+def classes_of(config: Mapping[str, Any], settings: Any) -> Iterator[Any]:
     """The model's class; where the config names none, those that it may be for."""
     import transformers
     from transformers.models.auto import modeling_auto
@@ -228,7 +228,7 @@ def _layers(model: Any) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _in_silence() -> Iterator[None]:
+def in_silence() -> Iterator[None]:
     """transformers reports what it misses to the terminal; here that is the question."""
     from transformers.utils import logging as told
 

@@ -3,6 +3,7 @@
 Stands on: errors, lazy_torch, progress.
 """
 
+from mergeops.checkpoint.conversions import kept_conversion
 from mergeops.checkpoint.digest import (
     adapter_sha256,
     combined_sha256,
@@ -44,8 +45,10 @@ from mergeops.checkpoint.layout import (
 from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
 from mergeops.checkpoint.pickled import converted
 from mergeops.checkpoint.quantised.recognition import (
+    ORIGINAL,
     Quantisation,
     gguf_instead,
+    gguf_models,
     recognise,
     without_quantisation,
 )
@@ -79,6 +82,7 @@ __all__ = [
     "GENERATION_CONFIG",
     "INDEX",
     "MANIFEST",
+    "ORIGINAL",
     "PICKLED",
     "PICKLED_ADAPTER",
     "PICKLED_INDEX",
@@ -107,12 +111,14 @@ __all__ = [
     "file_sha256",
     "files_sha256",
     "gguf_instead",
+    "gguf_models",
     "has_tokenizer",
     "hold",
     "is_processor_file",
     "is_small_file",
     "is_too_deep",
     "item_size",
+    "kept_conversion",
     "lacking",
     "locked",
     "open_checkpoint",

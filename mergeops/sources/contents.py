@@ -16,6 +16,8 @@ from mergeops.checkpoint import (
     PICKLED_ADAPTER,
     PICKLED_INDEX,
     SINGLE,
+    gguf_instead,
+    gguf_models,
     open_checkpoint,
     read_headers,
 )
@@ -42,8 +44,10 @@ class Contents:
     """Where it is neither: what is there instead, and the way out."""
     size_bytes: int = 0
     """Of its safetensors files; 0 where the store does not say."""
-    pickled: Kind | None = None
-    """What it would be if its weights were not pickled; kind is None then."""
+    convertible: Kind | None = None
+    """What it is once its weights, pickled or in a GGUF file, are converted; kind is None then."""
+    gguf: str | None = None
+    """The GGUF file that is converted."""
     has_weights: bool = False
     """Where it is neither: whether there are weights all the same, which ``problem`` is about."""
     is_sharded: bool = False
@@ -71,6 +75,10 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
         )
     if ADAPTER_CONFIG in names and ADAPTER in names:
         return Contents("lora", size_bytes=size)
+    if ADAPTER_CONFIG not in names and not names & {PICKLED, PICKLED_INDEX}:
+        ggufs = gguf_models(names)
+        if len(ggufs) == 1:
+            return in_gguf(directory, ggufs[0])
     pickled: Kind | None = None
     if ADAPTER_CONFIG in names:
         pickled = "lora" if PICKLED_ADAPTER in names else None
@@ -79,7 +87,13 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
     if pickled is None and (left := _in_pieces(directory)) is not None:
         return left
     problem, has_weights = _instead(directory, entries, names)
-    return Contents(None, problem, pickled=pickled, has_weights=has_weights)
+    return Contents(None, problem, convertible=pickled, has_weights=has_weights)
+
+
+def in_gguf(directory: Directory, name: str) -> Contents:
+    """A directory of which a GGUF file is meant; only on this machine it is converted."""
+    problem = f"{directory.shown} {gguf_instead([name])}"
+    return Contents(None, problem, convertible="full", gguf=name, has_weights=True)
 
 
 def _in_pieces(directory: Directory) -> Contents | None:

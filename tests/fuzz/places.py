@@ -97,6 +97,7 @@ def build(place: Path) -> None:
     import torch
     from conftest import build_tokenizer
     from peft import LoraConfig, get_peft_model
+    from support.gguf_writers import tiny_model, write_gguf
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     import mergeops
@@ -119,6 +120,8 @@ def build(place: Path) -> None:
     (inputs / "pickled").mkdir()
     torch.save(LlamaForCausalLM(config).state_dict(), inputs / "pickled" / "pytorch_model.bin")
     config.save_pretrained(inputs / "pickled")
+    (inputs / "gguf").mkdir()
+    write_gguf(tiny_model("Qwen2"), inputs / "gguf" / "tiny.gguf")
     (place / "recipe.yaml").write_text(RECIPE)
     (place / "mergekit.yml").write_text(MERGEKIT)
     (inputs / "checkpoint-4").mkdir()
@@ -228,6 +231,11 @@ def merge_pickled(source: random.Random) -> None:
     _merge(_recipe(sources={"a": {"uri": "in/pickled"}, "b": {"uri": "in/b"}}))
 
 
+def merge_gguf(source: random.Random) -> None:
+    """Convert and merge a GGUF file."""
+    _merge(_recipe(method={"name": "passthrough"}, sources={"a": {"uri": "in/gguf/tiny.gguf"}}))
+
+
 def read_recipe(source: random.Random) -> None:
     """Compose a recipe file, and write it down again."""
     from mergeops.recipe import Recipe, compose
@@ -285,6 +293,7 @@ KINDS = (
     FuzzKind("adapter config", ("in/lora/adapter_config.json",), merge_adapter, 3),
     FuzzKind("adapter", ("in/lora/*.safetensors",), merge_adapter, 2),
     FuzzKind("pickle", ("in/pickled/*.bin",), merge_pickled, 2),
+    FuzzKind("GGUF", ("in/gguf/*.gguf",), merge_gguf, 2),
     FuzzKind("recipe", ("recipe.yaml",), read_recipe, 3),
     FuzzKind("mergekit", ("mergekit.yml",), read_mergekit, 3),
     FuzzKind("trainer state", ("in/checkpoint-4/*.json",), read_state),

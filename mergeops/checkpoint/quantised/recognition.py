@@ -110,16 +110,22 @@ def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def gguf_models(names: Iterable[str]) -> list[str]:
+    """The GGUF files of language models among a directory's names; the part that sees or hears
+    lies beside one (``mmproj-...``)."""
+    return sorted(name for name in names if name.endswith(".gguf") and "mmproj" not in name.lower())
+
+
 def gguf_instead(names: Iterable[str]) -> str:
     """What to do with the llama.cpp files among a directory's names; empty where there are none."""
-    files = sorted(name for name in names if name.endswith(".gguf"))
+    files = gguf_models(names)
+    if len(files) > 1:
+        return f"has {len(files)} GGUF files ({', '.join(files[:4])}); name the one that is meant"
     if not files:
         return ""
     return (
-        f"has {files[0]}, whose weights only llama.cpp names and lays out; convert it once with "
-        f"transformers: AutoModelForCausalLM.from_pretrained(DIR, gguf_file={files[0]!r}, "
-        "quantization_config=GgufConfig(dequantize=True), "
-        'dtype="bfloat16").save_pretrained(NEW_DIR), and AutoTokenizer in the same way'
+        f"has {files[0]}, a GGUF file of llama.cpp, which is read on this machine only: copy it "
+        "here, and name the file or its directory"
     )
 
 
