@@ -19,6 +19,7 @@ from mergeops.adapters.kinds import LORA_SETTINGS
 from mergeops.adapters.lora_factors import LoraFactors, check_shape
 from mergeops.adapters.module_patterns import module_pattern
 from mergeops.adapters.replicated_layers import with_replicated_layers
+from mergeops.adapters.single_experts import with_single_experts
 from mergeops.adapters.vocabularies import settle_vocabulary
 from mergeops.adapters.weight_changes import AdaptedLayer, ByPeft, Change, TensorOrigin, TokenRows
 from mergeops.checkpoint import (
@@ -89,10 +90,10 @@ class _Opening:
     ) -> None:
         self._path = path
         self._config = config
-        self._base = base
         self._own = own
         settings = read_json(base.path / CONFIG) if (base.path / CONFIG).is_file() else {}
         self._config_changes: dict[str, Any] = {}
+        base = self._base = with_single_experts(base, settings, own.tensors)
         if ranges := config.content.get("layer_replication"):
             base, self._config_changes = with_replicated_layers(str(path), ranges, base, settings)
             settings |= self._config_changes

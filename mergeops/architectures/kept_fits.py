@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.architectures.model_fit import ModelFit, Shape
-from mergeops.architectures.transformers_models import fit_of, settings_of
+from mergeops.architectures.transformers_models import fit_of, original_of, settings_of
 from mergeops.checkpoint import replace_with
 from mergeops.errors import SourceError
 from mergeops.kernels import user_cache
@@ -54,9 +54,24 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return answer
 
 
+def read_original(config: Mapping[str, Any]) -> dict[str, Shape] | None:
+    """Tensor -> shape, as transformers saves the model of a config.json, e.g. experts one by one.
+
+    Returns:
+        None where transformers does not know the model.
+
+    Raises:
+        SourceError: transformers knows the model, but cannot make it of this config.
+    """
+    answer = _kept("original", [dict(config)])
+    return None if answer is None else {name: tuple(shape) for name, shape in answer.items()}
+
+
 def _ask(kind: str, question: list[Any]) -> Any:
     if kind == "settings":
         return settings_of(question[0])
+    if kind == "original":
+        return original_of(question[0])
     config, shapes = question
     fit = fit_of(config, {name: tuple(shape) for name, shape in shapes.items()})
     return None if fit is None else {**vars(fit), "converted": sorted(fit.converted)}

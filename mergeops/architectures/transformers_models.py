@@ -66,6 +66,33 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None if settings is None else settings.to_dict()
 
 
+def original_of(config: Mapping[str, Any]) -> dict[str, Shape] | None:
+    """Tensor -> shape, as transformers saves the model of a config.json.
+
+    Returns:
+        None where transformers does not know the model.
+
+    Raises:
+        ValueError: transformers knows the model, but cannot make it of this config.
+    """
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with in_silence():
+        settings = read_config(config)
+        for cls in () if settings is None else classes_of(config, settings):
+            try:
+                with torch.device("meta"):
+                    bare = cls._from_config(settings, attn_implementation="eager")
+                tied = bare.all_tied_weights_keys
+                held = {n: value for n, value in bare.state_dict().items() if n not in tied}
+                written = revert_weight_conversion(bare, held)
+            except Exception as error:  # Whatever the model raises of foreign values.
+                raise ValueError(_first_line(error)) from error
+            return {name: tuple(value.shape) for name, value in written.items()}
+    return None
+
+
 def read_config(config: Mapping[str, Any]) -> Any:
     """The config object of transformers; None where it does not know the ``model_type``.
 

@@ -61,7 +61,7 @@ from mergeops.checkpoint.reader import (
     read_tensor,
 )
 from mergeops.checkpoint.relaid import RelaidReader
-from mergeops.checkpoint.renamed import RenamedReader
+from mergeops.checkpoint.renamed import RenamedReader, TensorCut
 from mergeops.checkpoint.sizes import lacking, size_text
 from mergeops.checkpoint.small_files import SMALL_SUFFIXES, is_processor_file, is_small_file
 from mergeops.checkpoint.tokenizer_files import (
@@ -99,6 +99,7 @@ __all__ = [
     "RelaidReader",
     "RenamedReader",
     "StoredTensor",
+    "TensorCut",
     "TensorReader",
     "TokenizerFile",
     "WrittenFile",

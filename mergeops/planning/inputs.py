@@ -14,6 +14,7 @@ from mergeops.checkpoint import (
     CONFIG,
     FileStamp,
     StoredTensor,
+    TensorCut,
     open_checkpoint,
     read_json,
     stamp,
@@ -52,6 +53,8 @@ class PlannedInput:
     """What the user should know of it."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Name in the result -> name on disk, of the tensors whose names differ."""
+    cut: Mapping[str, TensorCut] = field(default_factory=dict)
+    """Name in the result -> the range on disk that it is, of experts that lie in one tensor."""
 
     @property
     def directories(self) -> list[Path]:

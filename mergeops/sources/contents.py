@@ -20,6 +20,7 @@ from mergeops.checkpoint import (
     gguf_models,
     open_checkpoint,
     read_headers,
+    recognise,
 )
 from mergeops.errors import SourceError
 from mergeops.recover import KINDS, leftover
@@ -234,11 +235,24 @@ def _check_sizes(directory: Directory, kind: Kind) -> None:
     for file in files:
         if file not in sizes:
             raise SourceError(f"{directory.shown}: {file} is missing, but {INDEX} names it")
+    if kind == "full":
+        _check_codes(directory, [str(name) for name in (index or {}).get("weight_map") or {}])
     total = (index or {}).get("metadata", {}).get("total_size", 0)
     listed = sum(sizes[file] for file in files)
     if listed and isinstance(total, int) and listed < total:
         raise SourceError(
             f"{directory.shown} is truncated: its weights have {listed} bytes, {INDEX} says {total}"
+        )
+
+
+def _check_codes(directory: Directory, tensors: list[str]) -> None:
+    """Refuse codes that are not read, by what the store says before a download."""
+    config = read_json(directory, CONFIG) or {}
+    found = recognise(config, dict.fromkeys(tensors, "")) if tensors else None
+    if found is not None and not found.is_readable:
+        raise SourceError(
+            f"{directory.shown} is quantised, {found.told}: its codes are no numbers that can be "
+            f"merged; {found.way_out}"
         )
 
 
