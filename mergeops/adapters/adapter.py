@@ -30,6 +30,7 @@ from mergeops.checkpoint import (
     PICKLED_ADAPTER,
     Checkpoint,
     StoredTensor,
+    check_filled,
     open_checkpoint,
     read_headers,
     read_json,
@@ -79,7 +80,9 @@ def open_adapter(path: Path, base: Path) -> Adapter:
     config = read_adapter_config(path)
     if config.problem is not None:
         raise SourceError(f"{path}: {config.problem}")
-    return _Opening(path, config, open_checkpoint(base), read_headers(path, [ADAPTER])).opened()
+    own = read_headers(path, [ADAPTER])
+    check_filled(path, own.tensors)
+    return _Opening(path, config, open_checkpoint(base), own).opened()
 
 
 class _Opening:

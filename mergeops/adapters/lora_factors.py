@@ -43,7 +43,10 @@ class LoraFactors:
         tensor = self._parameter(group)
         for part in "AB":
             if part not in keys:
-                raise SourceError(f"{self._config.shown}: {tensor} has no lora_{part}")
+                raise SourceError(
+                    f"{self._config.shown}: {tensor} has no lora_{part}: the save was not whole; "
+                    "take another checkpoint of this training"
+                )
         a, b = (self._own.tensors[keys[part]] for part in "AB")
         pieces = self._names.pieces(tensor, a.name)
         first = self._names.tensors[pieces[0].tensor]

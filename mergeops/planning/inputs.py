@@ -15,6 +15,7 @@ from mergeops.checkpoint import (
     FileStamp,
     StoredTensor,
     TensorCut,
+    check_filled,
     open_checkpoint,
     read_json,
     stamp,
@@ -129,6 +130,7 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
     if source.adapter_base is None:
         checkpoint = open_checkpoint(source.path)
         tensors, stamps = checkpoint.tensors, checkpoint.stamps
+        check_filled(source.path, tensors)
     elif is_sharded(source.path):
         model = open_on_base(source.path, source.adapter_base)
         tensors, stamps = model.stored, dict(model.stamps)
