@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 Shape = tuple[int, ...]
 
+EXPERTS_JOINED = (("MergeModulelist",), ("MergeModulelist", "Concatenate"))
+"""What transformers does to experts that lie one by one on disk: ``ModelFit.operations``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFit:

@@ -17,8 +17,10 @@ from mergeops.checkpoint import (
     PICKLED_INDEX,
     SINGLE,
     gguf_instead,
+    gguf_models,
     open_checkpoint,
     read_headers,
+    recognise,
 )
 from mergeops.errors import SourceError
 from mergeops.sources.leftovers import Pieces, pieces_in, unfinished
@@ -44,8 +46,10 @@ class Contents:
     """Where it is neither: what is there instead, and the way out."""
     size_bytes: int = 0
     """Of its safetensors files; 0 where the store does not say."""
-    pickled: Kind | None = None
-    """What it would be if its weights were not pickled; kind is None then."""
+    convertible: Kind | None = None
+    """What it is once its weights, pickled or in a GGUF file, are converted; kind is None then."""
+    gguf: str | None = None
+    """The GGUF file that is converted."""
     has_weights: bool = False
     """Where it is neither: whether there are weights all the same, which ``problem`` is about."""
     pieces: Pieces | None = None
@@ -83,6 +87,10 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
         )
     if ADAPTER_CONFIG in names and ADAPTER in names:
         return Contents("lora", size_bytes=size)
+    if ADAPTER_CONFIG not in names and not names & {PICKLED, PICKLED_INDEX}:
+        ggufs = gguf_models(names)
+        if len(ggufs) == 1:
+            return in_gguf(directory, ggufs[0])
     pickled: Kind | None = None
     if ADAPTER_CONFIG in names:
         pickled = "lora" if PICKLED_ADAPTER in names else None
@@ -91,7 +99,13 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
     if pickled is None and (left := _in_pieces(directory, entries)) is not None:
         return left
     problem, has_weights = _instead(directory, entries, names)
-    return Contents(None, problem, pickled=pickled, has_weights=has_weights)
+    return Contents(None, problem, convertible=pickled, has_weights=has_weights)
+
+
+def in_gguf(directory: Directory, name: str) -> Contents:
+    """A directory of which a GGUF file is meant; only on this machine it is converted."""
+    problem = f"{directory.shown} {gguf_instead([name])}"
+    return Contents(None, problem, convertible="full", gguf=name, has_weights=True)
 
 
 def _in_pieces(directory: Directory, entries: list[DirectoryEntry]) -> Contents | None:
@@ -237,11 +251,24 @@ def _check_sizes(directory: Directory, kind: Kind) -> None:
     for file in files:
         if file not in sizes:
             raise SourceError(f"{directory.shown}: {file} is missing, but {INDEX} names it")
+    if kind == "full":
+        _check_codes(directory, [str(name) for name in (index or {}).get("weight_map") or {}])
     total = (index or {}).get("metadata", {}).get("total_size", 0)
     listed = sum(sizes[file] for file in files)
     if listed and isinstance(total, int) and listed < total:
         raise SourceError(
             f"{directory.shown} is truncated: its weights have {listed} bytes, {INDEX} says {total}"
+        )
+
+
+def _check_codes(directory: Directory, tensors: list[str]) -> None:
+    """Refuse codes that are not read, by what the store says before a download."""
+    config = read_json(directory, CONFIG) or {}
+    found = recognise(config, dict.fromkeys(tensors, "")) if tensors else None
+    if found is not None and not found.is_readable:
+        raise SourceError(
+            f"{directory.shown} is quantised, {found.told}: its codes are no numbers that can be "
+            f"merged; {found.way_out}"
         )
 
 

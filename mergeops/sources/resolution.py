@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from mergeops.architectures import converted_gguf
 from mergeops.checkpoint import (
     ADAPTER,
     FileStamp,
@@ -30,7 +31,7 @@ from mergeops.sources.adapter_base import (
     two_models,
 )
 from mergeops.sources.completed import completed
-from mergeops.sources.contents import Location, check_unwrapped, examine
+from mergeops.sources.contents import Contents, Location, check_unwrapped, examine
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.hash_later import is_hashed, settled, stamps_of
 from mergeops.sources.links import check_links
@@ -225,8 +226,9 @@ class _Resolver:
             location = scheme_of(uri).find(uri, self._context)
             if location.directory.local is not None:
                 check_links(location.directory.local)
-            if location.contents.pickled and location.directory.local is not None:
-                directory = LocalDirectory(self._readable(location.directory.local))
+            if location.contents.convertible and location.directory.local is not None:
+                here = self._readable(location.directory.local, location.contents)
+                directory = LocalDirectory(here)
                 location = dataclasses.replace(
                     location, directory=directory, contents=examine(directory)
                 )
@@ -309,10 +311,15 @@ class _Resolver:
         ]
         return completed(path, beside, self.cache_dir)
 
-    def _readable(self, path: Path) -> Path:
-        """The directory, or where its pickled weights are kept as safetensors."""
-        if examine(LocalDirectory(path)).pickled is None:
+    def _readable(self, path: Path, contents: Contents | None = None) -> Path:
+        """The directory, or where its pickled or GGUF weights are kept as safetensors."""
+        contents = contents or examine(LocalDirectory(path))
+        if contents.convertible is None:
             return path
+        if contents.gguf is not None:
+            file = path / contents.gguf
+            told = self._ticking(f"converting {file.name}")
+            return converted_gguf(file, self.cache_dir, told)
         return converted(path, self.cache_dir, self._ticking(f"converting {path.name}"))
 
     def _base_of(self, name: str, uri: str, path: Path, base: str | None) -> Path:

@@ -97,6 +97,7 @@ def build(place: Path) -> None:
     import torch
     from conftest import build_tokenizer
     from peft import LoraConfig, get_peft_model
+    from support.gguf_writers import tiny_model, write_gguf
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     import mergeops
@@ -120,6 +121,8 @@ def build(place: Path) -> None:
     torch.save(LlamaForCausalLM(config).state_dict(), inputs / "pickled" / "pytorch_model.bin")
     config.save_pretrained(inputs / "pickled")
     _leave_pieces(inputs, LlamaForCausalLM(config))
+    (inputs / "gguf").mkdir()
+    write_gguf(tiny_model("Qwen2"), inputs / "gguf" / "tiny.gguf")
     (place / "recipe.yaml").write_text(RECIPE)
     (place / "mergekit.yml").write_text(MERGEKIT)
     (inputs / "checkpoint-4").mkdir()
@@ -277,6 +280,11 @@ def average(source: random.Random) -> None:
     average_megatron([Path("in/iter_0000001"), Path("in/iter_0000002")], Path("out"))
 
 
+def merge_gguf(source: random.Random) -> None:
+    """Convert and merge a GGUF file."""
+    _merge(_recipe(method={"name": "passthrough"}, sources={"a": {"uri": "in/gguf/tiny.gguf"}}))
+
+
 def read_recipe(source: random.Random) -> None:
     """Compose a recipe file, and write it down again."""
     from mergeops.recipe import Recipe, compose
@@ -341,6 +349,7 @@ KINDS = (
     FuzzKind("zero 3", ("in/zero3/*/*.pt",), merge_pieces("zero3"), 2),
     FuzzKind("verl", ("in/verl/*.pt",), merge_pieces("verl")),
     FuzzKind("megatron", ("in/iter_*/*",), average, 2),
+    FuzzKind("GGUF", ("in/gguf/*.gguf",), merge_gguf, 2),
     FuzzKind("recipe", ("recipe.yaml",), read_recipe, 3),
     FuzzKind("mergekit", ("mergekit.yml",), read_mergekit, 3),
     FuzzKind("trainer state", ("in/checkpoint-4/*.json",), read_state),
