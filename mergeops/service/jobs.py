@@ -10,10 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mergeops.errors import ConfigError
+
 QUEUED, RUNNING, CANCELLING = "queued", "running", "cancelling"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 STATES = (QUEUED, RUNNING, CANCELLING, SUCCEEDED, FAILED, CANCELLED)
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
+
+
+class UnknownJobError(ConfigError):
+    """No job, or no one job, is called so."""
+
+
+class JobStateError(ConfigError):
+    """A job is in a state in which that cannot be done to it."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class Owner:
         """
         async with self.queue.pool.connection() as connection:
             cursor = await connection.execute(
-                "UPDATE procrastinate_workers SET last_heartbeat = now() WHERE id = %s RETURNING id",
+                "UPDATE procrastinate_workers SET last_heartbeat = now() WHERE id = %s "
+                "RETURNING id",
                 (self.id,),
             )
             if await cursor.fetchone() is None:

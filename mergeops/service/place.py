@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mergeops.checkpoint import replace_with
-from mergeops.errors import ConfigError, ServiceError
+from mergeops.client import SERVER_FILE, Address
+from mergeops.errors import ConfigError
 
-SERVER_FILE = "server.json"
 MOST_SOCKET = 100
 """Bytes of a Unix socket's path; Linux takes 107, macOS 103."""
 
@@ -73,33 +73,3 @@ class Place:
                 path.unlink()
         except (OSError, ValueError, KeyError):
             pass
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a server is reached."""
-
-    url: str
-    token: str
-    process: int = 0
-
-
-def find_server(folder: Path) -> Address:
-    """The server of MERGEOPS_SERVER, else the one that runs in this project.
-
-    Raises:
-        ServiceError: there is none.
-    """
-    if url := os.environ.get("MERGEOPS_SERVER"):
-        return Address(url.rstrip("/"), os.environ.get("MERGEOPS_TOKEN", ""))
-    path = folder / SERVER_FILE
-    try:
-        raw = json.loads(path.read_text())
-        return Address(str(raw["url"]), str(raw["token"]), int(raw["process"]))
-    except FileNotFoundError:
-        raise ServiceError(
-            f"no server runs in this project ({path} is not there); start `mergeops serve`, or set "
-            "MERGEOPS_SERVER and MERGEOPS_TOKEN"
-        ) from None
-    except (OSError, ValueError, KeyError) as error:
-        raise ServiceError(f"{path} cannot be read: {error}") from error

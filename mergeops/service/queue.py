@@ -13,19 +13,21 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from mergeops.errors import ConfigError, ServiceError
+from mergeops.errors import ServiceError
 from mergeops.redact import redact
+from mergeops.service.database import ensure_tables
 from mergeops.service.jobs import (
     CANCELLED,
     ENDED,
     FAILED,
     Job,
     JobRequest,
+    JobStateError,
     LogLine,
+    UnknownJobError,
     WorkerState,
     queue_of,
 )
-from mergeops.service.tables import ensure_tables
 
 if TYPE_CHECKING:
     from procrastinate import App
@@ -36,6 +38,7 @@ TASK = "mergeops.job"
 TRIES = 5
 """How often a job is begun again by itself: its worker died, or MLflow was away."""
 CONNECT_S = 20.0
+MAX_QUEUED = 10_000
 
 STATE = """
 CASE q.status::text
@@ -54,9 +57,10 @@ SELECT j.id, j.command, j.words, {STATE} AS state, j.tags, j.priority, j.submitt
 class Queue:
     """The jobs of one database; made by ``open_queue``."""
 
-    def __init__(self, pool: AsyncConnectionPool, app: App) -> None:
+    def __init__(self, pool: AsyncConnectionPool, app: App, max_queued: int = MAX_QUEUED) -> None:
         self.pool = pool
         self.app = app
+        self.max_queued = max_queued
 
     async def submit(self, request: JobRequest, by: str) -> Job:
         """Queue a job, or find it: the same work that waits, runs or succeeded is one.
@@ -71,6 +75,12 @@ class Queue:
             known = await self._find(connection, request.id)
             if known is not None and known.state not in (FAILED, CANCELLED):
                 return _as_known(known)
+            cursor = await connection.execute(
+                "SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'"
+            )
+            row = await cursor.fetchone()
+            if row is not None and row[0] >= self.max_queued:
+                raise ServiceError(f"{row[0]} jobs wait, and no more may; cancel some first")
             queue_id = await self._defer(connection, request.id, request.tags, request.priority)
             if known is not None:
                 await self._requeue(connection, request.id, queue_id)
@@ -91,7 +101,7 @@ class Queue:
         """A job by its id, or the beginning of it.
 
         Raises:
-            ConfigError: there is none, or several begin so.
+            UnknownJobError: there is none, or several begin so.
         """
         async with self.pool.connection() as connection:
             if (job := await self._find(connection, job_id)) is not None:
@@ -103,8 +113,8 @@ class Queue:
         if len(found) == 1:
             return found[0]
         if found:
-            raise ConfigError(f"{job_id} is the beginning of {len(found)} jobs; write more of it")
-        raise ConfigError(f"there is no job {job_id[:40]!r}; `mergeops jobs list` shows them")
+            raise UnknownJobError(f"{job_id} begins {len(found)} jobs; write more of the id")
+        raise UnknownJobError(f"there is no job {job_id[:40]!r}; `mergeops jobs list` shows them")
 
     async def list(
         self, *, states: Sequence[str] = (), limit: int = 100, before: Job | None = None
@@ -140,11 +150,12 @@ class Queue:
         """Take a waiting job back; a running one gets SIGTERM from its worker.
 
         Raises:
-            ConfigError: there is no such job, or it ended.
+            UnknownJobError: there is no such job.
+            JobStateError: it ended.
         """
         job = await self.get(job_id)
         if job.state in ENDED:
-            raise ConfigError(f"job {job.id} has {job.state} already")
+            raise JobStateError(f"job {job.id} has {job.state} already")
         async with self.pool.connection() as connection:
             await connection.execute(
                 "SELECT procrastinate_cancel_job_v1(queue_id, true, false) FROM mergeops_jobs "
@@ -162,11 +173,12 @@ class Queue:
         """Queue a job again that failed or was cancelled; the command goes on where it was.
 
         Raises:
-            ConfigError: there is no such job, or it is in another state.
+            UnknownJobError: there is no such job.
+            JobStateError: it is in another state.
         """
         job = await self.get(job_id)
         if job.state not in (FAILED, CANCELLED):
-            raise ConfigError(f"job {job.id} is {job.state}; only one that failed can be retried")
+            raise JobStateError(f"job {job.id} is {job.state}; only one that failed can be retried")
         request = JobRequest(job.command, job.words, job.tags, job.priority)
         async with self.pool.connection() as connection:
             await connection.execute(
@@ -234,9 +246,7 @@ class Queue:
         assert made.id is not None, "the database numbers it"
         return made.id
 
-    async def _requeue(
-        self, connection: AsyncConnection[Any], job_id: str, queue_id: int
-    ) -> None:
+    async def _requeue(self, connection: AsyncConnection[Any], job_id: str, queue_id: int) -> None:
         await connection.execute(
             "UPDATE mergeops_jobs SET queue_id = %s, tries_left = %s, ended_at = NULL, "
             "error = NULL, exit_code = NULL, progress = NULL WHERE id = %s",
@@ -245,12 +255,15 @@ class Queue:
 
 
 @asynccontextmanager
-async def open_queue(database: str, *, connections: int = 8) -> AsyncIterator[Queue]:
+async def open_queue(
+    database: str, *, connections: int = 8, max_queued: int = MAX_QUEUED
+) -> AsyncIterator[Queue]:
     """Connect to the database and make the tables where there are none.
 
     Args:
         database: postgresql://...
         connections: at most so many at once.
+        max_queued: at most so many jobs wait.
 
     Raises:
         ServiceError: it cannot be reached.
@@ -278,14 +291,12 @@ async def open_queue(database: str, *, connections: int = 8) -> AsyncIterator[Qu
         reason = " ".join(str(error).split())
         raise ServiceError(f"{redact(database)} cannot be used: {redact(reason)}") from error
     try:
-        yield Queue(pool, app)
+        yield Queue(pool, app, max_queued)
     finally:
         await pool.close()
 
 
-async def _jobs(
-    connection: AsyncConnection[Any], query: str, values: Sequence[Any]
-) -> list[Job]:
+async def _jobs(connection: AsyncConnection[Any], query: str, values: Sequence[Any]) -> list[Job]:
     from psycopg.rows import dict_row
 
     async with connection.cursor(row_factory=dict_row) as cursor:

@@ -15,19 +15,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mergeops.errors import MergeopsError, TrackingError
-from mergeops.service.allowed import check_again
+from mergeops.errors import MergeopsError
+from mergeops.service.allowed import COMMANDS, check_again
 from mergeops.service.child import Child, mergeops_command
 from mergeops.service.jobs import CANCELLED, FAILED, SUCCEEDED, Job, queues_of
+from mergeops.service.operator_config import ServiceConfig
 from mergeops.service.ownership import HEARTBEAT_S, STALLED_S, Ending, Owner, keep_taking_over
 from mergeops.service.queue import Queue, open_queue
-from mergeops.service.settings import ServiceConfig
 
+AWAY_EXIT_CODE = 75
+"""Of a command for which MLflow was away (EX_TEMPFAIL); all other errors are not begun again."""
 TELL_EVERY_S = 0.5
 POLL_S = 2.0
 RETRY_S = (5.0, 15.0, 45.0, 120.0, 300.0)
 """Before a job is begun again for which MLflow was away."""
 T = TypeVar("T")
+
+
+def executed(job: Job, config: ServiceConfig) -> list[str]:
+    """The command of a job, with the operator's config directory where it takes one."""
+    spec = COMMANDS[job.command]
+    words = [*job.words, "--json"]
+    if spec.is_composed and config.config_dir:
+        words += ["--config-dir", config.config_dir]
+    return mergeops_command(job.command, words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +52,7 @@ class WorkerSettings:
     directory: Path = Path(".")
     """Where commands work; their relative paths are relative to it."""
     stalled_s: float = STALLED_S
-    command: Callable[[Job], list[str]] = lambda job: mergeops_command(job.command, job.words)
+    command: Callable[[Job, ServiceConfig], list[str]] = executed
     """What is executed for a job."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More of it, for the commands."""
@@ -131,7 +142,9 @@ class _Worker:
             ending = Ending(FAILED, error.exit_code, str(error))
             await self._until_reached(lambda: self._owner.end(ending))
             return
-        child = Child(settings.command(job), self._environment(), str(settings.directory))
+        child = Child(
+            settings.command(job, settings.config), self._environment(), str(settings.directory)
+        )
         running = asyncio.create_task(child.run())
         why_stopped = await self._attend(job, child, running)
         code = await running
@@ -189,14 +202,18 @@ class _Worker:
 
     def _environment(self) -> dict[str, str]:
         more = {"MERGEOPS_PROGRESS": "json", "PYTHONUNBUFFERED": "1"}
-        more["MERGEOPS_DATABASE"] = self._settings.database
-        return {**os.environ, **more, **self._settings.environment}
+        more["MERGEOPS_AWAY_EXIT_CODE"] = str(AWAY_EXIT_CODE)
+        settings = self._settings
+        more["MERGEOPS_DATABASE"] = settings.database
+        if settings.config.config_dir:
+            more["MERGEOPS_CONFIG_DIR"] = str(settings.directory / settings.config.config_dir)
+        return {**os.environ, **more, **settings.environment, **settings.config.environment}
 
     async def _until_reached(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask the database until it answers."""
+        from procrastinate.exceptions import ConnectorException
         from psycopg import Error
         from psycopg_pool import PoolTimeout
-        from procrastinate.exceptions import ConnectorException
 
         said = False
         while True:
@@ -204,7 +221,9 @@ class _Worker:
                 return await ask()
             except (Error, PoolTimeout, ConnectorException, OSError) as error:
                 if not said:
-                    self._settings.say(f"the database is away: {' '.join(str(error).split())[:200]}")
+                    self._settings.say(
+                        f"the database is away: {' '.join(str(error).split())[:200]}"
+                    )
                 said = True
                 await asyncio.sleep(1)
 
@@ -217,7 +236,7 @@ def _ending(job: Job, child: Child, code: int, why_stopped: str) -> Ending:
         return Ending(CANCELLED, code, "cancelled")
     if why_stopped == "stopped":
         return Ending(FAILED, code, "its worker was stopped", retry_in_s=0.0, is_fault=False)
-    if code == TrackingError.exit_code:
+    if code == AWAY_EXIT_CODE:
         wait = RETRY_S[min(job.attempt, len(RETRY_S)) - 1]
         return Ending(FAILED, code, error, child.result, retry_in_s=wait)
     return Ending(FAILED, code, error, child.result)
