@@ -13,9 +13,9 @@ import click
 from mergeops.cli.options import CONFIG_DIR, DEBUG, PATH
 from mergeops.errors import ConfigError, ServiceError
 from mergeops.service import (
-    Place,
     ServeSettings,
     ServiceConfig,
+    ServicePlace,
     WorkerSettings,
     read_config,
 )
@@ -68,7 +68,7 @@ def serve(
     words += ["--config", str(config.absolute())] if config else []
     words += ["--config-dir", str(config_dir)] if config_dir else []
     settings = ServeSettings(
-        place=Place(state.absolute()),
+        place=ServicePlace(state.absolute()),
         directory=Path.cwd(),
         host=host,
         port=port,

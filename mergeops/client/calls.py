@@ -31,7 +31,7 @@ KINDS: Mapping[int, type[MergeopsError]] = {
 """Exit code that the API names -> the error that a command would end with."""
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class _TokenStays(urllib.request.HTTPRedirectHandler):
     """The token goes to the server that it is for, and to no other."""
 
     def redirect_request(self, *arguments: Any, **named: Any) -> None:
@@ -49,7 +49,7 @@ class ServiceClient:
         if urlsplit(address.url).scheme not in ("http", "https"):
             raise ConfigError(f"MERGEOPS_SERVER is {address.url!r}; it begins with http or https")
         self._address = address
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = urllib.request.build_opener(_TokenStays)
 
     @property
     def url(self) -> str:

@@ -17,8 +17,8 @@ from mergeops.errors import ConfigError
 from mergeops.recipe import Recipe, compose, expand_sweep
 from mergeops.schema import did_you_mean
 from mergeops.search import parameter_types, with_strategy
-from mergeops.service.jobs import JobRequest, digest_of
 from mergeops.service.operator_config import ServiceConfig
+from mergeops.service.queued_jobs import JobRequest, digest_of
 
 MOST_WORDS, MOST_CHARACTERS = 500, 20_000
 MOST_COMBINATIONS = 64

@@ -21,7 +21,7 @@ MOST_SOCKET = 100
 
 
 @dataclass(frozen=True)
-class Place:
+class ServicePlace:
     """The service's directory."""
 
     folder: Path

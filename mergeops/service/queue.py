@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import ServiceError
 from mergeops.redact import redact
-from mergeops.service.database import ensure_tables
-from mergeops.service.jobs import (
+from mergeops.service.queue_tables import ensure_tables
+from mergeops.service.queued_jobs import (
     CANCELLED,
     ENDED,
     FAILED,
-    Job,
     JobRequest,
     JobStateError,
     LogLine,
+    QueuedJob,
     UnknownJobError,
     WorkerState,
     queue_of,
@@ -62,7 +62,7 @@ class Queue:
         self.app = app
         self.max_queued = max_queued
 
-    async def submit(self, request: JobRequest, by: str) -> Job:
+    async def submit(self, request: JobRequest, by: str) -> QueuedJob:
         """Queue a job, or find it: the same work that waits, runs or succeeded is one.
 
         A job that failed or was cancelled is queued again.
@@ -97,7 +97,7 @@ class Queue:
         assert made is not None, "it was written a moment ago"
         return _as_known(made) if known is not None else made
 
-    async def get(self, job_id: str) -> Job:
+    async def get(self, job_id: str) -> QueuedJob:
         """A job by its id, or the beginning of it.
 
         Raises:
@@ -107,7 +107,7 @@ class Queue:
             if (job := await self._find(connection, job_id)) is not None:
                 return job
             begin = "".join(c for c in job_id if c in "0123456789abcdef")
-            found: list[Job] = []
+            found: list[QueuedJob] = []
             if begin == job_id and len(job_id) >= 4:
                 found = await _jobs(connection, f"{COLUMNS} WHERE j.id LIKE %s", (f"{begin}%",))
         if len(found) == 1:
@@ -117,8 +117,8 @@ class Queue:
         raise UnknownJobError(f"there is no job {job_id[:40]!r}; `mergeops jobs list` shows them")
 
     async def list(
-        self, *, states: Sequence[str] = (), limit: int = 100, before: Job | None = None
-    ) -> list[Job]:
+        self, *, states: Sequence[str] = (), limit: int = 100, before: QueuedJob | None = None
+    ) -> list[QueuedJob]:
         """The newest jobs first.
 
         Args:
@@ -146,7 +146,7 @@ class Queue:
             rows = await (await connection.execute(query.encode())).fetchall()
         return {str(state): int(count) for state, count in rows}
 
-    async def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job_id: str) -> QueuedJob:
         """Take a waiting job back; a running one gets SIGTERM from its worker.
 
         Raises:
@@ -169,7 +169,7 @@ class Queue:
             )
         return await self.get(job.id)
 
-    async def retry(self, job_id: str) -> Job:
+    async def retry(self, job_id: str) -> QueuedJob:
         """Queue a job again that failed or was cancelled; the command goes on where it was.
 
         Raises:
@@ -223,7 +223,7 @@ class Queue:
             rows = await (await connection.execute(query)).fetchall()
         return [WorkerState(*row[:3], tuple(row[3]), *row[4:]) for row in rows]
 
-    async def _find(self, connection: AsyncConnection[Any], job_id: str) -> Job | None:
+    async def _find(self, connection: AsyncConnection[Any], job_id: str) -> QueuedJob | None:
         found = await _jobs(connection, f"{COLUMNS} WHERE j.id = %s", (job_id,))
         return found[0] if found else None
 
@@ -296,7 +296,9 @@ async def open_queue(
         await pool.close()
 
 
-async def _jobs(connection: AsyncConnection[Any], query: str, values: Sequence[Any]) -> list[Job]:
+async def _jobs(
+    connection: AsyncConnection[Any], query: str, values: Sequence[Any]
+) -> list[QueuedJob]:
     from psycopg.rows import dict_row
 
     async with connection.cursor(row_factory=dict_row) as cursor:
@@ -304,9 +306,9 @@ async def _jobs(connection: AsyncConnection[Any], query: str, values: Sequence[A
         return [_job(row) for row in await cursor.fetchall()]
 
 
-def _job(row: Mapping[str, Any]) -> Job:
-    return Job(**{**row, "words": tuple(row["words"]), "tags": tuple(row["tags"])})
+def _job(row: Mapping[str, Any]) -> QueuedJob:
+    return QueuedJob(**{**row, "words": tuple(row["words"]), "tags": tuple(row["tags"])})
 
 
-def _as_known(job: Job) -> Job:
+def _as_known(job: QueuedJob) -> QueuedJob:
     return dataclasses.replace(job, was_there=True)

@@ -22,9 +22,9 @@ from mergeops.service.child import PATIENCE_S, die_with_parent
 from mergeops.service.embedded import EmbeddedDatabase
 from mergeops.service.mlflow_view import Registry
 from mergeops.service.operator_config import ServiceConfig
-from mergeops.service.ownership import keep_taking_over
-from mergeops.service.place import Place
+from mergeops.service.place import ServicePlace
 from mergeops.service.queue import Queue, open_queue
+from mergeops.service.takeover import keep_taking_over
 from mergeops.service.watches import Watches
 from mergeops.store import current_user
 
@@ -37,7 +37,7 @@ LOOK_S = 1.0
 class ServeSettings:
     """What is served, and where."""
 
-    place: Place
+    place: ServicePlace
     directory: Path
     """Where jobs work."""
     host: str = "127.0.0.1"

@@ -11,9 +11,9 @@ from typing import Any
 
 from mergeops.errors import ConfigError
 from mergeops.service.allowed import checked_request
-from mergeops.service.jobs import ENDED, JobRequest, UnknownJobError
 from mergeops.service.operator_config import ServiceConfig
 from mergeops.service.queue import Queue
+from mergeops.service.queued_jobs import ENDED, JobRequest, UnknownJobError
 from mergeops.watching import WatchSpec, WatchState
 
 COMMAND = "watch run"

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from mergeops.errors import MergeopsError
 from mergeops.service.allowed import COMMANDS, check_again
 from mergeops.service.child import Child, mergeops_command
-from mergeops.service.jobs import CANCELLED, FAILED, SUCCEEDED, Job, queues_of
 from mergeops.service.operator_config import ServiceConfig
-from mergeops.service.ownership import HEARTBEAT_S, STALLED_S, Ending, Owner, keep_taking_over
 from mergeops.service.queue import Queue, open_queue
+from mergeops.service.queued_jobs import CANCELLED, FAILED, SUCCEEDED, QueuedJob, queues_of
+from mergeops.service.takeover import HEARTBEAT_S, STALLED_S, Ending, Owner, keep_taking_over
 
 AWAY_EXIT_CODE = 75
 """Of a command for which MLflow was away (EX_TEMPFAIL); all other errors are not begun again."""
@@ -32,7 +32,7 @@ RETRY_S = (5.0, 15.0, 45.0, 120.0, 300.0)
 T = TypeVar("T")
 
 
-def executed(job: Job, config: ServiceConfig) -> list[str]:
+def executed(job: QueuedJob, config: ServiceConfig) -> list[str]:
     """The command of a job, with the operator's config directory where it takes one."""
     spec = COMMANDS[job.command]
     words = [*job.words, "--json"]
@@ -52,7 +52,7 @@ class WorkerSettings:
     directory: Path = Path(".")
     """Where commands work; their relative paths are relative to it."""
     stalled_s: float = STALLED_S
-    command: Callable[[Job, ServiceConfig], list[str]] = executed
+    command: Callable[[QueuedJob, ServiceConfig], list[str]] = executed
     """What is executed for a job."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More of it, for the commands."""
@@ -133,7 +133,7 @@ class _Worker:
             with suppress(Exception):
                 await self._owner.beat()
 
-    async def _do(self, job: Job) -> None:
+    async def _do(self, job: QueuedJob) -> None:
         settings = self._settings
         settings.say(f"{job.id} begins: {job.title}")
         try:
@@ -157,7 +157,7 @@ class _Worker:
         await self._until_reached(lambda: self._owner.end(ending))
         settings.say(f"{job.id} {ending.state}" + (f": {ending.error}" if ending.error else ""))
 
-    async def _attend(self, job: Job, child: Child, running: asyncio.Task[int]) -> str:
+    async def _attend(self, job: QueuedJob, child: Child, running: asyncio.Task[int]) -> str:
         """Tell what the command says until it ends; why it was made to end, or nothing."""
         why = ""
         told: dict[str, Any] | None = None
@@ -192,7 +192,7 @@ class _Worker:
                 break
         return why
 
-    async def _told(self, job: Job, child: Child) -> None:
+    async def _told(self, job: QueuedJob, child: Child) -> None:
         lines = child.take_lines()
         try:
             await self._owner.tell(job, child.progress, lines)
@@ -228,7 +228,7 @@ class _Worker:
                 await asyncio.sleep(1)
 
 
-def _ending(job: Job, child: Child, code: int, why_stopped: str) -> Ending:
+def _ending(job: QueuedJob, child: Child, code: int, why_stopped: str) -> Ending:
     if code == 0:
         return Ending(SUCCEEDED, 0, None, child.result)
     error = child.error or _words_of(code)

@@ -3,6 +3,7 @@
     spec     what a watch is told
     state    what it knows
     poll     which runs ended since it looked last
+    adopting how they become candidates
     trying   a candidate, added to the best merge
     round    one look, and all that follows from it
     report   what it tells people

@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergeops.errors import TrackingError
 from mergeops.store import Tracking, pages
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 OVERLAP_MS = 120_000
 """Clocks of trainers differ, and a run that ended earlier may be written later."""
@@ -75,19 +72,19 @@ def newly_ended(
     return sorted(ended, key=lambda run: (run.ended_ms, run.run_id)), latest
 
 
-def _runs(tracking: Tracking, experiment_id: str, wanted: str) -> list[Run]:
+def _runs(tracking: Tracking, experiment_id: str, wanted: str) -> list[Any]:
     search = tracking.client.search_runs
     in_pages = pages(search, [experiment_id], wanted, max_results=RUNS_PER_PAGE)
     # Merges and scored parents may be in the same experiment; they are no training runs.
     return [run for page in in_pages for run in page if not run.data.tags.get("mergeops.role")]
 
 
-def _ended(run: Run, experiment: str, ended_ms: int) -> EndedRun:
+def _ended(run: Any, experiment: str, ended_ms: int) -> EndedRun:
     name = str(run.info.run_name or run.info.run_id[:8])
     return EndedRun(run.info.run_id, name, experiment, str(run.info.status), ended_ms)
 
 
-def _last_sign(run: Run) -> int:
+def _last_sign(run: Any) -> int:
     """When a run logged last, in milliseconds."""
     logged = [int(metric.timestamp) for metric in run.data._metric_objs or []]
     return max([int(run.info.start_time or 0), *logged])

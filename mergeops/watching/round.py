@@ -16,28 +16,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeops import adoption, promotion
-from mergeops.errors import AwayError, GateRefusedError, MergeopsError, SourceError, TrackingError
+from mergeops import promotion
+from mergeops.errors import AwayError, GateRefusedError, MergeopsError, TrackingError
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe, compose
 from mergeops.store import Tracking, connect, only_one
 from mergeops.tools import Tools
 from mergeops.tracking import find_version, read_recipe
-from mergeops.watching.poll import EndedRun, newly_ended
+from mergeops.watching.adopting import adopt_ended
+from mergeops.watching.poll import newly_ended
 from mergeops.watching.spec import WatchSpec
 from mergeops.watching.state import (
     DUPLICATE,
     KEPT,
     MISFIT,
     NOT_BETTER,
-    UNUSABLE,
     WAITING,
     Proposed,
     RoundRecord,
     SeenRun,
     WatchState,
 )
-from mergeops.watching.trying import Bench, Contender, gain_over, is_of_candidate, name_of
+from mergeops.watching.trying import Contender, WatchBench, gain_over, is_of_candidate, name_of
 
 AT_ONCE = 50
 """Runs that are adopted by one request."""
@@ -113,7 +113,7 @@ class _AtWork:
         self._progress = progress
         self._began = time.monotonic()
         self._trials = 0
-        self._bench = Bench(recipe, Tools(recipe, progress, tracking=tracking))
+        self._bench = WatchBench(recipe, Tools(recipe, progress, tracking=tracking))
 
     def go(self) -> Round:
         """The whole round."""
@@ -147,7 +147,10 @@ class _AtWork:
             )
             for start in range(0, len(found), AT_ONCE):
                 some = found[start : start + AT_ONCE]
-                adopted = self._adopt(experiment, some)
+                self._progress.step(f"{len(some)} run(s) of {experiment} ended; looking at them")
+                adopted = adopt_ended(
+                    self._tracking, experiment, some, self._number, self._recipe.path_map
+                )
                 new += len(adopted)
                 usable += sum(run.outcome == WAITING for run in adopted)
                 for run in adopted:
@@ -156,44 +159,6 @@ class _AtWork:
             cursors = {**self._state.cursors, experiment: cursor}
             self._state = dataclasses.replace(self._state, cursors=cursors)
         return new, usable
-
-    def _adopt(self, experiment: str, ended: list[EndedRun]) -> list[SeenRun]:
-        self._progress.step(f"{len(ended)} run(s) of {experiment} ended; looking at them")
-        ids = ", ".join(f"'{run.run_id}'" for run in ended)
-        rows: dict[str, dict[str, Any]] = {}
-        problem = ""
-        try:
-            adopted = adoption.adopt(
-                experiment,
-                filter_string=f"attributes.run_id IN ({ids})",
-                path_map=self._recipe.path_map,
-                tracking_uri=self._tracking.uri,
-            )
-            rows = {row["run_id"]: row for row in adopted.rows()}
-        except SourceError as error:
-            # None of them left anything.
-            problem = str(error)
-        return [self._seen(run, rows.get(run.run_id), problem) for run in ended]
-
-    def _seen(self, run: EndedRun, row: dict[str, Any] | None, problem: str) -> SeenRun:
-        seen = SeenRun(
-            run.run_id,
-            run.name,
-            run.experiment,
-            run.status,
-            UNUSABLE,
-            at=_at(run.ended_ms),
-            round=self._number,
-        )
-        if row is None or row["problem"]:
-            why = row["problem"] if row is not None else problem or "it left no checkpoint"
-            return dataclasses.replace(seen, note=why[:500])
-        if row["not_finite"]:
-            why = f"diverged: {', '.join(row['not_finite'])} is no number"
-            return dataclasses.replace(seen, note=why)
-        return dataclasses.replace(
-            seen, outcome=WAITING, uri=row["uri"], base=row["base"], note=f"{row['kind']} weights"
-        )
 
     def _try(self, waiting: list[SeenRun]) -> tuple[Contender | None, Contender | None]:
         """Add each candidate to the best merge, best first; what does not hurt stays."""
@@ -373,7 +338,3 @@ class _AtWork:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _at(ms: int) -> str:
-    return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).isoformat(timespec="seconds")

@@ -34,7 +34,7 @@ class Contender:
         return self.scores.merit
 
 
-class Bench:
+class WatchBench:
     """Makes and scores what a watch tries.
 
     Args:

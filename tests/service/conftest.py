@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from mergeops.service.embedded import EmbeddedDatabase
-from mergeops.service.place import Place
+from mergeops.service.place import ServicePlace
 
 
 @pytest.fixture(scope="session")
 def queue_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its URI; each test queues jobs of its own."""
-    place = Place(tmp_path_factory.mktemp("service"))
+    place = ServicePlace(tmp_path_factory.mktemp("service"))
     place.make()
     embedded = EmbeddedDatabase(place.database)
     yield embedded.start()

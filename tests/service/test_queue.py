@@ -12,9 +12,9 @@ import pytest
 from support.service_work import settings, words
 
 from mergeops.errors import ServiceError
-from mergeops.service.jobs import Job, JobRequest, JobStateError, UnknownJobError
-from mergeops.service.ownership import Ending, Owner, take_over
 from mergeops.service.queue import Queue, open_queue
+from mergeops.service.queued_jobs import JobRequest, JobStateError, QueuedJob, UnknownJobError
+from mergeops.service.takeover import Ending, Owner, take_over
 from mergeops.service.worker import work
 
 pytestmark = pytest.mark.integration
@@ -32,7 +32,7 @@ def request(folder: Path, name: str, seconds: float = 0.0, **more: Any) -> JobRe
     return JobRequest("adopt", tuple(words(folder, name, seconds)), **more)
 
 
-async def until(queue: Queue, job: Job, *states: str) -> Job:
+async def until(queue: Queue, job: QueuedJob, *states: str) -> QueuedJob:
     while True:
         now = await queue.get(job.id)
         if now.state in states:

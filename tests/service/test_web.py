@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 from mergeops.errors import AwayError, ConfigError, GateRefusedError
 from mergeops.promotion import Change, WaitingProposal
 from mergeops.service import ServiceConfig, Watches
-from mergeops.service.ownership import Ending, Owner
 from mergeops.service.queue import open_queue
+from mergeops.service.takeover import Ending, Owner
 from mergeops.service.web.app import make_app
 from mergeops.service.web.guard import COOKIE, CSRF_HEADER, csrf_of
 from mergeops.service.web.news import Changes
@@ -303,9 +303,9 @@ def call_watches(web: SimpleNamespace) -> Callable[..., Any]:
 def test_a_place_is_its_users_alone(tmp_path: Path) -> None:
     from mergeops.client import Address, find_server
     from mergeops.errors import ServiceError
-    from mergeops.service import Place
+    from mergeops.service import ServicePlace
 
-    place = Place(tmp_path / "service")
+    place = ServicePlace(tmp_path / "service")
     with pytest.raises(ServiceError, match="no server runs in this project"):
         find_server(place.folder)
     place.make()

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 from mergeops.service import WorkerSettings, work
-from mergeops.service.jobs import Job
 from mergeops.service.operator_config import ServiceConfig
+from mergeops.service.queued_jobs import QueuedJob
 
 TESTS = Path(__file__).parent.parent
 
 
-def fake_command(job: Job, config: ServiceConfig) -> list[str]:
+def fake_command(job: QueuedJob, config: ServiceConfig) -> list[str]:
     """``adopt --experiment FOLDER:NAME:SECONDS`` as a job of this module."""
     folder, name, seconds = job.words[1].split(":")
     return [sys.executable, __file__, "job", folder, name, seconds]

@@ -1,4 +1,4 @@
-"""A watch on real runs of real models: what is better is proposed once, all else is told why not."""
+"""A watch on real runs and models: what is better is proposed once, all else is told why not."""
 
 from __future__ import annotations
 

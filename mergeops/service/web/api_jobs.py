@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from mergeops.service.allowed import checked_request
-from mergeops.service.jobs import ENDED, STATES, Job
+from mergeops.service.queued_jobs import ENDED, STATES, QueuedJob
 from mergeops.service.web.served import Served, Service, strict, watching
 from mergeops.version import __version__
 
@@ -33,7 +33,7 @@ class Submission(BaseModel):
     priority: int = Field(default=0, ge=-100, le=100)
 
 
-def job_dict(job: Job) -> dict[str, Any]:
+def job_dict(job: QueuedJob) -> dict[str, Any]:
     """A job as the API gives it."""
     return job.to_dict() | {"title": job.title, "share": job.share, "ended": job.state in ENDED}
 
@@ -148,7 +148,7 @@ async def metrics(service: Served) -> str:
     return "\n".join(lines)
 
 
-async def _events(service: Service, job: Job, after: int) -> AsyncIterator[str]:
+async def _events(service: Service, job: QueuedJob, after: int) -> AsyncIterator[str]:
     changes, seen = service.changes, 0
     told: dict[str, Any] | None = None
     async with watching(service):

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import escape
 
 from mergeops.errors import MergeopsError
-from mergeops.service.jobs import ENDED, STATES
+from mergeops.service.queued_jobs import ENDED, STATES
 from mergeops.service.web.api_jobs import KEEP_ALIVE_S, State
 from mergeops.service.web.served import Served, Service, strict, watching
 from mergeops.version import __version__

@@ -24,10 +24,10 @@ from mergeops.errors import (
     ServiceError,
     TrackingError,
 )
-from mergeops.service.jobs import JobStateError, UnknownJobError
 from mergeops.service.mlflow_view import Registry
 from mergeops.service.operator_config import ServiceConfig
 from mergeops.service.queue import Queue
+from mergeops.service.queued_jobs import JobStateError, UnknownJobError
 from mergeops.service.watches import Watches
 from mergeops.service.web.news import Changes
 

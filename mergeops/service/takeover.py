@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergeops.service.jobs import CANCELLED, FAILED, SUCCEEDED, Job, queues_of
 from mergeops.service.queue import Queue
+from mergeops.service.queued_jobs import CANCELLED, FAILED, SUCCEEDED, QueuedJob, queues_of
 
 HEARTBEAT_S = 4.0
 STALLED_S = 18.0
@@ -91,7 +91,7 @@ class Owner:
             await connection.execute("DELETE FROM procrastinate_workers WHERE id = %s", (self.id,))
         self.id = None
 
-    async def fetch(self) -> Job | None:
+    async def fetch(self) -> QueuedJob | None:
         """Become the owner of the next job; None where none waits."""
         assert self.id is not None, "a worker beats first"
         fetched = await self.queue.app.job_manager.fetch_job(queues_of(self.tags), self.id)
@@ -119,7 +119,7 @@ class Owner:
             row = await cursor.fetchone()
         return bool(row and row[0])
 
-    async def tell(self, job: Job, progress: Any, lines: Sequence[str]) -> None:
+    async def tell(self, job: QueuedJob, progress: Any, lines: Sequence[str]) -> None:
         """Keep what the job said, and how far it is."""
         async with self.queue.pool.connection() as connection:
             if lines:

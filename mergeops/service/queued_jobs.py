@@ -47,7 +47,7 @@ class JobRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class QueuedJob:
     """A job as the queue knows it."""
 
     id: str
