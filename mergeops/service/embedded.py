@@ -54,7 +54,7 @@ class EmbeddedDatabase:
                 "by --database postgresql://..."
             ) from error
         try:
-            self._server = get_server(self.folder, cleanup_mode="stop")
+            self._server = get_server(self.folder, cleanup_mode=None)
         except (subprocess.SubprocessError, OSError, RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())[:300]
             log = self.folder / "log"
@@ -79,5 +79,5 @@ class EmbeddedDatabase:
     def stop(self) -> None:
         """Stop it; its data stay."""
         if self._server is not None:
-            self._server.cleanup()
+            self._server.stop()
             self._server = None

@@ -11,11 +11,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mergeops.checkpoint import locked
 from mergeops.client import Address
 from mergeops.errors import ConfigError
 from mergeops.service.child import PATIENCE_S, die_with_parent
@@ -66,6 +67,28 @@ def serve(settings: ServeSettings) -> None:
             f"--host is {settings.host}, which others reach; set MERGEOPS_TOKEN to a secret of at "
             f"least {SHORTEST_TOKEN} characters, and put TLS in front"
         )
+    with _alone(settings.place):
+        _serve_alone(settings, token)
+
+
+@contextmanager
+def _alone(place: ServicePlace) -> Iterator[None]:
+    """One server at a time has the place, and its database.
+
+    Raises:
+        ConfigError: another has it.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(place.folder / "serve.lock", wait=False))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another mergeops serve runs in {place.folder}; use it, or choose another --state"
+            ) from error
+        yield
+
+
+def _serve_alone(settings: ServeSettings, token: str) -> None:
     listener = _listener(settings.host, settings.port)
     embedded = EmbeddedDatabase(settings.place.database) if settings.database is None else None
     try:
