@@ -56,6 +56,7 @@ class Owner:
         self.tags = tags
         self.id: int | None = None
         self._owned: int | None = None
+        self._beating = asyncio.Lock()
 
     async def beat(self) -> bool:
         """Say that this worker lives; one that was taken for dead registers anew.
@@ -63,7 +64,7 @@ class Owner:
         Returns:
             Whether it owns still what it owned.
         """
-        async with self.queue.pool.connection() as connection:
+        async with self._beating, self.queue.pool.connection() as connection:
             cursor = await connection.execute(
                 "UPDATE procrastinate_workers SET last_heartbeat = now() WHERE id = %s "
                 "RETURNING id",

@@ -137,7 +137,9 @@ class _Worker:
         settings = self._settings
         settings.say(f"{job.id} begins: {job.title}")
         try:
-            check_again(job.command, job.words, settings.config, settings.directory)
+            await asyncio.to_thread(
+                check_again, job.command, job.words, settings.config, settings.directory
+            )
         except MergeopsError as error:
             ending = Ending(FAILED, error.exit_code, str(error))
             await self._until_reached(lambda: self._owner.end(ending))

@@ -250,6 +250,7 @@ class _AtWork:
         """Open the confirm part, where dev speaks for it and the budget has a use left."""
         best, spec = standing.best, self._spec
         if not best.registered or standing is champion:
+            self._hold(best.plan_digest)
             return "", "no merge is better than what there is"
         if any(one.plan_digest == best.plan_digest for one in self._state.proposed):
             return "", f"{best.registered} was proposed before"
@@ -257,6 +258,7 @@ class _AtWork:
         if reference is not None:
             gain, low = gain_over(standing.scores, reference.scores, spec.dev_confidence)
             if low <= 0:
+                self._hold(best.plan_digest)
                 return "", (
                     f"{best.registered} gains {gain:+.3f} on dev, at least {low:+.3f} with "
                     f"confidence {spec.dev_confidence:g}: kept, not proposed"
@@ -305,15 +307,22 @@ class _AtWork:
 
     def _is_better_unproposed(self) -> bool:
         """Whether a merge of an earlier round was not put forward yet, as the budget was spent."""
-        best = self._state.best
-        if best is None or not best.registered:
+        best, state = self._state.best, self._state
+        if best is None or not best.registered or state.held == best.plan_digest:
             return False
-        is_known = any(one.plan_digest == best.plan_digest for one in self._state.proposed)
-        return not is_known and self._uses_this_month() < self._spec.budget.confirm_uses
+        if any(one.plan_digest == best.plan_digest for one in state.proposed):
+            return False
+        if self._uses_this_month() >= self._spec.budget.confirm_uses:
+            return False
+        name = self._recipe.tracking.registered_model
+        return promotion.read_history(self._tracking, name).waiting is None
 
     def _uses_this_month(self) -> int:
         month = _now()[:7]
         return sum(one.opened and one.at[:7] == month for one in self._state.proposed)
+
+    def _hold(self, plan_digest: str) -> None:
+        self._keep(dataclasses.replace(self._state, held=plan_digest))
 
     def _record(self, proposed: Proposed) -> None:
         self._keep(dataclasses.replace(self._state, proposed=(*self._state.proposed, proposed)))

@@ -95,6 +95,9 @@ class WatchState:
     """Experiment -> the latest end of a run that was seen, in milliseconds."""
     runs: Mapping[str, SeenRun] = field(default_factory=dict)
     best: Best | None = None
+    held: str = ""
+    """Plan digest of a best merge that dev does not speak for: nothing is to be done about it until
+    another run comes."""
     proposed: tuple[Proposed, ...] = ()
     rounds: tuple[RoundRecord, ...] = ()
 
