@@ -39,9 +39,10 @@ def submit(
     state: Path,
     as_json: bool,
 ) -> None:
-    """Queue COMMAND with its arguments as a job: submit [OPTIONS] search recipe=runs ...
+    """Queue COMMAND with its arguments as a job of the service.
 
-    The same work again is the same job. Options of submit stand before COMMAND.
+    E.g. mergeops submit --wait search recipe=runs. The same work again is the same job. Options of
+    submit stand before COMMAND.
     """
     service = connect(state)
     wanted = [tag for tag in tags.split(",") if tag]

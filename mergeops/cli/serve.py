@@ -98,9 +98,9 @@ def serve(
 def worker(
     database: str, device: str, tags: str, config: Path | None, config_dir: Path | None
 ) -> None:
-    """Work on the jobs of a database, in this directory, until SIGTERM.
+    """Work on the jobs of a database until SIGTERM.
 
-    The job at hand then ends, too, and goes on at another worker.
+    They work in this directory. The job at hand then ends, too, and goes on at another worker.
     """
     database = _checked(database) or ""
     settings = WorkerSettings(
