@@ -7,6 +7,7 @@ that its words make is composed and looked through before it is queued, and agai
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from mergeops.service.operator_config import ServiceConfig
 from mergeops.service.queued_jobs import JobRequest, digest_of
 
 MOST_WORDS, MOST_CHARACTERS = 500, 20_000
-MOST_COMBINATIONS = 64
+MOST_COMBINATIONS, MOST_LISTED = 64, 4096
 TASK_ENDINGS, TEXT_ENDINGS = (".yaml", ".yml"), (".txt", ".md")
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
@@ -145,11 +146,7 @@ def _check_recipes(
     directory: Path,
 ) -> None:
     is_sweep = "-m" in flags or "--multirun" in flags
-    jobs = expand_sweep(overrides) if is_sweep else [with_strategy(overrides)]
-    if len(jobs) > MOST_COMBINATIONS:
-        raise ConfigError(
-            f"-m makes {len(jobs)} combinations; at most {MOST_COMBINATIONS} are one job"
-        )
+    jobs = _combinations(overrides) if is_sweep else [with_strategy(overrides)]
     for words in jobs:
         # A file's own path is relative to where jobs work.
         at = [
@@ -163,6 +160,19 @@ def _check_recipes(
         check_recipe(recipe, config, directory)
         if command == "promote" and not recipe.promote.approval:
             raise ConfigError(f"{APPROVAL} is false; a job proposes, and people approve")
+
+
+def _combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """What -m makes of the words, where it is not too many; counted before it is made."""
+    most = math.prod(1 + word.count(",") for word in overrides)
+    if any("range(" in word for word in overrides) or most > MOST_LISTED:
+        raise ConfigError("a job with -m lists few values one by one, e.g. seed=1,2,3")
+    jobs = expand_sweep(overrides)
+    if len(jobs) > MOST_COMBINATIONS:
+        raise ConfigError(
+            f"-m makes {len(jobs)} combinations; at most {MOST_COMBINATIONS} are one job"
+        )
+    return jobs
 
 
 def check_recipe(recipe: Recipe, config: ServiceConfig, directory: Path) -> None:

@@ -143,7 +143,7 @@ async def _serve(
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{shown}:{port}"
         settings.place.announce(Address(url, token, os.getpid()))
-        settings.say(f"mergeops serves {url}/?token={token}")
+        settings.say(f"serving {url}/?token={token}")
         settings.say(f"jobs work in {settings.directory}; Ctrl-C stops, and nothing is lost")
         words = list(settings.worker_words)
         # Not as a word: everybody on the machine may read those.

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mergeops.service.allowed import checked_request
 from mergeops.service.queued_jobs import ENDED, STATES, QueuedJob
-from mergeops.service.web.served import Served, Service, strict, watching
+from mergeops.service.web.served import Served, Service, check_room, strict, watching
 from mergeops.version import __version__
 
 router = APIRouter(prefix="/api/v1", dependencies=[Depends(strict)])
@@ -97,6 +97,7 @@ async def get_events(
 
     A reader that comes back sends the id of the last line that it has.
     """
+    check_room(service)
     job = await service.queue.get(job_id)
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
     return StreamingResponse(_events(service, job, after), media_type="text/event-stream")

@@ -17,7 +17,7 @@ from markupsafe import escape
 from mergeops.errors import MergeopsError
 from mergeops.service.queued_jobs import ENDED, STATES
 from mergeops.service.web.api_jobs import KEEP_ALIVE_S, State
-from mergeops.service.web.served import Served, Service, strict, watching
+from mergeops.service.web.served import Served, Service, check_room, strict, watching
 from mergeops.version import __version__
 from mergeops.watching import digest_text
 
@@ -103,6 +103,7 @@ async def job_stream(
     job_id: str, service: Served, after: Annotated[int, Query(ge=0)] = 0
 ) -> StreamingResponse:
     """New lines of a job as HTML, and ``change`` when its state or progress changes."""
+    check_room(service)
     job = await service.queue.get(job_id)
     return StreamingResponse(_job_events(service, job.id, after), media_type="text/event-stream")
 
@@ -110,6 +111,7 @@ async def job_stream(
 @router.get("/stream")
 async def stream(service: Served) -> StreamingResponse:
     """``change`` when any job changes, at most each second."""
+    check_room(service)
     return StreamingResponse(_queue_events(service), media_type="text/event-stream")
 
 

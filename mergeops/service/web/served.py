@@ -29,7 +29,7 @@ from mergeops.service.operator_config import ServiceConfig
 from mergeops.service.queue import Queue
 from mergeops.service.queued_jobs import JobStateError, UnknownJobError
 from mergeops.service.watches import Watches
-from mergeops.service.web.news import Changes
+from mergeops.service.web.news import MOST_WATCHERS, Changes
 
 STATUS = {
     UnknownJobError: 404,
@@ -112,13 +112,19 @@ def add_error_answers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, no_page)
 
 
-@asynccontextmanager
-async def watching(service: Service) -> AsyncIterator[None]:
-    """Count who watches a stream.
+def check_room(service: Service) -> None:
+    """Refuse one more stream where there are many: each holds a connection.
 
     Raises:
-        ServiceError: too many do.
+        ServiceError: there are.
     """
+    if service.changes.watchers >= MOST_WATCHERS:
+        raise ServiceError(f"{MOST_WATCHERS} streams are open, and no more may; close some pages")
+
+
+@asynccontextmanager
+async def watching(service: Service) -> AsyncIterator[None]:
+    """Count who watches a stream."""
     service.changes.watchers += 1
     try:
         yield
