@@ -142,13 +142,13 @@ def test_what_helps_is_kept_what_hurts_is_not_and_the_merge_is_proposed_once(wor
 
 
 def test_a_gain_that_dev_does_not_show_is_kept_for_more_to_be_added(world: World) -> None:
-    world.ends(a=0.0, b=0.01)
+    world.ends(a=0.015, b=0.01)
     assert "kept, not proposed" in world.round().note
     # Nothing new: nothing is made or asked again.
     assert world.round().note == "nothing new"
-    world.ends(c=0.0101)
+    world.ends(c=0.012)
     assert world.round().proposed == "skills/2"
-    assert world.asked == ["skills/2"] and world.merged[-1] == ("b", "a", "c")
+    assert world.asked == ["skills/2"] and world.merged[-1] == ("a", "b", "c")
 
 
 def test_candidates_wait_for_their_batch_and_for_the_budget(world: World) -> None:
