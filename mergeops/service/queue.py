@@ -116,7 +116,7 @@ class Queue:
             raise UnknownJobError(f"{job_id} begins {len(found)} jobs; write more of the id")
         raise UnknownJobError(f"there is no job {job_id[:40]!r}; `mergeops jobs list` shows them")
 
-    async def list(
+    async def newest(
         self, *, states: Sequence[str] = (), limit: int = 100, before: QueuedJob | None = None
     ) -> list[QueuedJob]:
         """The newest jobs first.
@@ -221,7 +221,10 @@ class Queue:
              ORDER BY w.started_at, w.id"""
         async with self.pool.connection() as connection:
             rows = await (await connection.execute(query)).fetchall()
-        return [WorkerState(*row[:3], tuple(row[3]), *row[4:]) for row in rows]
+        return [
+            WorkerState(number, name, device, tuple(tags), since, silent_s, job)
+            for number, name, device, tags, since, silent_s, job in rows
+        ]
 
     async def _find(self, connection: AsyncConnection[Any], job_id: str) -> QueuedJob | None:
         found = await _jobs(connection, f"{COLUMNS} WHERE j.id = %s", (job_id,))

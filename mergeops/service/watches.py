@@ -89,7 +89,7 @@ class Watches:
         await self._execute("DELETE FROM mergeops_watches WHERE name = %s", (name,))
         return watch
 
-    async def list(self) -> list[Watch]:
+    async def all(self) -> list[Watch]:
         """All, by name."""
         return await self._read("ORDER BY name", ())
 
@@ -101,7 +101,7 @@ class Watches:
         """
         found = await self._read("WHERE name = %s", (name,))
         if not found:
-            known = ", ".join(watch.spec.name for watch in await self.list())
+            known = ", ".join(watch.spec.name for watch in await self.all())
             raise ConfigError(f"there is no watch {name[:60]!r}; watches: {known or 'none'}")
         return found[0]
 

@@ -40,7 +40,7 @@ def check(directory: Path, command: str, *words: str, **config: object) -> tuple
         (("run", "base=../other"), "base: ../other lies outside ."),
         (("run", "base=file:///etc"), "base: /etc lies outside ."),
         (("run", "base=file://localhost/etc"), "base: /etc lies outside ."),
-        (("run", "base=~/x"), "lies outside ."),
+        (("run", "base='~/x'"), "base: ~/x lies outside ."),
         (("run", "base=s3://bucket/x"), "base: s3://bucket/x begins with s3:"),
         (("run", "base=http://169.254.169.254/x"), "begins with http:"),
         (("run", "+sources.a.uri=/etc/passwd"), "sources.a.uri: /etc/passwd lies outside ."),

@@ -81,7 +81,11 @@ def web(queue_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     app: Any = None
 
     async def lazily(scope: Any, receive: Any, send: Any) -> None:
-        await app(scope, receive, send)
+        if scope["type"] != "lifespan":
+            return await app(scope, receive, send)
+        for step in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{step}.complete"})
 
     with TestClient(lazily, base_url="http://127.0.0.1", follow_redirects=False) as client:
         portal = client.portal

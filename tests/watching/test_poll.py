@@ -20,7 +20,7 @@ def run(tracking: Tracking, name: str, status: str, *, ended: int = 0, **more: A
         experiment.experiment_id if experiment else client.create_experiment("finetunes")
     )
     made = client.create_run(
-        experiment_id, run_name=name, start_time=more.get("start", 0), tags=more.get("tags", {})
+        experiment_id, run_name=name, start_time=more.get("start", 1), tags=more.get("tags", {})
     )
     for at in more.get("logged", ()):
         client.log_metric(made.info.run_id, "loss", 1.0, timestamp=at)

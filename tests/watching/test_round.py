@@ -29,7 +29,7 @@ class World:
         self.broken: set[str] = set()
         self.away_at: str | None = None
         self.ended: list[EndedRun] = []
-        self.merged: list[tuple[str, ...]] = []
+        self.made: list[tuple[str, ...]] = []
         self.asked: list[str] = []
         self.decision = "proposed"
         self.waiting: int | None = None
@@ -83,9 +83,9 @@ class World:
         names = tuple(sources)
         if self.away_at in names:
             raise AwayError("cannot reach the MLflow server")
-        if names not in self.merged:
-            self.merged.append(names)
-        version = self.merged.index(names) + 1
+        if names not in self.made:
+            self.made.append(names)
+        version = self.made.index(names) + 1
         best = Best(dict(sources), None, champion, f"skills/{version}", "+".join(names))
         parents = {name: self._scores((name,)) for name in names}
         trial: Any = SimpleNamespace(parents=parents)
@@ -148,7 +148,7 @@ def test_a_gain_that_dev_does_not_show_is_kept_for_more_to_be_added(world: World
     assert world.round().note == "nothing new"
     world.ends(c=0.012)
     assert world.round().proposed == "skills/2"
-    assert world.asked == ["skills/2"] and world.merged[-1] == ("a", "b", "c")
+    assert world.asked == ["skills/2"] and world.made[-1] == ("a", "b", "c")
 
 
 def test_candidates_wait_for_their_batch_and_for_the_budget(world: World) -> None:

@@ -96,12 +96,11 @@ def write_liked(folder: Path, one: Path, other: Path) -> None:
     for _ in range(ITEMS):
         prompt = f"{draw.randrange(1000)} {draw.choice('abcdefgh')} ="
         choices = draw.sample("qrstuvwxyz", 4)
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        # A choice is one letter: all have the same length, and differ in their last token.
+        ids = tokenizer([f"{prompt} {c}" for c in choices], return_tensors="pt").input_ids
         with torch.no_grad():
-            logits = mean(ids).logits[0, -1]
-        first = [tokenizer(prompt + " " + c).input_ids[ids.shape[1]] for c in choices]
-        last = [tokenizer(prompt + " " + c).input_ids[-1] for c in choices]
-        liked = [float(logits[a]) for a in (last if len(set(first)) < 4 else first)]
+            logits = mean(ids).logits[:, -2].log_softmax(-1)
+        liked = logits.gather(1, ids[:, -1:])[:, 0].tolist()
         rows.append({"prompt": prompt, "choices": choices, "answer": liked.index(max(liked))})
     data = folder / "liked.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

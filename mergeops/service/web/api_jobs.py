@@ -64,7 +64,7 @@ async def list_jobs(
 ) -> dict[str, Any]:
     """The newest jobs first; ``before`` is the last job of the page before."""
     last = await service.queue.get(before) if before else None
-    jobs = await service.queue.list(states=list(state), limit=limit, before=last)
+    jobs = await service.queue.newest(states=list(state), limit=limit, before=last)
     return {"jobs": [job_dict(job) for job in jobs], "counts": await service.queue.counts()}
 
 

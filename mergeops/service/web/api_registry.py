@@ -63,7 +63,7 @@ async def reject(model: str, body: Rejection, service: Served) -> dict[str, Any]
 @router.get("/watches")
 async def list_watches(service: Served) -> dict[str, Any]:
     """All watches, by name."""
-    return {"watches": [watch.to_dict() for watch in await service.watches.list()]}
+    return {"watches": [watch.to_dict() for watch in await service.watches.all()]}
 
 
 @router.post("/watches", status_code=201)

@@ -78,27 +78,21 @@ class Guard:
         if refusal is not None:
             await _answer(sends, *refusal)
             return
-        is_safe = scope["method"] in SAFE
-        if is_safe and (place := self._first_visit(scope)):
+        if scope["method"] in SAFE and (place := self._first_visit(scope)):
             await _answer(sends, 303, "", {"location": place, "set-cookie": self._cookie(scope)})
             return
         scope["mergeops.csrf"] = csrf_of(self._token)
-        began = False
-
-        async def counted(message: Message) -> None:
-            nonlocal began
-            began = began or message["type"] == "http.response.start"
-            await sends(message)
-
+        if scope["method"] in SAFE:
+            await self._app(scope, receive, sends)
+            return
         try:
-            await self._app(scope, receive if is_safe else self._limited(receive), counted)
-        except (_TooLargeError, TimeoutError) as error:
-            if began:
-                raise
-            if isinstance(error, _TooLargeError):
-                await _answer(sends, 413, f"the body is larger than {self._max_body} bytes")
-            else:
-                await _answer(sends, 408, "the body came too slowly")
+            body = await asyncio.wait_for(self._read(receive), BODY_S)
+        except _TooLargeError:
+            await _answer(sends, 413, f"the body is larger than {self._max_body} bytes")
+        except TimeoutError:
+            await _answer(sends, 408, "the body came too slowly")
+        else:
+            await self._app(scope, _again(body, receive), sends)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         host = _host_of(headers.get("host", ""))
@@ -146,37 +140,42 @@ class Guard:
             return None
         rest = urlencode([(key, value) for key, value in query if key != "token"])
         # A path of two slashes would lead to another host.
-        path = "/" + scope["path"].lstrip("/\\")
+        path = "/" + str(scope["path"]).lstrip("/\\")
         return path + (f"?{rest}" if rest else "")
 
     def _cookie(self, scope: Scope) -> str:
         secure = "; Secure" if scope.get("scheme") == "https" else ""
         return f"{COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/{secure}"
 
-    def _limited(self, receive: Receive) -> Receive:
-        size = 0
-        ends = asyncio.get_running_loop().time() + BODY_S
-        is_read = False
-
-        async def limited() -> Message:
-            nonlocal size, is_read
-            if is_read:
-                # What comes now is that the client went away.
-                return await receive()
-            left = ends - asyncio.get_running_loop().time()
-            message = await asyncio.wait_for(receive(), max(left, 0.01))
-            size += len(message.get("body", b""))
-            is_read = not message.get("more_body", False)
-            if size > self._max_body:
+    async def _read(self, receive: Receive) -> bytes:
+        """The whole body, before anybody works on it."""
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self._max_body:
                 raise _TooLargeError
-            return message
-
-        return limited
+            if not message.get("more_body", False):
+                return body
 
 
 def csrf_of(token: str) -> str:
     """The word that the page's own requests carry."""
     return hmac.new(token.encode(), b"mergeops page", hashlib.sha256).hexdigest()
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Gives the body that was read, and then what comes: that the client went away."""
+    is_given = False
+
+    async def give() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return give
 
 
 def _host_of(host: str) -> str:

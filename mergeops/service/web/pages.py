@@ -74,7 +74,7 @@ async def queue_page(
 ) -> HTMLResponse:
     """The queue, newest first."""
     last = await service.queue.get(before) if before else None
-    jobs = await service.queue.list(states=list(state), limit=JOBS_SHOWN, before=last)
+    jobs = await service.queue.newest(states=list(state), limit=JOBS_SHOWN, before=last)
     counts = await service.queue.counts()
     workers = await service.queue.workers()
     more = jobs[-1].id if len(jobs) == JOBS_SHOWN else None
@@ -158,7 +158,7 @@ async def leaderboard_page(
 @router.get("/watches")
 async def watches_page(request: Request, service: Served) -> HTMLResponse:
     """All watches."""
-    return _page(request, "watches.html", watches=await service.watches.list())
+    return _page(request, "watches.html", watches=await service.watches.all())
 
 
 @router.get("/watches/{name}")

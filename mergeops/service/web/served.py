@@ -106,8 +106,8 @@ def add_error_answers(app: FastAPI) -> None:
 
     for kind in STATUS:
         app.add_exception_handler(kind, expected)
-    for kind in (Error, PoolTimeout, ConnectorException):
-        app.add_exception_handler(kind, away)
+    for foreign in (Error, PoolTimeout, ConnectorException):
+        app.add_exception_handler(foreign, away)
     app.add_exception_handler(RequestValidationError, unread)
     app.add_exception_handler(HTTPException, no_page)
 
