@@ -27,6 +27,7 @@ from mergeops.service.web.served import Service
 pytestmark = pytest.mark.integration
 TOKEN = "a-token-of-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
+VISITOR = {"Cookie": f"{COOKIE}={TOKEN}"}
 HOSTILE = "<script>alert(1)</script>"
 CHECK = {
     **{"reference": "champion:3", "kind": "better", "tasks": ["add"], "n": 500, "difference": 0.04},
@@ -108,7 +109,7 @@ def web(queue_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         held.call = lambda verb, path, **more: client.request(
             verb, f"/api/v1/{path}", headers=BEARER, **more
         )
-        held.page = lambda path: client.get(path, cookies={COOKIE: TOKEN})
+        held.page = lambda path: client.get(path, headers=VISITOR)
         yield held
         listening.cancel()
         portal.call(opened.__aexit__, None, None, None)
@@ -269,8 +270,8 @@ def test_a_button_of_the_page_works_by_its_word(web: SimpleNamespace) -> None:
     own = {"Origin": "http://127.0.0.1", CSRF_HEADER: csrf_of(TOKEN)}
     client = web.client
     path = f"/api/v1/jobs/{job['id']}"
-    assert client.delete(path, cookies={COOKIE: TOKEN}).status_code == 403
-    assert client.delete(path, cookies={COOKIE: TOKEN}, headers=own).status_code == 202
+    assert client.delete(path, headers=VISITOR).status_code == 403
+    assert client.delete(path, headers={**VISITOR, **own}).status_code == 202
 
 
 def test_a_watch_is_added_due_once_changed_and_removed(
