@@ -152,7 +152,7 @@ class Guard:
         body = b""
         while True:
             message = await receive()
-            body += message.get("body", b"")
+            body += bytes(message.get("body", b""))
             if len(body) > self._max_body:
                 raise _TooLargeError
             if not message.get("more_body", False):
