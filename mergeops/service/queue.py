@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from mergeops.errors import ServiceError
+from mergeops.errors import ConfigError, ServiceError
 from mergeops.redact import redact
 from mergeops.service.queue_tables import ensure_tables
 from mergeops.service.queued_jobs import (
@@ -269,11 +269,17 @@ async def open_queue(
         max_queued: at most so many jobs wait.
 
     Raises:
+        ConfigError: a package of the service is missing.
         ServiceError: it cannot be reached.
     """
-    from procrastinate import App, PsycopgConnector
-    from psycopg import Error
-    from psycopg_pool import AsyncConnectionPool, PoolTimeout
+    try:
+        from procrastinate import App, PsycopgConnector
+        from psycopg import Error
+        from psycopg_pool import AsyncConnectionPool, PoolTimeout
+    except ImportError as error:
+        raise ConfigError(
+            f"the service needs `pip install 'mergeops[service]'`: {error.name} is missing"
+        ) from error
 
     pool = AsyncConnectionPool(
         database,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from support.service_work import settings, words
 
-from mergeops.errors import ServiceError
+from mergeops.errors import ConfigError, ServiceError
 from mergeops.service.queue import Queue, open_queue
 from mergeops.service.queued_jobs import JobRequest, JobStateError, QueuedJob, UnknownJobError
 from mergeops.service.takeover import Ending, Owner, take_over
@@ -231,6 +232,18 @@ def test_no_more_wait_than_may(queue_server: str, folder: Path) -> None:
                 await queue.submit(request(folder, "more", tags=tagged(folder)), "ann")
 
     asyncio.run(go())
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def go() -> None:
+        async with open_queue("postgresql://x"):
+            raise AssertionError
+
+    monkeypatch.setitem(sys.modules, "psycopg_pool", None)
+    with pytest.raises(
+        ConfigError, match=r"needs `pip install 'mergeops\[service\]'`: psycopg_pool"
+    ):
+        asyncio.run(go())
 
 
 def test_a_database_that_is_not_there_is_said_without_its_password() -> None:
