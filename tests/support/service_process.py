@@ -55,7 +55,7 @@ class ServiceProcess:
     def start_worker(self, number: int) -> None:
         place = self._state / "postgres"
         database = f"postgresql://postgres:@/postgres?host={place}"
-        words = [sys.executable, "-m", "support.service_work", "work", database]
+        words = [sys.executable, "-m", "support.service_work", database]
         self._workers[number] = self._run(words, f"worker{number}.log")
 
     def client(self) -> ServiceClient:
