@@ -64,14 +64,19 @@ class Registry:
         """
         return self._fresh("proposals", lambda: waiting_proposals(self.connection()))
 
-    def leaderboard(self) -> Compared:
-        """Everything that was scored in the experiment.
+    def leaderboard(self, experiment: str = "") -> Compared:
+        """Everything that was scored in an experiment.
+
+        Args:
+            experiment: its name; empty takes the one of the operator's config.
 
         Raises:
             TrackingError: MLflow cannot be asked, or nothing was scored.
         """
         tracking = self.settings().tracking
-        return self._fresh("leaderboard", lambda: compare_experiments(tracking), 30.0)
+        name = experiment or tracking.experiment
+        key = f"leaderboard {name}"
+        return self._fresh(key, lambda: compare_experiments(tracking, [name]), 30.0)
 
     def approve(self, name: str, version: int, reason: str | None) -> promotion.Change:
         """Make a proposed version the champion.
@@ -122,8 +127,8 @@ class Registry:
     def forget(self) -> None:
         """Ask MLflow again for all that may have changed."""
         with self._lock:
-            for key in ("proposals", "leaderboard"):
-                self._kept.pop(key, None)
+            for key in [key for key in self._kept if key.startswith(("proposals", "leader"))]:
+                del self._kept[key]
 
     def _fresh(self, key: str, read: Callable[[], T], fresh_s: float = FRESH_S) -> T:
         with self._lock:

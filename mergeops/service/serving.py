@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mergeops.checkpoint import locked
 from mergeops.client import Address
-from mergeops.errors import ConfigError
+from mergeops.errors import ConfigError, MergeopsError
 from mergeops.service.child import PATIENCE_S, die_with_parent
 from mergeops.service.embedded import EmbeddedDatabase
 from mergeops.service.mlflow_view import Registry
@@ -26,8 +26,9 @@ from mergeops.service.operator_config import ServiceConfig
 from mergeops.service.place import ServicePlace
 from mergeops.service.queue import Queue, open_queue
 from mergeops.service.takeover import keep_taking_over
-from mergeops.service.watches import Watches
+from mergeops.service.watches import Watch, Watches
 from mergeops.store import current_user
+from mergeops.watching import has_work
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SHORTEST_TOKEN = 24
@@ -151,7 +152,7 @@ async def _serve(
         tasks = [
             changes.listen(),
             keep_taking_over(queue),
-            _keep_watching(service.watches, service.user),
+            _keep_watching(service.watches, service.user, config_dir),
             *(_keep_working(words, environment, settings) for _ in range(settings.workers)),
         ]
         if embedded is not None:
@@ -169,12 +170,20 @@ async def _for_ever(task: Awaitable[None]) -> None:
     await task
 
 
-async def _keep_watching(watches: Watches, user: str) -> None:
-    """Queue the rounds of watches that are due."""
+async def _keep_watching(watches: Watches, user: str, config_dir: Path | None) -> None:
+    """Queue the rounds of watches that are due and would find something to do."""
+
+    def is_worth(watch: Watch) -> bool:
+        try:
+            return has_work(watch.spec, watch.state, config_dir)
+        except MergeopsError:
+            # The round says what is wrong, or is tried again when MLflow is back.
+            return True
+
     while True:
         # The database may be away; the next look finds what is due.
         with suppress(Exception):
-            await watches.queue_due(user)
+            await watches.queue_due(user, is_worth)
         await asyncio.sleep(LOOK_S)
 
 

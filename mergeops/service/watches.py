@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,14 @@ class Watches:
             (_jsonb(state.to_dict()), name),
         )
 
-    async def queue_due(self, by: str) -> list[str]:
+    async def queue_due(
+        self, by: str, has_work: Callable[[Watch], bool] = lambda watch: True
+    ) -> list[str]:
         """Queue a round of each watch whose time has come; several servers may do so at once.
+
+        Args:
+            by: who is said to have submitted them.
+            has_work: whether a round would find anything to do; asked in a thread.
 
         Returns:
             The jobs.
@@ -123,6 +129,13 @@ class Watches:
             number = watch.round
             if number and not await self._has_ended(watch.spec.name, number):
                 # The round before is at work, or waits for a worker.
+                continue
+            if number and not await asyncio.to_thread(has_work, watch):
+                await self._execute(
+                    "UPDATE mergeops_watches SET next_at = now() + make_interval(secs => %s) "
+                    "WHERE name = %s",
+                    (watch.spec.every_s, watch.spec.name),
+                )
                 continue
             request = _round(watch.spec.name, number + 1)
             job = await self._queue.submit(request, by)

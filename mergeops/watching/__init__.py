@@ -4,6 +4,7 @@
     state    what it knows
     poll     which runs ended since it looked last
     adopting how they become candidates
+    due      whether a round would find anything to do
     trying   a candidate, added to the best merge
     round    one look, and all that follows from it
     report   what it tells people
@@ -12,6 +13,7 @@ Stands on: adoption, errors, methods, pipeline, progress, promotion, recipe, sch
 sources, store, tools, tracking.
 """
 
+from mergeops.watching.due import has_work
 from mergeops.watching.poll import EndedRun, newly_ended
 from mergeops.watching.report import digest_text
 from mergeops.watching.round import Round, run_round
@@ -24,6 +26,7 @@ __all__ = [
     "WatchSpec",
     "WatchState",
     "digest_text",
+    "has_work",
     "newly_ended",
     "read_watch_file",
     "run_round",

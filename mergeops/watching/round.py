@@ -24,6 +24,7 @@ from mergeops.store import Tracking, connect, only_one
 from mergeops.tools import Tools
 from mergeops.tracking import find_version, read_recipe
 from mergeops.watching.adopting import adopt_ended
+from mergeops.watching.due import is_to_propose, uses_this_month
 from mergeops.watching.poll import newly_ended
 from mergeops.watching.spec import WatchSpec
 from mergeops.watching.state import (
@@ -263,7 +264,7 @@ class _AtWork:
                     f"{best.registered} gains {gain:+.3f} on dev, at least {low:+.3f} with "
                     f"confidence {spec.dev_confidence:g}: kept, not proposed"
                 )
-        used = self._uses_this_month()
+        used = uses_this_month(self._state)
         if used >= spec.budget.confirm_uses:
             return (
                 "",
@@ -307,19 +308,8 @@ class _AtWork:
 
     def _is_better_unproposed(self) -> bool:
         """Whether a merge of an earlier round was not put forward yet, as the budget was spent."""
-        best, state = self._state.best, self._state
-        if best is None or not best.registered or state.held == best.plan_digest:
-            return False
-        if any(one.plan_digest == best.plan_digest for one in state.proposed):
-            return False
-        if self._uses_this_month() >= self._spec.budget.confirm_uses:
-            return False
         name = self._recipe.tracking.registered_model
-        return promotion.read_history(self._tracking, name).waiting is None
-
-    def _uses_this_month(self) -> int:
-        month = _now()[:7]
-        return sum(one.opened and one.at[:7] == month for one in self._state.proposed)
+        return is_to_propose(self._spec, self._state, self._tracking, name)
 
     def _hold(self, plan_digest: str) -> None:
         self._keep(dataclasses.replace(self._state, held=plan_digest))

@@ -66,7 +66,7 @@ class Mlflow:
         self.decided.append(("reject", name, version, reason))
         return dataclasses.replace(self.waiting[0].change, kind="rejected", by="ben")
 
-    def leaderboard(self) -> Any:
+    def leaderboard(self, experiment: str) -> Any:
         raise AwayError("cannot reach the MLflow server")
 
     def plot(self, name: str, version: int) -> bytes:
@@ -288,21 +288,26 @@ def test_a_watch_is_added_due_once_changed_and_removed(
     assert (changed["round"], changed["config"]["batch"]) == (1, 3)
     # The round is still at work: no second one beside it.
     assert call_watches("queue_due") == []
+    # Once it has ended, another is queued when there is something to do.
+    web.call("DELETE", f"jobs/{job_id}")
+    assert call_watches("queue_due", lambda watch: False) == []
+    web.call("POST", "watches", json={"config": config})
+    assert len(call_watches("queue_due", lambda watch: True)) == 1
     assert "# Watch nightly" in web.call("GET", "watches/nightly/report").json()["text"]
     assert (
         "nightly" in web.page("/watches").text and "None yet" in web.page("/watches/nightly").text
     )
     assert web.call("DELETE", "watches/nightly").status_code == 200
     assert web.call("GET", "watches").json() == {"watches": []}
-    # Back again, it goes on counting: round 1 was.
-    assert web.call("POST", "watches", json={"config": config}).json()["round"] == 1
+    # Back again, it goes on counting.
+    assert web.call("POST", "watches", json={"config": config}).json()["round"] == 2
     web.call("DELETE", "watches/nightly")
 
 
 @pytest.fixture
 def call_watches(web: SimpleNamespace) -> Callable[..., Any]:
     watches = Watches(web.queue)
-    return lambda name: web.portal.call(getattr(watches, name), "ben")
+    return lambda name, *more: web.portal.call(getattr(watches, name), "ben", *more)
 
 
 def test_a_place_is_its_users_alone(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mergeops.progress import Progress
 from mergeops.promotion import approve, read_history
 from mergeops.recipe import compose
 from mergeops.store import connect
-from mergeops.watching import Round, WatchSpec, WatchState, run_round
+from mergeops.watching import Round, WatchSpec, WatchState, has_work, run_round
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 ITEMS = 240
@@ -139,6 +139,7 @@ def test_a_watchs_life(team: Team) -> None:
 
     # The same round again does nothing; neither does one in which nothing is new.
     assert team.round(again=True).note.endswith("(done before)")
+    assert not has_work(team.spec, team.state)
     assert team.round().note == "nothing new"
     uses = [event for event in history.events if event.what.startswith("confirm use")]
     assert len(uses) == 1
@@ -152,6 +153,7 @@ def test_a_watchs_life(team: Team) -> None:
     team.ends("nothing", None, status="KILLED")
     team.ends("diverged", other, loss=math.nan)
     team.ends("noise", team.models["noise"])
+    assert has_work(team.spec, team.state)
     fourth = team.round()
     assert (fourth.new, fourth.proposed) == (4, "")
     outcomes = team.outcomes()

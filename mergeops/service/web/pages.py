@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib import resources
 from typing import Annotated, Any
 
@@ -131,10 +132,17 @@ async def plot(model: str, version: int, service: Served) -> Response:
 
 @router.get("/leaderboard")
 async def leaderboard_page(
-    request: Request, service: Served, sort: str = "rank", kind: str = "", name: str = ""
+    request: Request,
+    service: Served,
+    sort: str = "rank",
+    kind: str = "",
+    name: str = "",
+    experiment: str = "",
 ) -> HTMLResponse:
-    """Parents and merges, best first."""
-    compared, problem = await _asked(service.registry.leaderboard)
+    """Parents and merges of an experiment, best first."""
+    compared, problem = await _asked(partial(service.registry.leaderboard, experiment))
+    marks = [word.partition("tracking.experiment=") for word in await _words(service)]
+    experiments = sorted({after for before, mark, after in marks if mark and not before})
     rows = list(compared.board.rows) if compared else []
     kinds = sorted({row.kind for row in rows})
     rows = [row for row in rows if kind in ("", row.kind) and name.lower() in row.name.lower()]
@@ -151,6 +159,8 @@ async def leaderboard_page(
         sort=sort,
         kind=kind,
         name=name,
+        experiment=experiment,
+        experiments=experiments,
         problem=problem,
     )
 
@@ -174,6 +184,11 @@ async def watch_page(request: Request, name: str, service: Served) -> HTMLRespon
 async def workers_page(request: Request, service: Served) -> HTMLResponse:
     """Who works."""
     return _page(request, "workers.html", workers=await service.queue.workers())
+
+
+async def _words(service: Service) -> list[str]:
+    """The overrides of all watches."""
+    return [word for watch in await service.watches.all() for word in watch.spec.overrides]
 
 
 async def _asked(ask: Any) -> tuple[Any, str]:
