@@ -95,10 +95,9 @@ class Owner:
     async def fetch(self) -> QueuedJob | None:
         """Become the owner of the next job; None where none waits."""
         assert self.id is not None, "a worker beats first"
-        fetched = await self.queue.app.job_manager.fetch_job(queues_of(self.tags), self.id)
-        if fetched is None:
+        self._owned = await self._given() or await self._taken()
+        if self._owned is None:
             return None
-        self._owned = fetched.id
         async with self.queue.pool.connection() as connection:
             cursor = await connection.execute(
                 "UPDATE mergeops_jobs SET attempt = attempt + 1, worker = %s, device = %s, "
@@ -109,6 +108,22 @@ class Owner:
             row = await cursor.fetchone()
             assert row is not None, "both rows are made in one transaction"
         return await self.queue.get(str(row[0]))
+
+    async def _given(self) -> int | None:
+        """A job that is this worker's already: the database gave it, and its answer was lost."""
+        async with self.queue.pool.connection() as connection:
+            cursor = await connection.execute(
+                "SELECT id FROM procrastinate_jobs WHERE worker_id = %s AND status = 'doing' "
+                "ORDER BY id LIMIT 1",
+                (self.id,),
+            )
+            row = await cursor.fetchone()
+        return int(row[0]) if row is not None else None
+
+    async def _taken(self) -> int | None:
+        assert self.id is not None, "a worker beats first"
+        fetched = await self.queue.app.job_manager.fetch_job(queues_of(self.tags), self.id)
+        return fetched.id if fetched is not None else None
 
     async def is_to_cancel(self) -> bool:
         """Whether somebody cancelled the job that is owned."""

@@ -180,6 +180,23 @@ def test_a_worker_that_was_forgotten_keeps_the_job_nobody_took(
     asked(queue_server, test)
 
 
+def test_a_job_that_was_given_in_an_answer_that_was_lost_is_begun(
+    queue_server: str, folder: Path
+) -> None:
+    async def test(queue: Queue) -> None:
+        job = await queue.submit(request(folder, "lost answer", tags=tagged(folder)), "ann")
+        owner = Owner(queue, "w:1", "cpu", tagged(folder))
+        await owner.beat()
+        # The database commits, and dies before the worker hears of it.
+        assert await owner._taken() is not None
+        taken = await owner.fetch()
+        assert taken is not None and (taken.id, taken.attempt) == (job.id, 1)
+        assert await owner.end(Ending("succeeded", 0))
+        assert await owner.fetch() is None
+
+    asked(queue_server, test)
+
+
 def test_away_is_tried_again_later_and_other_errors_are_not(
     queue_server: str, folder: Path
 ) -> None:
