@@ -7,6 +7,7 @@ dead, and comes back, changes nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,10 +96,11 @@ class Owner:
     async def fetch(self) -> QueuedJob | None:
         """Become the owner of the next job; None where none waits."""
         assert self.id is not None, "a worker beats first"
-        self._owned = await self._given() or await self._taken()
-        if self._owned is None:
-            return None
         async with self.queue.pool.connection() as connection:
+            self._owned = await self._given(connection) or await self._taken(connection)
+            if self._owned is None:
+                return None
+            # With the taking, in one transaction: a job that is owned is one that was begun.
             cursor = await connection.execute(
                 "UPDATE mergeops_jobs SET attempt = attempt + 1, worker = %s, device = %s, "
                 "started_at = now(), ended_at = NULL, exit_code = NULL, error = NULL, "
@@ -106,24 +108,26 @@ class Owner:
                 (self.name, self.device, self._owned),
             )
             row = await cursor.fetchone()
-            assert row is not None, "both rows are made in one transaction"
+        assert row is not None, "both rows are made in one transaction"
         return await self.queue.get(str(row[0]))
 
-    async def _given(self) -> int | None:
+    async def _given(self, connection: Any) -> int | None:
         """A job that is this worker's already: the database gave it, and its answer was lost."""
-        async with self.queue.pool.connection() as connection:
-            cursor = await connection.execute(
-                "SELECT id FROM procrastinate_jobs WHERE worker_id = %s AND status = 'doing' "
-                "ORDER BY id LIMIT 1",
-                (self.id,),
-            )
-            row = await cursor.fetchone()
+        cursor = await connection.execute(
+            "SELECT id FROM procrastinate_jobs WHERE worker_id = %s AND status = 'doing' "
+            "ORDER BY id LIMIT 1",
+            (self.id,),
+        )
+        row = await cursor.fetchone()
         return int(row[0]) if row is not None else None
 
-    async def _taken(self) -> int | None:
-        assert self.id is not None, "a worker beats first"
-        fetched = await self.queue.app.job_manager.fetch_job(queues_of(self.tags), self.id)
-        return fetched.id if fetched is not None else None
+    async def _taken(self, connection: Any) -> int | None:
+        from procrastinate.sql import queries
+
+        wanted = {"queues": queues_of(self.tags), "worker_id": self.id}
+        cursor = await connection.execute(queries["fetch_job"], wanted)
+        row = await cursor.fetchone()
+        return int(row[0]) if row is not None and row[0] is not None else None
 
     async def is_to_cancel(self) -> bool:
         """Whether somebody cancelled the job that is owned."""
@@ -225,7 +229,7 @@ async def take_over(queue: Queue, stalled_s: float = STALLED_S) -> list[str]:
                 continue
             cursor = await connection.execute(
                 "UPDATE mergeops_jobs SET ended_at = now(), error = %s, progress = NULL, "
-                "spent_s = spent_s + extract(epoch FROM now() - started_at) "
+                "spent_s = spent_s + coalesce(extract(epoch FROM now() - started_at), 0) "
                 "WHERE queue_id = %s RETURNING id",
                 ("its worker was killed or cut off", job.id),
             )
@@ -260,7 +264,8 @@ async def keep_taking_over(queue: Queue, *, stalled_s: float = STALLED_S) -> Non
     After the database was away, every heartbeat in it is old: workers get the time to beat again
     before any is taken for dead.
     """
-    from psycopg import Error
+    from procrastinate.exceptions import ConnectorException
+    from psycopg import Error, OperationalError
     from psycopg_pool import PoolTimeout
 
     reached_since: float | None = None
@@ -275,8 +280,11 @@ async def keep_taking_over(queue: Queue, *, stalled_s: float = STALLED_S) -> Non
             up_s = min(time.monotonic() - reached_since, row[0] if row else 0.0)
             if up_s > stalled_s:
                 await take_over(queue, stalled_s)
-        except (Error, PoolTimeout):
+        except (OperationalError, PoolTimeout, ConnectorException):
             reached_since = None
+        except Error as error:
+            # Whatever it is, the next look comes all the same.
+            logging.getLogger("mergeops").warning("taking over: %s", " ".join(str(error).split()))
         await asyncio.sleep(TAKE_OVER_EVERY_S)
 
 

@@ -15,7 +15,7 @@ from support.service_work import settings, words
 from mergeops.errors import ConfigError, ServiceError
 from mergeops.service.queue import Queue, open_queue
 from mergeops.service.queued_jobs import JobRequest, JobStateError, QueuedJob, UnknownJobError
-from mergeops.service.takeover import Ending, Owner, take_over
+from mergeops.service.takeover import Ending, Owner, keep_taking_over, take_over
 from mergeops.service.worker import work
 
 pytestmark = pytest.mark.integration
@@ -93,9 +93,8 @@ def test_a_cancelled_job_ends_by_sigterm_and_goes_on_when_it_is_retried(
             await queue.cancel(job.id)
         before = {path.name for path in folder.glob("long.[0-3]")}
         await queue.retry(job.id)
-        while (again := await queue.get(job.id)).attempt < 2:
-            await asyncio.sleep(0.05)
-        assert again.state == "running" and before
+        again = await until(queue, job, "running")
+        assert again.attempt == 2 and before
         with pytest.raises(JobStateError, match=f"job {job.id} is running"):
             await queue.retry(job.id)
         stop.set()
@@ -187,12 +186,28 @@ def test_a_job_that_was_given_in_an_answer_that_was_lost_is_begun(
         job = await queue.submit(request(folder, "lost answer", tags=tagged(folder)), "ann")
         owner = Owner(queue, "w:1", "cpu", tagged(folder))
         await owner.beat()
-        # The database commits, and dies before the worker hears of it.
-        assert await owner._taken() is not None
+        assert await owner.fetch() is not None
+        # The database commits, and dies before the worker hears of it: it asks again.
         taken = await owner.fetch()
-        assert taken is not None and (taken.id, taken.attempt) == (job.id, 1)
+        assert taken is not None and (taken.id, taken.attempt) == (job.id, 2)
         assert await owner.end(Ending("succeeded", 0))
         assert await owner.fetch() is None
+
+    asked(queue_server, test)
+
+
+def test_dead_workers_are_looked_for_as_long_as_the_queue_is_open(
+    queue_server: str, folder: Path
+) -> None:
+    async def test(queue: Queue) -> None:
+        job = await queue.submit(request(folder, "looked for", tags=tagged(folder)), "ann")
+        owner = Owner(queue, "dead:1", "cpu", tagged(folder))
+        await owner.beat()
+        assert await owner.fetch() is not None
+        looking = asyncio.create_task(keep_taking_over(queue, stalled_s=0.5))
+        # Its heart stops here.
+        assert (await until(queue, job, "queued")).error == "its worker was killed or cut off"
+        looking.cancel()
 
     asked(queue_server, test)
 
