@@ -56,10 +56,10 @@ class EmbeddedDatabase:
         try:
             self._server = get_server(self.folder, cleanup_mode=None)
         except (subprocess.SubprocessError, OSError, RuntimeError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:300]
-            log = self.folder / "log"
+            said = getattr(error, "stderr", None) or str(error)
+            said = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
             raise ServiceError(
-                f"the database in {self.folder} does not start: {reason}; see {log}"
+                f"the database in {self.folder} does not start: {' '.join(said.split())[-400:]}"
             ) from error
         return str(self._server.get_uri())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,17 @@ from mergeops.service.place import ServicePlace
 
 
 @pytest.fixture(scope="session")
-def queue_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def short_folder() -> Iterator[Path]:
+    """A directory of its own below /tmp: a socket's path is short, and as root PostgreSQL runs as
+    another user, whom pytest shuts out of its own directories."""
+    with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def queue_server(short_folder: Path) -> Iterator[str]:
     """Its URI; each test queues jobs of its own."""
-    place = ServicePlace(tmp_path_factory.mktemp("service"))
+    place = ServicePlace(short_folder / "queue")
     place.make()
     embedded = EmbeddedDatabase(place.database)
     yield embedded.start()

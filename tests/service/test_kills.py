@@ -13,8 +13,8 @@ from support.service_work import words
 pytestmark = [pytest.mark.integration, pytest.mark.sweep]
 
 
-def test_no_kill_loses_or_doubles_a_job(tmp_path: Path) -> None:
-    service = ServiceProcess(tmp_path / "p", workers=2)
+def test_no_kill_loses_or_doubles_a_job(short_folder: Path) -> None:
+    service = ServiceProcess(short_folder / "kills", workers=2)
     draw = random.Random(0)
     try:
         client = service.start()

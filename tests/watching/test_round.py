@@ -49,6 +49,7 @@ class World:
             monkeypatch.setattr(the_round, name, value)
         promotion = SimpleNamespace(promote=self._promote, read_history=self._history)
         monkeypatch.setattr(the_round, "promotion", promotion)
+        monkeypatch.setattr("mergeops.watching.due.promotion", promotion)
 
     def ends(self, **worth: float) -> None:
         for name, value in worth.items():
