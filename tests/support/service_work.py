@@ -1,7 +1,4 @@
-"""A worker of the service whose jobs are small programs: ``service_job``.
-
-    python -m support.service_work DATABASE        a worker, until it is killed
-"""
+"""A worker of the service whose jobs are small programs: support.service_work DATABASE."""
 
 from __future__ import annotations
 
