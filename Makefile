@@ -18,7 +18,7 @@ MINUTES ?= 60
 # A process for each processor, which takes whole files: their servers and models are made once.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help install demo check quick test test-all fuzz parity bench lint format types docs wheel ui clean
+.PHONY: help install demo check quick test test-all fuzz parity old-files bench lint format types docs wheel ui clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,18 @@ fuzz: $(VENV)/.dev ## Mutate every kind of file that is read, and keep findings:
 
 parity: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare merges with mergekit's, tensor by tensor
 	$(BIN)/python -m pytest $(WORKERS) -m parity tests/parity
+
+# The libraries that wrote most of the files that people have, beside our torch.
+.venv-old/.old: $(VENV)/.dev
+	$(PYTHON) -m venv --without-pip .venv-old
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$(echo .venv-old/lib/python3*/site-packages)/ours.pth
+	$(BIN)/python -m pip --python .venv-old/bin/python install --quiet \
+		transformers==4.57.6 peft==0.17.1 accelerate==1.10.1 datasets==3.6.0
+	touch $@
+
+old-files: $(VENV)/.dev .venv-old/.old ## Merge what transformers 4.57 and PEFT 0.17 write
+	$(BIN)/python -m pytest tests/old_files
 
 bench: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare speed and memory with mergekit's: SIZE=1b|300m|tiny METHODS= PAIRS=5
 	$(BIN)/python -m benchmarks --size $(SIZE) --methods $(METHODS) --pairs $(PAIRS) $(RESUME)

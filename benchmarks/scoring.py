@@ -110,7 +110,7 @@ def measure(folder: Path, names: list[str], items: int, pairs: int, threads: int
         theirs = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=BATCH)
         for name, loaded in load_tasks(spec).tasks.items():
             ours = TreeLM(model, tokenizer=tokenizer, batch_size=BATCH)
-            requests = build_requests(loaded, "dev", spec.seed, None)
+            requests = build_requests(loaded, "dev", spec, None)
             measured.append(_measure(name, requests, theirs, ours, pairs))
     return measured
 

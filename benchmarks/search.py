@@ -105,10 +105,7 @@ def prepare(folder: Path, items: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     train.prepare(folder / "demo", "tiny", 0)
     if not (folder / "items").is_dir():
-        every = tasks.SKILLS
-        tasks.SKILLS = {name: every[name] for name in SOURCES}
-        tasks.write_tasks(folder / "items", 0, items)
-        tasks.SKILLS = every
+        tasks.write_tasks(folder / "items", 0, items, SOURCES)
     return folder.resolve()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from demo.skills import SKILLS, Item, unique
@@ -10,7 +11,9 @@ from demo.skills import SKILLS, Item, unique
 ITEMS_PER_SKILL = 350
 
 
-def write_tasks(folder: Path, seed: int, n: int = ITEMS_PER_SKILL) -> list[str]:
+def write_tasks(
+    folder: Path, seed: int, n: int = ITEMS_PER_SKILL, skills: Iterable[str] = SKILLS
+) -> list[str]:
     """Write ``n`` held-out items of each skill below ``folder``; return the task names.
 
     The YAML holds the absolute path of its JSONL: lm-eval resolves a relative one against the
@@ -20,7 +23,7 @@ def write_tasks(folder: Path, seed: int, n: int = ITEMS_PER_SKILL) -> list[str]:
 
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    for skill in SKILLS:
+    for skill in skills:
         data = (folder / f"{skill}.jsonl").resolve()
         data.write_text("".join(_line(item) for item in unique(skill, "heldout", n, seed)))
         task = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,20 +19,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeops.evaluate import Agreement, TaskPlaces, task_places
 from mergeops.planning import make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.report import Leaderboard, Standing, leaderboard_of, standing_of
 from mergeops.scores import Scores, estimate
-from mergeops.store import flavour_of
+from mergeops.store import flavour_of, keep_seen
 from mergeops.tools import Tools
 from mergeops.tracking import (
+    Beginning,
+    FinishedTrial,
     SearchRun,
     TrialLine,
     log_leaderboard,
     log_search,
     log_unregistered,
+    note_finished,
     open_trial,
+    recall,
     register_trial,
     search_run,
 )
@@ -57,6 +63,8 @@ class Trial:
     """The merge among its parents."""
     links: Mapping[str, str] = field(default_factory=dict)
     """Pages in MLflow: ``run``, and ``version`` where there is one; empty where none serves any."""
+    agreements: Sequence[Agreement] = ()
+    """With base and sources, where ``evaluate.agreement`` names a text."""
 
     @property
     def dev_score(self) -> float:
@@ -73,6 +81,38 @@ class Trial:
         """Whether it is better than its best parent and its base; None where nothing was scored."""
         return standing_of(self.scores, self.parents) if self.scores else None
 
+    def note(self) -> dict[str, Any]:
+        """All of it as JSON types, for ``from_note``."""
+        return {
+            "name": self.name,
+            "plan_digest": self.plan_digest,
+            "run_id": self.run_id,
+            "checkpoint": str(self.checkpoint),
+            "registered": self.registered,
+            "scores": self.scores.to_dict() if self.scores else None,
+            "parents": {name: scores.to_dict() for name, scores in self.parents.items()},
+            "links": dict(self.links),
+            "agreements": [each.to_dict() for each in self.agreements],
+        }
+
+    @classmethod
+    def from_note(cls, note: Mapping[str, Any]) -> Trial:
+        """The trial that ``note`` wrote down."""
+        scores = Scores.from_dict(note["scores"]) if note["scores"] else None
+        parents = {name: Scores.from_dict(each) for name, each in note["parents"].items()}
+        return cls(
+            name=note["name"],
+            plan_digest=note["plan_digest"],
+            run_id=note["run_id"],
+            checkpoint=Path(note["checkpoint"]),
+            registered=note["registered"],
+            scores=scores,
+            parents=parents,
+            leaderboard=leaderboard_of({note["name"]: scores}, parents) if scores else None,
+            links=note["links"],
+            agreements=[Agreement(**each) for each in note["agreements"]],
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
         standing = self.standing
@@ -87,6 +127,7 @@ class Trial:
             "dev_interval": list(interval) if interval else None,
             "links": dict(self.links),
             "standing": standing.to_dict() if standing else None,
+            "agreements": [each.to_dict() for each in self.agreements],
             "leaderboard": self.leaderboard.to_dict() if self.leaderboard else None,
         }
 
@@ -104,6 +145,7 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
     """
     # A task that cannot be loaded is refused before hours of merging.
     tools.load_tasks()
+    tools.check_texts()
     resolved = tools.resolve(recipe)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     tools.warn(plan)
@@ -123,7 +165,7 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
             sha256 = tools.weights_sha256(checkpoint)
             log.log_model(checkpoint, weights_sha256=sha256, progress=tick)
         if note := flavour_of(checkpoint).note:
-            tools.progress.step(f"note: {note}")
+            tools.note(note)
         scores, board = None, None
         parents: dict[str, Scores] = {}
         if recipe.evaluate.tasks:
@@ -132,6 +174,11 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
             log.log_scores(scores)
             board = leaderboard_of({name: scores}, parents)
             log_leaderboard(log, board, standing_of(scores, parents))
+        agreements: list[Agreement] = []
+        if recipe.evaluate.agreement is not None:
+            agreements = tools.agreement(recipe, checkpoint)
+            said = {"text": recipe.evaluate.agreement, "parents": [a.to_dict() for a in agreements]}
+            log.log_text(json.dumps(said, indent=2), "agreement.json")
         if recipe.tracking.heat_maps and not log.complete:
             for figure_name, figure in tools.heat_maps(recipe).items():
                 log.log_figure(figure, f"plots/{figure_name}.png")
@@ -140,6 +187,10 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
             version = register_trial(log)
         else:
             log_unregistered(log)
+    if log.run_id:
+        # What is used again, as a source or to look at.
+        uris = [f"models:/{recipe.tracking.registered_model}/{version}"] if version else []
+        keep_seen(tools.tracking.uri, dict.fromkeys([*uris, f"runs:/{log.run_id}"], name))
     if search is not None and scores is not None:
         search.log_trial(scores.pooled, higher_is_better=scores.higher_is_better)
     return Trial(
@@ -152,6 +203,7 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
         parents=parents,
         leaderboard=board,
         links=tools.tracking.links(log.run_id, recipe.tracking.registered_model, version),
+        agreements=agreements,
     )
 
 
@@ -202,6 +254,34 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     return best if best is not None and math.isfinite(best.merit) else None
 
 
+def _found_or_run(recipe: Recipe, progress: Progress) -> Trial:
+    """A trial that is known to be finished, without a library that it took; else run it."""
+    beginning = Beginning(recipe)
+    known = recall(beginning)
+    if known is not None:
+        for note in known["notes"]:
+            progress.step(f"note: {note}")
+        progress.step("nothing to do: the trial is finished, and what it is made of is as it was")
+        return Trial.from_note(known)
+    tools = Tools(recipe, progress)
+    trial = run(recipe, tools)
+    tasks = tools.load_tasks()
+    places = task_places(tasks) if tasks else TaskPlaces()
+    if trial.run_id and places is not None:
+        name, _, version = trial.registered.rpartition("/")
+        finished = FinishedTrial(
+            result={**trial.note(), "notes": tools.notes},
+            run_id=trial.run_id,
+            version=(name, int(version)) if version else None,
+            resolved=tools.resolve(recipe),
+            task_places=[*places.files, *tools.texts],
+            hub_data=places.hub,
+            checkpoint=trial.checkpoint,
+        )
+        note_finished(beginning, finished)
+    return trial
+
+
 def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list[Trial]:
     """Run several recipes; more than one are nested below one sweep run in MLflow.
 
@@ -209,9 +289,9 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
         recipes: at least one; the first one's tracking and evaluate settings hold for all.
         name: of the sweep.
     """
-    tools = Tools(recipes[0], progress)
     if len(recipes) == 1:
-        return [run(recipes[0], tools)]
+        return [_found_or_run(recipes[0], progress)]
+    tools = Tools(recipes[0], progress)
     tools.do_ahead(recipes)
     digest = hashlib.sha256("".join(recipe.sha256() for recipe in recipes).encode()).hexdigest()
     with search_run(tools.tracking, name, digest, {"trials": len(recipes)}) as sweep:

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 from mergeops.checkpoint import weights_sha256
 from mergeops.engine import SCORING, files_of, merge, note_pace
 from mergeops.evaluate import (
+    Agreement,
     Model,
     Seat,
     TaskSet,
+    agreement,
     check_clusters,
     check_directions,
     load_tasks,
+    read_passages,
     score_all,
     task_files,
     with_clusters,
@@ -76,6 +79,17 @@ class Tools(Workshop):
             check_clusters(self._tasks)
             check_directions(self._tasks)
         return self._tasks
+
+    def check_texts(self) -> None:
+        """Refuse a text that cannot be compared on, before hours of merging."""
+        for text in self.texts:
+            read_passages(text)
+
+    @property
+    def texts(self) -> list[Path]:
+        """That of ``evaluate.agreement``, where it names one."""
+        named = self.evaluate.agreement
+        return [] if named is None else [Path(named).expanduser()]
 
     def score(
         self,
@@ -272,6 +286,31 @@ class Tools(Workshop):
         for name, source in parents.items():
             log(source, scores[name])
         return scores
+
+    def agreement(self, recipe: Recipe, checkpoint: Path) -> list[Agreement]:
+        """How often the merge would go on as its base and sources, on ``evaluate.agreement``."""
+        resolved = self.resolve(recipe)
+        base = {"base": resolved.base} if resolved.base else {}
+        parents = {
+            name: self._model(recipe, source)
+            for name, source in {**base, **resolved.sources}.items()
+        }
+        with self.progress.bar("comparing next tokens with the parents'") as tick:
+            rows, others = agreement(
+                Model(checkpoint, self.weights_sha256(checkpoint)),
+                parents,
+                self.texts[0],
+                recipe.evaluate,
+                work_dir=self.work_dir,
+                trust_remote_code=self.trust_remote_code,
+                progress=tick,
+            )
+        if others:
+            self.note(
+                f"{', '.join(others)} cut text into other tokens than the merge does, so their "
+                "next tokens are not compared"
+            )
+        return rows
 
     def score_parent(self, recipe: Recipe, source: Source, part: str) -> Scores:
         """Score one parent and log it."""

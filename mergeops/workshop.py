@@ -59,7 +59,8 @@ class Workshop:
         self.executor = recipe.executor
         self.spent = Spent()
         self._resolved: dict[str, Resolved] = {}
-        self._warned: set[str] = set()
+        self.notes: list[str] = []
+        """What was said of plans and merges, once each."""
 
     def resolve(self, recipe: Recipe, *, hash_later: bool = False) -> Resolved:
         """Find and pin the recipe's base and sources, once; merges among them are made first.
@@ -154,9 +155,13 @@ class Workshop:
     def warn(self, plan: Plan) -> None:
         """Say what the plan found odd but possible, once each."""
         for warning in plan.warnings:
-            if warning not in self._warned:
-                self._warned.add(warning)
-                self.progress.step(f"note: {warning}")
+            self.note(warning)
+
+    def note(self, text: str) -> None:
+        """Say what the user should know, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.progress.step(f"note: {text}")
 
     def tokenizer_for(self, recipe: Recipe, path: Path) -> Path | None:
         """The directory itself where it has a tokenizer, else the base's where that has one."""

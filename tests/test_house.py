@@ -33,7 +33,7 @@ FLOORS = (
     ("sources", "testing"),
     ("adoption", "planning", "tracking"),
     ("engine", "lineage"),
-    ("cleanup", "inspection", "workshop"),
+    ("cleanup", "extraction", "inspection", "workshop"),
     ("tools",),
     ("pipeline",),
     ("promotion",),
@@ -78,7 +78,8 @@ BUILT_ON = {
     "mergeops.evaluate.log_probabilities": {"torch"},
     "mergeops.evaluate.scoring_model": {"lm_eval"},
 }
-KERNELS = {"combine", "plain", "products", "rank_bounds", "scans", "sparse", "types", "vote"}
+KERNELS = {"combine", "entries", "plain", "products", "rank_bounds", "scans", "sparse", "types"}
+KERNELS |= {"vote"}
 BUILT_ON |= {f"mergeops.kernels.{kernel}": {"numba"} for kernel in KERNELS}
 """Modules whose classes are made of a heavy library's: nobody imports them but when they run."""
 MOST_ROOT_FILES, MOST_LINES = 11, 350

@@ -19,6 +19,7 @@ from mergeops.adapters.kinds import LORA_SETTINGS
 from mergeops.adapters.lora_factors import LoraFactors, check_shape
 from mergeops.adapters.module_patterns import module_pattern
 from mergeops.adapters.replicated_layers import with_replicated_layers
+from mergeops.adapters.single_experts import with_single_experts
 from mergeops.adapters.vocabularies import settle_vocabulary
 from mergeops.adapters.weight_changes import AdaptedLayer, ByPeft, Change, TensorOrigin, TokenRows
 from mergeops.checkpoint import (
@@ -29,6 +30,7 @@ from mergeops.checkpoint import (
     PICKLED_ADAPTER,
     Checkpoint,
     StoredTensor,
+    check_filled,
     open_checkpoint,
     read_headers,
     read_json,
@@ -78,7 +80,9 @@ def open_adapter(path: Path, base: Path) -> Adapter:
     config = read_adapter_config(path)
     if config.problem is not None:
         raise SourceError(f"{path}: {config.problem}")
-    return _Opening(path, config, open_checkpoint(base), read_headers(path, [ADAPTER])).opened()
+    own = read_headers(path, [ADAPTER])
+    check_filled(path, own.tensors)
+    return _Opening(path, config, open_checkpoint(base), own).opened()
 
 
 class _Opening:
@@ -89,10 +93,10 @@ class _Opening:
     ) -> None:
         self._path = path
         self._config = config
-        self._base = base
         self._own = own
         settings = read_json(base.path / CONFIG) if (base.path / CONFIG).is_file() else {}
         self._config_changes: dict[str, Any] = {}
+        base = self._base = with_single_experts(base, settings, own.tensors)
         if ranges := config.content.get("layer_replication"):
             base, self._config_changes = with_replicated_layers(str(path), ranges, base, settings)
             settings |= self._config_changes

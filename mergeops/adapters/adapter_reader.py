@@ -118,6 +118,8 @@ class AdapterReader:
         threads and CPU, and the difference is gone after rounding to float32.
         """
         rows, columns = shape[-2:]
+        if change.is_convolution:
+            rows, columns = shape[0], math.prod(shape[1:])
         step = max(1, BLOCK_ELEMENTS // columns)
         parts = []
         first = None
@@ -136,7 +138,7 @@ class AdapterReader:
 
     def _block(self, change: LowRank, matrix: int, low: int, high: int) -> torch.Tensor:
         """Rows ``low`` to ``high`` of B A of one expert, or of the transposed B A."""
-        a = self._made.get(change.a, lambda: read_tensor(self._own, change.a).double())
+        a = self._made.get(change.a, lambda: read_tensor(self._own, change.a).double().flatten(1))
         rank = a.shape[0] // change.experts
         if not change.turned and change.experts == 1:
             b = read_range(self._own, change.b, low * rank, high * rank)

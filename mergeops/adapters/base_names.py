@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mergeops.architectures import ModelFit, read_fit
+from mergeops.architectures import ModelFit, expert_matrices, read_fit
 from mergeops.checkpoint import Checkpoint
 from mergeops.errors import SourceError
 
 HEAD = "lm_head.weight"
 HEAD_ENDINGS = ("lm_head.weight", "embed_out.weight", "output_projection.weight")
 EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|shared)\.weight$")
-EXPERTS_JOINED = (("MergeModulelist",), ("MergeModulelist", "Concatenate"))
-"""What transformers does to experts that lie one by one on disk."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,13 @@ class BaseNames:
         return {} if HEAD in self.base.tensors else {HEAD: found[0]}
 
     def layer(self, module: str) -> str | None:
-        """See ``ModelFit.layers``; None for other modules and for unknown models."""
+        """See ``ModelFit.layers``; None for a linear layer, other modules and unknown models."""
         if self.fit is None:
             return None
         parameter = self.fit.parameter(f"{module}.weight")
         name = module if parameter is None else parameter.removesuffix(".weight")
-        return self.fit.layers.get(name)
+        kind = self.fit.layers.get(name)
+        return None if kind == "linear" else kind
 
     def on_disk(self, tensor: str, key: str) -> str:
         """The tensor on disk that is a whole parameter.
@@ -170,26 +169,16 @@ class BaseNames:
     def _experts(
         self, fit: ModelFit, parameter: str, parts: Sequence[str], key: str
     ) -> Sequence[DiskPiece]:
-        shape = fit.parameters[parameter]
-        joined = fit.operations.get(parameter) in EXPERTS_JOINED and len(shape) == 3
-        count = len(parts) // shape[0] if joined else 0
-        shapes = [self.base.tensors[part].shape for part in parts]
-        groups = [shapes[i * shape[0]] for i in range(count)]
-        if (
-            not count
-            or len(parts) != count * shape[0]
-            or sum(rows for rows, _ in groups) != shape[1]
-        ):
+        shapes = {part: self.base.tensors[part].shape for part in parts}
+        matrices = expert_matrices(fit, parameter, shapes)
+        if matrices is None:
             raise SourceError(
                 f"{self._adapter}: {key} applies to {parameter}, which transformers makes of "
                 f"{len(parts)} tensor(s) of {self.base.path} ({parts[0]}, ...) in a way that "
                 "mergeops cannot go back; save the base with save_pretrained(NEW_DIR, "
                 "save_original_format=False) and set the source's base to it"
             )
-        begins = [sum(rows for rows, _ in groups[:i]) for i in range(count)]
-        return [
-            DiskPiece(part, i % shape[0], begins[i // shape[0]]) for i, part in enumerate(parts)
-        ]
+        return [DiskPiece(matrix.tensor, matrix.expert, matrix.row) for matrix in matrices]
 
 
 def vocabulary_change(config: Mapping[str, Any], rows: int) -> dict[str, Any]:

@@ -43,10 +43,15 @@ class LoraFactors:
         tensor = self._parameter(group)
         for part in "AB":
             if part not in keys:
-                raise SourceError(f"{self._config.shown}: {tensor} has no lora_{part}")
+                raise SourceError(
+                    f"{self._config.shown}: {tensor} has no lora_{part}: the save was not whole; "
+                    "take another checkpoint of this training"
+                )
         a, b = (self._own.tensors[keys[part]] for part in "AB")
         pieces = self._names.pieces(tensor, a.name)
         first = self._names.tensors[pieces[0].tensor]
+        if len(a.shape) > 2 and len(b.shape) == len(a.shape) == len(first.shape):
+            return {pieces[0].tensor: self._of_convolution(group.module, a, b, first)}
         for stored in (a, b, first):
             if stored.dtype not in FLOATS or len(stored.shape) != (
                 len(first.shape) if stored is first and len(first.shape) == 3 else 2
@@ -73,6 +78,27 @@ class LoraFactors:
                 a.name, b.name, scale, turned, experts, piece.expert, piece.row
             )
         return changes
+
+    def _of_convolution(
+        self, module: str, a: StoredTensor, b: StoredTensor, weight: StoredTensor
+    ) -> LowRank:
+        """A convolution with B's of width 1 after A's: the product of both as matrices."""
+        rank, scale = self._rank_and_scale(module)
+        if weight.dtype not in FLOATS or b.shape[2:] != (1,) * (len(b.shape) - 2):
+            raise SourceError(
+                f"{self._config.shown}: {b.name} is {b.dtype} {list(b.shape)} for a convolution "
+                f"{weight.dtype} {list(weight.shape)}, which is no LoRA that PEFT writes; leave "
+                "this source out"
+            )
+        if a.shape[1:] != weight.shape[1:]:
+            raise SourceError(
+                f"{self._config.shown}: {a.name} has shape {list(a.shape)}, and the convolution "
+                f"has {list(weight.shape)}: its channels are in groups, and LoRA of those is not "
+                "merged exactly; leave this source out"
+            )
+        check_shape(self._config, a.name, a.shape, (rank, *weight.shape[1:]))
+        check_shape(self._config, b.name, b.shape, (weight.shape[0], rank, *b.shape[2:]))
+        return LowRank(a.name, b.name, scale, is_convolution=True)
 
     def _parameter(self, group: ModuleTensors) -> str:
         """The adapted parameter of a module: its weight, or one of ``target_parameters``."""

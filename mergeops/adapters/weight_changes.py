@@ -31,6 +31,8 @@ class LowRank:
     """Which expert the tensor on disk is; None where it is all of them, or where there are none."""
     row: int = 0
     """The row of B A at which the tensor on disk begins."""
+    is_convolution: bool = False
+    """Whether all three have a kernel's dimensions, too: ``[outputs, inputs, height, width]``."""
 
 
 @dataclass(frozen=True)

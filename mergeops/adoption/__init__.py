@@ -1,6 +1,6 @@
 """Training runs become ingredients: found in MLflow after the fact, or marked while they train.
 
-Stands on: adapters, checkpoint, errors, recipe, redact, sources, store.
+Stands on: adapters, checkpoint, errors, recipe, recover, redact, sources, store.
 """
 
 from mergeops.adoption.adoption import Adoption, adopt

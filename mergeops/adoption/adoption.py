@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from mergeops.store import (
     elect,
     ensure_registered_model,
     finish_external_model,
+    keep_seen,
     link_version,
     model_name,
     only_one,
@@ -63,14 +64,18 @@ class Adoption:
     """The usable ones, newest first."""
     groups: tuple[Group, ...]
     """The usable ones by what can be merged, largest first."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Pages in MLflow: ``experiment``, ``model`` where one was registered, and each run's by its
+    id; empty where no server serves any."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: the experiment, and ``rows`` as ``runs``."""
-        return {"experiment": self.experiment, "runs": self.rows()}
+        """As JSON types: the experiment, ``rows`` as ``runs``, and the links."""
+        return {"experiment": self.experiment, "runs": self.rows(), "links": dict(self.links)}
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a run as JSON types: ``FoundRun.row`` with ``adopted_model_id``, ``registered``,
-        ``is_new``, ``group`` (0 is the largest) and ``not_with_the_largest`` (the reason)."""
+        ``is_new``, ``group`` (0 is the largest), ``not_with_the_largest`` (the reason) and ``page``
+        (of the run in MLflow, where a server serves it)."""
         adopted = {one.found.run_id: one for one in self.adopted}
         groups = {run.run_id: (i, g.reason) for i, g in enumerate(self.groups) for run in g.members}
         rows = []
@@ -85,6 +90,7 @@ class Adoption:
                     "is_new": model.is_new,
                     "group": number,
                     "not_with_the_largest": reason,
+                    "page": self.links.get(run.run_id),
                 }
             )
         return rows
@@ -126,10 +132,18 @@ def adopt(
         adopted = [Adopted(run) for run in usable]
     else:
         what = f"the adoption of {experiment}"
-        identity = ("adopt", store.uri, read.experiment_id)
+        identity = ("adopt", store.tracking.place, read.experiment_id)
         with only_one(what, *identity, wait=True), store.tracking.as_default():
             adopted = _write_all(store, read, usable, register)
-    return Adoption(experiment, read.found, tuple(adopted), tuple(group(read.found)))
+    keep_seen(store.uri, {str(run.uri): f"{run.run_name} ({run.status})" for run in usable})
+    here = dataclasses.replace(store.tracking, experiment_id=read.experiment_id)
+    pages = {
+        "experiment": here.experiment_page(),
+        "model": here.model_page(register) if register and not dry_run else None,
+        **{run.run_id: here.run_page(run.run_id) for run in read.found},
+    }
+    links = {what: page for what, page in pages.items() if page is not None}
+    return Adoption(experiment, read.found, tuple(adopted), tuple(group(read.found)), links)
 
 
 def _write_all(

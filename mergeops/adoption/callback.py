@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from mergeops.adoption.courier import Courier
 from mergeops.adoption.facts import SHAPE_PARAMS
+from mergeops.adoption.settings_beside import write_settings
 from mergeops.redact import redacted_line
 from mergeops.sources import (
     TRAINER_STATE,
@@ -187,11 +188,12 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
             self._metrics[int(state.global_step)] = float(value)
 
     @_never_breaks_training
-    def on_save(self, args: Any, state: Any, **rest: Any) -> None:
+    def on_save(self, args: Any, state: Any, model: Any = None, **rest: Any) -> None:
         """A checkpoint is whole: note whose it is, and which is the best by now."""
         checkpoint = _checkpoint_of(args, state)
         if checkpoint is None or not self._is_started:
             return
+        write_settings(checkpoint, model)
         self._saved = [path for path in self._saved if path.is_dir() and path != checkpoint]
         self._saved.append(checkpoint)
         self._without_note.append(checkpoint)
@@ -211,7 +213,9 @@ class MergeReadyCallback(TrainerCallback):  # type: ignore[misc]
         courier.send(tags | self._best(args))
         while courier.run_id and self._without_note:
             path = self._without_note.pop()
-            write_note(path, courier.run_id, _step(path))
+            known = {**self._tags, **courier.collected}
+            base = {key: known[key] for key in (RunTags.BASE, RunTags.BASE_SHA256) if key in known}
+            write_note(path, courier.run_id, _step(path), base)
 
     @_never_breaks_training
     def on_train_end(self, args: Any, state: Any, **rest: Any) -> None:

@@ -76,6 +76,8 @@ class Courier:
         collect: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.run_id = run_id
+        self.collected: Mapping[str, str] = {}
+        """What ``collect`` found, once it has."""
         self._connect = connect
         self._client: MlflowClient | None = None
         self._open_run = open_run
@@ -174,4 +176,5 @@ class Courier:
         except Exception as error:
             return self.warn(error)
         if tags:
+            self.collected = tags
             self.send(tags)

@@ -39,9 +39,10 @@ BASE_PARAMS = (
     "model.pretrained_model_name_or_path",
     "checkpointer.checkpoint_dir",
     "base_model",
+    "actor_rollout_ref/model/path",
     "model_name_or_path",
 )
-"""HF Trainer; NeMo Automodel; torchtune; Axolotl; older scripts."""
+"""HF Trainer; NeMo Automodel; torchtune; Axolotl; verl; older scripts."""
 SHAPE_PARAMS = (
     "vocab_size",
     "hidden_size",
@@ -124,16 +125,27 @@ def _directory(store: TrainingRuns, run: Run, choice: CheckpointChoice, path: st
 
 def architecture(run: Run, choice: CheckpointChoice, base: Said | None) -> Architecture:
     """From the checkpoint's config.json, else the base's, else the params of the run."""
-    if choice.kind == "full":
+    if choice.pieces is not None and choice.kind == "full" and (own := beside(choice, CONFIG)):
+        return _of_config(own, CONFIG)
+    if choice.pieces is None and choice.kind == "full":
         return _of_config(read_json(choice.directory, CONFIG) or {}, CONFIG, choice.directory.local)
-    if base is not None and (path := _here(base.path)) is not None:
+    if base is not None and (path := here(base.path)) is not None:
         config = read_json(LocalDirectory(path), CONFIG)
         if config:
             return _of_config(config, f"{CONFIG} of the base", path)
     return _of_params(run.data.params)
 
 
-def _here(base: str) -> Path | None:
+def beside(choice: CheckpointChoice, name: str) -> dict[str, Any]:
+    """A JSON file of a checkpoint: in its directory or, of pieces, in their own or in the one that
+    verl keeps the config in; empty where there is none."""
+    places = [choice.directory]
+    if choice.pieces is not None:
+        places += [choice.pieces.place, choice.pieces.place.inside("huggingface")]
+    return next((found for place in places if (found := read_json(place, name))), {})
+
+
+def here(base: str) -> Path | None:
     """The base's directory on this machine: itself, or in the hub's cache."""
     if Path(base).is_absolute():
         return Path(base) if Path(base).is_dir() else None

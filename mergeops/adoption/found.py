@@ -11,6 +11,7 @@ from mergeops.adapters import AdapterConfig, checked
 from mergeops.adoption import facts
 from mergeops.checkpoint import ADAPTER_CONFIG, Quantisation
 from mergeops.errors import SourceError
+from mergeops.recover import open_on_base
 from mergeops.sources import (
     CheckpointChoice,
     RunTags,
@@ -18,7 +19,6 @@ from mergeops.sources import (
     Search,
     TrainingRuns,
     no_checkpoint,
-    read_json,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class FoundRun:
     """Where the checkpoint is: a path, or a URI without credentials."""
     kind: str | None = None
     """full, or an adapter's kind by its own config: lora, dora, loha, ..."""
+    sharded: str | None = None
+    """What a sharded training left it as, and of how many processes; None where it is no pieces."""
     step: int | None = None
     """Optimiser step of the checkpoint."""
     checkpoints: tuple[str, ...] = ()
@@ -108,7 +110,7 @@ def _describe(store: TrainingRuns, run: Run, known: FoundRun, choice: Checkpoint
     candidate, directory = choice.candidate, choice.directory
     adapter, own = None, None
     if choice.kind != "full":
-        adapter = checked(read_json(directory, ADAPTER_CONFIG) or {}, directory.shown)
+        adapter = checked(facts.beside(choice, ADAPTER_CONFIG), directory.shown)
         own = facts.adapted(choice, adapter)
     base = facts.base(store, run, choice, adapter)
     architecture = facts.architecture(run, choice, base)
@@ -122,10 +124,11 @@ def _describe(store: TrainingRuns, run: Run, known: FoundRun, choice: Checkpoint
     quantised = architecture.quantisation
     return dataclasses.replace(
         known,
-        problem=_why_not(choice, adapter, base, quantised),
+        problem=_why_not(choice, adapter, base, quantised) or _unfit_pieces(choice, base),
         uri=_uri(known.run_id, choice),
         checkpoint=directory.shown,
         kind="full" if adapter is None else adapter.kind,
+        sharded=None if choice.pieces is None else choice.pieces.told,
         step=choice.step,
         checkpoints=choice.others,
         size_bytes=choice.location.contents.size_bytes,
@@ -162,6 +165,27 @@ def _why_not(
         f"{shown} is an adapter on {base.path}, which is quantised ({quantised.told}): set the "
         f"run's tag {RunTags.BASE} to the 16-bit model that it was made from"
     )
+
+
+def _unfit_pieces(choice: CheckpointChoice, base: Said | None) -> str | None:
+    """Why a full model in pieces cannot be merged; None where it can."""
+    shown = choice.directory.shown
+    if choice.pieces is None or choice.kind != "full":
+        return None
+    if base is None:
+        return (
+            f"{shown} holds what a sharded training left, {choice.pieces.told}, and nobody noted "
+            f"which model was trained: set the run's tag {RunTags.BASE} to it"
+        )
+    here, trained = choice.directory.local, facts.here(base.path)
+    if here is None or trained is None:
+        return None
+    try:
+        # How large the whole of slices is stands in no file but the base's.
+        open_on_base(here, trained)
+    except SourceError as error:
+        return str(error)
+    return None
 
 
 def _uri(run_id: str, choice: CheckpointChoice) -> str:

@@ -161,6 +161,8 @@ def _comment(run: FoundRun) -> str:
         facts.append(f"eval loss {loss:.4g}")
     if run.kind != "full":
         facts.append("LoRA" if run.kind == "lora" else f"{run.kind} adapter")
+    if run.sharded:
+        facts.append(f"in pieces: {run.sharded}")
     return _one_line(", ".join(facts))
 
 

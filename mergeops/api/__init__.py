@@ -19,17 +19,27 @@ win over the packaged ones. Every result has ``to_dict``, which is what the comm
     >>> mergeops.verify("out").problems
     ()
 
-Stands on: adoption, checkpoint, errors, inspection, lineage, pipeline, progress, promotion,
-recipe, recover, report, search, sources, store, tracking, workshop.
+Stands on: adoption, checkpoint, errors, extraction, inspection, lineage, pipeline, progress,
+promotion, recipe, recover, report, search, sources, store, tracking, workshop.
 """
 
-from mergeops.api.merging import Verification, inspect, merge, recover, run, search, verify
+from mergeops.api.merging import (
+    Verification,
+    extract,
+    inspect,
+    merge,
+    recover,
+    run,
+    search,
+    verify,
+)
 from mergeops.api.registered import adopt, compare, lineage, promote, rollback
 
 __all__ = [
     "Verification",
     "adopt",
     "compare",
+    "extract",
     "inspect",
     "lineage",
     "merge",

@@ -1,4 +1,4 @@
-"""The words about recipes and weights: merge, run, search, inspect, verify, recover."""
+"""The words about recipes and weights: merge, run, search, inspect, verify, recover, extract."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from mergeops import inspection, pipeline, workshop
 from mergeops.api.recipes import ConfigDir, RecipeLike, as_recipe
 from mergeops.checkpoint import verify_checkpoint
+from mergeops.extraction import Extracted, Rank, extract_by_uri
 from mergeops.progress import Progress
 from mergeops.recover import Recovered
 from mergeops.recover import recover as put_together
@@ -212,3 +213,49 @@ def recover(
         with bars.bar(f"fetching {base}", is_bytes=True) as tick:
             place = locate(os.fspath(base), progress=lambda _what, done, total: tick(done, total))
     return put_together(Path(directory), Path(out), base=place, dry_run=dry_run, progress=bars)
+
+
+def extract(
+    base: str | os.PathLike[str],
+    tuned: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    energy: float = 0.95,
+    max_rank: int = 256,
+    others: str = "save",
+    progress: bool = False,
+) -> Extracted:
+    """Make a LoRA adapter of a full fine-tune, and say what it leaves out.
+
+    Args:
+        base: the model that was fine-tuned, a directory or a URI that a recipe may name.
+        tuned: the fine-tune, of the same shapes.
+        out: a new directory, or one that holds this very adapter.
+        rank: of every matrix; None takes as few directions in each as ``energy`` needs.
+        energy: share of each change's squared length that is kept at least, without a rank.
+        max_rank: what is taken at most, without a rank.
+        others: changed norms, embeddings and heads: ``save`` keeps their modules whole,
+            ``leave_out`` leaves them as the base's, ``refuse`` raises.
+        progress: show bars on stderr.
+
+    Raises:
+        ConfigError: a number is out of range, or transformers does not know the model.
+        SourceError: an input is not there, not whole or no checkpoint.
+        MergeError: nothing changed, shapes differ, or the result cannot be written.
+
+    >>> import mergeops
+    >>> adapter = mergeops.extract("models/base", "models/math", "math-lora", rank=4)
+    >>> {matrix.rank for matrix in adapter.matrices}
+    {4}
+    >>> mergeops.verify("math-lora").problems
+    ()
+    """
+    return extract_by_uri(
+        os.fspath(base),
+        os.fspath(tuned),
+        Path(out),
+        rank=Rank.parse("auto" if rank is None else str(rank), energy=energy, most=max_rank),
+        others=others,
+        progress=Progress(quiet=not progress),
+    )

@@ -1,9 +1,20 @@
 """The model that a config.json makes: its parameters, and how a checkpoint's tensors fit them.
 
-Stands on: checkpoint, errors, kernels.
+Stands on: checkpoint, errors, kernels, lazy_torch, progress.
 """
 
-from mergeops.architectures.kept_fits import read_fit, read_settings
+from mergeops.architectures.gguf_models import converted_gguf
+from mergeops.architectures.joined_experts import ONE_EXPERT, cut_into_experts, expert_matrices
+from mergeops.architectures.kept_fits import read_fit, read_original, read_settings
 from mergeops.architectures.model_fit import ModelFit
 
-__all__ = ["ModelFit", "read_fit", "read_settings"]
+__all__ = [
+    "ONE_EXPERT",
+    "ModelFit",
+    "converted_gguf",
+    "cut_into_experts",
+    "expert_matrices",
+    "read_fit",
+    "read_original",
+    "read_settings",
+]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-from mergeops.architectures.transformers_models import fit_of, settings_of
+from mergeops.architectures.transformers_models import fit_of, original_of, settings_of
 
 _ASK = "from mergeops.architectures.asked_aside import answer; answer()"
 
@@ -18,7 +18,7 @@ def asked(kind: str, question: list[Any]) -> Any:
     """What transformers says, as JSON types; it is asked here where it is imported already.
 
     Args:
-        kind: ``fit`` or ``settings``.
+        kind: ``fit``, ``settings`` or ``original``.
         question: the config; for ``fit`` also tensor -> shape.
 
     Raises:
@@ -48,6 +48,8 @@ def answer() -> None:
 def _ask(kind: str, question: list[Any]) -> Any:
     if kind == "settings":
         return settings_of(question[0])
+    if kind == "original":
+        return original_of(question[0])
     config, shapes = question
     fit = fit_of(config, {name: tuple(shape) for name, shape in shapes.items()})
     return None if fit is None else {**vars(fit), "converted": sorted(fit.converted)}

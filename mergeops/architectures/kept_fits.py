@@ -54,6 +54,19 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return answer
 
 
+def read_original(config: Mapping[str, Any]) -> dict[str, Shape] | None:
+    """Tensor -> shape, as transformers saves the model of a config.json, e.g. experts one by one.
+
+    Returns:
+        None where transformers does not know the model.
+
+    Raises:
+        SourceError: transformers knows the model, but cannot make it of this config.
+    """
+    answer = _kept("original", [dict(config)])
+    return None if answer is None else {name: tuple(shape) for name, shape in answer.items()}
+
+
 def _fit(answer: Mapping[str, Any]) -> ModelFit:
     return ModelFit(
         model_class=answer["model_class"],

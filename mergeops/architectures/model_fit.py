@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 Shape = tuple[int, ...]
 
+EXPERTS_JOINED = (("MergeModulelist",), ("MergeModulelist", "Concatenate"))
+"""What transformers does to experts that lie one by one on disk: ``ModelFit.operations``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFit:
@@ -26,8 +29,8 @@ class ModelFit:
     operations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Parameter of ``converted`` -> what is done to its parts, by transformers' names."""
     layers: Mapping[str, str] = field(default_factory=dict)
-    """Module -> embedding, conv1d (its weight is [inputs, outputs]) or transposed_experts (theirs
-    are [experts, inputs, outputs]), for modules that are no ordinary linear layers."""
+    """Module -> embedding, linear, conv1d (its weight is [inputs, outputs]) or transposed_experts
+    (theirs are [experts, inputs, outputs])."""
     missing: tuple[str, ...] = ()
     """Parameters that no tensor gives: random after loading."""
     unexpected: tuple[str, ...] = ()

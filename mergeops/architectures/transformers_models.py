@@ -39,12 +39,12 @@ def fit_of(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> ModelFit 
     Raises:
         ValueError: transformers knows the model, but cannot make it of this config.
     """
-    with _in_silence():
+    with in_silence():
         settings = read_config(config)
         if settings is None:
             return None
         best = None
-        for cls in _classes(config, settings):
+        for cls in classes_of(config, settings):
             fit = _load(cls, settings, tensors)
             if fit.is_whole:
                 return fit
@@ -61,9 +61,36 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         ValueError: transformers knows the model, but cannot read this config.
     """
-    with _in_silence():
+    with in_silence():
         settings = read_config(config)
         return None if settings is None else settings.to_dict()
+
+
+def original_of(config: Mapping[str, Any]) -> dict[str, Shape] | None:
+    """Tensor -> shape, as transformers saves the model of a config.json.
+
+    Returns:
+        None where transformers does not know the model.
+
+    Raises:
+        ValueError: transformers knows the model, but cannot make it of this config.
+    """
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with in_silence():
+        settings = read_config(config)
+        for cls in () if settings is None else classes_of(config, settings):
+            try:
+                with torch.device("meta"):
+                    bare = cls._from_config(settings, attn_implementation="eager")
+                tied = bare.all_tied_weights_keys
+                held = {n: value for n, value in bare.state_dict().items() if n not in tied}
+                written = revert_weight_conversion(bare, held)
+            except Exception as error:  # Whatever the model raises of foreign values.
+                raise ValueError(_first_line(error)) from error
+            return {name: tuple(value.shape) for name, value in written.items()}
+    return None
 
 
 def read_config(config: Mapping[str, Any]) -> Any:
@@ -85,7 +112,7 @@ def read_config(config: Mapping[str, Any]) -> Any:
         raise ValueError(_first_line(error)) from error
 
 
-def _classes(config: Mapping[str, Any], settings: Any) -> Iterator[Any]:
+def classes_of(config: Mapping[str, Any], settings: Any) -> Iterator[Any]:
     """The model's class; where the config names none, those that it may be for."""
     import transformers
     from transformers.models.auto import modeling_auto
@@ -216,7 +243,7 @@ def _layers(model: Any) -> dict[str, str]:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    kinds = {torch.nn.Embedding: "embedding", Conv1D: "conv1d"}
+    kinds = {torch.nn.Embedding: "embedding", Conv1D: "conv1d", torch.nn.Linear: "linear"}
     found = {}
     for name, module in model.named_modules():
         kind = next((word for cls, word in kinds.items() if isinstance(module, cls)), None)
@@ -228,7 +255,7 @@ def _layers(model: Any) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _in_silence() -> Iterator[None]:
+def in_silence() -> Iterator[None]:
     """transformers reports what it misses to the terminal; here that is the question."""
     from transformers.utils import logging as told
 

@@ -3,6 +3,7 @@
 Stands on: errors, lazy_torch, progress.
 """
 
+from mergeops.checkpoint.conversions import kept_conversion
 from mergeops.checkpoint.digest import (
     adapter_sha256,
     combined_sha256,
@@ -36,6 +37,7 @@ from mergeops.checkpoint.layout import (
     SINGLE,
     Checkpoint,
     FileStamp,
+    check_filled,
     is_too_deep,
     open_checkpoint,
     quantisation_of,
@@ -47,8 +49,10 @@ from mergeops.checkpoint.layout import (
 from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
 from mergeops.checkpoint.pickled import converted
 from mergeops.checkpoint.quantised.recognition import (
+    ORIGINAL,
     Quantisation,
     gguf_instead,
+    gguf_models,
     recognise,
     without_quantisation,
 )
@@ -61,7 +65,7 @@ from mergeops.checkpoint.reader import (
     read_tensor,
 )
 from mergeops.checkpoint.relaid import RelaidReader
-from mergeops.checkpoint.renamed import RenamedReader
+from mergeops.checkpoint.renamed import RenamedReader, TensorCut
 from mergeops.checkpoint.sizes import lacking, size_text
 from mergeops.checkpoint.small_files import SMALL_SUFFIXES, is_processor_file, is_small_file
 from mergeops.checkpoint.tokenizer_files import (
@@ -72,6 +76,7 @@ from mergeops.checkpoint.tokenizer_files import (
     tokenizer_directory,
 )
 from mergeops.checkpoint.verification import verify_checkpoint
+from mergeops.checkpoint.watched import as_seen, look_at, older_than
 
 __all__ = [
     "ADAPTER",
@@ -82,6 +87,7 @@ __all__ = [
     "GENERATION_CONFIG",
     "INDEX",
     "MANIFEST",
+    "ORIGINAL",
     "PICKLED",
     "PICKLED_ADAPTER",
     "PICKLED_INDEX",
@@ -99,28 +105,35 @@ __all__ = [
     "RelaidReader",
     "RenamedReader",
     "StoredTensor",
+    "TensorCut",
     "TensorReader",
     "TokenizerFile",
     "WrittenFile",
     "adapter_sha256",
     "alone",
+    "as_seen",
     "as_tensor",
+    "check_filled",
     "combined_sha256",
     "converted",
     "encode_header",
     "file_sha256",
     "files_sha256",
     "gguf_instead",
+    "gguf_models",
     "has_tokenizer",
     "hold",
     "is_processor_file",
     "is_small_file",
     "is_too_deep",
     "item_size",
+    "kept_conversion",
     "known_sha256",
     "lacking",
     "locked",
     "look_alike",
+    "look_at",
+    "older_than",
     "open_checkpoint",
     "quantisation_of",
     "read_headers",

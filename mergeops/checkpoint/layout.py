@@ -111,6 +111,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return replace(checkpoint, tensors=tensors, coded=coded)
 
 
+def check_filled(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse tensors without values, which stand for such as another process held.
+
+    Raises:
+        SourceError: there are some; says how many, and what to do.
+    """
+    empty = [name for name, stored in tensors.items() if stored.shape == (0,)]
+    if empty:
+        raise SourceError(
+            f"{path} has {len(empty)} of {len(tensors)} tensors without any values, e.g. "
+            f"{empty[0]}, as DeepSpeed ZeRO-3 leaves them in a save that did not gather them "
+            "(stage3_gather_16bit_weights_on_model_save); take the global_step folder beside it: "
+            "`mergeops recover DIR OUT --base BASE`, or another checkpoint"
+        )
+
+
 def quantisation_of(path: Path) -> Quantisation | None:
     """How the weights of a full checkpoint are coded; None where they are simply numbers.
 

@@ -6,14 +6,13 @@ It holds no times and no paths: the same plan gives the same manifest.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mergeops.checkpoint.digest import file_sha256
-from mergeops.checkpoint.durable import sync_file
+from mergeops.checkpoint.durable import sync_directory, sync_file
 from mergeops.errors import SourceError
 
 MANIFEST = "mergeops.json"
@@ -50,6 +49,7 @@ def write_manifest(
         file = known.get(name)
         if file is None:
             sync_file(directory / name)
+            sync_directory((directory / name).parent)
             file = WrittenFile(file_sha256(directory / name), (directory / name).stat().st_size)
         described[name] = {"sha256": file.sha256, "size": file.size}
         if file.tensors:
@@ -57,6 +57,12 @@ def write_manifest(
     text = json.dumps({"format": FORMAT, **content, "files": described}, indent=2) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     sync_file(directory / MANIFEST)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a manifest may name a file so: in its directory, or in a folder of that."""
+    parts = name.split("/")
+    return len(parts) <= 2 and not any(part in ("", ".", "..") or "\0" in part for part in parts)
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
@@ -77,7 +83,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
                 f"{path} has format {content['format']}; this version of mergeops reads {FORMAT}"
             )
         for name, entry in content["files"].items():
-            if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
+            if not is_inside(name):
                 raise ValueError(f"{name!r} is no name of a file in this directory")
             if type(entry["size"]) is not int or not isinstance(entry["sha256"], str):
                 raise ValueError(f"{name!r} has no size or no digest")

@@ -6,14 +6,12 @@ Only tensors are unpickled, by torch's weights-only loader, which runs no code o
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint.durable import locked, sync_directory, sync_file
+from mergeops.checkpoint.conversions import kept_conversion
 from mergeops.checkpoint.layout import (
     ADAPTER,
     INDEX,
@@ -21,7 +19,6 @@ from mergeops.checkpoint.layout import (
     PICKLED_ADAPTER,
     PICKLED_INDEX,
     SINGLE,
-    stamp,
     weight_map,
 )
 from mergeops.checkpoint.sizes import lacking
@@ -31,8 +28,6 @@ from mergeops.progress import Tick
 
 _MOST_VIEWS = 8
 """Tensors may share their bytes, as tied heads do; a few bytes could describe any number."""
-DONE = ".converted"
-"""Written last: its presence means that all weights are there and whole."""
 
 
 def converted(path: Path, cache_dir: Path, progress: Tick | None = None) -> Path:
@@ -51,33 +46,13 @@ def converted(path: Path, cache_dir: Path, progress: Tick | None = None) -> Path
     for file in files:
         if not file.is_file():
             raise SourceError(f"{path}: {file.name} is missing, but {PICKLED_INDEX} names it")
-    stamps = {file: stamp(file) for file in files}
-    looks = [[file.name, *dataclasses.astuple(seen)] for file, seen in stamps.items()]
-    name = hashlib.sha256(json.dumps([str(path.resolve()), looks]).encode()).hexdigest()[:24]
-    folder = cache_dir / "converted" / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f"{name}.lock")):
-            if not (folder / DONE).is_file():
-                _convert(path, files, folder, progress)
-                for file, seen in stamps.items():
-                    if stamp(file) != seen:
-                        raise SourceError(
-                            f"{file} changed while it was converted; run the command again when "
-                            "nobody writes it"
-                        )
-                for written in folder.iterdir():
-                    sync_file(written)
-                sync_directory(folder)
-                (folder / DONE).touch()
-                sync_directory(folder)
-            _link_others(path, folder)
-    except OSError as error:
-        why = error.strerror or error
-        raise SourceError(
-            f"{path} has pickled weights, which are converted to {folder}: {why}"
-        ) from error
-    return folder
+    return kept_conversion(
+        path,
+        files,
+        cache_dir,
+        "pickled weights",
+        lambda folder: _convert(path, files, folder, progress),
+    )
 
 
 def _pickled_files(path: Path) -> list[Path]:
@@ -92,8 +67,6 @@ def _convert(path: Path, files: list[Path], folder: Path, progress: Tick | None)
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    for old in folder.iterdir():
-        old.unlink()
     total, done = sum(file.stat().st_size for file in files), 0
     free = shutil.disk_usage(folder).free
     if free < total:
@@ -117,18 +90,6 @@ def _convert(path: Path, files: list[Path], folder: Path, progress: Tick | None)
             progress(done, total)
     if len(files) > 1:
         (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}, indent=2))
-
-
-def _link_others(path: Path, folder: Path) -> None:
-    """The files beside the weights as they are now: some come or go without the weights."""
-    for old in folder.iterdir():
-        if old.is_symlink() and not (path / old.name).is_file():
-            old.unlink()
-    linked = {entry.name for entry in folder.iterdir()}
-    for other in path.iterdir():
-        is_weights = other.name.endswith((".bin", ".pt", ".pth", ".bin.index.json"))
-        if other.is_file() and not is_weights and other.name not in linked:
-            (folder / other.name).symlink_to(other.absolute())
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:

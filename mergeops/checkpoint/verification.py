@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,7 @@ def verify_checkpoint(directory: Path, progress: Tick | None = None) -> list[str
     problems, whole = [], []
     for name, entry in manifest["files"].items():
         path = directory / name
-        if name != os.path.basename(name):
-            problems.append(f"{name} is no file name")
-        elif not path.is_file():
+        if not path.is_file():
             problems.append(f"{name} is missing")
         elif path.stat().st_size != entry["size"]:
             problems.append(f"{name} has {path.stat().st_size} bytes, not {entry['size']}")
@@ -56,12 +53,13 @@ def verify_checkpoint(directory: Path, progress: Tick | None = None) -> list[str
             whole.append(path)
     outcomes = hash_files(whole, progress)
     for path, outcome in outcomes.items():
-        entry = manifest["files"][path.name]
+        name = path.relative_to(directory).as_posix()
+        entry = manifest["files"][name]
         if isinstance(outcome, SourceError):
             problems.append(str(outcome))
         elif outcome != entry["sha256"]:
             where = _where(path, entry.get("tensors") or {})
-            problems.append(f"{path.name} has other content than when it was merged{where}")
+            problems.append(f"{name} has other content than when it was merged{where}")
     return problems + _extra(directory, manifest)
 
 

@@ -23,7 +23,7 @@ from mergeops.cleanup.needed import MergeUse, references
 from mergeops.engine import DOOMED, LOCK
 from mergeops.errors import ConfigError, SourceError, TrackingError
 from mergeops.store import Tracking, only_one
-from mergeops.tracking import FOLDER, pending_trials
+from mergeops.tracking import FOLDER, NOTES, pending_trials
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 AT_A_TIME = 32
@@ -40,7 +40,7 @@ class KeptItem:
 
     path: Path
     kind: str
-    """merge, partial, pending, scores, cache or other."""
+    """merge, partial, pending, scores, notes, cache or other."""
     nbytes: int
     """Bytes on the disk."""
     freed: int
@@ -156,7 +156,7 @@ def _lock(item: KeptItem, tracking: Tracking, locks: ExitStack) -> None:
     if item.kind == "partial":
         locks.enter_context(_partial_lock(item.path))
     for experiment_id in item.experiment_ids:
-        identity = (tracking.uri, experiment_id, item.plan_digest)
+        identity = (tracking.place, experiment_id, item.plan_digest)
         locks.enter_context(only_one(f"the merge {item.path.name}", *identity))
     locks.enter_context(alone(item.path))
 
@@ -257,6 +257,7 @@ def _others(work_dir: Path) -> Iterator[KeptItem]:
     verdicts: dict[str, Verdict] = {
         "scores": ("scores", False, "scores found again instead of computed; small"),
         "cache": ("cache", False, "downloads and digests"),
+        NOTES: ("notes", False, "what lets a finished run say so at once; small"),
         FOLDER: ("pending", False, "trials that wait for mergeops sync"),
     }
     unknown: Verdict = ("other", False, "not made by mergeops")

@@ -82,6 +82,12 @@ def print_adoption(
     out.print(table(RUNS, [_run(row) for row in rows]))
     out.print(_groups(adoption, rows))
     for row in rows:
+        if row["sharded"] and not row["problem"]:
+            text = (
+                f"{row['run_name']} ({row['status']}): {row['checkpoint']} is whole, in pieces "
+                f"({row['sharded']}); merges read it as it is"
+            )
+            out.print(text, markup=False, soft_wrap=True)
         if row["problem"]:
             text = f"{row['run_name']} ({row['status']}): {row['problem']}"
             out.print(text, markup=False, soft_wrap=True)
@@ -95,6 +101,9 @@ def print_adoption(
         out.print(f"registered: {len(adoption.adopted)} versions of {names[0]}", markup=False)
     if recipe_path is not None:
         out.print(f"recipe: {recipe_path}", markup=False)
+    for what in ("experiment", "model"):
+        if page := adoption.links.get(what):
+            out.print(f"{what}: {page}", markup=False, style="dim", soft_wrap=True)
 
 
 def group_name(number: int) -> str:

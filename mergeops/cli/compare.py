@@ -51,5 +51,7 @@ def print_compared(compared: Compared, html: Path | None) -> None:
     out.print(board_table(compared.board))
     for model in compared.left_out:
         out.print(f"left out: {escape(model.name)}, it {escape(model.reason)}", style="dim")
+    for page in compared.links.values():
+        out.print(escape(page), style="dim", soft_wrap=True)
     if html is not None:
         out.print(f"page: {escape(str(html))}")

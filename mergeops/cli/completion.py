@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -10,6 +11,11 @@ from click.shell_completion import CompletionItem
 
 from mergeops.recipe import GROUPS, WORDS, keys, options_of, packaged_conf
 from mergeops.search import parameter_types
+from mergeops.store import seen
+
+SOURCE_KEY = re.compile(r"base|base_adapter|sources\.[^.=]+(\.uri|\.base)?")
+"""Keys whose value is the URI of a checkpoint."""
+SCHEMES = (["runs"], ["models"])
 
 
 def complete_overrides(
@@ -17,18 +23,22 @@ def complete_overrides(
 ) -> list[CompletionItem]:
     """What may stand where the cursor is; bash cuts words at ``=``, so there the part behind it."""
     before = [str(word) for word in ctx.params.get(parameter.name or "") or ()]
+    incomplete, before, cut = _joined(incomplete, before)
     key, equals, value = incomplete.partition("=")
     prefix = f"{key}="
-    if not incomplete and before and before[-1] in (*GROUPS, *WORDS, "strategy"):
+    if not incomplete and before and _takes_names(before[-1]):
         # click takes the sign itself away, and a key without one is no word of its own.
         key, equals, value, prefix = before[-1], "=", "", ""
     elif len(before) > 1 and before[-1] == "=":
         key, equals, value, prefix = before[-2], "=", incomplete, ""
     if equals:
         config_dir = ctx.params.get("config_dir")
-        found = values(key, Path(config_dir) if config_dir else None)
+        if SOURCE_KEY.fullmatch(key):
+            found = seen(_server(before))
+        else:
+            found = values(key, Path(config_dir) if config_dir else None)
         return [
-            CompletionItem(prefix + name, help=about)
+            CompletionItem((prefix + name)[cut:], help=about)
             for name, about in found.items()
             if name.startswith(value)
         ]
@@ -38,6 +48,37 @@ def complete_overrides(
     return [
         CompletionItem(f"{marks}{name}=") for name in found_keys if name.startswith(wanted)
     ] + _recipe_files(incomplete)
+
+
+def complete_uris(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Runs and versions that commands of this user saw, for an argument that is one."""
+    start, _, cut = _joined(incomplete, [str(ctx.params.get(parameter.name or "") or "")])
+    found = seen(_server(map(str, ctx.params.get("overrides") or ())))
+    return [
+        CompletionItem(uri[cut:], help=about)
+        for uri, about in found.items()
+        if uri.startswith(start)
+    ]
+
+
+def _joined(incomplete: str, before: list[str]) -> tuple[str, list[str], int]:
+    """The word at the cursor, whole, the words before it, and how much of it is not asked for:
+    bash cuts words at colons, too."""
+    if incomplete.startswith("/") and before[-1:] == [":"] and before[-2:-1] in SCHEMES:
+        scheme = f"{before[-2]}:"
+        return scheme + incomplete, before[:-2], len(scheme)
+    return incomplete, before, 0
+
+
+def _takes_names(key: str) -> bool:
+    return key in (*GROUPS, *WORDS, "strategy") or SOURCE_KEY.fullmatch(key) is not None
+
+
+def _server(words: Iterable[str]) -> str | None:
+    named = [w.removeprefix("tracking.uri=") for w in words if w.startswith("tracking.uri=")]
+    return named[-1] if named else None
 
 
 def values(key: str, config_dir: Path | None) -> dict[str, str]:

@@ -18,7 +18,14 @@ from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options
 from mergeops.errors import MergeopsError
 from mergeops.executors import examine_executor, script_of
 from mergeops.recipe import Recipe
-from mergeops.store import access, reach, try_artifacts
+from mergeops.store import (
+    Tracking,
+    access,
+    account,
+    connect_to_server,
+    reach,
+    try_artifacts,
+)
 from mergeops.version import __version__
 
 PACKAGES = ("torch", "transformers", "safetensors", "mlflow", "lm_eval", "hydra-core")
@@ -117,11 +124,34 @@ def _tracking(recipe: Recipe) -> list[HealthCheck]:
         status = "warn" if let_in.advice else "ok"
         findings.append(HealthCheck("access", status, let_in.detail, let_in.advice))
     try:
+        findings += _account(connect_to_server(spec)) if shown.startswith("http") else []
+    except MergeopsError as error:
+        findings.append(HealthCheck("account", "fail", str(error), "see docs/servers.md"))
+    try:
         place = try_artifacts(spec)
     except MergeopsError as error:
         fix = "check the artifact store and its credentials; see docs/servers.md"
         return [*findings, HealthCheck("artifacts", "fail", str(error), fix)]
     return [*findings, HealthCheck("artifacts", "ok", place)]
+
+
+def _account(tracking: Tracking) -> list[HealthCheck]:
+    """The workspace, and who asks there and may do what."""
+    workspace = tracking.workspace or "none chosen: the server's default"
+    findings = [HealthCheck("workspace", "ok", workspace)]
+    asking = account(tracking)
+    if asking is None:
+        return findings
+    if asking.is_admin:
+        return [*findings, HealthCheck("account", "ok", f"{asking.name}, an administrator")]
+    may = [what for what, is_allowed, _ in asking.rights if is_allowed]
+    lacks = {what: permission for what, is_allowed, permission in asking.rights if not is_allowed}
+    detail = f"{asking.name} may {'; '.join(may) or 'only read'}"
+    if not lacks:
+        return [*findings, HealthCheck("account", "ok", detail)]
+    advice = "; ".join(f"to {what} takes {permission}" for what, permission in lacks.items())
+    detail += f"; may not {'; '.join(lacks)}"
+    return [*findings, HealthCheck("account", "warn", detail, advice)]
 
 
 def _disk(work_dir: Path) -> list[HealthCheck]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mergeops.cli.console import console, escape
-from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, PATH, Call, options
+from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, PATH, URIS, Call, options
 from mergeops.errors import ConfigError
 from mergeops.lineage import Member, find_family, short_weight, write_picture
 from mergeops.store import connect_to_server
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", metavar="URI")
+@click.argument("model", metavar="URI", shell_complete=URIS)
 @OVERRIDES
 @click.option("--svg", type=PATH, metavar="FILE", help="Also draw the tree, as SVG.")
 @click.option("--png", type=PATH, metavar="FILE", help="Also draw the tree, as PNG.")

@@ -22,13 +22,18 @@ from mergeops.version import __version__
 COMMANDS = {
     "adopt": "Find the mergeable checkpoints of an experiment, whatever became of the runs.",
     "approve": "Make NAME@challenger, which another user proposed, the champion.",
+    "average": "Average checkpoints of Megatron-LM, Megatron-Bridge or NeMo into OUT, which they "
+    "load.",
     "compare": "Leaderboard of the parents and merges of experiments, with paired differences.",
     "controls": "What each source of a merge contributes: the merge without it, and with noise "
     "for it.",
     "convert": "Write the recipe of a mergekit YAML to OUT, or print it.",
     "doctor": "Check versions, devices, the tracking server and disk space, and say what to fix.",
+    "extract": "Make a LoRA adapter OUT of the full fine-tune TUNED of BASE, and say what it "
+    "leaves out.",
     "gc": "Delete merges and interrupted work in output.dir that nothing in MLflow needs any more.",
     "history": "Every promotion, refusal, proposal, rollback and use of the confirm part of NAME.",
+    "hooks": "Webhooks of MLflow's registry: who is told when an alias moves.",
     "init": "Write a config directory: experiment, registered model, tasks, and a first recipe.",
     "inspect": "Will these merge, and how do their task vectors interfere? Nothing is merged or "
     "logged.",

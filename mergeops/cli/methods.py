@@ -11,6 +11,13 @@ from mergeops.cli.options import AS_JSON, Call, options
 from mergeops.errors import ConfigError
 from mergeops.methods import Method, get, names
 
+COSTS = {
+    "element-wise": "one pass over the bytes",
+    "statistics": "looks at each tensor before it merges it, from one to a few passes more",
+    "matrices": "holds each matrix whole and decomposes it in float64: seconds to minutes each",
+}
+"""What the cost classes of ``Method.cost`` mean."""
+
 
 def describe(name: str | None) -> list[dict[str, Any]]:
     """All methods, or the named one, as JSON types.
@@ -39,6 +46,7 @@ def _plain(method: Method) -> dict[str, Any]:
         "needs_base": method.needs_base,
         "sources": {"min": method.min_sources, "max": method.max_sources},
         "random": method.is_random,
+        "cost": method.cost,
         "parameters": [
             {
                 "name": parameter.name,
@@ -61,12 +69,15 @@ def print_page(described: list[dict[str, Any]]) -> None:
             method["name"],
             _count(method["sources"]),
             "needed" if method["needs_base"] else "-",
+            method["cost"],
             method["about"],
         )
         for method in described
     ]
     out = console()
-    out.print(table(("method", "sources", "base", "what it does"), rows, ruled=False))
+    out.print(table(("method", "sources", "base", "cost", "what it does"), rows, ruled=False))
+    for cost, about in COSTS.items():
+        out.print(f"[dim]{cost}: {about}[/]")
     out.print("\n[dim]mergeops methods NAME explains one and its parameters[/]")
 
 
@@ -76,7 +87,8 @@ def _print_one(method: dict[str, Any]) -> None:
     out.print(method["paper"], style="dim")
     base = "a base" if method["needs_base"] else "no base"
     chance = "; random, by the recipe's seed" if method["random"] else ""
-    out.print(f"takes {_count(method['sources'])} sources and {base}{chance}\n")
+    out.print(f"takes {_count(method['sources'])} sources and {base}{chance}")
+    out.print(f"cost: {method['cost']}, {COSTS[method['cost']]}\n")
     rows = []
     for parameter in method["parameters"]:
         keys = f"method.{parameter['name']}"

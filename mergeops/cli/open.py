@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import click
 
-from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options
+from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, URIS, Call, composed, options
 from mergeops.errors import TrackingError
-from mergeops.recipe import compose
 from mergeops.store import Tracking, connect, connect_to_server
 from mergeops.tracking import find_registered_model, find_version
 
 
 @click.command("open")
-@click.argument("what", required=False, metavar="[URI or NAME]")
+@click.argument("what", required=False, metavar="[URI or NAME]", shell_complete=URIS)
 @OVERRIDES
 @click.option("--print", "only_print", is_flag=True, help="Print the link; open no browser.")
 @options(CONFIG_DIR, AS_JSON)
@@ -25,7 +24,7 @@ def open(call: Call, what: str | None, only_print: bool) -> None:
     words = call.overrides
     if what is not None and "=" in what:
         words, what = (what, *words), None
-    recipe = compose(words, config_dir=call.config_dir)
+    recipe = composed(words, call.config_dir)
     if what is None:
         tracking = connect(recipe.tracking, create=False)
     else:

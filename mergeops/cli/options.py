@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,20 @@ from typing import Any
 import click
 import yaml
 
-from mergeops.cli.completion import complete_overrides
 from mergeops.errors import ConfigError
 from mergeops.progress import MODES, Progress
 from mergeops.recipe import Recipe, compose
+
+
+def completed_by(function: str) -> Callable[[click.Context, click.Parameter, str], Any]:
+    """What a shell asks for; imported then, since it knows the strategies of all searches."""
+
+    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Any:
+        module = importlib.import_module("mergeops.cli.completion")
+        return getattr(module, function)(ctx, parameter, incomplete)
+
+    return complete
+
 
 PATH = click.Path(path_type=Path)
 OVERRIDES = click.argument(
@@ -23,13 +35,16 @@ OVERRIDES = click.argument(
     nargs=-1,
     type=click.UNPROCESSED,
     metavar="[OVERRIDES]...",
-    shell_complete=complete_overrides,
+    shell_complete=completed_by("complete_overrides"),
 )
 CONFIG_DIR = click.option(
     "--config-dir",
     type=PATH,
     help="Your own config directory; its files win over the packaged ones.",
 )
+URIS = completed_by("complete_uris")
+SEARCHES = re.compile(r"[+~]*search\b|.*\.ya?ml$")
+"""Words that may set what a strategy takes."""
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 SHOW = click.option("--cfg", type=click.Choice(["job"]), help="Print the recipe and do nothing.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="The same as --progress=none.")
@@ -55,6 +70,20 @@ DEBUG = click.option(
 )
 
 
+def composed(
+    words: Sequence[str], config_dir: Path | None, recipe_file: Path | None = None
+) -> Recipe:
+    """The recipe that overrides make, for a command that searches nothing.
+
+    A strategy's parameters are checked where the user may have written some: to know them takes
+    all that a search imports.
+    """
+    types: Mapping[str, type[Any] | None] = {}
+    if config_dir is not None or any(SEARCHES.match(word) for word in words):
+        types = importlib.import_module("mergeops.search").parameter_types()
+    return compose(words, config_dir=config_dir, recipe_file=recipe_file, strategies=types)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """What the user said by the shared options and arguments of a command."""
@@ -73,9 +102,7 @@ class Call:
 
     def recipe(self, *more: str, recipe_file: Path | None = None) -> Recipe:
         """The recipe that the overrides, and then ``more`` of them, make."""
-        return compose(
-            [*self.overrides, *more], config_dir=self.config_dir, recipe_file=recipe_file
-        )
+        return composed([*self.overrides, *more], self.config_dir, recipe_file)
 
     def show(self, result: Any, text: str | Callable[[Any], None]) -> None:
         """Print a result on stdout: as JSON, or as text, or by what prints it as text."""

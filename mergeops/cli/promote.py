@@ -11,7 +11,15 @@ import click
 
 from mergeops import promotion
 from mergeops.cli.console import console, escape, table
-from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options, progress_options
+from mergeops.cli.options import (
+    AS_JSON,
+    CONFIG_DIR,
+    OVERRIDES,
+    Call,
+    composed,
+    options,
+    progress_options,
+)
 from mergeops.errors import ConfigError
 from mergeops.promotion import (
     BETTER,
@@ -27,7 +35,7 @@ from mergeops.promotion import (
     read_history,
     run_controls,
 )
-from mergeops.recipe import Recipe, compose
+from mergeops.recipe import Recipe
 from mergeops.store import connect_to_server, current_user
 
 NAME = click.argument("name", required=False)
@@ -145,7 +153,7 @@ def _settings(call: Call, name: str | None) -> tuple[Recipe, str]:
     if name is not None and ("=" in name or name.startswith("~")):
         words = (name, *words)
         name = None
-    recipe = compose(words, config_dir=call.config_dir)
+    recipe = composed(words, call.config_dir)
     return recipe, name or recipe.tracking.registered_model
 
 

@@ -13,23 +13,27 @@ from mergeops.sources import locate
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=PATH)
+@click.argument("directory", metavar="DIR")
 @click.argument("out", metavar="OUT", type=PATH)
 @click.option("--base", metavar="DIR|URI", help="The model that was trained: names are checked.")
 @click.option("--dry-run", is_flag=True, help="Say what is there; write nothing.")
 @options(AS_JSON, progress_options)
-def recover(call: Call, directory: Path, out: Path, base: str | None, dry_run: bool) -> None:
+def recover(call: Call, directory: str, out: Path, base: str | None, dry_run: bool) -> None:
     """Put together the weights that a sharded training left in DIR, as a Hugging Face directory
     OUT.
 
-    DIR is a checkpoint of FSDP, DeepSpeed ZeRO, verl, torchtitan or NeMo Automodel, whole or not.
+    DIR is a checkpoint of FSDP, DeepSpeed ZeRO, verl, torchtitan or NeMo Automodel, whole or not,
+    or the URI of one: runs:/ID/checkpoint-4, s3://BUCKET/PATH.
     """
-    place = None
-    if base is not None:
-        with call.progress.bar(f"fetching {base}", is_bytes=True) as tick:
-            place = locate(base, progress=lambda _what, done, total: tick(done, total))
-    result = put_together(directory, out, base=place, dry_run=dry_run, progress=call.progress)
+    place = None if base is None else _located(call, base)
+    found = _located(call, directory)
+    result = put_together(found, out, base=place, dry_run=dry_run, progress=call.progress)
     call.show(result.to_dict(), _text(result, dry_run))
+
+
+def _located(call: Call, where: str) -> Path:
+    with call.progress.bar(f"fetching {where}", is_bytes=True) as tick:
+        return locate(where, progress=lambda _what, done, total: tick(done, total))
 
 
 def _text(result: Recovered, dry_run: bool) -> str:

@@ -103,6 +103,13 @@ def print_trials(call: Call, recipes: Sequence[Recipe], trials: Sequence[Trial])
         out.print(f"  checkpoint  {escape(str(trial.checkpoint))}", soft_wrap=True)
         for page in trial.links.values():
             out.print(f"  {escape(page)}", style="dim", soft_wrap=True)
+        if trial.agreements:
+            said = ", ".join(map(str, trial.agreements))
+            out.print(
+                f"  same next token as  {escape(said)}; how near it is to them, not whether it is "
+                "better",
+                soft_wrap=True,
+            )
     best = best_of(trials)
     if best is not None:
         count = f" of {len(trials)} merges" if len(trials) > 1 else ""
@@ -115,7 +122,8 @@ def print_trials(call: Call, recipes: Sequence[Recipe], trials: Sequence[Trial])
 UNSCORED = (
     "\nnot scored: evaluate.tasks is empty, so nothing says whether this is better than its "
     "sources. Name tasks, evaluate.tasks=[arc_easy], or a text that no source was trained on, "
-    "evaluate.tasks=[held.txt], which is scored in bits per byte."
+    "evaluate.tasks=[held.txt], which is scored in bits per byte. How near it is to its parents, "
+    "which is no score, evaluate.agreement=held.txt says."
 )
 UNREGISTERED = " Unscored merges become no version, but with tracking.register=unscored."
 
@@ -144,7 +152,7 @@ def _same_place(call: Call, recipe: Recipe) -> list[str]:
     """Words that make another command use the same server and experiment."""
     usual = TrackingSpec()
     words = ["--config-dir", str(call.config_dir)] if call.config_dir else []
-    for key in ("uri", "registry_uri", "experiment"):
+    for key in ("uri", "registry_uri", "workspace", "experiment"):
         value = getattr(recipe.tracking, key)
         # What holds a password is not printed.
         if value != getattr(usual, key) and redact(value) == value:

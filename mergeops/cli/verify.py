@@ -7,12 +7,12 @@ import sys
 import click
 
 from mergeops.checkpoint import verify_checkpoint
-from mergeops.cli.options import AS_JSON, Call, options, progress_options
+from mergeops.cli.options import AS_JSON, URIS, Call, options, progress_options
 from mergeops.sources import locate
 
 
 @click.command()
-@click.argument("where", metavar="DIR|URI")
+@click.argument("where", metavar="DIR|URI", shell_complete=URIS)
 @options(AS_JSON, progress_options)
 def verify(call: Call, where: str) -> None:
     """Rehash a merged checkpoint and name every file that differs from its manifest."""

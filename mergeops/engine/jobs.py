@@ -8,7 +8,7 @@ from typing import Any
 
 from mergeops import methods
 from mergeops.engine.lanes import InputTensor
-from mergeops.planning import Plan, PlannedInput, TensorTask
+from mergeops.planning import Plan, PlannedInput, TensorTask, names_token_rows
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,16 @@ class Job:
     has_base: bool
     parameters: Any
     """The method's parameters, with those that the rules set for this tensor."""
+
+    @property
+    def view(self) -> methods.MethodView:
+        """What is known of the tensor before anything of it is read, but for random keys."""
+        return methods.MethodView(
+            numel=self.task.numel,
+            per_source=self.task.per_source,
+            shape=self.task.shape,
+            has_token_rows=names_token_rows(self.task.name),
+        )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ STORED = 8
 """Bytes of the widest format that is read, for each entry and input."""
 SCRATCH = 3
 """Copies of its inputs in the compute dtype that an operation may make besides."""
+MATRIX_SCRATCH = 8
+"""The same of methods that decompose matrices, in double precision, with their factors."""
 LEAST_CHUNK = 1 << 15
 """Elements below which a second lane is worth less than longer chunks."""
 
@@ -81,7 +83,8 @@ def held(plan: Plan, lanes: int, chunk: int, work: Work | None = None) -> int:
     jobs = work.jobs.values()
     parts = max(len(job.parts) for job in jobs)
     longest = max(_entries(work, job, chunk) for job in jobs)
-    lane = parts * longest * (STORED + compute * (1 + SCRATCH))
+    scratch = MATRIX_SCRATCH if work.method.takes_matrices else SCRATCH
+    lane = parts * longest * (STORED + compute * (1 + scratch))
     result = SPAN * max(_entries(work, job, chunk) * item_size(job.task.dtype) for job in jobs)
     # As many results as can be under way and wait to be hashed, see TensorStream.
     results = (2 * lanes + UNHASHED + 1) * result
@@ -92,8 +95,7 @@ def _entries(work: Work, job: Job, chunk: int) -> int:
     """Elements of a tensor that are taken at a time."""
     if job.task.kind != "merge":
         return min(chunk, max(job.task.numel, 1))
-    row = max(job.task.shape[-1], 1) if job.task.shape else 1
-    return work.method.chunk_length(job.parameters, row, chunk)
+    return work.method.chunk_length(job.parameters, job.view, chunk)
 
 
 def _kept_whole(plan: Plan) -> int:

@@ -36,7 +36,9 @@ def open_input(
         SourceError: a file is missing or not the one that was planned with.
     """
     reader = _open(planned, compute, hashes)
-    return RenamedReader(reader, planned.renamed) if planned.renamed else reader
+    if planned.renamed or planned.cut:
+        return RenamedReader(reader, planned.renamed, planned.cut)
+    return reader
 
 
 def _open(planned: PlannedInput, compute: str, hashes: HashAlong | None) -> TensorReader:

@@ -217,12 +217,7 @@ class TensorStream:
 
     def _merger(self, job: Job) -> MergeChunk:
         task, p = job.task, job.parameters
-        view = methods.MethodView(
-            numel=task.numel,
-            per_source=task.per_source,
-            keys=self._work.keys(job, self._seed),
-            shape=task.shape,
-        )
+        view = dataclasses.replace(job.view, keys=self._work.keys(job, self._seed))
         is_taken = task.kind == "take"
         formula: Formula | None = None
         if task.numel and not is_taken:
@@ -315,8 +310,7 @@ class TensorStream:
         """How many elements to take at a time."""
         if job.task.kind != "merge":
             return self._chunk
-        row = job.task.shape[-1] if job.task.shape else 1
-        return self._method.chunk_length(job.parameters, max(row, 1), self._chunk)
+        return self._method.chunk_length(job.parameters, job.view, self._chunk)
 
     def _describe_input(self, job: Job, position: int) -> SourceError:
         """Say where an input is not finite, after reading all of its tensor."""

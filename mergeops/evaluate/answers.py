@@ -20,13 +20,17 @@ from mergeops.evaluate.catalogue import first_line
 from mergeops.evaluate.draws import replicates
 from mergeops.evaluate.metric_kinds import Aggregation, aggregation_of, kind_of
 from mergeops.evaluate.tasks import LoadedTask
+from mergeops.recipe import EvaluateSpec
 from mergeops.scores import CORPUS
 
 
 def build_requests(
-    loaded: LoadedTask, part: str, seed: int, chat_template: Callable[..., str] | None
+    loaded: LoadedTask, part: str, spec: EvaluateSpec, chat_template: Callable[..., str] | None
 ) -> list[Any]:
     """The lm-eval instances of one part, in item order.
+
+    Args:
+        chat_template: renders turns; None for plain text.
 
     Raises:
         EvaluationError: a prompt cannot be made, e.g. its template names a field that is missing.
@@ -34,7 +38,7 @@ def build_requests(
     task = loaded.task
     # The sampler's state moves on with every draw: without this, a second model would be asked
     # with other examples.
-    task.set_fewshot_seed(seed)
+    task.set_fewshot_seed(spec.seed)
     if loaded.pools[part]:
         task.sampler.replace_df(loaded.pools[part])
         task.sampler.fewshot_indices = None  # they were applied when the pool was made
@@ -46,8 +50,8 @@ def build_requests(
             context = task.fewshot_context(
                 doc,
                 num_fewshot=loaded.num_fewshot,
-                system_instruction=None,
-                fewshot_as_multiturn=True,
+                system_instruction=spec.system_instruction,
+                fewshot_as_multiturn=spec.fewshot_as_multiturn,
                 gen_prefix=task.doc_to_prefix(doc),
                 **chat,
             )

@@ -123,10 +123,10 @@ class Asker:
             tokenizer, template = subject.tokenizer_sha256, self._lm.apply_chat_template
         key = (subject.task, self.part, tokenizer)
         with self.turn:
+            if template is not None:
+                self._lm.asking = subject.task
             if key not in self.tasks.requests:
-                self.tasks.requests[key] = answers.build_requests(
-                    loaded, self.part, spec.seed, template
-                )
+                self.tasks.requests[key] = answers.build_requests(loaded, self.part, spec, template)
             instances = self.tasks.requests[key]
             return instances, known_answers(loaded, instances, records)
 

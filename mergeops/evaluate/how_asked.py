@@ -26,6 +26,13 @@ _PLACE_KEYS = (
     "tag",
     "task_alias",
 )
+_CHAT_KEYS = (
+    "system_instruction",
+    "fewshot_as_multiturn",
+    "chat_template_args",
+    "enable_thinking",
+    "think_end_token",
+)
 _PROMPT_KEYS = (
     "description",
     "doc_to_choice",
@@ -58,12 +65,22 @@ def settings_of(name: str, task: Any, num_fewshot: int, spec: EvaluateSpec) -> d
         "lm_eval": lm_eval.__version__,
         "transformers": version("transformers"),
     }
+    # What is left at its default is not there: scores of an older mergeops were asked so, too.
+    settings |= chat_settings(spec)
     if not type(task).__module__.startswith("lm_eval.api."):
         settings["class"] = _code(type(task))
     return settings
 
 
+def chat_settings(spec: EvaluateSpec) -> dict[str, Any]:
+    """The settings of a chat that are not lm-eval's defaults."""
+    usual = EvaluateSpec()
+    chosen = {key: getattr(spec, key) for key in _CHAT_KEYS}
+    return {key: value for key, value in chosen.items() if value != getattr(usual, key)}
+
+
 def how_asked(settings: Mapping[str, Any], chosen_filter: str) -> dict[str, str]:
+    """How items are asked and counted, by what it is called in messages."""
     config = settings["config"]
 
     def digest_of(*keys: str) -> str:
@@ -72,7 +89,12 @@ def how_asked(settings: Mapping[str, Any], chosen_filter: str) -> dict[str, str]
     return {
         "lm-eval": settings["lm_eval"],
         "few-shot examples": str(settings["num_fewshot"]),
-        "chat template": "on" if settings["apply_chat_template"] else "off",
+        "chat template": ", ".join(
+            [
+                "on" if settings["apply_chat_template"] else "off",
+                *(f"{key} {settings[key]!r}" for key in _CHAT_KEYS if key in settings),
+            ]
+        ),
         "stop rule": json.dumps(config.get("generation_kwargs"), sort_keys=True, default=str),
         "filter": chosen_filter,
         "prompt templates": digest_of(*_PROMPT_KEYS),

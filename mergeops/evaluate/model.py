@@ -206,6 +206,9 @@ def open_vllm(path: Path, tokenizer: Path, spec: EvaluateSpec, trust_remote_code
             max_model_len=spec.max_length,
             seed=spec.seed,
             trust_remote_code=trust_remote_code,
+            think_end_token=spec.think_end_token,
+            enable_thinking=spec.enable_thinking,
+            chat_template_args=dict(spec.chat_template_args),
         )
     except Exception as error:
         raise EvaluationError(f"vLLM cannot load {path}: {first_line(error)}") from error

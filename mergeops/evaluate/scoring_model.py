@@ -36,11 +36,16 @@ class _Checked(HFLM):  # type: ignore[misc]  # lm-eval has no types
             tokenizer=tokenizer,
             batch_size=spec.batch_size,
             max_length=spec.max_length,
+            think_end_token=spec.think_end_token,
+            enable_thinking=spec.enable_thinking,
+            chat_template_args=dict(spec.chat_template_args),
         )
         self.asking = ""
         """The task being asked, for messages."""
         self._cut: dict[str, tuple[int, int]] = {}
         """Task -> its requests that lost their beginning, and all."""
+        self._silent: set[str] = set()
+        """Tasks whose system prompt the chat template leaves out."""
         self._encodings = encodings
         self._room = _KEPT_TOKENS - sum(map(len, encodings.values()))
 
@@ -63,6 +68,22 @@ class _Checked(HFLM):  # type: ignore[misc]  # lm-eval has no types
             self._room -= len(encoded)
             self._encodings[key] = encoded
         return encoded
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """As lm-eval's, which leaves the system's turn out where the template takes none; that is
+        said once a task, as it is of a template that passes over it."""
+        text: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        said = [turn["content"].strip() for turn in chat_history if turn["role"] == "system"]
+        if self.asking not in self._silent and any(part not in text for part in said):
+            self._silent.add(self.asking)
+            log.warning(
+                "task %s: the model's chat template has no place for a system prompt, so its "
+                "description and evaluate.system_instruction are left out, as in lm-eval",
+                self.asking,
+            )
+        return text
 
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None

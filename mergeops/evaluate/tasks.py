@@ -126,6 +126,23 @@ def load_tasks(spec: EvaluateSpec) -> TaskSet:
     return TaskSet(spec, loaded, groups)
 
 
+def _set_generation(name: str, task: Any, spec: EvaluateSpec) -> None:
+    """Give a task that lets the model write the recipe's settings, as lm-eval's --gen_kwargs does.
+
+    Raises:
+        EvaluationError: the model is to think, and the task reads log-likelihoods.
+    """
+    if task.OUTPUT_TYPE == "generate_until":
+        if spec.gen_kwargs:
+            task.set_config("generation_kwargs", dict(spec.gen_kwargs), update=True)
+    elif spec.enable_thinking and task.OUTPUT_TYPE != "loglikelihood_rolling":
+        raise EvaluationError(
+            f"task {name} compares log-likelihoods of answers, for which lm-eval lets no model "
+            "think first; name tasks that let the model write, or set "
+            "evaluate.enable_thinking=false"
+        )
+
+
 def _rule(members: Sequence[LoadedTask], aggregated: Sequence[Any]) -> bool | None:
     """Whether lm-eval counts each task of a group as often as it has items, or once; None where it
     has no number of the group by the metric and filter that all its tasks are scored by."""
@@ -147,6 +164,7 @@ def _load(name: str, task: Any, spec: EvaluateSpec, preferred: Sequence[str]) ->
         raise EvaluationError(
             f"task {name}: its items cannot be read: {first_line(error)}"
         ) from error
+    _set_generation(name, task, spec)
     metric, chosen_filter = choose_metric(name, spec.metrics.get(name), task, docs, preferred)
     higher_is_better = direction(name, metric, task, spec.higher_is_better)
     num_fewshot = _num_fewshot(task, spec)

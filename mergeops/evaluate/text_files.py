@@ -39,11 +39,11 @@ def passages(text: str) -> list[str]:
     return found
 
 
-def text_config(path: Path) -> dict[str, Any]:
-    """The lm-eval task of a text file, named by the file: its passages, scored in bits per byte.
+def read_passages(path: Path) -> list[str]:
+    """The different passages of a text file.
 
     Raises:
-        EvaluationError: it is not UTF-8, or makes too few passages.
+        EvaluationError: it is not there or not UTF-8, or makes too few passages.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -58,6 +58,16 @@ def text_config(path: Path) -> dict[str, Any]:
             f"dev and the confirm part need {FEWEST} together: use a longer text, whose lines or "
             "paragraphs are no longer than that"
         )
+    return found
+
+
+def text_config(path: Path) -> dict[str, Any]:
+    """The lm-eval task of a text file, named by the file: its passages, scored in bits per byte.
+
+    Raises:
+        EvaluationError: as ``read_passages``.
+    """
+    found = read_passages(path)
 
     def read(**_: Any) -> dict[str, Any]:
         from datasets import Dataset

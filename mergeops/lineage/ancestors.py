@@ -50,12 +50,12 @@ def find_family(tracking: Tracking, uri: str) -> Member:
     if named := _MODEL.match(uri):
         member = ancestors.of_model(named[1])
         if member is None:
-            raise TrackingError(f"there is no LoggedModel {named[1]} at {tracking.shown_uri}")
+            raise TrackingError(f"there is no LoggedModel {named[1]} at {tracking.shown_place}")
         return member
     if named := _RUN.match(uri):
         run = records.run(named[1])
         if run is None:
-            raise TrackingError(f"there is no run {named[1]} at {tracking.shown_uri}")
+            raise TrackingError(f"there is no run {named[1]} at {tracking.shown_place}")
         if run.data.tags.get("mergeops.role") == "search":
             raise TrackingError(f"run {named[1]} is a search, not a model; name one of its trials")
         return ancestors.of_run(run)

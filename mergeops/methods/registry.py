@@ -24,6 +24,9 @@ from mergeops.lazy_torch import Tensor
 from mergeops.methods.plugins import distribution, import_module, offers
 from mergeops.schema import attribute_docstrings, with_defaults
 
+LEAST_EXPERT = 8
+"""The smaller side of an expert's matrix at least; three dimensions with less are a convolution."""
+
 
 @dataclass(frozen=True)
 class MethodView:
@@ -42,11 +45,22 @@ class MethodView:
     """What the method's ``statistics`` returned for this tensor."""
     shape: tuple[int, ...] = ()
     """Shape of the whole tensor."""
+    has_token_rows: bool = False
+    """Whether each row belongs to a token: embeddings and heads, which no method for matrices
+    takes as the matrix of a linear layer."""
 
     @property
     def row_length(self) -> int:
         """Size of the last dimension; a tensor without dimensions is one row of one entry."""
         return self.shape[-1] if self.shape else self.numel
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the last two dimensions are those of a linear layer; the first of three counts
+        experts. Kernels of a convolution are none."""
+        if self.has_token_rows or len(self.shape) not in (2, 3):
+            return False
+        return min(self.shape[-2:]) >= (2 if len(self.shape) == 2 else LEAST_EXPERT)
 
 
 Look = Callable[[Any, Tensor, int], Tensor]
@@ -125,6 +139,8 @@ class Method:
     """Refuses combinations of per-source values before any weight is read (ConfigError)."""
     whole_rows: WholeRowsFunction | None = None
     """``whole_rows(p)``: whether chunks must hold whole rows with these parameters."""
+    takes_matrices: bool = False
+    """Whether chunks must hold whole matrices, where a tensor is one or several of them."""
     formula: FormulaFunction | None = None
     """``formula(p, at, n)``: what ``merge`` does with n sources; a ``fused.Formula`` or None."""
 
@@ -132,14 +148,26 @@ class Method:
         """Whether ``merge`` gets the base's chunks, for a recipe with or without a base."""
         return self.needs_base or (self.optional_base and present)
 
-    def chunk_length(self, p: Any, row_length: int, wanted: int) -> int:
+    @property
+    def cost(self) -> str:
+        """What a merge reads and computes: ``element-wise`` is one pass, ``statistics`` looks at
+        the whole tensor before, ``matrices`` decomposes each matrix."""
+        if self.takes_matrices:
+            return "matrices"
+        return "element-wise" if self.statistics is None else "statistics"
+
+    def chunk_length(self, p: Any, at: MethodView, wanted: int) -> int:
         """How many elements to take at a time: about ``wanted``, a multiple of ``BLOCK``.
 
-        With whole rows it is a multiple of ``row_length`` instead, and at least one row.
+        With whole rows or matrices it is a multiple of their size instead, and at least one.
         """
-        if self.whole_rows is None or not self.whole_rows(p):
+        if self.takes_matrices and at.is_matrix:
+            unit = at.shape[-2] * at.shape[-1]
+        elif self.whole_rows is not None and self.whole_rows(p):
+            unit = max(at.row_length, 1)
+        else:
             return wanted
-        return max(wanted // row_length, 1) * row_length
+        return max(wanted // unit, 1) * unit
 
     @property
     def tensor_parameters(self) -> tuple[str, ...]:
@@ -196,6 +224,7 @@ def method(
     statistics: StatisticsFunction | None = None,
     check: CheckFunction | None = None,
     whole_rows: WholeRowsFunction | None = None,
+    takes_matrices: bool = False,
     formula: FormulaFunction | None = None,
 ) -> Callable[[MergeFunction], MergeFunction]:
     """Register a merge function; the annotation of its third argument names its parameters."""
@@ -227,6 +256,7 @@ def method(
             statistics=statistics,
             check=check,
             whole_rows=whole_rows,
+            takes_matrices=takes_matrices,
             formula=formula,
         )
         return merge

@@ -11,6 +11,7 @@ from mergeops.planning.merges_first import Digests, merge_dir, resolve_with_merg
 from mergeops.planning.plan import Plan, Shard, TensorTask, write_small_files
 from mergeops.planning.planner import make_plan
 from mergeops.planning.preflight import check_configs, check_tensors, check_tokenizers
+from mergeops.planning.tokens.vocabulary import names_token_rows
 from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "layer_of",
     "make_plan",
     "merge_dir",
+    "names_token_rows",
     "read_inputs",
     "resolve_with_merges",
     "write_small_files",

@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mergeops.architectures import ModelFit, read_fit
-from mergeops.checkpoint import StoredTensor
+from mergeops.architectures import ONE_EXPERT, ModelFit, cut_into_experts, read_fit
+from mergeops.checkpoint import StoredTensor, TensorCut
 from mergeops.errors import SourceError, about, key_of
 from mergeops.planning.inputs import PlannedInput, config_of, read_input
 from mergeops.sources import Source
@@ -31,7 +31,8 @@ INJECTED = ("base_layer", "lora_A", "lora_B", "modules_to_save", "original_modul
 def read_inputs(
     sources: Iterable[Source],
 ) -> tuple[list[PlannedInput], dict[str, Tensors], list[str]]:
-    """Read the headers of all inputs, and give them the names of the first.
+    """Read the headers of all inputs, and give them the names of the first, or of the first that
+    has its experts one by one.
 
     Returns:
         What the plan keeps of each; input -> its tensors by the name that they have in the result;
@@ -42,30 +43,72 @@ def read_inputs(
     """
     inputs: list[PlannedInput] = []
     headers: dict[str, Tensors] = {}
+    names: dict[str, dict[str, str]] = {}
     notes: list[str] = []
-    first_names: dict[str, str] = {}
     for source in sources:
         with about(key_of(source.name)):
             planned, tensors = read_input(source)
-            config = config_of(planned)
-            if tensors.keys() == first_names.keys():
-                names = first_names
-            else:
-                names, said = unwrapped(planned.name, tensors, config)
+            alike = next((n for n in names.values() if n.keys() == tensors.keys()), None)
+            if alike is None:
+                alike, said = unwrapped(planned.name, tensors, config_of(planned))
                 notes += said
-            if inputs and names is not first_names:
-                first = inputs[0]
-                aligned, said = _matched(
-                    (first.name, headers[first.name], config_of(first)),
-                    (planned.name, _renamed(tensors, names), config),
+        inputs.append(planned)
+        names[planned.name] = alike
+        headers[planned.name] = _renamed(tensors, alike)
+    first = next((p for p in inputs if any(map(ONE_EXPERT.search, headers[p.name]))), inputs[0])
+    for number, planned in enumerate(inputs):
+        label, tensors = planned.name, headers[planned.name]
+        cut: dict[str, TensorCut] = {}
+        if tensors.keys() != headers[first.name].keys():
+            with about(key_of(label)):
+                tensors, cut, said = _with_single_experts(first, planned, headers)
+                ours, theirs = headers[first.name], config_of(planned)
+                matched, more = _matched(
+                    (first.name, ours, config_of(first)), (label, tensors, theirs)
                 )
-                notes += said
-                names = {tensor: aligned.get(name, name) for tensor, name in names.items()}
-            first_names = first_names or names
-        changed = {name: tensor for tensor, name in names.items() if name != tensor}
-        inputs.append(dataclasses.replace(planned, renamed=changed))
-        headers[planned.name] = _renamed(tensors, names)
+                notes += [*said, *more]
+        else:
+            matched = {}
+        headers[label] = _renamed(tensors, {name: matched.get(name, name) for name in tensors})
+        on_disk = {name: tensor for tensor, name in names[label].items()}
+        inputs[number] = dataclasses.replace(
+            planned,
+            renamed={
+                new: on_disk[name]
+                for name in tensors
+                if name not in cut and (new := matched.get(name, name)) != on_disk[name]
+            },
+            cut={
+                matched.get(name, name): dataclasses.replace(place, tensor=on_disk[place.tensor])
+                for name, place in cut.items()
+            },
+        )
     return inputs, headers, notes
+
+
+def _with_single_experts(
+    first: PlannedInput, other: PlannedInput, headers: Mapping[str, Tensors]
+) -> tuple[Tensors, dict[str, TensorCut], list[str]]:
+    """An input's tensors with its experts one by one, where the first input has them so."""
+    ours, theirs = headers[first.name], headers[other.name]
+    if not any(map(ONE_EXPERT.search, ours)) or any(map(ONE_EXPERT.search, theirs)):
+        return theirs, {}, []
+    fits = _fit(ours, config_of(first)), _fit(theirs, config_of(other))
+    if fits[0] is None or fits[1] is None:
+        return theirs, {}, []
+    shapes = {name: stored.shape for name, stored in ours.items()}
+    tensors, cut = cut_into_experts(fits[1], theirs, fits[0], shapes)
+    if not cut:
+        return theirs, {}, []
+    place = next(iter(cut.values()))
+    return (
+        tensors,
+        cut,
+        [
+            f"{other.name} has the experts of a layer in one tensor ({place.tensor}); they are "
+            f"merged one by one, as {first.name} has them"
+        ],
+    )
 
 
 def unwrapped(

@@ -24,12 +24,20 @@ from mergeops.errors import SourceError
 from mergeops.planning.architecture import changed
 from mergeops.planning.inputs import PlannedInput, read_config_file
 from mergeops.planning.quantisation_left import plain_config
-from mergeops.planning.special_tokens import check_special_tokens, reconciled, text_settings
+from mergeops.planning.sentence_models import sentence_modules
+from mergeops.planning.special_tokens import (
+    check_end,
+    check_special_tokens,
+    reconciled,
+    text_settings,
+)
 from mergeops.planning.tokens.merged import NewToken
 from mergeops.planning.tokens.template import choose_template
 from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
 from mergeops.planning.tokens.written_files import WITH_TOKENS, with_tokens, with_vocabulary
 
+MORE_TEMPLATES = "additional_chat_templates"
+"""Where transformers keeps the chat templates besides the first."""
 SENSES = ("vision", "audio", "mel_bins", "image_token", "speech")
 """Parts of the names of settings that models have which take more than text."""
 
@@ -39,7 +47,7 @@ class Companion:
     """One small file that the result gets."""
 
     name: str
-    """File name in the result."""
+    """File name in the result, maybe in a folder: FOLDER/FILE."""
     path: str
     """Where it comes from; empty for a text of the recipe's."""
     sha256: str
@@ -115,12 +123,16 @@ def find_companions(
             files[name] = _written(name, path, _dump(content))
     if chosen is not None:
         files |= _small_files(chosen) | _copies([chosen / PROCESSOR_TEMPLATE])
+        files |= _in_folder(chosen, MORE_TEMPLATES, (".jinja",))
     elif "vocab_size" in text_settings(contents[CONFIG]):
         warnings.append("no input has a tokenizer, so the merge has none; put one beside it")
     own_places = [*home.directories, *([chosen] if chosen else []), *owners]
     processors = next((found for place in own_places if (found := _processors(place))), {})
     files |= processors
     warnings += _about_processors(contents[CONFIG], processors, home)
+    modules, told = sentence_modules(inputs, home)
+    files |= {name: Companion(name, str(path), file_sha256(path)) for name, path in modules.items()}
+    warnings += told
     settings = files.get(TokenizerFile.CONFIG)
     if template.text is not None:
         files.pop(PROCESSOR_TEMPLATE, None)
@@ -137,6 +149,7 @@ def find_companions(
     code, about_code = _code_files((Path(file.path) for file in configs), trusted=trust_code)
     files |= _copies(code)
     warnings += [*template.warnings, *about_code, *check_special_tokens(contents)]
+    warnings += check_end(contents, chosen) if chosen is not None else []
     return tuple(files[name] for name in sorted(files)), tuple(warnings)
 
 
@@ -173,6 +186,7 @@ def write_companions(
             extended = with_tokens(companion.name, json.loads(content), companion.added)
             # The order of a vocabulary is the order of its ids: keys are not sorted.
             content = (json.dumps(extended, indent=2, ensure_ascii=False) + "\n").encode()
+        (out / companion.name).parent.mkdir(exist_ok=True)
         (out / companion.name).write_bytes(content)
     return [companion.name for companion in companions]
 
@@ -207,6 +221,17 @@ def _small_files(directory: Path) -> dict[str, Companion]:
     names = sorted(path.name for path in directory.iterdir())
     kept = [n for n in names if is_small_file(n) and not is_processor_file(n)]
     return _copies(directory / name for name in kept)
+
+
+def _in_folder(directory: Path, folder: str, endings: tuple[str, ...]) -> dict[str, Companion]:
+    """The files of a folder inside a directory, by ``FOLDER/FILE``; none where it has none."""
+    place = directory / folder
+    found = sorted(place.iterdir()) if place.is_dir() else []
+    return {
+        f"{folder}/{file.name}": Companion(f"{folder}/{file.name}", str(file), file_sha256(file))
+        for file in found
+        if file.is_file() and file.name.endswith(endings)
+    }
 
 
 def _processors(directory: Path) -> dict[str, Companion]:

@@ -25,12 +25,15 @@ MEANING = (
     "encoder_attention_heads",
     "decoder_attention_heads",
     "head_dim",
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
     "hidden_act",
     "hidden_activation",
     "activation_function",
     "tie_word_embeddings",
 )
-"""Settings that change what the weights mean without changing their shapes."""
+"""Settings that change what the weights mean, or how many there are."""
 ABOUT_THE_FILE = (
     "transformers_version",
     "_name_or_path",

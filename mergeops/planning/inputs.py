@@ -16,6 +16,8 @@ from mergeops.checkpoint import (
     CONFIG,
     FileStamp,
     StoredTensor,
+    TensorCut,
+    check_filled,
     open_checkpoint,
     read_json,
     stamp,
@@ -55,6 +57,8 @@ class PlannedInput:
     """What the user should know of it."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Name in the result -> name on disk, of the tensors whose names differ."""
+    cut: Mapping[str, TensorCut] = field(default_factory=dict)
+    """Name in the result -> the range on disk that it is, of experts that lie in one tensor."""
 
     @property
     def files(self) -> list[Any]:
@@ -140,6 +144,7 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
     if source.adapter_base is None:
         checkpoint = open_checkpoint(source.path)
         tensors, stamps = checkpoint.tensors, checkpoint.stamps
+        check_filled(source.path, tensors)
     elif is_sharded(source.path):
         model = open_on_base(source.path, source.adapter_base)
         tensors, stamps = model.stored, dict(model.stamps)

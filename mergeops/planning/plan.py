@@ -170,6 +170,12 @@ class Plan:
         renamed = {planned.name: dict(planned.renamed) for planned in self.inputs}
         if any(renamed.values()):
             content["renamed"] = list(renamed.values())
+        cut = [
+            {name: dataclasses.astuple(place) for name, place in planned.cut.items()}
+            for planned in self.inputs
+        ]
+        if any(cut):
+            content["cut"] = cut
         if self.vocabulary is not None:
             names = [planned.name for planned in self.inputs]
             content["vocabulary"] = self.vocabulary.identity(names)

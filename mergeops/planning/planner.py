@@ -21,7 +21,7 @@ from mergeops.planning.pieces import Ingredient, Piece
 from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
 from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
 from mergeops.planning.result_check import check_result
-from mergeops.planning.tied_heads import part_heads
+from mergeops.planning.tied_heads import part_heads, without_copies
 from mergeops.planning.tokens.vocabulary_layout import (
     VocabularyLayout,
     lay_out_vocabulary,
@@ -71,6 +71,8 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         if vocabulary is not None:
             headers = {**resized(headers, vocabulary)}
     configs = {planned.name: config_of(planned) for planned in inputs}
+    headers, told = without_copies(inputs, headers)
+    warnings += told
     views = see(headers, recipe.tied_head, configs[inputs[0].name])
     assembly = assemble(recipe, method, views.inputs, configs)
     warnings += views.warnings

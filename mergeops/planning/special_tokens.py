@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import CONFIG, GENERATION_CONFIG
+from mergeops.checkpoint import CONFIG, GENERATION_CONFIG, TokenizerFile, read_json
 from mergeops.planning.inputs import PlannedInput, read_config_file
+from mergeops.planning.tokens.vocabulary import has_vocabulary, read_vocabulary
 
-ENDS = "eos_token_id"
+ENDS, END = "eos_token_id", "eos_token"
 
 
 def reconciled(
@@ -90,6 +92,31 @@ def check_special_tokens(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
                     "texts may be generated beyond it"
                 )
     return warnings
+
+
+def check_end(files: Mapping[str, Mapping[str, Any]], tokenizer: Path) -> list[str]:
+    """Warn where the tokenizer ends a text with a token that generation does not stop at.
+
+    Args:
+        files: name -> content of the result's config.json and generation_config.json.
+        tokenizer: the directory that the tokenizer is from.
+    """
+    settings = tokenizer / TokenizerFile.CONFIG
+    named = read_json(settings).get(END) if settings.is_file() else None
+    token = named.get("content") if isinstance(named, Mapping) else named
+    if not isinstance(token, str) or not has_vocabulary(tokenizer):
+        return []
+    number = read_vocabulary(tokenizer).ids.get(token)
+    speaks = GENERATION_CONFIG if ENDS in files.get(GENERATION_CONFIG, {}) else CONFIG
+    content = {**text_settings(files[CONFIG]), **files[speaks]}
+    stops = [value for key, value in _ids(content) if key == ENDS]
+    if number is None or not stops or number in stops:
+        return []
+    return [
+        f"the tokenizer's eos_token is {token!r}, {number}, and {speaks} says eos_token_id "
+        f"{content[ENDS]}: what generates stops at that only; set eos_token_id to both where "
+        "texts go on beyond their end"
+    ]
 
 
 def text_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mergeops.architectures import ModelFit
+from mergeops.architectures import ModelFit, read_fit
 from mergeops.checkpoint import CheckpointReader
-from mergeops.planning.inputs import PlannedInput
+from mergeops.planning.inputs import PlannedInput, config_of
 from mergeops.planning.plan import TensorTask
-from mergeops.planning.views import tied_setting
+from mergeops.planning.views import View, tied_setting
 
 CHUNK = 1 << 20
 """Elements that are compared at a time."""
@@ -48,7 +48,8 @@ def part_heads(
         head, embeddings = by_name[one[0]], by_name[other[0]]
         alike = not is_random or head.kind != "merge"
         alike &= (head.shared, head.per_source) == (embeddings.shared, embeddings.per_source)
-        if alike and all(_are_equal(planned, head, embeddings) for planned in inputs):
+        names, numel = (head.name, embeddings.name), head.numel
+        if alike and all(p.adapter_base or _are_equal(p, names, numel) for p in inputs):
             continue
         return tied_setting(config, False), [
             f"config.json ties {head.name} to {embeddings.name}, and both are written and differ: "
@@ -57,12 +58,43 @@ def part_heads(
     return {}, []
 
 
-def _are_equal(planned: PlannedInput, head: TensorTask, embeddings: TensorTask) -> bool:
-    if planned.adapter_base is not None:
-        return True
-    names = [planned.renamed.get(task.name, task.name) for task in (head, embeddings)]
+def without_copies(
+    inputs: Sequence[PlannedInput], headers: Mapping[str, View]
+) -> tuple[dict[str, View], list[str]]:
+    """Leave out heads that are written though config.json ties them, where others do not write
+    them and they are the embeddings bit by bit: a sharded training gathers both.
+
+    Args:
+        inputs: an adapter's is not looked into.
+        headers: input -> its tensors, by their names in the result.
+
+    Returns:
+        The tensors, and what was left out, in words.
+    """
+    views, told = dict(headers), []
+    for planned in inputs:
+        view = views[planned.name]
+        others = [other for name, other in headers.items() if name != planned.name]
+        if planned.adapter_base is not None or all(view.keys() == o.keys() for o in others):
+            continue
+        fit = read_fit(config_of(planned), {name: stored.shape for name, stored in view.items()})
+        for target, source in fit.tied.items() if fit is not None else ():
+            pair = fit.parts.get(target, ()), fit.parts.get(source, ())
+            if [len(names) for names in pair] != [1, 1] or pair[0] == pair[1]:
+                continue
+            head, embeddings = pair[0][0], pair[1][0]
+            if all(head in other for other in others) or view[head].shape != view[embeddings].shape:
+                continue
+            if _are_equal(planned, (head, embeddings), view[head].numel):
+                view = {name: stored for name, stored in view.items() if name != head}
+                told.append(f"{head} of {planned.name} is left out: it is {embeddings} once more")
+        views[planned.name] = view
+    return views, told
+
+
+def _are_equal(planned: PlannedInput, pair: tuple[str, str], size: int) -> bool:
+    names = [planned.renamed.get(name, name) for name in pair]
     with CheckpointReader.open(Path(planned.path), planned.stamps) as reader:
-        size = head.numel
         first, second = (np.zeros(8 * min(CHUNK, size), np.uint8) for _ in names)
         for start in range(0, size, CHUNK):
             stop = min(start + CHUNK, size)

@@ -16,7 +16,16 @@ from typing import Any
 
 from mergeops.errors import TrackingError
 from mergeops.promotion.audit import PROMOTE, PROPOSED, REJECTED, ROLLBACK, Change, add_entry
-from mergeops.store import Tracking, hidden, lease, only_one, or_none, own_tags, spellings
+from mergeops.store import (
+    Tracking,
+    hidden,
+    is_denied,
+    lease,
+    only_one,
+    or_none,
+    own_tags,
+    spellings,
+)
 from mergeops.tracking import find_registered_model
 
 CHAMPION = "champion"
@@ -39,10 +48,9 @@ def writing(tracking: Tracking, name: str) -> Iterator[LockCheck]:
     Raises:
         TrackingError: there is no such model, or another writer is at work.
     """
-    registry_uri = tracking.registry_uri or tracking.uri
     what = f"the champion of {name}"
     find_registered_model(tracking, name)
-    with only_one(what, registry_uri, name), lease(tracking, what, name) as check_lock:
+    with only_one(what, tracking.registry_place, name), lease(tracking, what, name) as check_lock:
         half_done = begun(tracking, name)
         if half_done is not None:
             if _is_overtaken(tracking, half_done):
@@ -168,6 +176,12 @@ def _close_proposal(tracking: Tracking, change: Change, outcome: str) -> None:
     client = tracking.client
     set_approval(tracking, change.name, change.to, outcome)
     if aliases(tracking, change.name).get(CHALLENGER) == change.to:
-        client.delete_registered_model_alias(change.name, CHALLENGER)
+        try:
+            client.delete_registered_model_alias(change.name, CHALLENGER)
+        except TrackingError as error:
+            # MLflow lets who may set an alias not delete it. What waits is said by the tag; the
+            # alias is set anew by the next proposal.
+            if not is_denied(error):
+                raise
     # The tag last: it is what says that there is something to close.
     _remove(tracking, change.name, PROPOSAL)

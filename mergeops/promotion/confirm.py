@@ -34,7 +34,7 @@ from mergeops.promotion.references import Reference, find_references
 from mergeops.promotion.uses import Use, count_use, next_use
 from mergeops.recipe import Recipe
 from mergeops.scores import Scores, pooled_score
-from mergeops.store import Tracking, connect, current_user
+from mergeops.store import Tracking, check_may_promote, connect, current_user
 from mergeops.tools import Tools
 from mergeops.tracking import read_recipe, read_scores, reopen
 
@@ -72,6 +72,7 @@ def promote(
     hooks = configured(settings.promote.hooks)
     tracking = connect(settings.tracking)
     candidate = choose(tracking, name, version)
+    check_may_promote(tracking, name)
     was_cut_off = complete(tracking, name)
     champion = find_champion(tracking, name)
     if was_cut_off or candidate.version == champion:

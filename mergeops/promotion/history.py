@@ -58,7 +58,8 @@ def read_history(tracking: Tracking, name: str) -> History:
     Raises:
         TrackingError: there is no such registered model.
     """
-    versions = aliases(tracking, name)
+    versions, waiting = aliases(tracking, name), proposal(tracking, name)
+    champion, challenger = versions.get(CHAMPION), versions.get(CHALLENGER)
     events = [
         *map(_of_change, audit(tracking, name)),
         *map(_of_use, uses(tracking, name)),
@@ -66,10 +67,10 @@ def read_history(tracking: Tracking, name: str) -> History:
     ]
     return History(
         name=name,
-        champion=versions.get(CHAMPION),
+        champion=champion,
         previous=versions.get(PREVIOUS),
-        challenger=versions.get(CHALLENGER),
-        waiting=proposal(tracking, name),
+        challenger=challenger if waiting or challenger != champion else None,
+        waiting=waiting,
         unfinished=begun(tracking, name),
         events=tuple(sorted(events, key=lambda event: event.at)),
     )

@@ -33,7 +33,14 @@ from mergeops.promotion.changes import HOOK
 from mergeops.recipe import HooksSpec, Recipe
 from mergeops.redact import redact
 from mergeops.schema import build
-from mergeops.store import Tracking, connect_to_server, hidden, only_one, own_tags
+from mergeops.store import (
+    NoRedirects,
+    Tracking,
+    connect_to_server,
+    hidden,
+    only_one,
+    own_tags,
+)
 from mergeops.tracking import find_registered_model
 from mergeops.version import __version__
 
@@ -103,7 +110,7 @@ def deliver(
     """
     failures = []
     try:
-        with only_one(f"the hooks of {name}", "hooks", tracking.uri, name):
+        with only_one(f"the hooks of {name}", "hooks", tracking.place, name):
             for delivery in deliveries(tracking, name):
                 for hook in delivery.pending:
                     delivery = _tell(delivery, hook, spec, sleep)
@@ -220,13 +227,6 @@ def _run(spec: HooksSpec, change: Change, body: bytes) -> None:
         raise _HookError(f"{spec.command[0]} ended with {done.returncode}{last}")
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A signed body goes to the address that was configured, and nowhere else."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
 def _post(spec: HooksSpec, change: Change, body: bytes) -> None:
     secret = os.environ.get(spec.secret_env)
     if not secret:
@@ -244,7 +244,7 @@ def _post(spec: HooksSpec, change: Change, body: bytes) -> None:
         },
     )
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=spec.timeout_s):
+        with urllib.request.build_opener(NoRedirects).open(request, timeout=spec.timeout_s):
             return
     except urllib.error.HTTPError as error:
         # What the server calls our fault does not change by asking again soon.

@@ -70,6 +70,22 @@ class EvaluateSpec:
     installed."""
     apply_chat_template: bool = False
     """Wrap prompts in the tokenizer's chat template."""
+    system_instruction: str | None = None
+    """Said first in every prompt, before the task's own description: the system's turn, or with no
+    chat template plain text."""
+    fewshot_as_multiturn: bool = True
+    """In a chat template, examples are turns of their own, as in lm-eval; else one user turn."""
+    chat_template_args: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is given beside the turns, e.g. {reasoning_effort: low}."""
+    enable_thinking: bool | None = None
+    """Given to the chat template where it is set; true needs think_end_token, and tasks that let
+    the model write."""
+    think_end_token: str | int | None = None
+    """What ends a thinking model's thoughts, e.g. </think>, or its token id: the answer is what
+    comes after the last one. Null leaves thoughts in the answer, as lm-eval does."""
+    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Over the generation_kwargs of every task that lets the model write, e.g. {max_gen_toks: 4096}
+    for a model that thinks."""
     confirm_fraction: float = 0.5
     """Share of each task's items kept for the confirm part, which no choice may see."""
     split_salt: str = ""
@@ -79,6 +95,9 @@ class EvaluateSpec:
     clusters: Mapping[str, str] = field(default_factory=dict)
     """Task -> the field of its items that names what they share, e.g. {squad: title}: standard
     errors then count clusters, not items."""
+    agreement: str | None = None
+    """A text file (.txt, .md): how often the merge and each parent would go on with the same token.
+    It says how far the merge is from them; nothing is chosen by it."""
 
     def __post_init__(self) -> None:
         check_range("evaluate.batch_size", self.batch_size, 1, None)
@@ -92,6 +111,23 @@ class EvaluateSpec:
             check_range("evaluate.limit", self.limit, 1, None)
         if self.num_fewshot is not None:
             check_range("evaluate.num_fewshot", self.num_fewshot, 0, None)
+        if self.enable_thinking and self.think_end_token is None:
+            raise ConfigError(
+                "evaluate.enable_thinking is true, which needs evaluate.think_end_token: what ends "
+                "the thoughts, e.g. evaluate.think_end_token='</think>'"
+            )
+        if self.backend == "vllm" and isinstance(self.think_end_token, int):
+            raise ConfigError(
+                f"evaluate.think_end_token is {self.think_end_token}, and evaluate.backend=vllm "
+                "takes the text, not the token's id; e.g. evaluate.think_end_token='</think>'"
+            )
+        if (self.enable_thinking is not None or self.chat_template_args) and (
+            not self.apply_chat_template
+        ):
+            key = "chat_template_args" if self.chat_template_args else "enable_thinking"
+            raise ConfigError(
+                f"evaluate.{key} is for a chat template; set evaluate.apply_chat_template=true too"
+            )
         check_choice("evaluate.dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
         check_choice("evaluate.backend", self.backend, ("auto", "mergeops", "hf", "vllm"))
 
@@ -104,6 +140,8 @@ class TrackingSpec:
     """MLflow tracking URI; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."""
     registry_uri: str | None = None
     """MLflow registry URI; null takes the tracking URI."""
+    workspace: str | None = None
+    """Workspace of the MLflow server; null takes MLFLOW_WORKSPACE, else the server's default."""
     experiment: str = "mergeops"
     """The experiment that holds trials and the scores of their parents."""
     registered_model: str = "merged"

@@ -65,6 +65,20 @@ _KNOWN: dict[str, Callable[..., Any] | None] = {
     _SHARDED + "TensorProperties": None,
     _SHARDED + "MEM_FORMAT_ENCODING": None,
     "torch.distributed.checkpoint.filesystem._StorageInfo": None,
+    "torch.distributed.checkpoint.filesystem._StoragePrefix": None,
+    # Megatron keeps the plans of the processes in it.
+    **dict.fromkeys(
+        "torch.distributed.checkpoint.planner." + name
+        for name in (
+            "SavePlan",
+            "WriteItem",
+            "WriteItemType",
+            "TensorWriteData",
+            "BytesIOWriteData",
+        )
+    ),
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlan": None,
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata": None,
     "torch.serialization._get_layout": None,
     "torch.Size": size_of,
     **{f"torch.{word}": None for word in (*DTYPES, *OTHER_DTYPES)},
@@ -73,7 +87,7 @@ _KNOWN: dict[str, Callable[..., Any] | None] = {
     "pathlib._local.PosixPath": None,
     "collections.OrderedDict": plain_dict,
 }
-"""Everything that torch writes into a ``.metadata``."""
+"""Everything that torch and Megatron write into a ``.metadata``."""
 
 
 def open_dcp(path: Path) -> ShardedModel:
@@ -111,6 +125,33 @@ def open_dcp(path: Path) -> ShardedModel:
     for tensor in tensors.values():
         check_covered(path, tensor)
     return ShardedModel(path, tensors, _stamps(path, tensors), _unpack)
+
+
+def stored_bytes(path: Path) -> dict[str, bytes]:
+    """What a folder holds that is no tensor, as it is stored; nothing of it is unpickled.
+
+    Raises:
+        SourceError: as ``open_dcp``.
+    """
+    where = path / METADATA
+    content = _metadata(where)
+    try:
+        kinds = content["state_dict_metadata"]
+        ending = ".BytesStorageMetadata"
+        keys = {key: key for key, what in kinds.items() if what.name.endswith(ending)}
+        found = {}
+        for key, places in _places(path, content["storage_data"], keys).items():
+            for place in places.values():
+                with open(path / place.file, "rb") as file:
+                    file.seek(place.start)
+                    found[key] = file.read(place.size)
+                if len(found[key]) != place.size:
+                    raise SourceError(f"{path / place.file} is cut: {key} is not whole")
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise _damaged(where, error) from error
+    return found
 
 
 def _metadata(where: Path) -> Mapping[str, Any]:

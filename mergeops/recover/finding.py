@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,27 @@ from mergeops.recover.process_files import NAME as PROCESS_FILE
 from mergeops.recover.process_files import open_process_files
 from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sliced_files import open_slices
-from mergeops.recover.zero import EXPERT, LATEST, MODEL, PARTITION, open_zero
+from mergeops.recover.zero import (
+    EXPERT,
+    LATEST,
+    LATEST_UNIVERSAL,
+    MODEL,
+    PARTITION,
+    open_zero,
+)
 
-INNER = ("pytorch_model_fsdp_0", "model", "actor", "sharded")
+INNER_FOLDERS = ("pytorch_model_fsdp_0", "model", "actor", "sharded")
 """Where trainers put the model below a checkpoint's directory."""
 UNFINISHED = ("checkpoint-is-incomplete.txt", ".incomplete")
 """Files by which trainers mark a save that did not finish."""
-COMPLETE = "CHECKPOINT_COMPLETE"
-"""LLaMA-Factory's mark of a save that did finish."""
+COMPLETE = ("CHECKPOINT_COMPLETE", "ckpt_contents.json", "actor/ckpt_contents.json")
+"""What LLaMA-Factory, and verl with Megatron, write last in a checkpoint."""
 TRACKER = "latest_checkpointed_iteration.txt"
 """Beside the checkpoints of verl, written last: the newest whole step."""
-TORCH_DIST = "common.pt"
-"""Beside ``.metadata`` it tells Megatron's names."""
+TORCH_DIST = ("common.pt", "metadata.json")
+"""Beside ``.metadata`` they tell Megatron's names."""
 RANK = re.compile(rf"__(\d+)_\d+\{SUFFIX}")
-STEP = re.compile(r"(?:^|[-_])(?:checkpoint|global_step|step|iter)[-_]?(\d+)$")
+STEP = re.compile(r"(?:^|[-_])(?:checkpoint|global_step|step|iter)[-_]?(\d+)(?:_universal)?$")
 GLOBAL_STEP = re.compile(r"global_step(\d+)")
 
 KINDS: dict[str, tuple[str, Callable[[Path], ShardedModel]]] = {
@@ -97,9 +104,11 @@ def leftover(directory: Path) -> Leftover | None:
         return None
     kind, path, problem = found
     step = next((n for place in (path, directory) if (n := _step(place)) is not None), None)
-    world_size = _world_size(kind, path)
+    world_size = world_size_of(kind, [entry.name for entry in path.iterdir()])
     if problem is None:
-        problem = _marked(directory) or _marked(path)
+        # A marker lies in the checkpoint's own directory, whichever of the two was asked for.
+        around = [path.absolute().parent] if path.absolute().name in INNER_FOLDERS else []
+        problem = next(filter(None, map(_marked, (directory, path, *around))), None)
     if problem is not None:
         return Leftover(kind, path, step, world_size, problem)
     try:
@@ -123,33 +132,53 @@ def is_sharded(directory: Path) -> bool:
         return False
 
 
+def kind_of(names: Iterable[str]) -> str | None:
+    """A key of ``KINDS``, by the names of a directory's files; None where there are no pieces."""
+    names = set(names)
+    if METADATA in names or any(map(RANK.fullmatch, names)):
+        return "dcp"
+    if any(map(SLICES_NAME.fullmatch, names)):
+        return "slices"
+    if any(map(_is_zero_file, names)):
+        return "zero"
+    return "processes" if any(map(PROCESS_FILE.fullmatch, names)) else None
+
+
+def is_piece(name: str) -> bool:
+    """Whether a file of this name is a part of what a sharded training left."""
+    return kind_of([name]) is not None
+
+
+def latest_step(name: str) -> int | None:
+    """The step in the name of a folder of DeepSpeed's, ``global_stepN``."""
+    match = GLOBAL_STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def _find(directory: Path) -> tuple[str, Path, str | None] | None:
     """Kind, place and what names alone show to be wrong."""
     if not directory.is_dir():
         return None
-    if (directory / LATEST).is_file():
-        return _tagged(directory)
-    for place in (directory, *(directory / name for name in INNER)):
+    for name in (LATEST, LATEST_UNIVERSAL):
+        if (directory / name).is_file():
+            return _tagged(directory, name)
+    for place in (directory, *(directory / name for name in INNER_FOLDERS)):
         if not place.is_dir():
             continue
         names = {entry.name for entry in place.iterdir()}
-        if TORCH_DIST in names and (METADATA in names or any(map(RANK.fullmatch, names))):
+        kind = kind_of(names)
+        if kind == "dcp" and not names.isdisjoint(TORCH_DIST):
             return (
                 "dcp",
                 place,
                 (
-                    f"{place} has Megatron's names and fused tensors; convert it with "
-                    "Megatron-Bridge: AutoBridge.from_hf_pretrained(BASE).export_ckpt(DIR, OUT)"
+                    f"{place} has Megatron's names and fused tensors; average it with others by "
+                    "`mergeops average DIR DIR OUT`, and convert it with Megatron-Bridge: "
+                    "AutoBridge.from_hf_pretrained(BASE).export_ckpt(DIR, OUT)"
                 ),
             )
-        if METADATA in names or any(map(RANK.fullmatch, names)):
-            return "dcp", place, None
-        if any(map(SLICES_NAME.fullmatch, names)):
-            return "slices", place, None
-        if MODEL in names or any(PARTITION.fullmatch(n) or EXPERT.fullmatch(n) for n in names):
-            return "zero", place, _not_the_latest(place)
-        if any(map(PROCESS_FILE.fullmatch, names)):
-            return "processes", place, None
+        if kind is not None:
+            return kind, place, _not_the_latest(place) if kind == "zero" else None
     steps = _steps(directory)
     if steps and _is_zero(directory / f"global_step{steps[-1]}"):
         return (
@@ -164,10 +193,10 @@ def _find(directory: Path) -> tuple[str, Path, str | None] | None:
     return None
 
 
-def _tagged(directory: Path) -> tuple[str, Path, str | None] | None:
+def _tagged(directory: Path, latest: str) -> tuple[str, Path, str | None] | None:
     """The ``global_stepN`` that the file ``latest`` names."""
     try:
-        name = (directory / LATEST).read_bytes()[:200].decode().strip()
+        name = (directory / latest).read_bytes()[:200].decode().strip()
     except ValueError:
         name = ""
     place = directory / name
@@ -179,7 +208,7 @@ def _tagged(directory: Path) -> tuple[str, Path, str | None] | None:
         "zero",
         directory,
         (
-            f"{directory / LATEST} names {name!r}{there}: the save did not finish, or a part was "
+            f"{directory / latest} names {name!r}{there}: the save did not finish, or a part was "
             "not copied; name the checkpoint that is whole"
         ),
     )
@@ -204,8 +233,11 @@ def _not_the_latest(place: Path) -> str | None:
 
 
 def _is_zero(place: Path) -> bool:
-    names = [entry.name for entry in place.iterdir()] if place.is_dir() else []
-    return any(n == MODEL or PARTITION.fullmatch(n) or EXPERT.fullmatch(n) for n in names)
+    return place.is_dir() and any(_is_zero_file(entry.name) for entry in place.iterdir())
+
+
+def _is_zero_file(name: str) -> bool:
+    return name == MODEL or bool(PARTITION.fullmatch(name) or EXPERT.fullmatch(name))
 
 
 def _steps(directory: Path) -> list[int]:
@@ -226,11 +258,13 @@ def _marked(directory: Path) -> str | None:
             f"{directory} has the name that a Trainer gives to a save until it is finished; use an "
             "earlier checkpoint of the run"
         )
-    if not (directory / COMPLETE).exists() and _step(directory) is not None:
-        for other in directory.absolute().parent.glob(f"*/{COMPLETE}"):
+    for mark in COMPLETE if _step(directory) is not None else ():
+        beside = sorted(directory.absolute().parent.glob(f"*/{mark}"))
+        if beside and not (directory / mark).exists():
+            whole = str(beside[-1]).removesuffix(f"/{mark}")
             return (
-                f"{directory} has no {COMPLETE}, which {other.parent} has: the save did not "
-                f"finish; use {other.parent}"
+                f"{directory} has no {mark}, which {whole} has: the save did not finish; use "
+                f"{whole}"
             )
     return _newer_than_tracked(directory)
 
@@ -251,15 +285,25 @@ def _newer_than_tracked(directory: Path) -> str | None:
 
 
 def _step(directory: Path) -> int | None:
-    match = STEP.search(directory.absolute().name)
+    return step_of_name(directory.absolute().name)
+
+
+def step_of_name(name: str) -> int | None:
+    """The optimiser step that a directory's name says; None where it says none."""
+    match = STEP.search(name)
     return int(match[1]) if match else None
 
 
-def _world_size(kind: str, path: Path) -> int | None:
-    names = [entry.name for entry in path.iterdir()]
+def world_size_of(kind: str, names: Iterable[str]) -> int | None:
+    """How many processes wrote files of these names; None where names do not say it.
+
+    Args:
+        kind: a key of ``KINDS``.
+        names: of the files beside each other.
+    """
     if kind == "processes":
         matches = [match for name in names if (match := PROCESS_FILE.fullmatch(name))]
-        return int(matches[0]["world"] or len(matches))
+        return int(matches[0]["world"] or len(matches)) if matches else None
     pattern, first = {"dcp": (RANK, 0), "slices": (SLICES_NAME, 1), "zero": (PARTITION, 0)}[kind]
     ranks = [int(match[1]) for name in names if (match := pattern.fullmatch(name))]
     return max(ranks) + 1 - first if ranks else None

@@ -7,22 +7,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from mergeops.checkpoint import (
     ADAPTER,
     CONFIG,
     INDEX,
     SINGLE,
     Checkpoint,
+    CheckpointReader,
     open_checkpoint,
     read_json,
     read_range,
+    read_tensor,
 )
 from mergeops.errors import SourceError
+from mergeops.lazy_torch import torch
 from mergeops.recover.finding import Leftover, leftover
+from mergeops.recover.llama_names import hugging_face_names
 from mergeops.recover.names import check_names, model_names
 from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sharded_reader import ShardedReader
 
+EXPERTS = ".experts."
+"""Part of the names of a mixture's experts."""
 TIED = ("lm_head.weight", "model.embed_tokens.weight")
 """The output head that tied models do not save, and what it is tied to."""
 
@@ -80,7 +88,7 @@ def without_tied_head(
         SourceError: the head is not what it is said to be tied to.
     """
     head, embedding = TIED
-    tensors = model_names(shards.tensors)
+    tensors = hugging_face_names(model_names(shards.tensors), config)
     model = dataclasses.replace(shards, tensors=tensors)
     if not config.get("tie_word_embeddings") or not {head, embedding} <= tensors.keys():
         return model, False
@@ -89,6 +97,30 @@ def without_tied_head(
     _check_tied(model)
     kept = {name: tensor for name, tensor in tensors.items() if name != head}
     return dataclasses.replace(model, tensors=kept), True
+
+
+def same_experts(path: Path, sums: Mapping[str, str], base: Checkpoint | None) -> tuple[str, ...]:
+    """A note where the experts are the base's to the last bit: some tools leave them out of a save.
+
+    Args:
+        path: what was put together, as the note names it.
+        sums: tensor -> xxh3-128 of its bytes.
+        base: the model that was trained.
+    """
+    experts = [name for name in sums if EXPERTS in name]
+    if base is None or not experts:
+        return ()
+    with CheckpointReader(base) as reader:
+        for name in experts:
+            # Trained ones differ in the first that is read.
+            content = read_tensor(reader, name).contiguous().flatten().view(torch.uint8).numpy()
+            if xxhash.xxh3_128(content.data).hexdigest() != sums[name]:
+                return ()
+    return (
+        f"all {len(experts)} tensors of experts in {path} are those of {base.path}, to the last "
+        "bit: where they were trained, they were left out of this save, as by unsloth-zoo before "
+        "2026-06-15; merge the run's adapter instead",
+    )
 
 
 def _nothing(directory: Path) -> str:

@@ -34,7 +34,13 @@ from mergeops.checkpoint import (
 from mergeops.errors import MergeError, SourceError
 from mergeops.progress import Progress
 from mergeops.recover.finding import Leftover
-from mergeops.recover.fitting import TIED, fitted, found_whole, without_tied_head
+from mergeops.recover.fitting import (
+    TIED,
+    fitted,
+    found_whole,
+    same_experts,
+    without_tied_head,
+)
 from mergeops.recover.names import adapter_names
 from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sharded_reader import ShardedReader
@@ -107,7 +113,8 @@ def recover(
     if dry_run:
         return dataclasses.replace(result, was_there=was_there)
     if not was_there:
-        _write(draft, target, found, progress or Progress(quiet=True))
+        notes = _write(draft, target, found, progress or Progress(quiet=True))
+        result = dataclasses.replace(result, notes=(*result.notes, *notes))
     return dataclasses.replace(result, sha256=_sha256(out), was_there=was_there)
 
 
@@ -123,7 +130,12 @@ class _Draft:
     base: Checkpoint | None
 
 
-def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path | None) -> _Draft:
+def adapter_settings(directory: Path, found: Leftover, base: Path | None = None) -> Path:
+    """The directory in which the settings of an adapter lie that was left in pieces.
+
+    Raises:
+        SourceError: they lie nowhere, or the adapter cannot be put together.
+    """
     places = [directory, found.path, found.path.parent, *([] if base is None else [base])]
     config_from = next((place for place in places if (place / ADAPTER_CONFIG).is_file()), None)
     if config_from is None:
@@ -137,6 +149,11 @@ def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path 
             f"{found.path} holds slices of an adapter's tensors, and how large the whole ones are "
             "stands in no file; save the adapter whole, with model.save_pretrained(DIR)"
         )
+    return config_from
+
+
+def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path | None) -> _Draft:
+    config_from = adapter_settings(directory, found, base)
     model = dataclasses.replace(shards, tensors=adapter_names(found.path, shards.tensors))
     _check_rank(config_from / ADAPTER_CONFIG, model)
     notes: tuple[str, ...] = ()
@@ -205,7 +222,10 @@ def _key(model: ShardedModel, kind: str) -> str:
     return hashlib.sha256(json.dumps([kind, layout, files]).encode()).hexdigest()
 
 
-def _write(draft: _Draft, target: Destination, found: Leftover, progress: Progress) -> None:
+def _write(
+    draft: _Draft, target: Destination, found: Leftover, progress: Progress
+) -> tuple[str, ...]:
+    """Write it all; what the user should know of the numbers."""
     files = shard_files(draft.model.tensors)
     if draft.is_adapter:
         files = {ADAPTER: [tensor for group in files.values() for tensor in group]}
@@ -229,6 +249,8 @@ def _write(draft: _Draft, target: Destination, found: Leftover, progress: Progre
         }
         content = {"plan_digest": combined_sha256(digests), "recovered": described}
         target.close(content, [*files, *small])
+    sums = {n: s for file in target.finished.values() for n, s in file.tensors.items()}
+    return same_experts(draft.model.path, sums, draft.base)
 
 
 def _check_zeros(draft: _Draft, zeros: Sequence[str]) -> None:

@@ -35,13 +35,25 @@ class Payload:
 
 
 @dataclass(frozen=True)
+class RowsOf:
+    """Some rows of a piece, at one distance from each other."""
+
+    place: Place | Payload
+    """Where the whole piece lies."""
+    shape: tuple[int, ...]
+    """Of the whole piece."""
+    first: int
+    step: int
+
+
+@dataclass(frozen=True)
 class ShardBox:
     """A box of a tensor."""
 
     offset: tuple[int, ...]
     """The first element."""
     shape: tuple[int, ...]
-    place: Place | Payload
+    place: Place | Payload | RowsOf
 
 
 @dataclass(frozen=True)

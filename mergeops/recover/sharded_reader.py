@@ -15,7 +15,14 @@ import numpy.typing as npt
 
 from mergeops.checkpoint import Bytes, FileStamp, item_size, stamp
 from mergeops.errors import SourceError
-from mergeops.recover.sharded import Place, ShardBox, ShardedModel, ShardedTensor
+from mergeops.recover.sharded import (
+    Payload,
+    Place,
+    RowsOf,
+    ShardBox,
+    ShardedModel,
+    ShardedTensor,
+)
 
 WORDS: dict[int, npt.DTypeLike] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 """Bytes of an element -> what carries its bits through numpy."""
@@ -112,10 +119,19 @@ class ShardedReader:
             return self._tables[tensor.name]
 
     def _place(self, tensor: ShardedTensor, piece: ShardBox) -> Place:
-        if isinstance(piece.place, Place):
-            return piece.place
-        assert self._shards.unpack is not None
-        return self._shards.unpack(self._shards.path, piece.place, tensor.dtype, piece.shape)
+        rows: RowsOf | None = None
+        where, shape = piece.place, piece.shape
+        if isinstance(where, RowsOf):
+            rows, shape = where, where.shape
+            where = where.place
+        if isinstance(where, Payload):
+            assert self._shards.unpack is not None
+            where = self._shards.unpack(self._shards.path, where, tensor.dtype, shape)
+        if rows is None:
+            return where
+        strides = where.strides or _row_major(shape)
+        start = where.start + rows.first * strides[0] * item_size(tensor.dtype)
+        return Place(where.file, start, (strides[0] * rows.step, *strides[1:]))
 
     def _fill(
         self, table: _Table, first: int, last: int, left: int, right: int, out: npt.NDArray[Any]

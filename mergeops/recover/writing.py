@@ -64,12 +64,14 @@ class Destination:
     Args:
         out: its name.
         key: digest of what is written; another one's unfinished files are dropped.
+        kind: what was done to it, as the manifest calls it.
     """
 
-    def __init__(self, out: Path, key: str) -> None:
+    def __init__(self, out: Path, key: str, kind: str = "recovered") -> None:
         self.out = out
         self.key = key
-        self.partial = out.with_name(f".{out.name}.recovering")
+        self.kind = kind
+        self.partial = out.with_name(f".{out.name}.{kind.removesuffix('ed')}ing")
         self.finished: dict[str, WrittenFile] = {}
 
     def is_done(self) -> bool:
@@ -88,7 +90,7 @@ class Destination:
                 f"{self.out} is not empty and holds no {MANIFEST}; choose a new directory, or "
                 "empty it"
             )
-        if manifest is not None and manifest.get("recovered", {}).get("key") != self.key:
+        if manifest is not None and manifest.get(self.kind, {}).get("key") != self.key:
             raise MergeError(
                 f"{self.out} holds something else already; choose a new directory, or remove it"
             )

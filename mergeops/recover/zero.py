@@ -15,15 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import item_size, stamp
+from mergeops.checkpoint import FileStamp, item_size, stamp
 from mergeops.errors import SourceError
 from mergeops.recover.sharded import Place, ShardBox, ShardedModel, ShardedTensor, check_covered
 from mergeops.recover.torch_files import DTYPES, PickledTensor, read_torch_file
 
 LATEST = "latest"
+LATEST_UNIVERSAL = "latest_universal"
+"""Names the universal checkpoint that was made of it."""
 MODEL = "mp_rank_00_model_states.pt"
 PARTITION = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_(model|optim)_states\.pt")
-EXPERT = re.compile(r"layer_-?\d+_expert_\d+_mp_rank_\d+_model_states\.pt")
+EXPERT = re.compile(r"layer_(-?\d+)_expert_(\d+)_mp_rank_(\d+)_model_states\.pt")
+UNIVERSAL = "zero"
+"""In a universal checkpoint, the folder with a folder for each parameter."""
+UNIVERSAL_FILE = "fp32.pt"
 OTHER_MODEL = re.compile(r"mp_rank_(?!00_)\d+_model_states\.pt|layer_\d+-model_.*\.pt")
 
 _DEEPSPEED: dict[str, Callable[..., Any] | None] = dict.fromkeys(
@@ -45,26 +50,80 @@ def open_zero(path: Path) -> ShardedModel:
     """
     names = sorted(entry.name for entry in path.iterdir())
     for name in names:
-        if EXPERT.fullmatch(name) or OTHER_MODEL.fullmatch(name):
+        expert = EXPERT.fullmatch(name)
+        if OTHER_MODEL.fullmatch(name) or (expert is not None and int(expert[3])):
             raise SourceError(
-                f"{path} has {name}: experts, tensor or pipeline parallelism are not read; convert "
-                "it with DeepSpeed's ds_to_universal.py, and save the model from there"
+                f"{path} has {name}: tensor or pipeline parallelism is not read; convert it with "
+                "DeepSpeed's ds_to_universal.py, and save the model from there"
             )
+    if UNIVERSAL in names and (path / UNIVERSAL).is_dir():
+        return _universal(path, names)
     if MODEL in names:
-        return _whole(path)
+        return _whole(path, _experts(path, names))
+    if any(map(EXPERT.fullmatch, names)):
+        raise SourceError(
+            f"{path} has files of experts, but no {MODEL}, which holds the rest of the model: the "
+            "save did not finish; use an earlier checkpoint of the run"
+        )
     return _partitions(path, names)
 
 
-def _whole(path: Path) -> ShardedModel:
-    try:
-        content = read_torch_file(path, MODEL, _DEEPSPEED)
-        tensors = {
-            name: _one_piece(path, name, tensor)
-            for name, tensor in content["module"].items()
-            if isinstance(tensor, PickledTensor)
-        }
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise _damaged(path / MODEL, error) from error
+def _experts(path: Path, names: Sequence[str]) -> list[str]:
+    """The files of experts, of which none is missing."""
+    layers: dict[int, set[int]] = {}
+    files = [(match, name) for name in names if (match := EXPERT.fullmatch(name))]
+    for match, _ in files:
+        layers.setdefault(int(match[1]), set()).add(int(match[2]))
+    most = max((max(experts) for experts in layers.values()), default=-1)
+    for layer, experts in sorted(layers.items()):
+        for expert in range(most + 1):
+            if expert not in experts:
+                raise SourceError(
+                    f"{path}: layer_{layer}_expert_{expert}_mp_rank_00_model_states.pt is missing, "
+                    "and with it an expert; copy the files of every node into it"
+                )
+    return [name for _, name in files]
+
+
+def _universal(path: Path, names: Sequence[str]) -> ShardedModel:
+    """What ds_to_universal.py made: each parameter in float32, in a file of its own; frozen ones
+    and buffers are where they were."""
+    tensors: dict[str, ShardedTensor] = {}
+    stamps: dict[str, FileStamp] = {}
+    if MODEL in names:
+        whole = _whole(path, _experts(path, names))
+        tensors, stamps = dict(whole.tensors), dict(whole.stamps)
+    parameters = sorted(entry.name for entry in (path / UNIVERSAL).iterdir() if entry.is_dir())
+    for name in parameters:
+        file = f"{UNIVERSAL}/{name}/{UNIVERSAL_FILE}"
+        if not (path / file).is_file():
+            raise SourceError(
+                f"{path / file} is missing: the conversion to a universal checkpoint did not "
+                "finish; run ds_to_universal.py again"
+            )
+        try:
+            tensors[name] = _one_piece(path, name, read_torch_file(path, file, {})["param"])
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise _damaged(path / file, error) from error
+        stamps[file] = stamp(path / file)
+    if not tensors:
+        raise SourceError(f"{path / UNIVERSAL} holds no parameter; run ds_to_universal.py again")
+    return ShardedModel(path, tensors, stamps)
+
+
+def _whole(path: Path, experts: Sequence[str] = ()) -> ShardedModel:
+    tensors: dict[str, ShardedTensor] = {}
+    for file in (MODEL, *experts):
+        try:
+            content = read_torch_file(path, file, _DEEPSPEED)
+            found = content["module"] if file == MODEL else content
+            tensors |= {
+                name: _one_piece(path, name, tensor)
+                for name, tensor in found.items()
+                if isinstance(tensor, PickledTensor)
+            }
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise _damaged(path / file, error) from error
     empty = [name for name, tensor in tensors.items() if not tensor.numel]
     if empty or not tensors:
         what = f"{empty[0]} without elements, a placeholder" if empty else "no tensors"
@@ -72,7 +131,7 @@ def _whole(path: Path) -> ShardedModel:
             f"{path / MODEL} holds {what}: the weights were not gathered when it was saved; name "
             "the directory of the optim_states.pt files, in which ZeRO-3 keeps them"
         )
-    return ShardedModel(path, tensors, {MODEL: stamp(path / MODEL)})
+    return ShardedModel(path, tensors, {file: stamp(path / file) for file in (MODEL, *experts)})
 
 
 def _partitions(path: Path, names: Sequence[str]) -> ShardedModel:

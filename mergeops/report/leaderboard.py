@@ -154,6 +154,8 @@ class Compared:
     experiments: tuple[str, ...]
     board: Leaderboard
     left_out: tuple[LeftOut, ...]
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Experiment -> its page in MLflow; empty where no server serves any."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for ``--json``."""
@@ -161,6 +163,7 @@ class Compared:
             **self.board.to_dict(),
             "experiments": list(self.experiments),
             "models_left_out": [dataclasses.asdict(model) for model in self.left_out],
+            "links": dict(self.links),
         }
 
 

@@ -17,6 +17,7 @@ from mergeops.scores.pooling import (
     shown,
     sums_by_label,
 )
+from mergeops.scores.proportions import wilson_interval
 from mergeops.scores.scores import Scores
 from mergeops.scores.task_score import UNKNOWN
 
@@ -123,11 +124,7 @@ def pooled_score(
     slope = value if pooled.by_log else 1.0
     stderr = slope * math.sqrt(pooled.variance) if math.isfinite(pooled.variance) else None
     if is_mean and len(set(labels)) == n and all(v in (0.0, 1.0) for v in values):
-        from scipy.stats import binomtest
-
-        # Score interval of a proportion (Wilson 1927, https://doi.org/10.2307/2276774).
-        ends = binomtest(int(sum(values)), n).proportion_ci(confidence, method="wilson")
-        low, high = float(ends.low), float(ends.high)
+        low, high = wilson_interval(int(sum(values)), n, confidence)
         return PooledScore(n=n, value=value, stderr=stderr, low=low, high=high, method="Wilson")
     most = max(1.0, abs(pooled.value), *(map(abs, values) if is_mean else ()))
     method, low, high, _ = t_test(

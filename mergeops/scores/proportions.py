@@ -13,12 +13,26 @@ def mcnemar_p(wins: int, losses: int) -> float:
     McNemar 1947, https://doi.org/10.1007/BF02295996, with the binomial instead of its
     approximation. 1.0 when the models never differ.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtrc
 
-    if wins + losses == 0:
+    if wins == 0:
         return 1.0
     # P(at least ``wins`` heads in ``wins + losses`` throws of a fair coin).
-    return float(binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue)
+    return float(bdtrc(wins - 1, wins + losses, 0.5))
+
+
+def wilson_interval(right: int, n: int, confidence: float) -> tuple[float, float]:
+    """Score interval, two-sided, of a proportion (Wilson 1927, https://doi.org/10.2307/2276774).
+
+    Args:
+        right: of ``n`` items, at least one.
+    """
+    z, share = z_quantile(0.5 + confidence / 2), right / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At the ends the formula is exact, and its rounding is not.
+    low = 0.0 if right == 0 else middle - half
+    return low, 1.0 if right == n else middle + half
 
 
 def tango_interval(wins: int, losses: int, n: int, confidence: float) -> tuple[float, float]:

@@ -70,6 +70,8 @@ class Baselines:
     """The sources' scores on the items of each stage, under the names that the race has."""
     candidates: dict[str, Candidate] = field(default_factory=dict)
     """By name."""
+    tried: list[Candidate] = field(default_factory=list)
+    """These, and every step of the greedy soup."""
 
     def run(self) -> None:
         """Ask what needs no search; the greedy soup (Wortsman et al. 2022) is made of its steps.
@@ -104,10 +106,10 @@ class Baselines:
 
         def score_soup(names: tuple[str, ...]) -> float:
             way = Way(is_raced=len(race.shares) > 1)
-            soup = self.bench.try_out(
-                f"soup of {len(names)}", soup_recipe(recipe, names), way, race
-            )
+            made = soup_recipe(recipe, names)
+            soup = self.bench.try_out(str(made.name), made, way, race)
             soups[names] = soup
+            self.tried.append(soup)
             if not soup.is_whole:
                 return -math.inf
             race.finish(soup.plan_digest, soup.stages)
@@ -119,6 +121,7 @@ class Baselines:
 
     def _add(self, name: str, candidate: Candidate) -> None:
         self.candidates[name] = candidate
+        self.tried.append(candidate)
         scores, whole = candidate.scores, candidate.is_whole
         asked = "" if whole else f", dropped after {candidate.answers} items"
         self.bench.tools.progress.step(f"{name}: {estimate(scores)} on dev{asked}")

@@ -27,7 +27,7 @@ from mergeops.evaluate import Model, Seat, pick_devices
 from mergeops.planning import Plan, make_plan, write_small_files
 from mergeops.recipe import Recipe
 from mergeops.scores import Scores
-from mergeops.search.racing import WAITING, WHOLE, Race, Verdict
+from mergeops.search.racing import WAITING, WHOLE, Race, RaceVerdict
 from mergeops.tools import Tools
 
 MEMORY = Path("/dev/shm")
@@ -68,7 +68,7 @@ class Candidate:
     plan_digest: str
     stages: dict[float, Scores] = field(default_factory=dict)
     """Share of the dev items -> scores on them."""
-    verdict: Verdict = field(default_factory=lambda: Verdict(WAITING))
+    verdict: RaceVerdict = field(default_factory=lambda: RaceVerdict(WAITING))
     cost: Cost = field(default_factory=Cost)
     """Of everything that was ever done for it, also by an earlier command."""
 
@@ -173,7 +173,7 @@ class Bench:
     def _merged(self, plan: Plan, recipe: Recipe, label: str, spent: Cost) -> Model:
         """The merge in the seat, or as files where it must be some."""
         with self._merging(spent):
-            weights = _Merge(plan, label, self.tools, self._inputs)
+            weights = _PouredPlan(plan, label, self.tools, self._inputs)
             tasks, vessels = self.tools.prefix(self.race.shares[0]), self._vessels(recipe)
             model = self._seat.fill(self._config(plan), weights, tasks, vessels)
             if model is not None:
@@ -255,7 +255,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class _Merge:
+class _PouredPlan:
     """The result of a plan, as it is poured."""
 
     plan: Plan

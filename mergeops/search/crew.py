@@ -21,7 +21,7 @@ from mergeops.recipe import Recipe
 from mergeops.scores import Comparison
 from mergeops.search.bench import Bench, Candidate, Cost, Way
 from mergeops.search.objectives import Limit, Objective
-from mergeops.search.racing import Race, Stages, Verdict
+from mergeops.search.racing import Race, RaceVerdict, Stages
 from mergeops.store import connect_to_server
 from mergeops.tools import Tools
 
@@ -30,7 +30,7 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
-class Job:
+class Assignment:
     """A candidate to be tried out."""
 
     key: int
@@ -41,7 +41,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TriedOut:
     """What became of a job."""
 
     key: int
@@ -56,10 +56,10 @@ class Crew(Protocol):
 
     workers: int
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Assignment) -> None:
         """Have a candidate tried out."""
 
-    def next(self) -> Outcome:
+    def next(self) -> TriedOut:
         """The next that is done, in whatever order.
 
         Raises:
@@ -74,19 +74,19 @@ class Alone:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[Assignment] = deque()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Assignment) -> None:
         """Have a candidate tried out, when ``next`` is called."""
         self._jobs.append(job)
 
-    def next(self) -> Outcome:
+    def next(self) -> TriedOut:
         """Try out the first that was submitted."""
         job = self._jobs.popleft()
         try:
-            return Outcome(job.key, self._bench.try_out(job.label, job.recipe, job.way))
+            return TriedOut(job.key, self._bench.try_out(job.label, job.recipe, job.way))
         except (ConfigError, MergeError, EvaluationError) as error:
-            return Outcome(job.key, None, str(error))
+            return TriedOut(job.key, None, str(error))
 
 
 class Workers:
@@ -100,9 +100,9 @@ class Workers:
     def __init__(self, bench: Bench, executor: Executor) -> None:
         self._bench, self._executor = bench, executor
         self.workers = executor.workers
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, Assignment] = {}
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Assignment) -> None:
         """Give a candidate to the next worker that is free."""
         recipe = job.recipe.to_dict()
         recipe["output"]["dir"] = str(self._bench.tools.work_dir.absolute())
@@ -120,7 +120,7 @@ class Workers:
         self._jobs[unit.name] = job
         self._executor.submit(unit)
 
-    def next(self) -> Outcome:
+    def next(self) -> TriedOut:
         """What the next worker that is done found."""
         for event in self._executor.events():
             if isinstance(event, Lost):
@@ -130,14 +130,14 @@ class Workers:
             elif isinstance(event, Failed):
                 job = self._jobs.pop(event.unit.name)
                 if isinstance(event.error, ConfigError | MergeError | EvaluationError | UnitError):
-                    return Outcome(job.key, None, str(event.error))
+                    return TriedOut(job.key, None, str(event.error))
                 raise event.error
             elif isinstance(event, Finished):
                 job = self._jobs.pop(event.unit.name)
-                return Outcome(job.key, self._candidate(job, event.result))
+                return TriedOut(job.key, self._candidate(job, event.result))
         raise AssertionError("nothing was submitted that is not done")
 
-    def _candidate(self, job: Job, result: Mapping[str, Any]) -> Candidate:
+    def _candidate(self, job: Assignment, result: Mapping[str, Any]) -> Candidate:
         kept, cost = self._bench.kept(result["plan_digest"])
         self._bench.cost.add(Cost(**result["spent"]))
         state, looks, leader, reason = result["verdict"]
@@ -146,7 +146,7 @@ class Workers:
             recipe=job.recipe,
             plan_digest=result["plan_digest"],
             stages={share: kept[share] for share in result["shares"]},
-            verdict=Verdict(state, tuple(Comparison(**look) for look in looks), leader, reason),
+            verdict=RaceVerdict(state, tuple(Comparison(**look) for look in looks), leader, reason),
             cost=cost,
         )
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from mergeops.recipe import Recipe
 from mergeops.schema import check_choice, check_range
-from mergeops.search.budget import read_budget
 from mergeops.search.objectives import read_limits, read_objectives
 from mergeops.search.samplers import SAMPLERS, open_sampler
 from mergeops.search.space import Space, default_space
+from mergeops.search.spending import read_budget
 from mergeops.search.strategies import SearchResult, strategy
-from mergeops.search.study_run import Settings, check_sources, run_study
+from mergeops.search.study_run import StudySettings, check_sources, run_study
 from mergeops.tools import Tools
 from mergeops.tracking import SearchRun
 
@@ -103,7 +103,7 @@ def search(
     assert tasks is not None, "a search without tasks is refused before"
     objectives = read_objectives(parameters.objectives, tasks)
     limits = read_limits(parameters.constraints, tasks)
-    settings = Settings(
+    settings = StudySettings(
         trials=parameters.completed(recipe).trials or TRIALS,
         objectives=objectives,
         limits=limits,

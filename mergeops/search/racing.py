@@ -49,7 +49,7 @@ def stages(items: int) -> tuple[float, ...]:
     return tuple(shares)
 
 
-class Verdict(NamedTuple):
+class RaceVerdict(NamedTuple):
     """What became of a candidate as far as it was asked."""
 
     state: str
@@ -103,7 +103,7 @@ class Race:
         *,
         may_wait: bool,
         is_raced: bool = True,
-    ) -> Verdict:
+    ) -> RaceVerdict:
         """Ask a candidate stage by stage, as far as it is worth it; see ``finish``.
 
         Args:
@@ -123,9 +123,9 @@ class Race:
             verdict = self.look(share, stages[share])
             if verdict.state == DROPPED or (verdict.state == WAITING and may_wait):
                 return verdict
-        return Verdict(WHOLE)
+        return RaceVerdict(WHOLE)
 
-    def look(self, share: float, scores: Scores) -> Verdict:
+    def look(self, share: float, scores: Scores) -> RaceVerdict:
         """A candidate after a stage that is not the last: lost, behind, or to be asked on."""
         # As many as there are stages: one after each but the last, and one more if it has waited.
         # Each counts twice, since the leader is the lucky one of those before.
@@ -135,17 +135,17 @@ class Race:
         for limit in self.limits:
             kept = self.compare(scores, self.reference[share], limit.tasks, confidence=confidence)
             if kept.high < limit.least:
-                return Verdict(DROPPED, reason=f"{limit}: it is {kept}")
-        behind = Verdict(WHOLE)
+                return RaceVerdict(DROPPED, reason=f"{limit}: it is {kept}")
+        behind = RaceVerdict(WHOLE)
         for name, leader in self.leaders.items():
             pairs = tuple(
                 self.compare(scores, leader[share], each.tasks, confidence=confidence)
                 for each in self.objectives
             )
             if all(pair.high < self.margin for pair in pairs):
-                return Verdict(DROPPED, pairs, name)
+                return RaceVerdict(DROPPED, pairs, name)
             if all(pair.difference < 0 for pair in pairs):
-                behind = Verdict(WAITING, pairs, name)
+                behind = RaceVerdict(WAITING, pairs, name)
         return behind
 
     def finish(self, name: str, stages: Stages) -> bool:

@@ -6,13 +6,13 @@ import warnings
 from typing import Any
 
 from mergeops.errors import ConfigError
-from mergeops.search.space import Space
+from mergeops.search.space import Choices
 
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
 
 
 def open_sampler(
-    name: str, space: Space, seed: int, *, objectives: int = 1, has_limits: bool = False
+    name: str, space: Choices, seed: int, *, objectives: int = 1, has_limits: bool = False
 ) -> Any:
     """Optuna's sampler of that name.
 
@@ -42,7 +42,7 @@ def open_sampler(
         return samplers.RandomSampler(seed=seed)
 
 
-def _check_cma_es(space: Space, objectives: int, has_limits: bool) -> None:
+def _check_cma_es(space: Choices, objectives: int, has_limits: bool) -> None:
     if any(axis.choices for axis in space.axes):
         words = ", ".join(axis.name for axis in space.axes if axis.choices)
         raise ConfigError(
@@ -60,6 +60,6 @@ def _check_cma_es(space: Space, objectives: int, has_limits: bool) -> None:
         )
 
 
-def _population(space: Space) -> int:
+def _population(space: Choices) -> int:
     """Of a generation: some for each axis; Optuna's own 50 is a whole study here."""
     return max(8, 2 * len(space.axes))

@@ -7,7 +7,7 @@ import math
 import pkgutil
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -262,6 +262,21 @@ def with_values(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
                     "own"
                 )
         node[last] = value
-    changes = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in point.items())
+    changes = ", ".join(f"{name}={point[key]}" for key, name in short_names(point).items())
     raw["name"] = f"{recipe.name or raw['method']['name']} {changes}"
     return Recipe.from_dict(raw)
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Key -> the last of its dotted parts, and as many before it as tell it from the others:
+    ``method.density`` is density, and of two sources' weights one is math.weight."""
+    parts = {key: key.split(".") for key in keys}
+    names = {}
+    for key, own in parts.items():
+        length = 1
+        while length < len(own) and any(
+            other != key and of[-length:] == own[-length:] for other, of in parts.items()
+        ):
+            length += 1
+        names[key] = ".".join(own[-length:])
+    return names

@@ -21,13 +21,13 @@ from mergeops.scores import estimate
 from mergeops.search.baselines import Baselines
 from mergeops.search.beforehand import clock
 from mergeops.search.bench import Bench, Candidate, Cost, Way
-from mergeops.search.budget import Budget
-from mergeops.search.crew import Alone, Crew, Job, Outcome
+from mergeops.search.crew import Alone, Assignment, Crew, TriedOut
 from mergeops.search.objectives import front, knee
 from mergeops.search.order import ASK, TELL, Order
 from mergeops.search.proposal import Proposal
-from mergeops.search.racing import WAITING, Stages, Verdict
+from mergeops.search.racing import WAITING, RaceVerdict, Stages
 from mergeops.search.space import Choices, label_of
+from mergeops.search.spending import Budget
 from mergeops.tracking import SearchRun
 
 
@@ -54,6 +54,7 @@ class Study:
     items: int
     proposals: list[Proposal] = field(default_factory=list)
     _optuna: Any = None
+    _known: dict[str, tuple[float, ...]] = field(default_factory=dict)
     _began: float = 0.0
     _before: Cost = field(default_factory=Cost)
     """What was spent when the first trial began."""
@@ -73,7 +74,8 @@ class Study:
 
         self._began, self._before = time.monotonic(), dataclasses.replace(self.bench.cost)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        directions = ["maximize"] * len(self.bench.race.objectives)
+        up = optuna.study.StudyDirection.MAXIMIZE
+        directions = [up] * len(self.bench.race.objectives)
         with _no_warnings():
             self._optuna = optuna.create_study(directions=directions, sampler=sampler)
             self._tell_baselines()
@@ -104,8 +106,8 @@ class Study:
                 self._begin(proposal, self.crew)
             if not pending:
                 return
-            number = next((n for n, p in pending.items() if p.reason), None)
-            outcome = self.crew.next() if number is None else Outcome(number, None)
+            refused = next((n for n, p in pending.items() if p.reason), None)
+            outcome = self.crew.next() if refused is None else TriedOut(refused, None)
             proposal = pending.pop(outcome.key)
             self._take(proposal, outcome)
             order.note(TELL, proposal.number)
@@ -142,9 +144,14 @@ class Study:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """Everything that was tried, each merge once."""
-        tried = [*self.baselines.candidates.values(), *(p.candidate for p in self.proposals)]
-        return list({c.plan_digest: c for c in reversed(tried) if c is not None}.values())[::-1]
+        """Everything that was tried, each merge once, as far as it was asked at most."""
+        once: dict[str, Candidate] = {}
+        for each in [*self.baselines.tried, *(p.candidate for p in self.proposals)]:
+            if each is not None:
+                known = once.setdefault(each.plan_digest, each)
+                if max(each.stages) > max(known.stages):
+                    once[each.plan_digest] = each
+        return list(once.values())
 
     @property
     def answers(self) -> int:
@@ -165,7 +172,7 @@ class Study:
         """
         race = self.bench.race
         values = {
-            c.plan_digest: race.values_of(c.stages)
+            c.plan_digest: self._values(c)
             for c in self.candidates
             if c.is_whole and not race.broken(c.stages)
         }
@@ -177,6 +184,12 @@ class Study:
             best = knee({digest: finite[digest] for digest in leading})
             ranked = list(dict.fromkeys([best, *leading, *ranked]))
         return [by_digest[digest] for digest in ranked]
+
+    def _values(self, candidate: Candidate) -> tuple[float, ...]:
+        """Of one that was asked everything; counted once."""
+        if candidate.plan_digest not in self._known:
+            self._known[candidate.plan_digest] = self.bench.race.values_of(candidate.stages)
+        return self._known[candidate.plan_digest]
 
     @property
     def utilisation(self) -> float | None:
@@ -212,11 +225,11 @@ class Study:
         if not proposal.reason:
             crew.submit(self._job(proposal))
 
-    def _job(self, proposal: Proposal, reached: float = 0.0) -> Job:
+    def _job(self, proposal: Proposal, reached: float = 0.0) -> Assignment:
         way = Way(may_wait=not reached, is_raced=len(self.bench.race.shares) > 1, reached=reached)
-        return Job(proposal.number, proposal.label, self.space.made(proposal.values), way)
+        return Assignment(proposal.number, proposal.label, self.space.made(proposal.values), way)
 
-    def _take(self, proposal: Proposal, outcome: Outcome) -> None:
+    def _take(self, proposal: Proposal, outcome: TriedOut) -> None:
         """Note what became of a proposal; one that was asked everything may lead from now on."""
         candidate = outcome.candidate
         if candidate is not None and not all(map(math.isfinite, self._merits(candidate))):
@@ -254,7 +267,7 @@ class Study:
             return race.values_of(candidate.stages)
         return tuple(v + look.difference for v, look in zip(leader, verdict.looks, strict=True))
 
-    def _leader_values(self, verdict: Verdict) -> tuple[float, ...] | None:
+    def _leader_values(self, verdict: RaceVerdict) -> tuple[float, ...] | None:
         """Of the leader that a verdict was by, which may lead no more."""
         known: dict[str, Stages] = {c.plan_digest: c.stages for c in self.candidates}
         stages = self.bench.race.leaders.get(verdict.leader) or known.get(verdict.leader)

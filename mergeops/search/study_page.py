@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import csv as csv_format
 import io
 import warnings
 from collections.abc import Callable
@@ -30,23 +30,24 @@ def log_study(study: Study, found: dict[str, Any], log: SearchRun) -> None:
     log.log_json(found, "study.json")
     rows = table_of(found["trials"], [axis.name for axis in study.space.axes])
     log.log_json(found["trials"], "trials.json")
-    log.log_text(_csv(rows), "trials.csv")
-    log.log_curves(_curves(study))
-    for name, figure in _pictures(study).items():
+    log.log_text(csv(rows), "trials.csv")
+    log.log_curves(curves(study))
+    for name, figure in pictures(study).items():
         log.log_figure(figure, f"plots/{name}.png")
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def csv(rows: list[dict[str, Any]]) -> str:
+    """A table as text, its head first."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv_format.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def _curves(study: Study) -> dict[str, list[tuple[int, float]]]:
+def curves(study: Study) -> dict[str, list[tuple[int, float]]]:
     """The best so far, with its interval, against the answers that were asked until then."""
-    curves: dict[str, list[tuple[int, float]]] = {"study/best": []}
+    found: dict[str, list[tuple[int, float]]] = {"study/best": []}
     asked, best = 0, None
     for candidate in study.candidates:
         asked += candidate.answers
@@ -54,16 +55,16 @@ def _curves(study: Study) -> dict[str, list[tuple[int, float]]]:
         if not candidate.is_whole or not better:
             continue
         best, own = candidate, estimate(candidate.scores)
-        curves["study/best"].append((asked, own.value))
+        found["study/best"].append((asked, own.value))
         if own.interval:
             for name, value in zip(
                 ("study/best_low", "study/best_high"), own.interval, strict=True
             ):
-                curves.setdefault(name, []).append((asked, value))
-    return curves
+                found.setdefault(name, []).append((asked, value))
+    return found
 
 
-def _pictures(study: Study) -> dict[str, Figure]:
+def pictures(study: Study) -> dict[str, Figure]:
     """Optuna's own; none that it cannot make of these trials."""
     import optuna
     from optuna.visualization import matplotlib as drawn

@@ -20,12 +20,12 @@ from mergeops.recipe import Recipe
 from mergeops.scores import Scores
 from mergeops.search.baselines import Baselines, source_key
 from mergeops.search.bench import Bench, Candidate, Cost
-from mergeops.search.budget import Budget
 from mergeops.search.crew import REFERENCE, Alone, Crew, Workers
 from mergeops.search.earlier import first_trials
 from mergeops.search.objectives import Limit, Objective
 from mergeops.search.racing import Race, Stages, stages
 from mergeops.search.space import Choices
+from mergeops.search.spending import Budget
 from mergeops.search.strategies import SearchResult, dev_columns
 from mergeops.search.study import Study
 from mergeops.search.study_page import log_study
@@ -40,7 +40,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class StudySettings:
     """How a study is run."""
 
     trials: int
@@ -52,6 +52,8 @@ class Settings:
     keep: int = 1
     earlier: int = 0
     """So many of the best candidates of an earlier study are tried first."""
+    first: tuple[Mapping[str, Any], ...] = ()
+    """Values that are tried before the sampler's own."""
 
 
 def check_sources(strategy: str, recipe: Recipe) -> None:
@@ -67,7 +69,12 @@ def check_sources(strategy: str, recipe: Recipe) -> None:
 
 
 def run_study(
-    recipe: Recipe, space: Choices, sampler: Any, settings: Settings, tools: Tools, log: SearchRun
+    recipe: Recipe,
+    space: Choices,
+    sampler: Any,
+    settings: StudySettings,
+    tools: Tools,
+    log: SearchRun,
 ) -> SearchResult:
     """Run a study and turn its best candidates into trials.
 
@@ -120,9 +127,9 @@ def run_study(
             items=items,
         )
         study.baselines.run()
-        first = []
+        first = list(settings.first)
         if settings.earlier:
-            first = first_trials(recipe, space, settings.earlier, tools, log, folder)
+            first += first_trials(recipe, space, settings.earlier, tools, log, folder)
         study.run_trials(sampler, settings.trials, first)
         study.keep(folder / "optuna.log")
     ranked = study.whole

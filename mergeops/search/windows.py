@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from mergeops.methods import get
 from mergeops.recipe import MethodSpec, Recipe
 from mergeops.schema import check_range
 from mergeops.search.objectives import EVERYTHING
+from mergeops.search.samplers import open_sampler
 from mergeops.search.space import Axis, Values
 from mergeops.search.strategies import SearchResult, strategy
-from mergeops.search.study_run import Settings, check_sources, run_study
+from mergeops.search.study_run import StudySettings, check_sources, run_study
 from mergeops.tools import Tools
 from mergeops.tracking import SearchRun
 
@@ -47,8 +48,6 @@ class WindowsParameters:
     """A lead that matters: one that leads by less may be dropped."""
     keep: int = 1
     """How many of the best become trials with a checkpoint, a run and a version."""
-    seed: int = 0
-    """Of the order in which windows are tried."""
 
     def __post_init__(self) -> None:
         for kind in self.weights:
@@ -59,11 +58,10 @@ class WindowsParameters:
                 check_range(f"search.{name}", value, low, 10_000)
         check_range("search.margin", self.margin, 0.0, 1.0)
         check_range("search.keep", self.keep, 1, 100)
-        check_range("search.seed", self.seed, 0, None)
 
 
 @dataclass(frozen=True, order=True)
-class Window:
+class CheckpointWindow:
     """Some checkpoints of a run."""
 
     end: int
@@ -94,7 +92,7 @@ def decay_weights(kind: str, length: int) -> list[float]:
         kind: one of ``DECAYS``: how w falls from 1 before the window to 0 behind it.
         length: checkpoints.
     """
-    shapes = {
+    shapes: dict[str, Callable[[float], float]] = {
         "uniform": lambda x: 1 - x,
         "linear": lambda x: 1 - x,
         "1-sqrt": lambda x: 1 - math.sqrt(x),
@@ -109,7 +107,7 @@ class Windows:
     """All windows of one study; each is one choice."""
 
     recipe: Recipe
-    windows: tuple[Window, ...]
+    windows: tuple[CheckpointWindow, ...]
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -150,7 +148,7 @@ class Windows:
         )
 
 
-def windows_of(count: int, parameters: WindowsParameters) -> tuple[Window, ...]:
+def windows_of(count: int, parameters: WindowsParameters) -> tuple[CheckpointWindow, ...]:
     """Every window that so many checkpoints have; equal merges once.
 
     Raises:
@@ -159,7 +157,7 @@ def windows_of(count: int, parameters: WindowsParameters) -> tuple[Window, ...]:
     lengths: Sequence[int] = parameters.lengths or range(2, count + 1)
     kinds = dict.fromkeys("uniform" if k == "linear" else k for k in parameters.weights)
     found = tuple(
-        Window(end, length, spacing, kind)
+        CheckpointWindow(end, length, spacing, kind)
         for end in parameters.ends
         for length in lengths
         for spacing in parameters.spacings
@@ -196,14 +194,15 @@ def search(
         sources={n: dataclasses.replace(s, parameters={}) for n, s in recipe.sources.items()},
         rules=(),
     )
-    settings = Settings(
+    settings = StudySettings(
         trials=len(found),
         objectives=(EVERYTHING,),
         racing=parameters.racing,
         margin=parameters.margin,
         keep=parameters.keep,
+        # Long windows first: how long they last matters most (WSM), so a good one leads early.
+        first=tuple({"window": w.name} for w in sorted(found, key=lambda w: -w.length)),
     )
-    from optuna.samplers import BruteForceSampler
-
-    sampler = BruteForceSampler(seed=parameters.seed)
-    return run_study(alone, Windows(alone, found), sampler, settings, tools, log)
+    space = Windows(alone, found)
+    sampler = open_sampler("random", space, 0)
+    return run_study(alone, space, sampler, settings, tools, log)

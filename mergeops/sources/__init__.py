@@ -11,20 +11,20 @@ weights, and the MLflow run and model that it came from, where known. What a URI
 
 ``TrainingRuns`` and ``Search`` read what trainings left in MLflow, for runs:/ and for adoption.
 
-Stands on: adapters, checkpoint, errors, recipe, recover, redact, store.
+Stands on: adapters, architectures, checkpoint, errors, recipe, recover, redact, store.
 """
 
 from mergeops.sources.checkpoint_choice import CheckpointChoice
 from mergeops.sources.checkpoints import CHECKPOINT_URI, EXTERNAL, Search
 from mergeops.sources.contents import Kind
 from mergeops.sources.fingerprint import TRAINER_STATE, is_finite, logged_values
-from mergeops.sources.hub import cached, is_hub_name, pinned_name, snapshot_name
+from mergeops.sources.hub import cached, commit_of, is_hub_name, pinned_name, snapshot_name
 from mergeops.sources.logged_config import Said, config_artifacts, is_set
 from mergeops.sources.remote.directory import LocalDirectory, moved, read_json
 from mergeops.sources.resolution import locate, resolve, resolve_uri
 from mergeops.sources.run_note import RunTags, cheap_sha256, write_note
 from mergeops.sources.runs import no_checkpoint
-from mergeops.sources.schemes import short_name
+from mergeops.sources.schemes import local_path, short_name
 from mergeops.sources.source import Resolved, Source
 from mergeops.sources.training_runs import TrainingRuns, open_store
 
@@ -43,10 +43,12 @@ __all__ = [
     "TrainingRuns",
     "cached",
     "cheap_sha256",
+    "commit_of",
     "config_artifacts",
     "is_finite",
     "is_hub_name",
     "is_set",
+    "local_path",
     "locate",
     "logged_values",
     "moved",

@@ -108,7 +108,7 @@ def on_this_machine(said: SaidBase, path_map: Mapping[str, str]) -> Path | None:
     if path is None or not path.is_absolute() or not path.is_dir():
         return None
     contents = examine(LocalDirectory(path))
-    return path if "full" in (contents.kind, contents.pickled) else None
+    return path if "full" in (contents.kind, contents.convertible) else None
 
 
 def two_models(name: str, uri: str, way: str) -> SourceError:

@@ -62,7 +62,8 @@ def history_of(store: TrainingRuns, run: Run, metric: RunMetric) -> dict[int, fl
 def value_on(model: LoggedModel, metric: RunMetric) -> float | None:
     """The metric as it was logged onto a LoggedModel, at its last step.
 
-    MLflow shows NaN as 0.0 there, so a loss of exactly zero says nothing.
+    MLflow shows NaN as 0.0 there, so a value of exactly zero says nothing: a diverged model must
+    neither have the lowest loss nor, among negative ones, the highest reward.
     """
     values: Mapping[int, float] = {
         int(point.step): float(point.value)
@@ -71,8 +72,7 @@ def value_on(model: LoggedModel, metric: RunMetric) -> float | None:
     }
     if not values:
         return None
-    last = values[max(values)]
-    return None if last == 0.0 and not metric.is_greater_better else last
+    return values[max(values)] or None
 
 
 def step_on(model: LoggedModel, run: Run) -> int | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.sources.contents import Kind, Location
+from mergeops.sources.leftovers import Pieces
 from mergeops.sources.remote.directory import Directory
 
 if TYPE_CHECKING:
@@ -67,9 +68,14 @@ class CheckpointChoice:
         return self.location.directory
 
     @property
+    def pieces(self) -> Pieces | None:
+        """What a sharded training left, where it is that."""
+        return self.location.contents.pieces
+
+    @property
     def kind(self) -> Kind | None:
         """Full or an adapter; it is one of them."""
-        return self.location.contents.kind
+        return self.location.contents.usable
 
     @property
     def step(self) -> int | None:

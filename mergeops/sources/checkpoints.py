@@ -194,7 +194,7 @@ class Search:
         for candidate in candidates:
             try:
                 location = find_checkpoint(candidate.directory)
-                if location is None or location.contents.kind is None:
+                if location is None:
                     of = "" if candidate.model is None else f"LoggedModel {candidate.name}: "
                     self.problems.append(f"{of}{why_none(candidate.directory)}")
                     continue

@@ -16,20 +16,24 @@ from mergeops.checkpoint import (
     PICKLED_ADAPTER,
     PICKLED_INDEX,
     SINGLE,
+    gguf_instead,
+    gguf_models,
     open_checkpoint,
     read_headers,
+    recognise,
 )
 from mergeops.errors import SourceError
-from mergeops.recover import KINDS, leftover
-from mergeops.sources.leftovers import unfinished, unread_weights
+from mergeops.sources.leftovers import Pieces, pieces_in, unfinished
 from mergeops.sources.remote.directory import Directory, DirectoryEntry, read_json
 
 Kind = Literal["full", "lora"]
 
 # What PEFT and its trainers call a module that they have wrapped.
 _WRAPPED = re.compile(r"\.(base_layer|lora_[AB]|modules_to_save|original_module)\.")
-_STEP = re.compile(r"^(?:checkpoint|global_step|step|epoch[-_]\d+[-_]step)[-_](\d+)$")
-_EPOCH = re.compile(r"^epoch[-_](\d+)$")
+_STEP = re.compile(
+    r"^(?:checkpoint[-_]|global_step[-_]?|(?:dist[-_])?step[-_]|iter[-_]|epoch[-_]\d+[-_]step[-_])(\d+)$"
+)
+_EPOCH = re.compile(r"^(?:dist[-_])?epoch[-_](\d+)$")
 _PICKLED_SHARD = re.compile(r"^pytorch_model(-\d+-of-\d+)?\.bin$")
 
 
@@ -42,14 +46,26 @@ class Contents:
     """Where it is neither: what is there instead, and the way out."""
     size_bytes: int = 0
     """Of its safetensors files; 0 where the store does not say."""
-    pickled: Kind | None = None
-    """What it would be if its weights were not pickled; kind is None then."""
+    convertible: Kind | None = None
+    """What it is once its weights, pickled or in a GGUF file, are converted; kind is None then."""
+    gguf: str | None = None
+    """The GGUF file that is converted."""
     has_weights: bool = False
     """Where it is neither: whether there are weights all the same, which ``problem`` is about."""
-    is_sharded: bool = False
-    """Whether it holds a full model in pieces, which is read with its base; kind is None then."""
+    pieces: Pieces | None = None
+    """What a sharded training left; kind is None then."""
     has_adapter: bool = False
     """Whether a full checkpoint has an adapter beside it."""
+
+    @property
+    def sharded(self) -> Kind | None:
+        """What whole pieces make up: a full model, which is read with its base, or an adapter."""
+        return None if self.pieces is None or self.pieces.problem else self.pieces.holds
+
+    @property
+    def usable(self) -> Kind | None:
+        """What a merge can take it as."""
+        return self.kind or self.sharded
 
 
 def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -> Contents:
@@ -71,29 +87,38 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
         )
     if ADAPTER_CONFIG in names and ADAPTER in names:
         return Contents("lora", size_bytes=size)
+    if ADAPTER_CONFIG not in names and not names & {PICKLED, PICKLED_INDEX}:
+        ggufs = gguf_models(names)
+        if len(ggufs) == 1:
+            return in_gguf(directory, ggufs[0])
     pickled: Kind | None = None
     if ADAPTER_CONFIG in names:
         pickled = "lora" if PICKLED_ADAPTER in names else None
     elif CONFIG in names and names & {PICKLED, PICKLED_INDEX}:
         pickled = "full"
-    if pickled is None and (left := _in_pieces(directory)) is not None:
+    if pickled is None and (left := _in_pieces(directory, entries)) is not None:
         return left
     problem, has_weights = _instead(directory, entries, names)
-    return Contents(None, problem, pickled=pickled, has_weights=has_weights)
+    return Contents(None, problem, convertible=pickled, has_weights=has_weights)
 
 
-def _in_pieces(directory: Directory) -> Contents | None:
-    """What a sharded training left in a directory of this machine."""
-    left = None if directory.local is None else leftover(directory.local)
+def in_gguf(directory: Directory, name: str) -> Contents:
+    """A directory of which a GGUF file is meant; only on this machine it is converted."""
+    problem = f"{directory.shown} {gguf_instead([name])}"
+    return Contents(None, problem, convertible="full", gguf=name, has_weights=True)
+
+
+def _in_pieces(directory: Directory, entries: list[DirectoryEntry]) -> Contents | None:
+    """What a sharded training left."""
+    left = pieces_in(directory, entries)
     if left is None:
         return None
     shown = directory.shown
     problem = left.problem or (
-        f"{shown} holds what a sharded training left, {KINDS[left.kind][0]}; put it together: "
+        f"{shown} holds what a sharded training left, {left.told}; put it together: "
         f"`mergeops recover {shown} OUT --base BASE`, with BASE the model that was trained"
     )
-    is_model = left.problem is None and not left.is_adapter
-    return Contents(None, problem, is_sharded=is_model, has_weights=True)
+    return Contents(None, problem, size_bytes=left.size_bytes, pieces=left, has_weights=True)
 
 
 @dataclass(frozen=True)
@@ -121,12 +146,18 @@ class Location:
         return cls(directory, examine(directory), revision=revision)
 
 
-def check_whole(directory: Directory, kind: Kind) -> None:
+def check_whole(directory: Directory, kind: Kind | None) -> None:
     """Check that the weight files are there and whole, from headers and sizes.
+
+    Args:
+        directory: the checkpoint.
+        kind: as ``Contents.kind``; pieces, of which it is None, are checked when they are found.
 
     Raises:
         SourceError: a file is missing, truncated or corrupt, or holds a model inside PEFT.
     """
+    if kind is None:
+        return
     if directory.local is None:
         _check_sizes(directory, kind)
     elif kind == "full":
@@ -191,8 +222,8 @@ def _instead(
             f"{shown} has {pickled[0]}, but mergeops reads safetensors only; convert it once "
             "with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         ), True
-    if (held := unread_weights(directory, entries)) is not None:
-        return held, True
+    if told := gguf_instead(names):
+        return f"{shown} {told}", True
     listed = _few(sorted(entry.name for entry in entries))
     if ADAPTER_CONFIG in names:
         return (
@@ -220,11 +251,24 @@ def _check_sizes(directory: Directory, kind: Kind) -> None:
     for file in files:
         if file not in sizes:
             raise SourceError(f"{directory.shown}: {file} is missing, but {INDEX} names it")
+    if kind == "full":
+        _check_codes(directory, [str(name) for name in (index or {}).get("weight_map") or {}])
     total = (index or {}).get("metadata", {}).get("total_size", 0)
     listed = sum(sizes[file] for file in files)
     if listed and isinstance(total, int) and listed < total:
         raise SourceError(
             f"{directory.shown} is truncated: its weights have {listed} bytes, {INDEX} says {total}"
+        )
+
+
+def _check_codes(directory: Directory, tensors: list[str]) -> None:
+    """Refuse codes that are not read, by what the store says before a download."""
+    config = read_json(directory, CONFIG) or {}
+    found = recognise(config, dict.fromkeys(tensors, "")) if tensors else None
+    if found is not None and not found.is_readable:
+        raise SourceError(
+            f"{directory.shown} is quantised, {found.told}: its codes are no numbers that can be "
+            f"merged; {found.way_out}"
         )
 
 

@@ -18,6 +18,8 @@ PICKLED = ["pytorch_model*.bin", PICKLED_ADAPTER]
 # Other formats of the same weights: original/, onnx/, and Mistral's consolidated file.
 IGNORE = ["*/*", "consolidated*"]
 
+ANSWER_S = 3.0
+
 _SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})/?$")
 _NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[^@\s]+)?$")
 
@@ -58,6 +60,26 @@ def pinned_name(name: str) -> str:
     repository, _, revision = name.partition("@")
     snapshot = cached(name)
     return f"{repository}@{snapshot.name if snapshot else revision or 'main'}"
+
+
+def commit_of(name: str, kind: str = "model") -> str | None:
+    """The commit that ORG/NAME[@REVISION] means on the hub now; None where the hub does not say.
+
+    Args:
+        kind: ``model`` or ``dataset``.
+    """
+    from huggingface_hub import HfApi
+
+    repository, _, revision = name.partition("@")
+    try:
+        return (
+            HfApi()
+            .repo_info(repository, revision=revision or None, repo_type=kind, timeout=ANSWER_S)
+            .sha
+        )
+    except Exception:
+        # The network, the hub or the name: whoever needs it says what is wrong.
+        return None
 
 
 @Scheme(("hf://",), hints=("hf://ORG/NAME",), order=30, short_name=public_name)

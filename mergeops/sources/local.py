@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from mergeops.checkpoint import gguf_instead
 from mergeops.errors import SourceError
-from mergeops.sources.contents import Location
+from mergeops.sources.contents import Location, in_gguf
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.remote.directory import LocalDirectory
 from mergeops.sources.saves import locations_in
@@ -26,8 +25,9 @@ def find(uri: str, context: FindContext) -> Location:
     named = "" if uri == str(path) else f" (from {uri})"
     if not path.exists():
         raise SourceError(f"there is no directory {path}{named}; a source is {allowed()}")
-    if path.is_file() and (told := gguf_instead([path.name])):
-        raise SourceError(f"{path.parent}{named} {told}")
+    if path.is_file() and path.suffix == ".gguf":
+        directory = LocalDirectory(path.parent)
+        return Location(directory, in_gguf(directory, path.name))
     if not path.is_dir():
         raise SourceError(
             f"{path}{named} is a file; name the directory that holds config.json and safetensors"

@@ -15,8 +15,13 @@ from mergeops.sources.training_runs import TrainingRuns
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-OUTPUT_PARAMS = ("output_dir", "checkpoint.checkpoint_dir", "checkpointer.output_dir")
-"""HF Trainer and torchtune; NeMo Automodel; torchtune's checkpointer."""
+OUTPUT_PARAMS = (
+    "output_dir",
+    "checkpoint.checkpoint_dir",
+    "checkpointer.output_dir",
+    "trainer/default_local_dir",
+)
+"""HF Trainer and torchtune; NeMo Automodel; torchtune's checkpointer; verl."""
 
 _AXOLOTL = re.compile(r"^axolotl_config_.*\.ya?ml$")
 _TORCHTUNE = "torchtune_config.yaml"

@@ -38,7 +38,7 @@ def read_logged_model(directory: Directory) -> LoggedModelFiles:
         return _transformers(directory, transformers)
     packed = _packed(flavours.get("python_function"))
     locations = [Location.at(directory.inside(path)) for path in packed]
-    whole = tuple(location for location in locations if location.contents.kind is not None)
+    whole = tuple(location for location in locations if location.contents.usable is not None)
     if whole:
         return LoggedModelFiles(whole)
     if locations and (problem := locations[0].contents.problem):

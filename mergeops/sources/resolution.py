@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from mergeops.architectures import converted_gguf
 from mergeops.checkpoint import (
     ADAPTER,
     FileStamp,
@@ -30,12 +31,14 @@ from mergeops.sources.adapter_base import (
     two_models,
 )
 from mergeops.sources.completed import completed
-from mergeops.sources.contents import Location, check_unwrapped, examine
+from mergeops.sources.contents import Contents, Location, check_unwrapped, examine
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.hash_later import is_hashed, settled, stamps_of
 from mergeops.sources.links import check_links
+from mergeops.sources.put_together import put_together
 from mergeops.sources.remote.directory import LocalDirectory, Progress
 from mergeops.sources.remote.download import fetch
+from mergeops.sources.run_note import noted_base
 from mergeops.sources.schemes import local_path, scheme_of
 from mergeops.sources.source import Resolved, Source
 from mergeops.sources.training_runs import open_store
@@ -184,7 +187,7 @@ class _Resolver:
             raise two_models(name, uri, f"set sources.{name}.base to the model that it applies to")
         if location.contents.kind == "full" and not location.contents.has_adapter:
             return self._full(name, uri)
-        if location.contents.is_sharded:
+        if location.contents.sharded is not None:
             return self._sharded(name, uri, path, base)
         applied_to = self._base_of(name, uri, path, base)
         own = stamp(path / ADAPTER)
@@ -204,7 +207,7 @@ class _Resolver:
             SourceError: it is an adapter, or as ``source``.
         """
         location, path = self.find(uri)
-        if location.contents.is_sharded:
+        if location.contents.sharded is not None:
             raise SourceError(f"{name}: {location.contents.problem}")
         if location.contents.kind == "lora":
             said = said_base(path, location)
@@ -223,14 +226,18 @@ class _Resolver:
             location = scheme_of(uri).find(uri, self._context)
             if location.directory.local is not None:
                 check_links(location.directory.local)
-            if location.contents.pickled and location.directory.local is not None:
-                directory = LocalDirectory(self._readable(location.directory.local))
+            if location.contents.convertible and location.directory.local is not None:
+                here = self._readable(location.directory.local, location.contents)
+                directory = LocalDirectory(here)
                 location = dataclasses.replace(
                     location, directory=directory, contents=examine(directory)
                 )
-            if location.contents.kind is None and not location.contents.is_sharded:
+            if location.contents.usable is None:
                 raise SourceError(str(location.contents.problem))
-            path = fetch(location.directory, self.cache_dir, self.progress, limit=self._limit)
+            if location.contents.pieces is not None:
+                location, path = put_together(location, self.cache_dir, self.progress, self._limit)
+            else:
+                path = fetch(location.directory, self.cache_dir, self.progress, limit=self._limit)
             if location.contents.kind == "full":
                 check_unwrapped(path)
             path = self._with_companions(path, location)
@@ -253,13 +260,15 @@ class _Resolver:
 
     def _sharded(self, name: str, uri: str, path: Path, base: str | None) -> Source:
         """What a sharded training left, read where it lies, with the model that was trained."""
-        trained = base or self.base
+        trained = base or self.base or noted_base(LocalDirectory(path))
         if trained is None:
             raise SourceError(
                 f"{uri} holds what a sharded training left; set sources.{name}.base to the model "
                 f"that was trained, or put it together: `mergeops recover {path} OUT --base BASE`"
             )
-        base_path = self.full(f"sources.{name}.base" if base else "base", trained).path
+        base_path = self.full(
+            "base" if trained == self.base else f"sources.{name}.base", trained
+        ).path
         model = open_on_base(path, base_path)
         stamps = {model.path / file: seen for file, seen in model.stamps.items()}
         digests = files_sha256(
@@ -302,10 +311,15 @@ class _Resolver:
         ]
         return completed(path, beside, self.cache_dir)
 
-    def _readable(self, path: Path) -> Path:
-        """The directory, or where its pickled weights are kept as safetensors."""
-        if examine(LocalDirectory(path)).pickled is None:
+    def _readable(self, path: Path, contents: Contents | None = None) -> Path:
+        """The directory, or where its pickled or GGUF weights are kept as safetensors."""
+        contents = contents or examine(LocalDirectory(path))
+        if contents.convertible is None:
             return path
+        if contents.gguf is not None:
+            file = path / contents.gguf
+            told = self._ticking(f"converting {file.name}")
+            return converted_gguf(file, self.cache_dir, told)
         return converted(path, self.cache_dir, self._ticking(f"converting {path.name}"))
 
     def _base_of(self, name: str, uri: str, path: Path, base: str | None) -> Path:

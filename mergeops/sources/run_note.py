@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from mergeops.checkpoint import combined_sha256, weight_files, weights_sha256
+from mergeops.checkpoint import combined_sha256, replace_with, weight_files, weights_sha256
 from mergeops.errors import SourceError
+from mergeops.sources.hub import is_hub_name
 from mergeops.sources.remote.directory import Directory, read_json
 
 NOTE = "mergeops_run.json"
@@ -39,9 +41,19 @@ class RunTags:
     """That metric, as name=value."""
 
 
-def write_note(checkpoint: Path, run_id: str, step: int) -> None:
-    """Say in a checkpoint which run wrote it."""
-    (checkpoint / NOTE).write_text(json.dumps({"run_id": run_id, "step": step}), encoding="utf-8")
+def write_note(checkpoint: Path, run_id: str, step: int, base: Mapping[str, str]) -> None:
+    """Say in a checkpoint which run wrote it.
+
+    Args:
+        checkpoint: its directory.
+        run_id: the run.
+        step: the checkpoint's.
+        base: ``RunTags.BASE`` and ``RunTags.BASE_SHA256``, as far as they are known.
+    """
+    said = {"run_id": run_id, "step": step}
+    said |= {key.removeprefix("mergeops."): value for key, value in base.items()}
+    with replace_with(checkpoint / NOTE) as temporary:
+        temporary.write_text(json.dumps(said), encoding="utf-8")
 
 
 def writer_of(directory: Directory) -> str | None:
@@ -51,6 +63,20 @@ def writer_of(directory: Directory) -> str | None:
     except SourceError:
         return None
     return run_id if isinstance(run_id, str) else None
+
+
+def noted_base(directory: Directory) -> str | None:
+    """The URI of the model that was trained, as a checkpoint's note says it; None where it does
+    not, or where that is no full model in reach."""
+    try:
+        said = (read_json(directory, NOTE) or {}).get("base")
+    except SourceError:
+        return None
+    if not isinstance(said, str) or not said:
+        return None
+    if Path(said).is_absolute():
+        return said if Path(said).is_dir() else None
+    return f"hf://{said}" if is_hub_name(said) else None
 
 
 def cheap_sha256(model: Path) -> str | None:

@@ -87,7 +87,6 @@ def _artifact(uri: str, path: str, store: TrainingRuns, run: Run, search: Search
     for directory, model_id in roots:
         location = find_checkpoint(directory)
         if location is not None:
-            assert location.contents.kind is not None
             check_whole(location.directory, location.contents.kind)
             return dataclasses.replace(location, run_id=run.info.run_id, model_id=model_id)
     if broken:

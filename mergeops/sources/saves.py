@@ -29,7 +29,9 @@ MOST_DIRECTORIES = 300
 """Listings of one search: each is a question to an artifact store."""
 
 # What trainers put beside weights: optimisers, and shards that ``leftovers`` names.
-_NO_MODEL = re.compile(r"^(\..*|optim|optimizer(_\d+)?|global_step\d+|pytorch_model_fsdp_\d+)$")
+_NO_MODEL = re.compile(r"^(\..*|optim|optimizer(_\d+)?|pytorch_model_fsdp_\d+)$")
+_OF_A_SAVE = re.compile(r"^global_step\d+$")
+"""DeepSpeed's folder in a save of another trainer; a save itself where no other is around it."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,14 @@ def locations_in(
         problems.insert(0 if contents.has_weights else len(problems), contents.problem)
     found: list[Location] = []
     for entry in entries:
-        if entry.is_dir and depth and not _NO_MODEL.match(entry.name):
+        is_model = not _NO_MODEL.match(entry.name) and not _OF_A_SAVE.match(entry.name)
+        if entry.is_dir and depth and is_model:
             found += locations_in(directory.inside(entry.name), depth - 1, problems)
-    return found
+    whole = [location for location in found if location.contents.kind is not None]
+    if not whole and contents.sharded is not None:
+        # The folder of the model in it is the same pieces once more.
+        return [Location(directory, contents)]
+    return whole or found
 
 
 def find_checkpoint(directory: Directory) -> Location | None:
@@ -122,7 +129,12 @@ def _saves(
     left[0] -= 1
     entries = directory.entries() if entries is None else entries
     names = {entry.name for entry in entries if not entry.is_dir}
-    if MLMODEL in names or examine(directory, entries).kind is not None:
+    contents = examine(directory, entries)
+    is_save = contents.kind is not None
+    if contents.pieces is not None:
+        # Of a run of DeepSpeed alone the folders of its steps are the saves.
+        is_save = step_of(contents.pieces.place.shown.rpartition("/")[2])[1] < 0
+    if MLMODEL in names or is_save:
         yield Save(path, directory)
         if path:
             return

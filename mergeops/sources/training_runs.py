@@ -48,8 +48,8 @@ class TrainingRuns:
 
     @property
     def shown(self) -> str:
-        """The tracking URI without credentials."""
-        return self.tracking.shown_uri
+        """Server and workspace, without credentials."""
+        return self.tracking.shown_place
 
     def open(self, uri: str) -> Directory:
         """The directory that a logged path or artifact URI means, after ``path_map``.

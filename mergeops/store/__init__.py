@@ -1,11 +1,13 @@
 """The MLflow server as a guest sees it: one connection, its errors, limits, locks and bytes.
 
-Stands on: checkpoint, errors, recipe, redact.
+Stands on: checkpoint, errors, kernels, recipe, redact.
 """
 
+from mergeops.store.accounts import account, check_may_promote
 from mergeops.store.artifacts import is_http, is_s3
 from mergeops.store.client import (
     STORAGE_PACKAGES,
+    is_denied,
     is_missing,
     missing_package,
     new_client,
@@ -22,6 +24,7 @@ from mergeops.store.connection import (
     reach,
 )
 from mergeops.store.flavours import flavour_of
+from mergeops.store.glances import Subjects, glance
 from mergeops.store.keys import (
     flatten,
     hidden,
@@ -44,13 +47,33 @@ from mergeops.store.made_once import (
     log_inputs,
     log_params,
 )
+from mergeops.store.no_redirects import NoRedirects
 from mergeops.store.packaging import upload
 from mergeops.store.probe import access, try_artifacts
+from mergeops.store.seen_names import keep_seen, seen
+from mergeops.store.webhooks import (
+    DEPLOYERS,
+    RegistryWebhook,
+    WebhookAnswer,
+    check_events,
+    remove_webhook,
+    set_webhook,
+    try_webhook,
+    webhooks,
+)
 
 __all__ = [
+    "DEPLOYERS",
     "STORAGE_PACKAGES",
+    "NoRedirects",
+    "RegistryWebhook",
+    "Subjects",
     "Tracking",
+    "WebhookAnswer",
     "access",
+    "account",
+    "check_events",
+    "check_may_promote",
     "connect",
     "connect_to_read",
     "connect_to_server",
@@ -60,10 +83,13 @@ __all__ = [
     "finish_external_model",
     "flatten",
     "flavour_of",
+    "glance",
     "hidden",
+    "is_denied",
     "is_http",
     "is_missing",
     "is_s3",
+    "keep_seen",
     "key",
     "lease",
     "link_version",
@@ -79,10 +105,15 @@ __all__ = [
     "quiet",
     "quoted",
     "reach",
+    "remove_webhook",
     "run_name",
+    "seen",
+    "set_webhook",
     "spellings",
     "tag_value",
     "try_artifacts",
+    "try_webhook",
     "upload",
+    "webhooks",
     "with_tags",
 ]

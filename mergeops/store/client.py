@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.redact import redact, redacted_line
+from mergeops.store.permissions import denied
+from mergeops.store.workspaces import enter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,6 +39,7 @@ NO_MLFLOW = ("not in a valid JSON format", "failed with error code 404", "error 
 UNREACHABLE = ("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError")
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError")
 REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "(403)")
+REGISTRY_VARIABLE = "MLFLOW_REGISTRY_URI"
 PACKAGES = {
     "psycopg2": "psycopg2-binary",
     "psycopg": "'psycopg[binary]'",
@@ -113,7 +116,7 @@ def chosen_registry(uri: str, registry_uri: str | None = None) -> str | None:
         What the recipe says, else MLFLOW_REGISTRY_URI, else the tracking server; None for
         Databricks, where MLflow chooses the catalog.
     """
-    chosen = registry_uri or os.environ.get("MLFLOW_REGISTRY_URI")
+    chosen = registry_uri or os.environ.get(REGISTRY_VARIABLE)
     return chosen or (None if uri.startswith("databricks") else uri)
 
 
@@ -124,9 +127,10 @@ def new_client(uri: str, registry_uri: str | None = None) -> MlflowClient:
     return mlflow.MlflowClient(uri, chosen_registry(uri, registry_uri))
 
 
-def guarded(client: MlflowClient, uri: str) -> MlflowClient:
-    """The client with every error translated; see ``translated``."""
-    return cast("MlflowClient", _Guarded(client, uri))
+def guarded(client: MlflowClient, uri: str, workspace: str | None) -> MlflowClient:
+    """The client with every request sent in this workspace, see ``enter``, and every error
+    translated; see ``translated``."""
+    return cast("MlflowClient", _Guarded(client, uri, workspace))
 
 
 def absent() -> MlflowClient:
@@ -146,9 +150,10 @@ class _Absent:
 
 
 class _Guarded:
-    def __init__(self, client: MlflowClient, uri: str) -> None:
+    def __init__(self, client: MlflowClient, uri: str, workspace: str | None) -> None:
         self._client = client
         self._uri = uri
+        self._workspace = workspace
 
     def __getattr__(self, name: str) -> Any:
         member = getattr(self._client, name)
@@ -157,7 +162,8 @@ class _Guarded:
 
         @functools.wraps(member)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with translated(self._uri, name.replace("_", " ")):
+            with translated(self._uri, name.replace("_", " "), about=_named(name, args, kwargs)):
+                enter(self._workspace)
                 return member(*args, **kwargs)
 
         return call
@@ -170,13 +176,14 @@ def missing_package(error: ImportError) -> tuple[str, str]:
 
 
 @contextmanager
-def translated(uri: str, what: str, location: str = "") -> Iterator[None]:
+def translated(uri: str, what: str, location: str = "", about: str = "") -> Iterator[None]:
     """Raise errors of MLflow, the network, the database and the artifact store as TrackingError.
 
     Args:
         uri: of the tracking server.
         what: the step that failed, in words.
         location: the artifact store that the block talks to, where it does.
+        about: the name of the thing that the step is about, where it has one.
     """
     from mlflow.exceptions import MlflowException
 
@@ -196,8 +203,23 @@ def translated(uri: str, what: str, location: str = "") -> Iterator[None]:
         if package in STORAGE_PACKAGES and package != "sqlalchemy":
             raise _explain_store(error, uri, what, location) from error
         if package == "sqlalchemy" or isinstance(error, MlflowException | OSError):
-            raise _explain(error, uri, what) from error
+            raise _explain(error, uri, what, about) from error
+        if uri.startswith("http") and _is_unreadable(error):
+            raise TrackingError(
+                f"the server at {redact(uri)} answers in a way that MLflow's client cannot read, "
+                f"asked to {what} ({type(error).__name__}: {redacted_line(str(error))[:200]}); "
+                "check that it is an MLflow server of this version"
+            ) from error
         raise
+
+
+def _is_unreadable(error: BaseException) -> bool:
+    """Whether MLflow's client, or what reads messages for it, fell over an answer."""
+    frame, package = error.__traceback__, ""
+    while frame is not None:
+        package = str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        frame = frame.tb_next
+    return package in ("mlflow", "google", "json")
 
 
 def is_missing(error: TrackingError) -> bool:
@@ -205,9 +227,22 @@ def is_missing(error: TrackingError) -> bool:
     return _code(error) in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
 
+def is_denied(error: TrackingError) -> bool:
+    """Whether the error says that the account may not do what was asked."""
+    return _code(error) == "PERMISSION_DENIED"
+
+
 def is_taken(error: TrackingError) -> bool:
     """Whether the error says that there is a thing of that name already."""
     return _code(error) in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
+
+
+def _named(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The registered model or experiment that a call of MLflow's client names."""
+    by_name = ("registered_model", "model_version", "experiment_by_name", "create_experiment")
+    name = args[0] if args else kwargs.get("name", "")
+    is_named = any(part in method for part in by_name) and not method.startswith("search")
+    return name if is_named and isinstance(name, str) else ""
 
 
 def _code(error: TrackingError) -> str:
@@ -235,7 +270,7 @@ def pages(search: Callable[..., Any], *wanted: Any, **how: Any) -> Iterator[list
             return
 
 
-def _explain(error: BaseException, uri: str, what: str) -> TrackingError:
+def _explain(error: BaseException, uri: str, what: str, about: str) -> TrackingError:
     where, message = redact(uri), str(error)
     if uri.startswith("http"):
         reason = next((text for sign, text in REASONS if sign in message), "")
@@ -243,7 +278,7 @@ def _explain(error: BaseException, uri: str, what: str) -> TrackingError:
             sign in message for sign in ("API request to", "Max retries", "Connection", "HTTP")
         )
         if is_request and (" 401" in message or " 403" in message):
-            return _denied(message, where)
+            return denied(message, where, what, about)
         if any(sign in message for sign in FAILED_INSIDE):
             reason = "it fails inside; its log says why"
             is_request = True
@@ -254,7 +289,7 @@ def _explain(error: BaseException, uri: str, what: str) -> TrackingError:
                 "command again then"
             )
     if "UNAUTHENTICATED" in message or "PERMISSION_DENIED" in message:
-        return _denied(message, where)
+        return denied(message, where, what, about)
     if uri.startswith("http") and any(sign in message for sign in NO_MLFLOW):
         return TrackingError(
             f"the server at {where} does not answer like an MLflow server; check host, port and "
@@ -289,20 +324,3 @@ def _explain_store(error: Exception, uri: str, what: str, location: str) -> Trac
             f"{where} has no such bucket; make it, or check MLFLOW_S3_ENDPOINT_URL"
         )
     return TrackingError(f"MLflow at {redact(uri)} could not {what}: {redacted_line(message)}")
-
-
-def _denied(message: str, where: str) -> TrackingError:
-    if "Invalid Host header" in message:
-        return TrackingError(
-            f"the MLflow server at {where} refuses requests under this host name; start it with "
-            "--allowed-hosts, or use the name it knows"
-        )
-    if os.environ.get("MLFLOW_TRACKING_TOKEN") or os.environ.get("MLFLOW_TRACKING_PASSWORD"):
-        return AwayError(
-            f"the MLflow server at {where} denies access; check MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, and the user's permissions"
-        )
-    return AwayError(
-        f"the MLflow server at {where} denies access; set MLFLOW_TRACKING_USERNAME and "
-        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-    )

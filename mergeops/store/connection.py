@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from mergeops.errors import AwayError, TrackingError
+from mergeops.errors import TrackingError
 from mergeops.recipe import TrackingSpec
 from mergeops.redact import redact
+from mergeops.store.address import check_reachable, chosen_uri
 from mergeops.store.client import (
+    REGISTRY_VARIABLE,
     absent,
     chosen_registry,
     guarded,
@@ -30,6 +30,12 @@ from mergeops.store.client import (
 )
 from mergeops.store.database import SQLITE, database_file, examine, ready
 from mergeops.store.keys import file_name
+from mergeops.store.workspaces import (
+    chosen_workspace,
+    enter,
+    has_workspaces,
+    takes_workspaces,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,8 +44,6 @@ if TYPE_CHECKING:
 EXPERIMENT_KIND = "mlflow.experimentKind"
 NOTE = "mlflow.note.content"
 """What a page says at its head."""
-DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-"""Database schemes that MLflow talks to directly, and their ports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,24 @@ class Tracking:
     """Its errors are TrackingErrors."""
     experiment_id: str = ""
     """Empty where the connection is to no one experiment."""
+    workspace: str = ""
+    """That every request is sent in; empty is the server's default."""
+
+    @property
+    def place(self) -> str:
+        """What tells this server and workspace from all others; may hold credentials."""
+        return f"{self.uri}#{self.workspace}" if self.workspace else self.uri
+
+    @property
+    def registry_place(self) -> str:
+        """As ``place``, for the registry."""
+        uri = self.registry_uri or self.uri
+        return f"{uri}#{self.workspace}" if self.workspace else uri
+
+    @property
+    def shown_place(self) -> str:
+        """Server and workspace for a message."""
+        return f"{self.shown_uri}{f', workspace {self.workspace}' if self.workspace else ''}"
 
     @property
     def shown_uri(self) -> str:
@@ -93,7 +115,8 @@ class Tracking:
         if not self.uri.startswith("http"):
             return None
         # Without its workflow the UI opens in GenAI mode, where models are called agent versions.
-        return f"{self.shown_uri}/#/{place}?workflowType=machine_learning"
+        within = f"&workspace={quote(self.workspace, safe='')}" if self.workspace else ""
+        return f"{self.shown_uri}/#/{place}?workflowType=machine_learning{within}"
 
     def experiment(self, name: str, note: str) -> str:
         """The id of another experiment of this store, found or made; its page says the note."""
@@ -155,14 +178,21 @@ def connect_to_server(spec: TrackingSpec) -> Tracking:
     """
     uri = chosen_uri(spec)
     if spec.offline:
-        return Tracking(spec=spec, uri=uri, client=absent())
-    _check_reachable(uri, spec.timeout_s)
+        workspace = chosen_workspace(spec, uri)
+        return Tracking(spec=spec, uri=uri, client=absent(), workspace=workspace)
+    check_reachable(uri, spec.timeout_s)
     tracking = unasked(spec)
+    _check_workspace(tracking)
     import mlflow
 
     mlflow.set_tracking_uri(uri)
     if spec.registry_uri:
+        before = os.environ.get(REGISTRY_VARIABLE)
         mlflow.set_registry_uri(spec.registry_uri)
+        # It sets the variable, too, and the next connection is to see the user's own.
+        os.environ.pop(REGISTRY_VARIABLE, None)
+        if before is not None:
+            os.environ[REGISTRY_VARIABLE] = before
     patience(spec.timeout_s)
     return tracking
 
@@ -180,6 +210,7 @@ def connect_to_read(spec: TrackingSpec) -> Tracking:
             "MLFLOW_TRACKING_URI to where your runs are"
         )
     tracking = unasked(spec)
+    _check_workspace(tracking)
     _ask(tracking)
     patience(spec.timeout_s)
     return tracking
@@ -195,9 +226,11 @@ def reach(spec: TrackingSpec) -> str:
         TrackingError: as ``connect``.
     """
     uri = chosen_uri(spec)
-    _check_reachable(uri, spec.timeout_s)
+    check_reachable(uri, spec.timeout_s)
     if not uri.startswith(SQLITE):
-        _ask(unasked(spec))
+        tracking = unasked(spec)
+        _check_workspace(tracking)
+        _ask(tracking)
     elif os.path.lexists(database_file(uri)):
         quiet()
         examine(database_file(uri), spec.timeout_s)
@@ -214,78 +247,37 @@ def unasked(spec: TrackingSpec) -> Tracking:
     quiet()
     for database in dict.fromkeys((uri, chosen_registry(uri, spec.registry_uri) or uri)):
         ready(database, spec.timeout_s)
+    workspace = chosen_workspace(spec, uri)
+    within = workspace if takes_workspaces(uri) else None
     with no_patience(spec.timeout_s), translated(uri, "open the store"):
+        enter(within)
         client = new_client(uri, spec.registry_uri)
-    return Tracking(spec=spec, uri=uri, client=guarded(client, uri))
+    return Tracking(spec=spec, uri=uri, client=guarded(client, uri, within), workspace=workspace)
+
+
+def _check_workspace(tracking: Tracking) -> None:
+    """Refuse a workspace that is not there: MLflow takes it for one where nothing is."""
+    workspace, key = tracking.workspace, "tracking.workspace or MLFLOW_WORKSPACE"
+    if not workspace:
+        return
+    with no_patience(tracking.spec.timeout_s):
+        with translated(tracking.uri, "say what it has"):
+            if not has_workspaces(tracking.uri):
+                raise TrackingError(
+                    f"the MLflow server at {tracking.shown_uri} has no workspaces, but {key} is "
+                    f"{workspace!r}; start it with --enable-workspaces, or leave both out"
+                )
+        names = sorted(one.name for one in tracking.client.list_workspaces())
+    if workspace not in names:
+        raise TrackingError(
+            f"the MLflow server at {tracking.shown_uri} has no workspace {workspace!r} that this "
+            f"account may enter; it may enter: {', '.join(names) or 'none'}; set {key}"
+        )
 
 
 def _ask(tracking: Tracking) -> None:
     with no_patience(tracking.spec.timeout_s):
         tracking.client.search_experiments(max_results=1)
-
-
-def chosen_uri(spec: TrackingSpec) -> str:
-    """The recipe's URI, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this directory.
-
-    Raises:
-        TrackingError: a file store or a scheme that MLflow does not know.
-    """
-    uri = spec.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith(SQLITE):
-        # Absolute, so that a later change of directory does not start a second database.
-        file, mark, options = uri.removeprefix(SQLITE).partition("?")
-        path = str(Path(file).expanduser().absolute())
-        if "?" in path:
-            raise TrackingError(
-                f"tracking.uri is {uri}, in the directory {path}: sqlite takes what follows a "
-                "question mark for an option; use a directory without one in its name"
-            )
-        return SQLITE + path + mark + options
-    scheme = urlsplit(uri).scheme
-    if scheme in ("http", "https") or scheme.startswith("databricks") or uri == "databricks":
-        return uri.rstrip("/")
-    if scheme.split("+")[0] in DATABASES:
-        return uri
-    raise TrackingError(
-        f"tracking.uri is {redact(uri)!r}; MLflow 3 keeps no runs in plain files: use http(s)://, "
-        "sqlite:///FILE.db, postgresql:// or mysql://, or bring old runs over with "
-        "`mlflow migrate-filestore`"
-    )
-
-
-def _check_reachable(uri: str, timeout_s: int) -> None:
-    # MLflow itself would retry for minutes, so the port is tried first.
-    parts = urlsplit(uri)
-    if uri.startswith(SQLITE):
-        folder = database_file(uri).parent
-        if not folder.is_dir():
-            raise TrackingError(f"tracking.uri is {uri}, but the directory {folder} does not exist")
-        if not os.access(folder, os.W_OK):
-            raise TrackingError(f"tracking.uri is {uri}, but {folder} is not writable")
-        return
-    default = {"http": 80, "https": 443, **DATABASES}.get(parts.scheme.split("+")[0])
-    if default is None or not parts.hostname or _behind_proxy(parts.scheme, parts.hostname):
-        return
-    try:
-        port = parts.port or default
-    except ValueError as error:
-        raise TrackingError(f"tracking.uri is {redact(uri)!r}: {error}") from error
-    try:
-        socket.create_connection((parts.hostname, port), timeout=timeout_s).close()
-    except OSError as error:
-        reason = "unknown host name" if isinstance(error, socket.gaierror) else str(error.strerror)
-        if isinstance(error, TimeoutError):
-            reason = f"no answer in {timeout_s} s"
-        raise AwayError(
-            f"cannot reach the MLflow server at {redact(uri)} ({reason.lower()}); start it, or set "
-            "tracking.uri or MLFLOW_TRACKING_URI"
-        ) from error
-
-
-def _behind_proxy(scheme: str, host: str) -> bool:
-    from urllib.request import getproxies, proxy_bypass
-
-    return scheme in getproxies() and not proxy_bypass(host)
 
 
 def _experiment(client: MlflowClient, uri: str, name: str, create: bool) -> str:

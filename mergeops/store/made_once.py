@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergeops.errors import AwayError, TrackingError
-from mergeops.store.client import is_taken
+from mergeops.store.client import is_denied, is_taken
 from mergeops.store.keys import flatten, tag_value
 
 if TYPE_CHECKING:
@@ -44,7 +44,12 @@ def elect(
     """
     by_age = sorted(equals, key=age)
     for other in by_age[1:]:
-        remove(other)
+        try:
+            remove(other)
+        except TrackingError as error:
+            # Another account's may stay: every machine takes the oldest all the same.
+            if not is_denied(error):
+                raise
     return by_age[0] if by_age else None
 
 

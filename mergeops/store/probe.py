@@ -16,9 +16,10 @@ from urllib.request import urlopen
 from mergeops.errors import TrackingError
 from mergeops.recipe import TrackingSpec
 from mergeops.redact import redact
+from mergeops.store.address import chosen_uri
 from mergeops.store.artifacts import ArtifactStore, local_folder
 from mergeops.store.client import no_patience
-from mergeops.store.connection import chosen_uri, unasked
+from mergeops.store.connection import unasked
 from mergeops.store.database import SQLITE, database_file
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

@@ -43,20 +43,30 @@ class MethodContract:
     def test_method_is_documented(self, name: str) -> None:
         """With a sentence, a paper and a sentence about each parameter."""
         method = get(name)
-        assert method.documentation.endswith(".")
-        assert method.paper.startswith("https://")
-        assert method.version >= 1
+        assert method.documentation.endswith("."), (
+            f"{name}: its module's docstring begins with {method.documentation!r}; it takes a "
+            "sentence that ends with a full stop"
+        )
+        assert method.paper.startswith("https://"), (
+            f"{name}: its module's docstring holds no link (https://...) to where it is described"
+        )
+        assert method.version >= 1, f"{name}: its version is {method.version}; it begins with 1"
         described = method.describe()
         fields = dataclasses.fields(method.parameters)
         assert [d.name for d in described] == [f.name for f in fields]
-        assert all(d.text.endswith(".") and d.type in ("float", "int", "bool") for d in described)
-        assert set(method.source_parameters) <= set(method.tensor_parameters)
-        assert method.parameters() == method.parameters()
+        for each in described:
+            assert each.text.endswith("."), f"{name}.{each.name} has no sentence below it"
+            assert each.type in ("float", "int", "bool"), f"{name}.{each.name} is a {each.type}"
+        unknown = set(method.source_parameters) - set(method.tensor_parameters)
+        assert not unknown, (
+            f"{name}: source_parameters names {sorted(unknown)}, which are no fields"
+        )
+        assert method.parameters() == method.parameters(), f"{name}: its defaults differ each time"
 
     def test_sources_equal_to_the_base_give_the_base(self, name: str) -> None:
         base, _ = _inputs(1, 1000)
         merged = _merge(name, [base.clone() for _ in range(_count(name))], base)
-        assert torch.allclose(merged, base, rtol=1e-6, atol=0)
+        _check("sources equal to the base give the base", merged, base, rtol=1e-6)
 
     def test_weights_of_zero_give_the_base(self, name: str) -> None:
         method = get(name)
@@ -64,7 +74,7 @@ class MethodContract:
             pytest.skip("it does not weigh task vectors")
         base, sources = _inputs(_count(name), 1000)
         merged = _merge(name, sources, base, per_source={"weight": [0.0] * len(sources)})
-        assert merged.equal(base)
+        _check("weights of zero give the base", merged, base)
 
     def test_order_of_sources_does_not_matter(self, name: str) -> None:
         if get(name).order_matters:
@@ -75,7 +85,8 @@ class MethodContract:
         for order in itertools.permutations(range(len(sources))):
             shuffled = [sources[i] for i in order]
             merged = _merge(name, shuffled, base, digests=[digests[i] for i in order])
-            assert torch.allclose(merged, expected, rtol=1e-6, atol=1e-6)
+            law = f"sources in the order {order} give what they give in the recipe's"
+            _check(law, merged, expected, rtol=1e-6, atol=1e-6)
 
     def test_one_whole_source_is_itself(self, name: str) -> None:
         """With weight 1 and nothing dropped."""
@@ -87,20 +98,24 @@ class MethodContract:
         whole = {"weight": 1.0, "density": 1.0}
         parameters = {key: x for key, x in whole.items() if key in method.source_parameters}
         merged = _merge(name, [source], base, parameters=parameters)
-        assert torch.allclose(merged, source, atol=1e-6)
+        _check("one source with weight 1 is itself", merged, source, rtol=1e-5, atol=1e-6)
 
     def test_inputs_are_left_alone(self, name: str) -> None:
         base, sources = _inputs(_count(name), 500)
         copies = [tensor.clone() for tensor in (base, *sources)]
         _merge(name, sources, base)
-        assert all(t.equal(c) for t, c in zip((base, *sources), copies, strict=True))
+        names = ("the base", *(f"source {i}" for i in range(len(sources))))
+        for what, tensor, copy in zip(names, (base, *sources), copies, strict=True):
+            _check(f"{what} is left as it was", tensor, copy)
 
     def test_float32_agrees_with_float64(self, name: str) -> None:
         base, sources = _inputs(_count(name), 5000)
         exact = _merge(name, [source.double() for source in sources], base.double())
         merged = _merge(name, sources, base)
-        assert merged.dtype == torch.float32 and exact.dtype == torch.float64
-        assert torch.allclose(merged.double(), exact, rtol=1e-5, atol=1e-6)
+        found, wanted = (merged.dtype, exact.dtype), (torch.float32, torch.float64)
+        assert found == wanted, f"{name}: the merge of {wanted} inputs is {found}"
+        law = "the merge in float32 is near that in float64"
+        _check(law, merged.double(), exact, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("numel", [3 * BLOCK, 5 * BLOCK + 77])
     @pytest.mark.parametrize("chunk", [BLOCK, 2 * BLOCK])
@@ -108,7 +123,8 @@ class MethodContract:
         self, name: str, numel: int, chunk: int
     ) -> None:
         base, sources = _inputs(_count(name), numel)
-        assert _merge(name, sources, base, chunk=chunk).equal(_merge(name, sources, base))
+        law = f"chunks of {chunk} entries give the same bits as the whole tensor"
+        _check(law, _merge(name, sources, base, chunk=chunk), _merge(name, sources, base))
 
     def test_threads_do_not_change_the_bits(self, name: str) -> None:
         base, sources = _inputs(_count(name), 8 * BLOCK + 5)
@@ -120,14 +136,15 @@ class MethodContract:
                 merged.append(_merge(name, sources, base))
         finally:
             torch.set_num_threads(threads_before)
-        assert merged[0].equal(merged[1]) and merged[0].equal(merged[2])
+        for threads, other in zip((2, 3), merged[1:], strict=True):
+            _check(f"{threads} threads give the same bits as one", other, merged[0])
 
     def test_cuda_gives_the_same_bits_as_the_cpu(self, name: str) -> None:
         if not torch.cuda.is_available():
             pytest.skip("needs CUDA")
         base, sources = _inputs(_count(name), 5 * BLOCK + 77)
         merged = _merge(name, [source.cuda() for source in sources], base.cuda())
-        assert merged.cpu().equal(_merge(name, sources, base))
+        _check("CUDA gives the same bits as the CPU", merged.cpu(), _merge(name, sources, base))
 
     def test_finite_in_gives_finite_out(self, name: str) -> None:
         """Whatever the number of sources, the shape, the values, the weights and the densities."""
@@ -157,17 +174,21 @@ class MethodContract:
             if "density" in method.source_parameters:
                 per_source["density"] = data.draw(of_each(st.floats(0.0, 1.0), n))
             merged = _merge(name, sources, base, per_source=per_source)
-            assert merged.shape == base.shape
+            _check_shape(name, merged, base)
             # 1 / density is unbounded, so the smallest densities may overflow float32 rightly.
             if min(per_source.get("density", [1.0])) > 1e-6 or not method.is_random:
-                assert merged.isfinite().all()
+                bad = int((~merged.isfinite()).sum())
+                assert not bad, (
+                    f"{name}: {bad} of {merged.numel()} entries of the merge of {n} finite sources "
+                    f"are NaN or Inf, with {per_source or 'its defaults'}"
+                )
 
         law()
 
     def test_empty_and_single_entry_tensors_are_merged(self, name: str) -> None:
         for numel in (0, 1):
             base, sources = _inputs(_count(name), numel)
-            assert _merge(name, sources, base).shape == (numel,)
+            _check_shape(name, _merge(name, sources, base), base)
 
     def test_stacked_weights_in_half_precision_are_merged_in_the_compute_dtype(
         self, name: str
@@ -176,8 +197,11 @@ class MethodContract:
         base, sources = _inputs(_count(name), 3 * BLOCK + 5)
         stored = torch.stack(sources).bfloat16()
         merged = _merge(name, stored, base.bfloat16(), chunk=BLOCK, compute=torch.float32)
-        assert merged.dtype == torch.bfloat16
-        assert merged.equal(_merge(name, sources, base).bfloat16())
+        assert merged.dtype == torch.bfloat16, (
+            f"{name}: the merge of bfloat16 weights is {merged.dtype}"
+        )
+        law = "bfloat16 weights, computed in float32, give the rounded merge of float32 weights"
+        _check(law, merged, _merge(name, sources, base).bfloat16())
 
 
 def _inputs(n: int, numel: int) -> tuple[Tensor, list[Tensor]]:
@@ -186,6 +210,38 @@ def _inputs(n: int, numel: int) -> tuple[Tensor, list[Tensor]]:
     base = torch.randn(numel, generator=generator)
     sources = [base + 0.05 * torch.randn(numel, generator=generator) for _ in range(n)]
     return base.bfloat16().float(), [source.bfloat16().float() for source in sources]
+
+
+def _check(
+    law: str, found: Tensor, expected: Tensor, *, rtol: float = 0.0, atol: float = 0.0
+) -> None:
+    """Fail in a sentence, not with two tensors.
+
+    Args:
+        law: as a sentence.
+        found, expected: of one shape.
+        rtol, atol: of ``torch.allclose``; without them the bits have to be the same.
+    """
+    assert found.shape == expected.shape, (
+        f"not so: {law}: the shape is {list(found.shape)}, not {list(expected.shape)}"
+    )
+    is_near = torch.isclose(found, expected, rtol=rtol, atol=atol, equal_nan=True)
+    if is_near.all():
+        return
+    wrong = (~is_near).nonzero()
+    first = tuple(wrong[0].tolist())
+    most = float((found - expected).abs().nan_to_num(nan=float("inf")).max())
+    pytest.fail(
+        f"not so: {law}: {len(wrong)} of {found.numel()} entries differ, by {most:.3g} at most; "
+        f"entry {first[0] if len(first) == 1 else first} is {float(found[first])!r}, not "
+        f"{float(expected[first])!r}"
+    )
+
+
+def _check_shape(name: str, merged: Tensor, base: Tensor) -> None:
+    assert merged.shape == base.shape, (
+        f"{name}: tensors of shape {list(base.shape)} are merged into one of {list(merged.shape)}"
+    )
 
 
 def _count(name: str) -> int:

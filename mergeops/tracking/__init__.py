@@ -6,6 +6,7 @@
     trial_inputs    its tags, parameters, recipe and lock
     trial_page      its registration, description, leaderboard, plot, lineage and card
     ownership       one run and one model a plan, whichever process is at work on it
+    finished        what a finished trial stood on, so that the same command again is quick
     pending, sync   a trial on disk while the server is away, and how it is logged later
     parents         base and sources as models and runs of the same experiment
     score_log       scores onto runs and models, and back
@@ -16,10 +17,12 @@
 
 Nothing here reads weights or scores models.
 
-Stands on: checkpoint, errors, progress, recipe, redact, report, scores, sources, store, version.
+Stands on: checkpoint, errors, methods, progress, recipe, redact, report, scores, sources, store,
+version.
 """
 
 from mergeops.tracking.compare import compare_experiments
+from mergeops.tracking.finished import NOTES, Beginning, FinishedTrial, note_finished, recall
 from mergeops.tracking.parents import log_parent
 from mergeops.tracking.pending import FOLDER, pending_trials
 from mergeops.tracking.score_log import pooled_estimate, read_scores
@@ -33,6 +36,9 @@ from mergeops.tracking.versions import find_registered_model, find_version
 
 __all__ = [
     "FOLDER",
+    "NOTES",
+    "Beginning",
+    "FinishedTrial",
     "ScoreRecords",
     "SearchRun",
     "TrialLine",
@@ -43,12 +49,14 @@ __all__ = [
     "log_parent",
     "log_search",
     "log_unregistered",
+    "note_finished",
     "open_trial",
     "pending_trials",
     "pooled_estimate",
     "raise_if_failed",
     "read_recipe",
     "read_scores",
+    "recall",
     "register_trial",
     "reopen",
     "search_run",

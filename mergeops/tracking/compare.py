@@ -10,7 +10,7 @@ from mergeops.errors import TrackingError
 from mergeops.recipe import TrackingSpec
 from mergeops.report import Compared, LeftOut, make_leaderboard
 from mergeops.scores import UNKNOWN
-from mergeops.store import connect
+from mergeops.store import Tracking, connect
 from mergeops.tracking.score_log import Scored, scored_runs
 
 OTHER_QUESTIONS = "answered other questions: another task version, other tasks or another split"
@@ -44,8 +44,12 @@ def compare_experiments(
     names = tuple(dict.fromkeys(experiments)) or (spec.experiment,)
     left_out: list[LeftOut] = []
     readable: list[Scored] = []
+    links: dict[str, str] = {}
     for name in names:
-        readable += _read(dataclasses.replace(spec, experiment=name), part, left_out)
+        tracking = connect(dataclasses.replace(spec, experiment=name), create=False)
+        readable += _read(tracking, part, left_out)
+        if page := tracking.experiment_page():
+            links[name] = page
     readable = _known(readable, left_out)
     if not readable:
         raise TrackingError(_nothing(names, part, left_out))
@@ -58,17 +62,17 @@ def compare_experiments(
         else:
             left_out.append(LeftOut(scored.name, scored.origin.experiment, OTHER_QUESTIONS))
     ranked = _labelled(_without_repeats(same))
-    return Compared(names, make_leaderboard(ranked, reference), tuple(left_out))
+    return Compared(names, make_leaderboard(ranked, reference), tuple(left_out), links)
 
 
-def _read(spec: TrackingSpec, part: str, left_out: list[LeftOut]) -> list[Scored]:
+def _read(tracking: Tracking, part: str, left_out: list[LeftOut]) -> list[Scored]:
     """What can be read; what cannot is added to ``left_out``."""
 
     def leave_out(name: str, error: TrackingError) -> None:
         reason = f"has scores that cannot be read: {error}"
-        left_out.append(LeftOut(name, spec.experiment, reason))
+        left_out.append(LeftOut(name, tracking.spec.experiment, reason))
 
-    return scored_runs(connect(spec, create=False), part, leave_out)
+    return scored_runs(tracking, part, leave_out)
 
 
 def _known(models: Sequence[Scored], left_out: list[LeftOut]) -> list[Scored]:

@@ -73,7 +73,7 @@ def log_parent(tracking: Tracking, source: Source, scores: Scores | None = None)
         The run's id. For a merge of this experiment that is used as a source: its trial's run.
     """
     # Trials that run side by side share their parents.
-    with only_one(source.name, tracking.uri, tracking.experiment_id, source.sha256, wait=True):
+    with only_one(source.name, tracking.place, tracking.experiment_id, source.sha256, wait=True):
         return _log_parent(tracking, source, scores)
 
 

@@ -1,7 +1,9 @@
 """A trial kept on disk while the server is away: all that ``mergeops sync`` needs to log it later.
 
-    OUTPUT_DIR/pending/PLAN/trial.json     recipe, plan, parents, scores; only its owner may read it
-    OUTPUT_DIR/pending/PLAN/artifacts/     files that were to become artifacts of the run
+    OUTPUT_DIR/pending/TRIAL/trial.json    recipe, plan, parents, scores; only its owner may read it
+    OUTPUT_DIR/pending/TRIAL/artifacts/    files that were to become artifacts of the run
+
+A trial belongs to one server, workspace and experiment: the same plan may wait for several.
 
 The checkpoint stays where the merge put it. The folder goes when the trial is in MLflow.
 """
@@ -9,6 +11,7 @@ The checkpoint stays where the merge put it. The folder goes when the trial is i
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +59,11 @@ class Pending:
     base: Source | None
     uri: str
     """Tracking URI that the trial was to be logged to; may hold credentials."""
+    workspace: str | None = None
+    """Of that server; empty is its default, and None is not known: an older mergeops kept it."""
+    registry_uri: str | None = None
+    """Of the registry that a version was to go to; empty is the tracking server's, and None is not
+    known, as above."""
     parent_run_id: str | None = None
     checkpoint: Path | None = None
     """The finished merge; None until there is one."""
@@ -153,9 +161,14 @@ class Pending:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def folder_of(output_dir: Path, plan_digest: str) -> Path:
-    """Where the trial of a plan is kept."""
-    return (output_dir / FOLDER / plan_digest[:16]).absolute()
+def folder_of(output_dir: Path, plan_digest: str, *place: str) -> Path:
+    """Where the trial of a plan is kept.
+
+    Args:
+        place: server, workspace and experiment that it is to be logged to.
+    """
+    place_digest = hashlib.sha256("\n".join(place).encode()).hexdigest()
+    return (output_dir / FOLDER / f"{plan_digest[:16]}-{place_digest[:8]}").absolute()
 
 
 def pending_trials(output_dir: Path) -> list[Pending]:
@@ -204,6 +217,7 @@ def _check_types(raw: Mapping[str, Any]) -> None:
     """Refuse facts of other types here, where the file is known."""
     texts = {key: raw[key] for key in ("name", "plan_digest", "uri", "checkpoint", "reason")}
     texts |= {key: raw[key] or "" for key in ("parent_run_id", "weights_sha256")}
+    texts |= {key: raw.get(key) or "" for key in ("workspace", "registry_uri")}
     texts |= raw["registration"] or {}
     for name, source in {**raw["sources"], "base": raw["base"] or {}}.items():
         optional = {key: value or "" for key, value in source.items() if key != "stamps"}

@@ -15,6 +15,7 @@ from typing import Any
 from mergeops.checkpoint import weights_sha256
 from mergeops.errors import AwayError, MergeopsError, TrackingError
 from mergeops.progress import Progress
+from mergeops.redact import redact
 from mergeops.report import leaderboard_of, standing_of
 from mergeops.store import connect
 from mergeops.tracking.pending import Pending, pending_files, read_pending
@@ -32,6 +33,8 @@ class Synced:
     plan_digest: str
     outcome: str
     """logged, waiting (a dry run), unfinished or failed."""
+    server: str = ""
+    """That it is meant for or was logged to, with its workspace; without credentials."""
     run_id: str = ""
     registered: str = ""
     """NAME/VERSION; empty where no version was wanted."""
@@ -47,6 +50,7 @@ def sync_trials(
     progress: Progress,
     *,
     tracking_uri: str | None = None,
+    workspace: str | None = None,
     dry_run: bool = False,
 ) -> list[Synced]:
     """Log every finished trial below ``output_dir``, oldest first.
@@ -55,13 +59,15 @@ def sync_trials(
         output_dir: where the trials' commands kept their work.
         progress: where to show what is being done.
         tracking_uri: another server than the one that each was meant for.
+        workspace: another workspace than the one that each was meant for; empty is the server's
+            default. None with another server is the workspace of that name there.
         dry_run: only say what is there.
 
     Returns:
         One result a trial. A damaged one is among the failed, and named by its folder.
     """
     results: list[Synced] = []
-    away: AwayError | None = None
+    away: dict[tuple[str, str | None], AwayError] = {}
     for path in pending_files(output_dir):
         try:
             kept = read_pending(path)
@@ -69,19 +75,22 @@ def sync_trials(
             folder = path.parent.name
             results.append(Synced(folder, folder, "failed", problem=str(error)))
             continue
+        kept.uri = tracking_uri or kept.uri
+        kept.workspace = kept.workspace if workspace is None else workspace
+        place = (kept.uri, kept.workspace)
         if not kept.is_ready:
             results.append(_result(kept, "unfinished", problem=UNFINISHED))
         elif dry_run:
             results.append(_result(kept, "waiting", problem=kept.reason))
-        elif away is not None:
-            results.append(_result(kept, "failed", problem=str(away)))
+        elif place in away:
+            results.append(_result(kept, "failed", problem=str(away[place])))
         else:
             try:
-                results.append(_log(kept, tracking_uri, progress))
+                results.append(_log(kept, progress))
             except AwayError as error:
                 results.append(_result(kept, "failed", problem=str(error)))
-                # The others were meant for the same server, as a rule; each would wait in vain.
-                away = error
+                # Others that are meant for the same server would each wait in vain.
+                away[place] = error
             except MergeopsError as error:
                 results.append(_result(kept, "failed", problem=str(error)))
     return results
@@ -101,11 +110,16 @@ def raise_if_failed(results: Sequence[Synced]) -> None:
         )
 
 
-def _log(kept: Pending, tracking_uri: str | None, progress: Progress) -> Synced:
+def _log(kept: Pending, progress: Progress) -> Synced:
     checkpoint = _checked(kept)
-    spec = dataclasses.replace(kept.recipe.tracking, uri=tracking_uri or kept.uri, offline=False)
+    spec = dataclasses.replace(
+        kept.recipe.tracking, uri=kept.uri, workspace=kept.workspace, offline=False
+    )
+    if kept.registry_uri is not None:
+        # Not what MLFLOW_REGISTRY_URI says by now.
+        spec = dataclasses.replace(spec, registry_uri=kept.registry_uri or kept.uri)
     tracking = connect(spec)
-    kept.uri = tracking.uri
+    kept.uri, kept.workspace = tracking.uri, tracking.workspace
     name = (kept.registration or {})["name"]
     with (
         progress.bar(f"logging {kept.name}", is_bytes=True) as tick,
@@ -143,4 +157,6 @@ def _checked(kept: Pending) -> Path:
 
 
 def _result(kept: Pending, outcome: str, **facts: str) -> Synced:
-    return Synced(kept.name, kept.plan_digest, outcome, **facts)
+    within = f", workspace {kept.workspace}" if kept.workspace else ""
+    server = f"{redact(kept.uri)}{within}"
+    return Synced(kept.name, kept.plan_digest, outcome, server, **facts)

@@ -51,7 +51,13 @@ def open_trial(
         TrackingError: the server is gone, or another process here is at work on the same plan.
     """
     kept = Pending(
-        folder=folder_of(Path(recipe.output.dir), plan_digest),
+        folder=folder_of(
+            Path(recipe.output.dir),
+            plan_digest,
+            tracking.place,
+            tracking.registry_place,
+            recipe.tracking.experiment,
+        ),
         name=name,
         plan_digest=plan_digest,
         recipe=recipe,
@@ -59,6 +65,8 @@ def open_trial(
         sources=sources,
         base=base,
         uri=tracking.uri,
+        workspace=tracking.workspace,
+        registry_uri="" if tracking.registry_uri == tracking.uri else tracking.registry_uri,
         parent_run_id=parent_run_id,
     )
     return open_kept(tracking, kept)
@@ -71,7 +79,7 @@ def open_kept(tracking: Tracking, kept: Pending) -> Iterator[TrackedTrial]:
     Args:
         kept: what the trial is made of, and what was kept of it where the server was away.
     """
-    identity = (tracking.uri, tracking.experiment_id, kept.plan_digest)
+    identity = (tracking.place, tracking.experiment_id, kept.plan_digest)
     with only_one(f"the trial {kept.name!r}", *identity):
         try:
             trial = _open(tracking, kept)

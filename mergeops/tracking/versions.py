@@ -13,6 +13,7 @@ from mergeops.store import (
     elect,
     ensure_registered_model,
     hidden,
+    is_denied,
     is_missing,
     link_version,
     own_tags,
@@ -96,10 +97,16 @@ def find_registered_model(tracking: Tracking, name: str) -> RegisteredModel:
     try:
         return tracking.client.get_registered_model(name)
     except TrackingError as error:
+        if is_denied(error):
+            # With workspaces MLflow denies what is not there, too.
+            raise TrackingError(
+                f"there is no registered model {name!r} at {tracking.shown_place} that this "
+                "account may read; `mergeops doctor` says which account and workspace are meant"
+            ) from error
         if not is_missing(error):
             raise
         raise TrackingError(
-            f"there is no registered model {name!r} at {tracking.shown_uri}; `mergeops run` and "
+            f"there is no registered model {name!r} at {tracking.shown_place}; `mergeops run` and "
             "`mergeops search` register their merges"
         ) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.forked_commands import forked_commands
 
 import mergeops
 from mergeops import api
@@ -140,13 +142,12 @@ def test_what_is_returned_is_what_the_command_prints(desk: Path) -> None:
     recipe = {"sources": {"math": "models/math", "code": "models/code"}, "method": "slerp"}
     (desk / "recipe.yaml").write_text(json.dumps(recipe))
     merged = mergeops.merge("recipe.yaml", "out")
-    command = [sys.executable, "-m", "mergeops"]
     for words, result in (
         (["merge", "recipe.yaml", "out"], mergeops.merge(recipe, "out")),
         (["verify", "out"], mergeops.verify("out")),
         (["inspect", "recipe.yaml", "--no-rank"], mergeops.inspect(recipe, with_ranks=False)),
     ):
-        ran = subprocess.run([*command, *words, "--json", "-q"], capture_output=True, text=True)
+        ran = forked_commands().run(desk, (*words, "--json", "-q"), os.environ)
         printed = json.loads(ran.stdout)
         printed.pop("plots", None)
         assert printed == json.loads(json.dumps(result.to_dict())), words

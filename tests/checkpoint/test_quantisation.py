@@ -71,6 +71,12 @@ WRITTEN: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     ),
     "hqq": ({"quant_method": "hqq"}, {f"{Q}.W_q": "U8", f"{Q}.scale": "F16"}),
     "quanto": ({}, {f"{Q}.weight._data": "I8", f"{Q}.weight._scale": "BF16"}),
+    "exl2": ({"quant_method": "exl2"}, {f"{Q}.q_weight": "I32", f"{Q}.q_invperm": "I16"}),
+    "exl3": ({"quant_method": "exl3"}, {f"{Q}.trellis": "I16", f"{Q}.suh": "F16"}),
+    "spqr": ({"quant_method": "spqr"}, {f"{Q}.dense_weights": "I64", f"{Q}.in_perm": "I64"}),
+    "mlx": ({}, {f"{Q}.weight": "U32", f"{Q}.scales": "BF16", f"{Q}.biases": "BF16"}),
+    "bitnet": ({"quant_method": "bitnet"}, {f"{Q}.weight": "U8", f"{Q}.weight_scale": "BF16"}),
+    "whole-numbers": ({}, {f"{Q}.weight": "I8", f"{Q}.weight_scales": "F16"}),
     "aqlm": ({"quant_method": "aqlm"}, {f"{Q}.codes": "I16", f"{Q}.codebooks": "F16"}),
     "fp8-without-scales": ({}, {f"{Q}.weight": "F8_E4M3"}),
 }
@@ -107,7 +113,7 @@ def test_every_scheme_is_recognised_with_and_without_its_config(scheme: str) -> 
     bare = recognise({}, dtypes)
     if scheme == "mxfp6":
         return  # Its shapes, which opening looks at, tell it from mxfp4.
-    if scheme in ("compressed-tensors", "aqlm"):
+    if scheme == "aqlm":
         # Whole numbers that nothing speaks of may be buffers; a merge copies them or refuses.
         assert bare is None
     else:
@@ -129,11 +135,37 @@ def test_the_page_of_formats_says_what_happens_to_each_scheme() -> None:
     assert fates == {**dict.fromkeys(WRITTEN, "refused"), **dict.fromkeys(READ, "read")}
 
 
-def test_what_a_nested_text_config_says_counts() -> None:
+@pytest.mark.parametrize(
+    "inside", [("text_config",), ("language_config",), ("thinker_config", "text_config")]
+)
+def test_what_a_nested_config_says_counts(inside: tuple[str, ...]) -> None:
     said = {"quant_method": "compressed-tensors", "format": "int-quantized"}
-    found = recognise({"text_config": {"quantization_config": said}}, {f"{Q}.weight": "I8"})
+    config: dict[str, Any] = {"quantization_config": said}
+    for key in reversed(inside):
+        config = {key: config}
+    found = recognise(config, {f"{Q}.weight": "I8"})
     assert found is not None
     assert found.told == "compressed-tensors"
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"up.weight_packed": "I32", "up.weight_scale": "BF16", "up.weight_shape": "I64"},
+        {"up.weight": "I8", "up.weight_scale": "BF16"},
+    ],
+)
+def test_groups_of_which_one_is_not_read_are_not_read(others: dict[str, str]) -> None:
+    said = {"quant_method": "compressed-tensors", "format": "mixed-precision"}
+    dtypes = {f"{Q}.weight": "F8_E4M3", f"{Q}.weight_scale": "BF16", **others}
+    found = recognise({"quantization_config": said}, dtypes)
+    assert found is not None
+    assert not found.is_readable
+    assert "compressed-tensors" in found.told
+
+
+def test_a_table_of_whole_numbers_is_no_quantisation() -> None:
+    assert recognise({}, {**PLAIN, "attn.bias": "U8", "position_ids": "I64"}) is None
 
 
 def test_plain_weights_in_a_rotated_basis_are_no_plain_weights() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,18 +14,21 @@ from pathlib import Path
 
 import click
 import pytest
+from support.forked_commands import forked_commands
 
 from mergeops.cli import main as cli
 from mergeops.cli.mergekit_flags import translated
 from mergeops.errors import ConfigError
 
 FROZEN = {
-    "adopt": "--all-checkpoints --dry-run --experiment --filter --force --path-map --recipe --register --tracking-uri"
-    " --json --progress --quiet --debug",
+    "adopt": "--all-checkpoints --dry-run --experiment --filter --force --path-map --recipe"
+    " --register --tracking-uri --json --progress --quiet --debug",
     "compare": "OVERRIDES --config-dir --experiment --part --reference --html --json --debug",
     "doctor": "OVERRIDES --config-dir --json --debug",
-    "sync": "OVERRIDES --tracking-uri --dry-run --config-dir --json --progress --quiet --debug",
+    "sync": "OVERRIDES --tracking-uri --workspace --dry-run --config-dir --json --progress"
+    " --quiet --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
+    "hooks": "",
     "init": "--experiment --name --dir --tasks --path-map --force --json --progress --quiet"
     " --debug",
     "inspect": "OVERRIDES --plot --no-rank --config-dir --json --progress --quiet --debug",
@@ -37,6 +41,9 @@ FROZEN = {
     " --progress --quiet --debug",
     "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json"
     " --progress --quiet --debug",
+    "extract": "BASE TUNED OUT --rank --energy --max-rank --others --json --progress --quiet"
+    " --debug",
+    "average": "DIRECTORIES OUT --weights --dry-run --json --progress --quiet --debug",
     "recover": "DIRECTORY OUT --base --dry-run --json --progress --quiet --debug",
     "reject": "NAME OVERRIDES --version --reason --config-dir --json --progress --quiet --debug",
     "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --progress --quiet"
@@ -107,8 +114,7 @@ def test_help_imports_no_command_and_takes_less_than_a_third_of_a_second(tmp_pat
 
 
 def mergeops(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mergeops", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return forked_commands().run(cwd, words, os.environ)
 
 
 def test_an_error_is_one_line_on_stderr_and_the_exit_code_of_its_class(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mergeops.store import keep_seen, seen
+
 
 def completed(folder: Path, shell: str, *words: str) -> list[str]:
     """What is offered for the last word; the shell's own columns are left out."""
@@ -65,3 +67,39 @@ def test_keys_words_strategies_and_recipe_files_are_offered(folder: Path) -> Non
     assert completed(folder, "zsh", "run", "evaluate.batch") == ["evaluate.batch_size="]
     assert completed(folder, "zsh", "run", "method=ties", "method.dens") == ["method.density="]
     assert completed(folder, "zsh", "run", "sou") == ["sources=", "soup.yaml"]
+
+
+def test_runs_that_a_command_saw_are_offered_where_a_source_goes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    keep_seen(f"sqlite:///{folder}/mlflow.db", {"runs:/4f2c": "math (FAILED)"})
+    keep_seen(f"sqlite:///{folder}/mlflow.db", {"models:/merged/1": "ties", "runs:/9b0d": "dates"})
+    keep_seen("http://elsewhere:5000", {"runs:/7777": "another server's"})
+    everything = ["models:/merged/1", "runs:/9b0d", "runs:/4f2c"]
+    assert completed(folder, "zsh", "open", "") == everything
+    assert completed(folder, "zsh", "lineage", "models:") == ["models:/merged/1"]
+    assert completed(folder, "zsh", "run", "sources.a.uri=runs:/4") == ["sources.a.uri=runs:/4f2c"]
+    server = "tracking.uri=http://elsewhere:5000"
+    assert completed(folder, "zsh", "run", server, "base=") == ["base=runs:/7777"]
+    # bash cuts words at "=" and at ":".
+    assert completed(folder, "bash", "run", "base", "=", "ru") == ["runs:/9b0d", "runs:/4f2c"]
+    assert completed(folder, "bash", "run", "base", "=", "runs", ":", "/4") == ["/4f2c"]
+
+
+def test_what_was_seen_is_kept_for_the_newest_and_never_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for i in range(30):
+        keep_seen(f"http://server-{i}", {f"runs:/{i}": "a"})
+    assert seen("http://server-29") == {"runs:/29": "a"}
+    assert seen("http://server-3") == {}
+    keep_seen("http://server-29", {f"runs:/{n}": "b" for n in range(400)})
+    assert len(seen("http://server-29")) == 300
+    assert "server" not in (tmp_path / "mergeops" / "seen.json").read_text()
+    (tmp_path / "mergeops" / "seen.json").write_text("[1]")
+    assert seen("http://server-29") == {}
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    keep_seen("http://server-29", {"runs:/1": "a"})

@@ -628,7 +628,9 @@ def test_an_empty_part_is_named_when_it_is_needed(write_task: Write) -> None:
 def prompts_of(loaded: Any, part: str) -> str:
     from mergeops.evaluate.answers import build_requests
 
-    return "".join(request.args[0] for request in build_requests(loaded, part, 1234, None))
+    return "".join(
+        request.args[0] for request in build_requests(loaded, part, EvaluateSpec(), None)
+    )
 
 
 def test_no_prompt_shows_an_item_of_the_other_part(write_task: Write) -> None:

@@ -97,6 +97,7 @@ def build(place: Path) -> None:
     import torch
     from conftest import build_tokenizer
     from peft import LoraConfig, get_peft_model
+    from support.gguf_writers import tiny_model, write_gguf
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     import mergeops
@@ -119,6 +120,9 @@ def build(place: Path) -> None:
     (inputs / "pickled").mkdir()
     torch.save(LlamaForCausalLM(config).state_dict(), inputs / "pickled" / "pytorch_model.bin")
     config.save_pretrained(inputs / "pickled")
+    _leave_pieces(inputs, LlamaForCausalLM(config))
+    (inputs / "gguf").mkdir()
+    write_gguf(tiny_model("Qwen2"), inputs / "gguf" / "tiny.gguf")
     (place / "recipe.yaml").write_text(RECIPE)
     (place / "mergekit.yml").write_text(MERGEKIT)
     (inputs / "checkpoint-4").mkdir()
@@ -130,6 +134,29 @@ def build(place: Path) -> None:
     mergeops.merge(_recipe(), "merged")
     _leave_partial(place)
     _keep_trial(place)
+
+
+def _leave_pieces(inputs: Path, model: Any) -> None:
+    """What sharded trainings leave, of one process each."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from support.zero_files import write_zero2, write_zero3
+
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    dcp.save(
+        {"model": weights, "optimizer": {"state": {0: torch.ones(3)}}, "step": 2},
+        checkpoint_id=inputs / "fsdp" / "pytorch_model_fsdp_0",
+        no_dist=True,
+    )
+    slices = dcp.HuggingFaceStorageWriter(str(inputs / "slices"), save_distributed=True)
+    dcp.save(weights, storage_writer=slices, no_dist=True)
+    write_zero2(inputs / "zero2", weights)
+    write_zero3(inputs / "zero3", weights, 2)
+    (inputs / "verl").mkdir()
+    torch.save(weights, inputs / "verl" / "model_world_size_1_rank_0.pt")
+    for folder in ("iter_0000001", "iter_0000002"):
+        dcp.save({**weights, "x._extra_state": b"x"}, checkpoint_id=inputs / folder, no_dist=True)
+        (inputs / folder / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
 
 
 def _leave_partial(place: Path) -> None:
@@ -228,6 +255,36 @@ def merge_pickled(source: random.Random) -> None:
     _merge(_recipe(sources={"a": {"uri": "in/pickled"}, "b": {"uri": "in/b"}}))
 
 
+def merge_pieces(name: str) -> Callable[[random.Random], None]:
+    """Merge what a sharded training left where it lies, or put it together."""
+
+    def act(source: random.Random) -> None:
+        import mergeops
+        from mergeops.recover import recover
+
+        if source.random() < 0.5:
+            sources = {"a": {"uri": f"in/{name}"}, "b": {"uri": "in/b"}}
+            _merge(_recipe(base="in/base", sources=sources))
+            return
+        recover(Path("in", name), Path("out"), base=Path("in/base"))
+        if problems := mergeops.verify("out").problems:
+            raise AcceptedError(f"what was put together does not verify: {problems}")
+
+    return act
+
+
+def average(source: random.Random) -> None:
+    """Average two checkpoints of Megatron."""
+    from mergeops.recover import average_megatron
+
+    average_megatron([Path("in/iter_0000001"), Path("in/iter_0000002")], Path("out"))
+
+
+def merge_gguf(source: random.Random) -> None:
+    """Convert and merge a GGUF file."""
+    _merge(_recipe(method={"name": "passthrough"}, sources={"a": {"uri": "in/gguf/tiny.gguf"}}))
+
+
 def read_recipe(source: random.Random) -> None:
     """Compose a recipe file, and write it down again."""
     from mergeops.recipe import Recipe, compose
@@ -285,6 +342,14 @@ KINDS = (
     FuzzKind("adapter config", ("in/lora/adapter_config.json",), merge_adapter, 3),
     FuzzKind("adapter", ("in/lora/*.safetensors",), merge_adapter, 2),
     FuzzKind("pickle", ("in/pickled/*.bin",), merge_pickled, 2),
+    FuzzKind("dcp index", ("in/fsdp/*/.metadata",), merge_pieces("fsdp"), 3),
+    FuzzKind("dcp payload", ("in/fsdp/*/*.distcp",), merge_pieces("fsdp"), 2),
+    FuzzKind("slices", ("in/slices/*.safetensors",), merge_pieces("slices"), 2),
+    FuzzKind("zero 2", ("in/zero2/*/*.pt", "in/zero2/latest"), merge_pieces("zero2")),
+    FuzzKind("zero 3", ("in/zero3/*/*.pt",), merge_pieces("zero3"), 2),
+    FuzzKind("verl", ("in/verl/*.pt",), merge_pieces("verl")),
+    FuzzKind("megatron", ("in/iter_*/*",), average, 2),
+    FuzzKind("GGUF", ("in/gguf/*.gguf",), merge_gguf, 2),
     FuzzKind("recipe", ("recipe.yaml",), read_recipe, 3),
     FuzzKind("mergekit", ("mergekit.yml",), read_mergekit, 3),
     FuzzKind("trainer state", ("in/checkpoint-4/*.json",), read_state),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,16 @@ def runs(place: Path, role: str) -> list[mlflow.entities.Run]:
     return list(client.search_runs([experiment.experiment_id], f"tags.`mergeops.role` = '{role}'"))
 
 
+WITHOUT = """
+import sys
+from mergeops.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "transformers", "lm_eval", "mlflow", "datasets", "numba", "scipy.stats"}
+print("imported:", sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
 RUN = ("run", "--config-dir", "conf", "recipe=three", "method=ties", "method.density=0.5")
 
 
@@ -59,6 +70,16 @@ def test_from_sources_to_a_promoted_champion_and_back(place: Path) -> None:
 
     again = json.loads(mergeops(place, *RUN, "--json"))
     assert again == first
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *RUN, "--json"],
+        cwd=place,
+        env=environment(place),
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(ran.stdout) == first
+    assert "nothing to do" in ran.stderr
+    assert ran.stderr.splitlines()[-1] == "imported: []"
     assert len(runs(place, "merge")) == 1
     assert len(runs(place, "source")) == 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from support.tracking_case import Case, make_scores
 from mergeops.errors import TrackingError
 from mergeops.promotion.candidates import candidates
 from mergeops.promotion.champion import make_champion, rollback
+from mergeops.store import Subjects, glance
 from mergeops.tracking.score_log import scored_runs
 
 pytestmark = pytest.mark.integration
@@ -55,6 +57,39 @@ def test_a_whole_trial_from_run_to_champion_and_back(
     assert client.get_model_version_by_alias("skills", "champion").version == str(version)
     out, _ = capfd.readouterr()
     assert out == ""
+
+
+def test_a_glance_at_a_server_says_whether_anything_changed(
+    server: Server, served_case: Callable[[Server], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = served_case(server)
+    run_id, version = case.whole(plan_digest="e" * 64, name="glanced at")
+    client, spec = case.tracking.client, case.tracking.spec
+    training = str(case.sources["math"].run_id)
+    about = Subjects(
+        experiment="merges",
+        runs=(run_id, training),
+        version=("skills", version),
+        names=("skills",),
+        models=(client.get_run(run_id).data.tags["mergeops.model_id"],),
+        weights=(case.base.sha256,),
+    )
+    seen = [glance(spec, about)]
+    assert seen[0] is not None and glance(spec, about) == seen[0]
+    client.log_metric(training, "eval_loss", 0.5)
+    seen.append(glance(spec, about))
+    client.set_registered_model_alias("skills", "tried", str(version))
+    seen.append(glance(spec, about))
+    client.set_terminated(run_id, "FAILED")
+    seen.append(glance(spec, about))
+    assert None not in seen and len(set(seen)) == 4
+    # What is not there, or not sure, is no answer.
+    assert glance(spec, dataclasses.replace(about, runs=("0" * 32,))) is None
+    assert glance(spec, dataclasses.replace(about, version=("skills", 99))) is None
+    assert glance(dataclasses.replace(spec, registry_uri="sqlite:///r.db"), about) is None
+    assert glance(dataclasses.replace(spec, uri="http://127.0.0.1:9"), about) is None
+    monkeypatch.setenv("MLFLOW_TRACKING_AWS_SIGV4", "true")
+    assert glance(spec, about) is None
 
 
 def test_a_server_killed_in_the_middle_is_one_line_and_the_rerun_completes(

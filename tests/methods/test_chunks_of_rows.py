@@ -51,10 +51,14 @@ def test_chunks_give_the_same_bits_as_the_whole(
 def test_chunks_are_whole_rows_only_for_methods_that_ask_for_them() -> None:
     stock = methods.get("model_stock")
     plain, filter_wise = stock.parameters(), stock.parameters(filter_wise=True)
-    assert stock.chunk_length(plain, 1000, 2 * BLOCK) == 2 * BLOCK
-    assert stock.chunk_length(filter_wise, 1000, 2 * BLOCK) == 32_000
-    assert stock.chunk_length(filter_wise, 10 * BLOCK, 2 * BLOCK) == 10 * BLOCK
-    assert methods.get("linear").chunk_length(None, 7, BLOCK) == BLOCK
+    short, long = (
+        methods.MethodView(numel=9 * row, per_source={}, shape=(9, row))
+        for row in (1000, 10 * BLOCK)
+    )
+    assert stock.chunk_length(plain, short, 2 * BLOCK) == 2 * BLOCK
+    assert stock.chunk_length(filter_wise, short, 2 * BLOCK) == 32_000
+    assert stock.chunk_length(filter_wise, long, 2 * BLOCK) == 10 * BLOCK
+    assert methods.get("linear").chunk_length(None, short, BLOCK) == BLOCK
 
 
 @pytest.mark.parametrize("name", ["nuslerp", "multislerp"])

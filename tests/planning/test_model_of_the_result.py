@@ -318,3 +318,37 @@ def test_renamed_inputs_are_matched_by_token_too(
     plan = average(plan_of, {"a": pair[0], "b": wrapped}, tokenizer={"source": "union"})
     merge(plan, tmp_path / "out")
     assert loaded(tmp_path / "out")["model.embed_tokens.weight"].shape == (140, 32)
+
+
+@pytest.mark.parametrize("first", ["tied", "written"])
+def test_a_tied_head_that_one_input_writes_once_more_is_left_out(
+    first: str, plan_of: Make, tiny_llama: Make, tmp_path: Path
+) -> None:
+    def with_head(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+
+    tied = tiny_llama(tied=True)
+    twin = tiny_llama(like=tied, seed=1, tied=True)
+    inputs = {"tied": tied, "written": rewritten(twin, tmp_path / "written", with_head)}
+    plan = average(plan_of, {first: inputs.pop(first), **inputs})
+    assert "lm_head.weight" not in {task.name for task in plan.tasks}
+    said = "lm_head.weight of written is left out: it is model.embed_tokens.weight once more"
+    assert said in plan.warnings
+
+    def with_another(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] * 2}
+
+    other = rewritten(twin, tmp_path / "other", with_another)
+    with pytest.raises(MergeError, match="lm_head.weight is in other but not in tied"):
+        average(plan_of, {"tied": tied, "other": other})
+
+
+def test_tensors_without_values_are_refused_by_what_leaves_them(
+    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def emptied(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {name: torch.empty(0) if "proj" in name else t for name, t in tensors.items()}
+
+    a = rewritten(pair[0], tmp_path / "a", emptied)
+    with pytest.raises(SourceError, match=r"14 of 21 tensors without any values.*ZeRO-3.*recover"):
+        average(plan_of, {"a": a, "b": pair[1]})

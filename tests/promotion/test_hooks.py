@@ -6,13 +6,11 @@ import hashlib
 import hmac
 import json
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.receiver import Receiver
 from support.tracking_case import Case
 
 from mergeops.errors import ConfigError
@@ -22,39 +20,6 @@ from mergeops.promotion.hooks import configured, deliver, deliveries
 from mergeops.recipe.settings import HooksSpec
 
 SECRET = "between us"
-
-
-class Receiver:
-    """A real HTTP server that answers with the given codes, the last one again and again."""
-
-    def __init__(self) -> None:
-        self.codes = [200]
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.got.append((dict(self.headers), body))
-                codes = receiver.codes
-                code = codes.pop(0) if len(codes) > 1 else codes[0]
-                self.send_response(code)
-                if code == 302:
-                    self.send_header("Location", "/elsewhere")
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 @pytest.fixture

@@ -271,3 +271,18 @@ def test_nothing_to_recover_says_what_there_is(trained_base: Path, tmp_path: Pat
         recover(tmp_path, tmp_path / "out")
     with pytest.raises(SourceError, match="nowhere is not a directory"):
         recover(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_experts_that_are_the_bases_are_named(trained_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(trained_base, tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.0.mlp.experts.0.up_proj.weight"] = torch.randn(2, 2)
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    trained = {name: tensor + 1 for name, tensor in weights.items()}
+    run = write_zero2(tmp_path / "trained", trained)
+    assert recover(run, tmp_path / "one", base=base).notes == ()
+    trained |= {name: tensor for name, tensor in weights.items() if ".experts." in name}
+    run = write_zero2(tmp_path / "left_out", trained)
+    [note] = recover(run, tmp_path / "two", base=base).notes
+    assert note.startswith("all 1 tensors of experts in ")
+    assert note.endswith("merge the run's adapter instead")

@@ -88,13 +88,54 @@ def test_placeholders_of_weights_that_were_not_gathered(tmp_path: Path) -> None:
     assert "holds w without elements, a placeholder" in problem(run)
 
 
-def test_experts_and_tensor_parallelism_have_another_way(tmp_path: Path) -> None:
+def test_tensor_parallelism_has_another_way(tmp_path: Path) -> None:
     place = write_zero2(tmp_path, {"a": torch.ones(2)}) / "global_step2"
-    for name in ("layer_0_expert_3_mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"):
+    for name in ("layer_0_expert_3_mp_rank_01_model_states.pt", "mp_rank_01_model_states.pt"):
         (place / name).touch()
-        assert f"has {name}: experts, tensor or pipeline parallelism are not read" in problem(place)
+        assert f"has {name}: tensor or pipeline parallelism is not read" in problem(place)
         assert "ds_to_universal.py" in problem(place)
         (place / name).unlink()
+
+
+def test_an_expert_or_the_rest_of_the_model_is_missing(tmp_path: Path) -> None:
+    place = write_zero2(tmp_path, {"a": torch.ones(2)}) / "global_step2"
+    name = "layer_{}_expert_{}_mp_rank_00_model_states.pt"
+    for layer in (0, 1):
+        for expert in range(3):
+            tensors = {f"l.{layer}.experts.{expert}.weight": torch.ones(2) * expert}
+            torch.save(tensors, place / name.format(layer, expert))
+    found = leftover(place)
+    assert found is not None and found.shards is not None
+    assert len(found.shards.tensors) == 7
+    (place / name.format(1, 2)).unlink()
+    assert f"{name.format(1, 2)} is missing, and with it an expert" in problem(place)
+    (place / "mp_rank_00_model_states.pt").unlink()
+    assert "has files of experts, but no mp_rank_00_model_states.pt" in problem(place)
+
+
+def test_a_universal_checkpoint_is_read_where_each_parameter_has_its_file(tmp_path: Path) -> None:
+    run = write_zero2(tmp_path, {"a": torch.ones(2, dtype=torch.bfloat16), "frozen": torch.ones(1)})
+    place = (run / "global_step2").rename(run / "global_step2_universal")
+    for name in ("a", "b.weight"):
+        (place / "zero" / name).mkdir(parents=True)
+        torch.save({"param": torch.full((2, 2), 3.0)}, place / "zero" / name / "fp32.pt")
+        torch.save({"param": torch.full((2, 2), 9.0)}, place / "zero" / name / "exp_avg.pt")
+    (run / "latest").unlink()
+    (run / "latest_universal").write_text("global_step2_universal")
+    found = leftover(run)
+    assert found is not None and found.shards is not None
+    assert found.step == 2
+    assert {n: t.dtype for n, t in found.shards.tensors.items()} == {
+        "a": "F32",
+        "b.weight": "F32",
+        "frozen": "F32",
+    }
+    with ShardedReader(found.shards) as reader:
+        assert read_range(reader, "a", 0, 4).tolist() == [3.0] * 4
+    (place / "zero" / "a" / "fp32.pt").unlink()
+    assert "zero/a/fp32.pt is missing: the conversion to a universal checkpoint" in problem(run)
+    (run / "latest_universal").write_text("global_step4_universal")
+    assert "latest_universal names 'global_step4_universal'" in problem(run)
 
 
 def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
@@ -133,12 +174,26 @@ def test_a_tracker_or_a_mark_of_others_says_that_the_save_did_not_finish(copied:
     assert f"is newer than step 2, which {tracker} names" in problem(folder)
     tracker.write_text("4")
     assert leftover(folder).problem is None  # type: ignore[union-attr]
+    tracker.write_text("2")
+    assert "is newer than step 2, which" in problem(folder / "actor")
     tracker.unlink()
     folder = copied("together/checkpoint-8")
     folder.with_name("checkpoint-4").mkdir()
     (folder.with_name("checkpoint-4") / "CHECKPOINT_COMPLETE").touch()
     assert "has no CHECKPOINT_COMPLETE, which" in problem(folder)
     (folder / "CHECKPOINT_COMPLETE").touch()
+    assert leftover(folder).problem is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("inner", ["", "actor"])
+def test_verls_list_of_contents_is_written_last(copied: Copied, inner: str) -> None:
+    folder = copied("verl/global_step_4")
+    other = folder.with_name("global_step_2")
+    (other / inner).mkdir(parents=True)
+    (other / inner / "ckpt_contents.json").touch()
+    said = problem(folder)
+    assert "ckpt_contents.json, which" in said and said.endswith(f"did not finish; use {other}")
+    (folder / inner / "ckpt_contents.json").touch()
     assert leftover(folder).problem is None  # type: ignore[union-attr]
 
 
@@ -151,7 +206,7 @@ def test_a_temporary_name_says_that_the_save_did_not_finish(copied: Copied) -> N
 def test_megatron_has_another_way(copied: Copied) -> None:
     folder = copied("fsdp/checkpoint-4") / INNER
     (folder / "common.pt").touch()
-    assert "has Megatron's names and fused tensors; convert it" in problem(folder)
+    assert "has Megatron's names and fused tensors; average it with others" in problem(folder)
 
 
 def test_files_of_two_saves_are_told_apart(copied: Copied) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from support.user_place import ended, mergeops
 
+from mergeops.cli.main import cli
 from mergeops.errors import ConfigError
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe, compose
@@ -20,7 +22,13 @@ from mergeops.recipe.settings import SearchSpec
 from mergeops.schema import check_range
 from mergeops.search import describe, strategies
 from mergeops.search.grid import GridParameters
-from mergeops.search.strategies import get, parameter_types, run_search, strategy
+from mergeops.search.strategies import (
+    get,
+    parameter_types,
+    run_search,
+    short_names,
+    strategy,
+)
 
 PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 WORDS = ("base=/b", "sources.a.uri=/a", "method=ties")
@@ -190,3 +198,16 @@ def test_strategies_are_described_with_their_parameters() -> None:
     assert {"greedy_soup", "grid"} <= {each["name"] for each in describe()}
     with pytest.raises(ConfigError, match="search.strategy is 'none'"):
         describe("none")
+
+
+def test_a_trial_is_named_by_what_tells_its_keys_apart() -> None:
+    names = short_names(["sources.math.weight", "sources.code.weight", "method.density", "seed"])
+    assert list(names.values()) == ["math.weight", "code.weight", "density", "seed"]
+    assert short_names(["a.x", "b.a.x"]) == {"a.x": "a.x", "b.a.x": "b.a.x"}
+
+
+@pytest.mark.parametrize("command", ["inspect", "compare", "open", "history"])
+def test_every_command_refuses_an_unknown_key_of_a_strategy(command: str) -> None:
+    ran = CliRunner().invoke(cli, [command, "search.gird=5"])
+    assert isinstance(ran.exception, ConfigError)
+    assert "unknown key search.gird" in str(ran.exception)

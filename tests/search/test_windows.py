@@ -12,7 +12,13 @@ import pytest
 from mergeops.errors import ConfigError
 from mergeops.recipe import compose
 from mergeops.search import parameter_types
-from mergeops.search.windows import Window, Windows, WindowsParameters, decay_weights, windows_of
+from mergeops.search.windows import (
+    CheckpointWindow,
+    Windows,
+    WindowsParameters,
+    decay_weights,
+    windows_of,
+)
 
 HALF = math.sqrt(0.5)
 
@@ -46,8 +52,8 @@ def test_every_window_that_fits_is_there_once() -> None:
     assert {window.name for window in found} == {
         "last 2 uniform", "last 2 every 2 uniform", "last 3 uniform", "last 4 uniform",
     }  # fmt: skip
-    assert Window(1, 2, 2, "uniform").places(6) == [2, 4]
-    assert Window(1, 2, 2, "uniform").name == "last 2 every 2 before 1 uniform"
+    assert CheckpointWindow(1, 2, 2, "uniform").places(6) == [2, 4]
+    assert CheckpointWindow(1, 2, 2, "uniform").name == "last 2 every 2 before 1 uniform"
     message = r"none of search.lengths \[9\] fits .* into the 4 checkpoints"
     with pytest.raises(ConfigError, match=message):
         windows_of(4, WindowsParameters(lengths=(9,)))
@@ -55,7 +61,7 @@ def test_every_window_that_fits_is_there_once() -> None:
 
 def test_a_window_is_a_linear_merge_of_its_checkpoints() -> None:
     recipe = compose(["base=/x", "sources={a: /a, b: /b, c: /c}", "method=ties"])
-    window = Window(0, 2, 1, "1-sqrt")
+    window = CheckpointWindow(0, 2, 1, "1-sqrt")
     made = Windows(recipe, (window,)).made({"window": window.name})
     assert made.base is None and made.method.name == "linear"
     weights = {name: spec.parameters["weight"] for name, spec in made.sources.items()}

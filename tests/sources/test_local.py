@@ -247,8 +247,9 @@ def test_of_an_output_directory_a_checkpoint_is_to_be_named(tmp_path: Path) -> N
         ),
         (["model.safetensors"], "weights but no config.json; copy the config.json"),
         (["a.txt", "b.bin"], "holds no checkpoint.*it has a.txt, b.bin"),
-        (["b.gguf"], "has b.gguf, whose weights only llama.cpp names .*gguf_file='b.gguf'"),
-        (["config.json", "b.gguf"], "has b.gguf, whose weights only llama.cpp names"),
+        (["b.gguf"], "b.gguf cannot be read as a GGUF file"),
+        (["config.json", "b.gguf"], "b.gguf cannot be read as a GGUF file"),
+        (["a.gguf", "b.gguf"], r"has 2 GGUF files \(a.gguf, b.gguf\); name the one that is meant"),
     ],
 )
 def test_what_is_there_instead_is_named(files: list[str], message: str, tmp_path: Path) -> None:
@@ -407,7 +408,7 @@ def test_weights_may_lie_on_another_disk(
 def test_converted_weights_are_on_the_disk_before_they_are_marked(
     pickled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergeops.checkpoint import pickled as module
+    from mergeops.checkpoint import conversions as module
 
     seen: list[tuple[str, bool]] = []
 

@@ -261,6 +261,26 @@ def test_a_diverged_loss_on_a_logged_model_alone_is_not_the_best(fabricate: Fabr
     assert one.model_id == models[10].model_id
 
 
+def test_a_reward_that_is_no_number_is_not_the_highest_of_negative_ones(
+    fabricate: Fabricator,
+) -> None:
+    from mlflow.entities import Metric
+
+    params = {"metric_for_best_model": "reward", "greater_is_better": "True"}
+    run_id = fabricate.run("rewards", params=params)
+    # By another run, that evaluated them: the training run itself does not have the numbers.
+    judge = fabricate.client.create_run(fabricate.client.create_experiment("judged")).info.run_id
+    models = {}
+    for step, reward in ((10, -1.5), (20, -2.5), (30, float("nan"))):
+        model = fabricate.logged_model(run_id, f"at-{step}", fabricate.checkpoint)
+        facts = {"model_id": model.model_id, "run_id": judge}
+        metric = Metric("eval_reward", reward, 1000 + step, step, **facts)
+        fabricate.client.log_batch(judge, metrics=[metric])
+        models[step] = model
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert one.model_id == models[10].model_id
+
+
 def test_files_that_the_registry_keeps_of_a_deleted_logged_model_are_read(
     fabricate: Fabricator,
 ) -> None:

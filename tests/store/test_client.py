@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.store.client import or_none, pages, translated
@@ -184,3 +186,23 @@ def test_a_parameter_that_the_server_refuses_for_itself_is_an_error() -> None:
     client: Any = Refusing("", theirs={})
     with pytest.raises(TrackingError, match="Exceeded length"):
         log_params(client, "run", {"a": "x"})
+
+
+@pytest.mark.parametrize("message", ["Expecting value", "no such field"])
+def test_an_answer_that_mlflows_client_cannot_read_is_one_line(message: str) -> None:
+    def reads() -> None:
+        """As a module of MLflow's would."""
+        raise AttributeError(message)
+
+    in_mlflow = FunctionType(
+        reads.__code__, {"__name__": "mlflow.entities.run"}, closure=reads.__closure__
+    )
+    wanted = "MLflow's client cannot read, asked to get run"
+    with pytest.raises(TrackingError, match=wanted) as at, translated(SERVER, "get run"):
+        in_mlflow()
+    assert "password" not in str(at.value)
+    with pytest.raises(TrackingError, match="not get run"), translated(SERVER, "get run"):
+        json_format.Parse('{"a": 1}', Struct(), max_recursion_depth=0)
+    # A fault of our own is not the server's.
+    with pytest.raises(AttributeError), translated(SERVER, "get run"):
+        reads()

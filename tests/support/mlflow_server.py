@@ -14,6 +14,13 @@ from pathlib import Path
 
 PASSWORD = "right-password-1"
 """Of the user admin, where a test's server has accounts."""
+USERS = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_WORKSPACE",
+)
+"""What a user's environment says, and a server's does not."""
 
 
 class Server:
@@ -28,6 +35,7 @@ class Server:
         direct: clients talk to the artifact store, the server does not.
         environment: more of it for the process.
         password: of the user admin; the server asks for it with every request.
+        workspaces: it has some beside ``default``.
     """
 
     def __init__(
@@ -40,6 +48,7 @@ class Server:
         direct: bool = False,
         environment: dict[str, str] | None = None,
         password: str | None = None,
+        workspaces: bool = False,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,6 +60,7 @@ class Server:
             self._options += ["--no-serve-artifacts", "--default-artifact-root", place]
         else:
             self._options += ["--artifacts-destination", place]
+        self._options += ["--enable-workspaces"] if workspaces else []
         self._environment = environment or {}
         if password is not None:
             self._options += ["--app-name", "basic-auth"]
@@ -78,7 +88,7 @@ class Server:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
-        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        for name in USERS:
             environment.pop(name, None)
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.forked_commands import forked_commands
 
 RECIPE = """# @package _global_
 base: base
@@ -77,11 +78,4 @@ def mergeops(place: Path, *words: str, code: int = 0, **more: str) -> str:
 
 def ended(place: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """The command, run to its end in the user's directory."""
-    return subprocess.run(
-        command(*words),
-        capture_output=True,
-        text=True,
-        cwd=place,
-        env=environment(place, **more),
-        check=False,
-    )
+    return forked_commands().run(place, words, environment(place, **more))

@@ -15,6 +15,7 @@ from mergeops.checkpoint import weights_sha256
 from mergeops.errors import AwayError, TrackingError
 from mergeops.progress import Progress
 from mergeops.recipe.settings import OutputSpec
+from mergeops.store.client import new_client
 from mergeops.store.connection import Tracking, connect
 from mergeops.tracking import log_unregistered
 from mergeops.tracking.pending import pending_trials
@@ -54,6 +55,41 @@ def test_what_is_kept_is_read_back_as_it_was(offline: Case) -> None:
     assert kept.parents == {name: make_scores(name) for name in ("base", "math", "dates")}
     assert kept.checkpoint == offline.checkpoint
     assert (kept.artifacts / "leaderboard.md").read_text() == "# leaderboard"
+
+
+def test_what_is_kept_goes_to_the_registry_that_it_was_made_for(
+    offline: Case, tmp_path: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("then", "now"):
+        shutil.copy(template_database, tmp_path / f"{name}.db")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path}/then.db")
+    offline.whole()
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path}/now.db")
+    [result] = sync_trials(work(offline), QUIET)
+    assert result.registered == "skills/1", result.problem
+    found = {
+        name: [
+            model.name
+            for model in new_client(
+                offline.tracking.uri, f"sqlite:///{tmp_path}/{name}.db"
+            ).search_registered_models()
+        ]
+        for name in ("then", "now")
+    }
+    assert found == {"then": ["skills"], "now": []}
+
+
+def test_the_same_plan_waits_for_two_servers_side_by_side(
+    offline: Case, tmp_path: Path, template_database: Path
+) -> None:
+    other_uri = f"sqlite:///{tmp_path}/other.db"
+    shutil.copy(template_database, tmp_path / "other.db")
+    offline.whole()
+    spec = dataclasses.replace(offline.tracking.spec, uri=other_uri)
+    recipe = dataclasses.replace(offline.recipe, tracking=spec)
+    dataclasses.replace(offline, tracking=connect(spec), recipe=recipe).whole()
+    waiting = sync_trials(work(offline), QUIET, dry_run=True)
+    assert [one.server for one in waiting] == [offline.tracking.uri, other_uri]
 
 
 def test_sync_logs_what_was_kept_and_forgets_it(offline: Case, tracking: Tracking) -> None:
@@ -169,7 +205,8 @@ def test_a_disk_that_is_full_is_told_in_one_line_and_leaves_nothing_half(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TrackingError) as caught:
         offline.whole()
-    folder = work(offline) / "pending" / offline.digest[:16]
+    [folder] = (work(offline) / "pending").iterdir()
+    assert folder.name.startswith(offline.digest[:16])
     assert str(caught.value).startswith(
         f"the trial 'task_arithmetic density=0.5' cannot be kept in {folder} (No space left on "
         "device), and cannot be logged now (tracking.offline is true"

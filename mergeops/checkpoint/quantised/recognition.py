@@ -33,11 +33,17 @@ _CODES = {
     "torchao": re.compile(r"\._weight_\w+$|:_data$"),
     "hqq": re.compile(r"\.W_q$"),
     "quanto": re.compile(r"\.weight\._(data|scale)$"),
+    "exl2": re.compile(r"\.q_(invperm|scale_max)$"),
+    "exl3": re.compile(r"\.trellis$"),
+    "spqr": re.compile(r"\.dense_weights$"),
 }
 """Scheme -> names that only it writes; AWQ and AutoRound write GPTQ's, and config.json says so."""
 _PACKED = re.compile(r"\.weight_packed$")
 _BLOCKS = re.compile(r"_blocks$")
 _SCALE = re.compile(r"[._](weight_)?scale(_inv)?$|\.qscale_weight$")
+_WHOLE = ("U8", "I8", "I16", "U32", "I32")
+_BESIDE = ("scales", "weight_scale", "weight_scales", "scale")
+"""What modules call the scales of weights that are whole numbers."""
 _PLAIN = (*FLOATS, "I64", "BOOL", "")
 """Formats that nobody keeps codes in."""
 _READ_METHODS = {"fp8": "fp8", "fbgemm-fp8": "fp8", "mxfp4": "mxfp4"}
@@ -92,13 +98,13 @@ def recognise(config: Mapping[str, Any], dtypes: Mapping[str, str]) -> Quantisat
 
 
 def said_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What config.json says of its quantisation, be it of its text model; empty where nothing."""
-    for part in (config, config.get("text_config")):
-        for key in _KEYS:
-            said = part.get(key) if isinstance(part, Mapping) else None
-            if isinstance(said, Mapping) and said:
-                return said
-    return {}
+    """What config.json says of its quantisation, be it of a model inside; empty where nothing."""
+    for key in _KEYS:
+        said = config.get(key)
+        if isinstance(said, Mapping) and said:
+            return said
+    inside = (said_of(part) for part in config.values() if isinstance(part, Mapping))
+    return next((said for said in inside if said), {})
 
 
 def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,16 +116,22 @@ def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def gguf_models(names: Iterable[str]) -> list[str]:
+    """The GGUF files of language models among a directory's names; the part that sees or hears
+    lies beside one (``mmproj-...``)."""
+    return sorted(name for name in names if name.endswith(".gguf") and "mmproj" not in name.lower())
+
+
 def gguf_instead(names: Iterable[str]) -> str:
     """What to do with the llama.cpp files among a directory's names; empty where there are none."""
-    files = sorted(name for name in names if name.endswith(".gguf"))
+    files = gguf_models(names)
+    if len(files) > 1:
+        return f"has {len(files)} GGUF files ({', '.join(files[:4])}); name the one that is meant"
     if not files:
         return ""
     return (
-        f"has {files[0]}, whose weights only llama.cpp names and lays out; convert it once with "
-        f"transformers: AutoModelForCausalLM.from_pretrained(DIR, gguf_file={files[0]!r}, "
-        "quantization_config=GgufConfig(dequantize=True), "
-        'dtype="bfloat16").save_pretrained(NEW_DIR), and AutoTokenizer in the same way'
+        f"has {files[0]}, a GGUF file of llama.cpp, which is read on this machine only: copy it "
+        "here, and name the file or its directory"
     )
 
 
@@ -134,7 +146,12 @@ def _by_names(
             scheme = method if scheme == "gptq" and method else scheme
             told = _torchao(said) if scheme == "torchao" else f"{scheme}{_bits(said)}"
             return Quantisation(scheme, told, ORIGINAL)
-    return _packed(said, dtypes) or _four_bits(dtypes) or _eight_bits(method, dtypes)
+    return (
+        _packed(said, dtypes)
+        or _four_bits(dtypes)
+        or _whole_numbers(said, method, dtypes)
+        or _eight_bits(method, dtypes)
+    )
 
 
 def _bitsandbytes(dtypes: Mapping[str, str]) -> Quantisation | None:
@@ -175,6 +192,24 @@ def _four_bits(dtypes: Mapping[str, str]) -> Quantisation | None:
     return None
 
 
+def _whole_numbers(
+    said: Mapping[str, Any], method: str, dtypes: Mapping[str, str]
+) -> Quantisation | None:
+    """Weights that are whole numbers with scales beside them, as MLX and BitNet write them."""
+    for name, dtype in dtypes.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf != "weight" or (dtype and dtype not in _WHOLE):
+            continue
+        if f"{module}.scales" in dtypes and f"{module}.biases" in dtypes:
+            return Quantisation("mlx", f"mlx{_bits(said)}", ORIGINAL)
+        scales = [f"{module}.{scale}" for scale in _BESIDE if f"{module}.{scale}" in dtypes]
+        if dtype and scales:
+            told = f"{name} is {dtype} with {scales[0]} beside it"
+            told = f"{method}{_bits(said)} ({told})" if method else f"whole numbers ({told})"
+            return Quantisation(method or "whole-numbers", told, ORIGINAL)
+    return None
+
+
 def _eight_bits(method: str, dtypes: Mapping[str, str]) -> Quantisation | None:
     """Weights in FP8 with scales beside them; without, nobody knows what they stand for."""
     has_scale = any(_SCALE.search(name) for name in dtypes)
@@ -184,7 +219,10 @@ def _eight_bits(method: str, dtypes: Mapping[str, str]) -> Quantisation | None:
         by = f" ({method})" if method not in ("fp8", "") else ""
         if has_scale:
             return Quantisation("fp8", f"fp8{by}")
-        told = f"fp8 without scales ({codes[0]} is {dtypes[codes[0]]}, and no scale lies beside it)"
+        told = (
+            f"fp8 without scales ({codes[0]} is {dtypes[codes[0]]}, and no scale that is known "
+            "lies beside it)"
+        )
         return Quantisation("fp8-without-scales", told, ORIGINAL)
     return None
 

@@ -30,6 +30,7 @@ def merge_tensors(
     seed: int = 0,
     digests: Sequence[str] | None = None,
     tensor: str = "",
+    has_token_rows: bool = False,
     chunk: int | None = None,
     compute: torch.dtype | None = None,
 ) -> Tensor:
@@ -45,6 +46,7 @@ def merge_tensors(
         seed: of random methods.
         digests: what identifies the sources to random methods; their positions by default.
         tensor: the tensor's name, to random methods.
+        has_token_rows: whether it is an embedding or a head, to methods that take matrices.
         chunk: about how many elements at a time, a multiple of ``methods.BLOCK``; all by default.
             What an operation makes is as large.
         compute: dtype of the arithmetic; that of the sources by default.
@@ -71,6 +73,7 @@ def merge_tensors(
         per_source=_per_source(method, p, n, per_source or {}),
         keys=tuple(random_key(seed, d, tensor) for d in digests or map(str, range(n))),
         shape=tuple(sources[0].shape),
+        has_token_rows=has_token_rows,
     )
     if method.check is not None:
         method.check(view.per_source, p)
@@ -88,7 +91,7 @@ def merge_tensors(
         dtype = compute or rows.dtype
         return None if flat_base is None else flat_base[part].to(dtype), rows.to(dtype)
 
-    step = method.chunk_length(p, max(view.row_length, 1), chunk or max(view.numel, 1))
+    step = method.chunk_length(p, view, chunk or max(view.numel, 1))
 
     def scan(
         look: Look,

@@ -152,6 +152,11 @@ def sizes_in(config: Mapping[str, Any]) -> Iterator[int]:
             yield from sizes_in(value)
 
 
+def names_token_rows(tensor: str) -> bool:
+    """Whether a tensor is an embedding or a head by its name."""
+    return (_INPUT.search(tensor) or _OUTPUT.search(tensor)) is not None
+
+
 def embedding_tensors(
     name: str, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]
 ) -> tuple[int, list[str]]:

@@ -8,6 +8,7 @@ optimizer.pt (twice the weights), pickles and code stay where they are.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from mergeops.checkpoint import SMALL_SUFFIXES, TokenizerFile, file_sha256
@@ -31,6 +32,7 @@ def fetch(
     progress: Progress | None = None,
     *,
     limit: int | None = None,
+    is_wanted: Callable[[str], bool] = wanted,
 ) -> Path:
     """The directory on this machine: where it is, or downloaded, or found downloaded.
 
@@ -39,6 +41,7 @@ def fetch(
         cache_dir: downloads are kept below it, by URI, sizes and versions.
         progress: told how many bytes have arrived.
         limit: bytes that downloads may take on disk; None takes what the disk has.
+        is_wanted: which files, by their names.
 
     Raises:
         SourceError: the store does not deliver, or delivers other bytes than it lists, or there is
@@ -47,7 +50,7 @@ def fetch(
     if directory.local is not None:
         return directory.local
     assert isinstance(directory, RemoteDirectory)
-    entries = [e for e in directory.entries() if not e.is_dir and wanted(e.name)]
+    entries = [e for e in directory.entries() if not e.is_dir and is_wanted(e.name)]
     entries = [entry for entry in entries if entry.name != MARKER]
     versions = objects(directory, [entry.name for entry in entries])
     listing = {

@@ -6,8 +6,8 @@ The examples are written anew from what each one shows, on tiny stand-ins for th
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support.forked_commands import forked_commands
 
 from mergeops import pipeline, workshop
 from mergeops.progress import Progress
@@ -153,8 +154,7 @@ def test_an_example_of_mergekit_runs_loads_and_generates(name: str, here: Path) 
 
 
 def mergeops(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mergeops", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return forked_commands().run(cwd, words, os.environ)
 
 
 def test_the_commands_merge_and_convert_agree(here: Path) -> None:

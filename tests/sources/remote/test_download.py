@@ -138,6 +138,25 @@ def test_a_missing_shard_is_seen_in_the_listing(far: RemoteDirectory, tmp_path: 
         contents.check_whole(far, "full")
 
 
+def test_codes_are_recognised_before_they_are_downloaded(
+    far: RemoteDirectory, tmp_path: Path
+) -> None:
+    folder = tmp_path / "far/artifacts/checkpoint-2"
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    file = "model-00001-of-00001.safetensors"
+    said = {"quant_method": "gptq", "bits": 4}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    index = folder / "model.safetensors.index.json"
+    # A config that was left over says nothing of plain weights.
+    index.write_text(json.dumps({"weight_map": {"model.layers.0.q.weight": file}}))
+    contents.check_whole(far, "full")
+    index.write_text(json.dumps({"weight_map": {"model.layers.0.q.qweight": file}}))
+    with pytest.raises(SourceError, match="is quantised, gptq, 4 bits: .*take the 16-bit model"):
+        contents.check_whole(far, "full")
+    assert file not in far.repository.delivered
+
+
 def test_what_a_store_raises_is_one_line(
     far: RemoteDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

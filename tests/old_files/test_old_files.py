@@ -1,0 +1,96 @@
+"""What transformers 4.57 and PEFT 0.17 wrote is merged as it was trained: ``make old-files``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import mergeops
+
+HERE = Path(__file__).parent
+PYTHON = HERE.parents[1] / ".venv-old" / "bin" / "python"
+FAMILIES = (
+    *("llama", "llama-tied", "qwen2", "gemma2", "phi3", "gpt2", "bert", "t5", "bart"),
+    *("mixtral", "qwen3-moe", "gemma3", "qwen2-vl", "llava"),
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON.is_file(), reason="`make old-files` installs transformers 4.57"),
+]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of all families, by the old libraries."""
+    folder = tmp_path_factory.mktemp("old")
+    # torch would load our plug-in for lm-eval, which the other environment does not have.
+    env = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    done = subprocess.run(
+        [PYTHON, HERE / "write_old_files.py", folder], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path.name for path in folder.iterdir()} == set(FAMILIES)
+    return folder
+
+
+def load(model: Path, family: Path) -> Any:
+    cls = getattr(transformers, json.loads((family / "made.json").read_text())["class"])
+    how = {"dtype": torch.float32, "attn_implementation": "eager"}
+    loaded, told = cls.from_pretrained(model, output_loading_info=True, **how)
+    assert not told["missing_keys"], told
+    return loaded.eval()
+
+
+def differs(model: Path, family: Path, expected: str) -> float:
+    """The largest difference to the logits of the model in memory, relative to the largest."""
+    loaded, ids = load(model, family), torch.tensor([[1, 5, 9, 33, 21, 50, 7]])
+    more = {"decoder_input_ids": ids} if loaded.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        found = loaded(input_ids=ids, **more).logits.float()
+    wanted = torch.load(family / f"{expected}.pt")
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def average(one: Path, other: Path, out: Path) -> Path:
+    sources = {"one": {"uri": str(one)}, "other": {"uri": str(other)}}
+    mergeops.merge({"sources": sources, "method": "linear"}, out)
+    return out
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fine_tunes_of_the_old_version_are_averaged_with_both_spellings(
+    name: str, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    family = written / name
+    assert differs(average(family / "a", family / "b", tmp_path / "old"), family, "mean") < 1e-5
+    b = load(family / "b", family)
+    b.save_pretrained(tmp_path / "b", save_original_format=False)
+    for first in (True, False):
+        pair = (family / "a", tmp_path / "b")
+        out = average(*(pair if first else pair[::-1]), tmp_path / f"mixed-{first}")
+        assert differs(out, family, "mean") < 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_adapter_of_the_old_version_applies_to_both_spellings_of_its_base(
+    name: str, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    family = written / name
+    model = load(family / "base", family)
+    model.save_pretrained(tmp_path / "base", save_original_format=False)
+    for base in (family / "base", tmp_path / "base"):
+        source = {"uri": str(family / "lora"), "base": str(base)}
+        out = tmp_path / f"on-{base.parent.name}"
+        mergeops.merge({"sources": {"a": source}, "method": "passthrough"}, out)
+        assert differs(out, family, "lora") < 1e-5
+    moved = torch.load(family / "lora.pt") - torch.load(family / "base.pt")
+    assert moved.abs().max() > 0.01
