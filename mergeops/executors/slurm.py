@@ -5,6 +5,8 @@ A job connects to the driver, so compute nodes have to reach the machine where t
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shutil
@@ -111,7 +113,10 @@ class SlurmWorkers:
         import submitit
 
         try:
-            self._jobs[invitation.number] = self._submitter.submit(SlurmWork(), invitation.text())
+            # submitit prints what sbatch says, which is in the error, too.
+            with contextlib.redirect_stderr(io.StringIO()):
+                job = self._submitter.submit(SlurmWork(), invitation.text())
+            self._jobs[invitation.number] = job
         except (submitit.core.utils.FailedJobError, RuntimeError) as error:
             raise ConfigError(f"Slurm refuses a worker's job: {_last_line(str(error))}") from error
 
