@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergeops.evaluate import Agreement, TaskPlaces, task_places
+from mergeops.evaluate import Agreement, TaskPlaces, read_passages, task_places
 from mergeops.planning import make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
@@ -143,9 +143,10 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
     Raises:
         MergeopsError: the class says at which step; finished steps are kept.
     """
-    # A task that cannot be loaded is refused before hours of merging.
+    # A task or text that cannot be read is refused before hours of merging.
     tools.load_tasks()
-    tools.check_texts()
+    for text in recipe.evaluate.texts:
+        read_passages(text)
     resolved = tools.resolve(recipe)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     tools.warn(plan)
@@ -274,7 +275,7 @@ def _found_or_run(recipe: Recipe, progress: Progress) -> Trial:
             run_id=trial.run_id,
             version=(name, int(version)) if version else None,
             resolved=tools.resolve(recipe),
-            task_places=[*places.files, *tools.texts],
+            task_places=[*places.files, *recipe.evaluate.texts],
             hub_data=places.hub,
             checkpoint=trial.checkpoint,
         )

@@ -25,7 +25,6 @@ from mergeops.evaluate import (
     check_clusters,
     check_directions,
     load_tasks,
-    read_passages,
     score_all,
     task_files,
     with_clusters,
@@ -79,17 +78,6 @@ class Tools(Workshop):
             check_clusters(self._tasks)
             check_directions(self._tasks)
         return self._tasks
-
-    def check_texts(self) -> None:
-        """Refuse a text that cannot be compared on, before hours of merging."""
-        for text in self.texts:
-            read_passages(text)
-
-    @property
-    def texts(self) -> list[Path]:
-        """That of ``evaluate.agreement``, where it names one."""
-        named = self.evaluate.agreement
-        return [] if named is None else [Path(named).expanduser()]
 
     def score(
         self,
@@ -299,7 +287,7 @@ class Tools(Workshop):
             rows, others = agreement(
                 Model(checkpoint, self.weights_sha256(checkpoint)),
                 parents,
-                self.texts[0],
+                recipe.evaluate.texts[0],
                 recipe.evaluate,
                 work_dir=self.work_dir,
                 trust_remote_code=self.trust_remote_code,

@@ -11,7 +11,7 @@
 Stands on: errors, version.
 """
 
-from mergeops.client.address import SERVER_FILE, Address, find_server
 from mergeops.client.calls import ServiceClient, connect
+from mergeops.client.server_address import SERVER_FILE, Address, find_server
 
 __all__ = ["SERVER_FILE", "Address", "ServiceClient", "connect", "find_server"]

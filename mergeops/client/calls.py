@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from mergeops.client.address import Address, find_server
+from mergeops.client.server_address import Address, find_server
 from mergeops.errors import (
     ConfigError,
     GateRefusedError,

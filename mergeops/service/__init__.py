@@ -13,12 +13,12 @@ Stands on: checkpoint, client, errors, progress, promotion, recipe, redact, repo
 store, tracking, version, watching.
 """
 
+from mergeops.service.job_worker import WorkerSettings, work
 from mergeops.service.operator_config import ServiceConfig, read_config
 from mergeops.service.place import ServicePlace
 from mergeops.service.queue import Queue, open_queue
 from mergeops.service.serving import ServeSettings, serve
 from mergeops.service.watches import Watch, Watches
-from mergeops.service.worker import WorkerSettings, work
 
 __all__ = [
     "Queue",

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from mergeops.architectures import converted_gguf
 from mergeops.checkpoint import (
     ADAPTER,
     FileStamp,
     adapter_sha256,
     combined_sha256,
-    converted,
     files_sha256,
     hold,
     stamp,
@@ -31,11 +29,12 @@ from mergeops.sources.adapter_base import (
     two_models,
 )
 from mergeops.sources.completed import completed
-from mergeops.sources.contents import Contents, Location, check_unwrapped, examine
+from mergeops.sources.contents import Location, check_unwrapped, examine
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.hash_later import is_hashed, settled, stamps_of
 from mergeops.sources.links import check_links
 from mergeops.sources.put_together import put_together
+from mergeops.sources.readable import readable
 from mergeops.sources.remote.directory import LocalDirectory, Progress
 from mergeops.sources.remote.download import fetch
 from mergeops.sources.run_note import noted_base
@@ -227,7 +226,9 @@ class _Resolver:
             if location.directory.local is not None:
                 check_links(location.directory.local)
             if location.contents.convertible and location.directory.local is not None:
-                here = self._readable(location.directory.local, location.contents)
+                here = readable(
+                    location.directory.local, self.cache_dir, self.progress, location.contents
+                )
                 directory = LocalDirectory(here)
                 location = dataclasses.replace(
                     location, directory=directory, contents=examine(directory)
@@ -311,17 +312,6 @@ class _Resolver:
         ]
         return completed(path, beside, self.cache_dir)
 
-    def _readable(self, path: Path, contents: Contents | None = None) -> Path:
-        """The directory, or where its pickled or GGUF weights are kept as safetensors."""
-        contents = contents or examine(LocalDirectory(path))
-        if contents.convertible is None:
-            return path
-        if contents.gguf is not None:
-            file = path / contents.gguf
-            told = self._ticking(f"converting {file.name}")
-            return converted_gguf(file, self.cache_dir, told)
-        return converted(path, self.cache_dir, self._ticking(f"converting {path.name}"))
-
     def _base_of(self, name: str, uri: str, path: Path, base: str | None) -> Path:
         """The directory of the model that an adapter applies to."""
         said = said_base(path, self.find(uri)[0])
@@ -335,7 +325,7 @@ class _Resolver:
             if near is not None:
                 _hold(said.name, near)
                 check_links(near)
-                return self._readable(near.absolute())
+                return readable(near.absolute(), self.cache_dir, self.progress)
         trained_on = "does not say which model it was trained on"
         if said is not None:
             trained_on = f"was trained on {said.shown}, which is {said.why_not_here}"

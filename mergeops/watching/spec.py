@@ -18,7 +18,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 
 
 @dataclass(frozen=True)
-class Budget:
+class WatchBudget:
     """What one watch may use."""
 
     minutes: float = 120.0
@@ -55,7 +55,7 @@ class WatchSpec:
     dev_confidence: float = 0.8
     """A merge is proposed when its gain over the champion on dev is above zero with this one-sided
     confidence; below it, it is kept for more to be added."""
-    budget: Budget = field(default_factory=Budget)
+    budget: WatchBudget = field(default_factory=WatchBudget)
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

@@ -13,10 +13,10 @@ import pytest
 from support.service_work import settings, words
 
 from mergeops.errors import ConfigError, ServiceError
+from mergeops.service.job_worker import work
 from mergeops.service.queue import Queue, open_queue
 from mergeops.service.queued_jobs import JobRequest, JobStateError, QueuedJob, UnknownJobError
 from mergeops.service.takeover import Ending, Owner, keep_taking_over, take_over
-from mergeops.service.worker import work
 
 pytestmark = pytest.mark.integration
 

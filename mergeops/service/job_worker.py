@@ -69,7 +69,7 @@ async def work(settings: WorkerSettings, stop: asyncio.Event) -> None:
     async with open_queue(settings.database, connections=4) as queue:
         name = f"{socket.gethostname()}:{os.getpid()}"
         owner = Owner(queue, name, settings.device, settings.tags)
-        worker = _Worker(settings, queue, owner, stop)
+        worker = _JobWorker(settings, queue, owner, stop)
         sides = [
             asyncio.create_task(worker.listen()),
             asyncio.create_task(keep_taking_over(queue, stalled_s=settings.stalled_s)),
@@ -85,7 +85,7 @@ async def work(settings: WorkerSettings, stop: asyncio.Event) -> None:
                 await asyncio.wait_for(owner.leave(), 5)
 
 
-class _Worker:
+class _JobWorker:
     def __init__(
         self, settings: WorkerSettings, queue: Queue, owner: Owner, stop: asyncio.Event
     ) -> None:
