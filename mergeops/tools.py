@@ -124,9 +124,7 @@ class Tools(Workshop):
             folder = merge_dir(self.work_dir, plan).absolute()
             unit = self._scoring(plan.digest[:8], Model(folder, ""), "dev", plan)
             wanted.setdefault(plan.digest, unit)
-            base = {"base": resolved.base} if resolved.base and self.evaluate.tasks else {}
-            parents = {**base, **resolved.sources} if self.evaluate.tasks else {}
-            for name, source in parents.items():
+            for name, source in (resolved.parents if self.evaluate.tasks else {}).items():
                 if source.sha256 not in wanted:
                     model = self._model(recipe, source)
                     wanted[source.sha256] = self._scoring(name, model, "dev")
@@ -162,10 +160,14 @@ class Tools(Workshop):
         )
         label = f"{len(new)} units on {self.executor.name}"
         with self.progress.bar(label) as tick, open_executor(self.executor, needs) as executor:
-            lost = functools.partial(_say_lost, self.progress)
-            for done, ended in enumerate(results(executor, new, tell=lost), start=1):
+            for done, ended in enumerate(results(executor, new, tell=self._say_lost), start=1):
                 self._asked_by_workers.add((ended.result["sha256"], part))
                 tick(done, len(new))
+
+    def _say_lost(self, event: Event) -> None:
+        if isinstance(event, Lost):
+            step = f"{event.worker} is gone: {event.reason}; another takes {event.unit}"
+            self.progress.step(step)
 
     def _score(
         self,
@@ -265,9 +267,7 @@ class Tools(Workshop):
         Args:
             log: takes each and its scores; None logs them to the experiment.
         """
-        resolved = self.resolve(recipe)
-        base = {"base": resolved.base} if resolved.base else {}
-        parents = {**base, **resolved.sources}
+        parents = self.resolve(recipe).parents
         models = {name: self._model(recipe, source) for name, source in parents.items()}
         scores = dict(zip(parents, self.score_all(models, "dev"), strict=True))
         log = log or functools.partial(log_parent, self.tracking)
@@ -277,12 +277,8 @@ class Tools(Workshop):
 
     def agreement(self, recipe: Recipe, checkpoint: Path) -> list[Agreement]:
         """How often the merge would go on as its base and sources, on ``evaluate.agreement``."""
-        resolved = self.resolve(recipe)
-        base = {"base": resolved.base} if resolved.base else {}
-        parents = {
-            name: self._model(recipe, source)
-            for name, source in {**base, **resolved.sources}.items()
-        }
+        sources = self.resolve(recipe).parents
+        parents = {name: self._model(recipe, source) for name, source in sources.items()}
         with self.progress.bar("comparing next tokens with the parents'") as tick:
             rows, others = agreement(
                 Model(checkpoint, self.weights_sha256(checkpoint)),
@@ -347,8 +343,3 @@ def merge_and_score(payload: Mapping[str, Any], place: Desk) -> dict[str, Any]:
             progress=lambda _task, done, total: place.tell(done, total),
         )
     return {"sha256": sha256}
-
-
-def _say_lost(progress: Progress, event: Event) -> None:
-    if isinstance(event, Lost):
-        progress.step(f"{event.worker} is gone: {event.reason}; another takes {event.unit}")

@@ -7,6 +7,7 @@ nothing of which of them is better: no choice and no gate reads it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +111,9 @@ def agreement(
                 del loaded
                 free_memory()
 
+        def choices_of(model: Model) -> Choices:
+            return ask(model, [])[0]
+
         chosen: dict[str, Choices] = {}
         for done, (name, model) in enumerate(alike.items()):
             tell(done, len(alike) + 1)
@@ -121,7 +125,7 @@ def agreement(
                 version("torch"),
                 ids,
             ]
-            chosen[name] = _kept(work_dir, about, lambda model=model: ask(model, [])[0])
+            chosen[name] = _kept(work_dir, about, functools.partial(choices_of, model))
         tell(len(alike), len(alike) + 1)
         own_choices, given = ask(merge, list(chosen.values()))
         tell(len(alike) + 1, len(alike) + 1)

@@ -32,7 +32,8 @@ def task_places(tasks: TaskSet) -> TaskPlaces | None:
     """
     spec = tasks.spec
     folders = [Path(spec.include_path).expanduser()] if spec.include_path else []
-    files, hub = list(folders), []
+    files: list[Path] = list(folders)
+    hub: list[tuple[str, str]] = []
     for name in spec.tasks:
         if "/" in name or name.endswith((".yaml", ".yml", *ENDINGS)):
             choices = [Path(name).expanduser(), *(folder / name for folder in folders)]

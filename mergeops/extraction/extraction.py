@@ -22,7 +22,6 @@ from mergeops.checkpoint import (
     ADAPTER,
     ADAPTER_CONFIG,
     CONFIG,
-    StoredTensor,
     TensorReader,
     TokenizerFile,
     read_json,
@@ -31,7 +30,7 @@ from mergeops.checkpoint import (
 )
 from mergeops.engine import open_input
 from mergeops.errors import ConfigError, MergeError
-from mergeops.extraction.changed_layers import TensorPlace, places
+from mergeops.extraction.changed_layers import TensorPlace, Tensors, places
 from mergeops.extraction.low_rank import FactorPair, Rank, factorize
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.planning import read_inputs
@@ -176,7 +175,7 @@ class _AdapterDraft:
     def __init__(
         self,
         readers: Sequence[TensorReader],
-        headers: tuple[dict[str, StoredTensor], dict[str, StoredTensor]],
+        headers: tuple[Tensors, Tensors],
         rank: Rank,
         others: str,
     ) -> None:

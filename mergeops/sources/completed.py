@@ -9,6 +9,38 @@ from pathlib import Path
 
 from mergeops.checkpoint import locked
 from mergeops.errors import SourceError
+from mergeops.sources.contents import Location
+from mergeops.sources.remote.directory import Progress
+from mergeops.sources.remote.download import fetch
+
+
+def with_companions(
+    path: Path,
+    location: Location,
+    cache_dir: Path,
+    progress: Progress | None,
+    *,
+    limit: int | None = None,
+) -> Path:
+    """A fetched directory, with those files that MLflow keeps beside it and that it lacks.
+
+    Args:
+        path: the directory.
+        location: where it was found.
+        cache_dir: downloads and links are kept below it.
+        progress: called with (what, bytes done, bytes in all).
+        limit: of the cache, in bytes.
+
+    Raises:
+        SourceError: they cannot be fetched or linked.
+    """
+    own = {file.name for file in path.iterdir()}
+    beside = [
+        fetch(directory, cache_dir, progress, limit=limit)
+        for directory in location.companions
+        if not {entry.name for entry in directory.entries()} <= own
+    ]
+    return completed(path, beside, cache_dir)
 
 
 def completed(path: Path, beside: Sequence[Path], cache_dir: Path) -> Path:

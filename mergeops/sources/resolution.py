@@ -28,7 +28,7 @@ from mergeops.sources.adapter_base import (
     said_base,
     two_models,
 )
-from mergeops.sources.completed import completed
+from mergeops.sources.completed import with_companions
 from mergeops.sources.contents import Location, check_unwrapped, examine
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.hash_later import is_hashed, settled, stamps_of
@@ -241,7 +241,7 @@ class _Resolver:
                 path = fetch(location.directory, self.cache_dir, self.progress, limit=self._limit)
             if location.contents.kind == "full":
                 check_unwrapped(path)
-            path = self._with_companions(path, location)
+            path = with_companions(path, location, self.cache_dir, self.progress, limit=self._limit)
             _hold(uri, path)
             self._locations[uri] = location, path
         return self._locations[uri]
@@ -301,16 +301,6 @@ class _Resolver:
             revision=location.revision,
             stamps=stamps,
         )
-
-    def _with_companions(self, path: Path, location: Location) -> Path:
-        """The directory, with those files that MLflow keeps beside it and that it lacks."""
-        own = {file.name for file in path.iterdir()}
-        beside = [
-            fetch(directory, self.cache_dir, self.progress, limit=self._limit)
-            for directory in location.companions
-            if not {entry.name for entry in directory.entries()} <= own
-        ]
-        return completed(path, beside, self.cache_dir)
 
     def _base_of(self, name: str, uri: str, path: Path, base: str | None) -> Path:
         """The directory of the model that an adapter applies to."""

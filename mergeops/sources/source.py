@@ -50,3 +50,8 @@ class Resolved:
     base: Source | None
     sources: dict[str, Source]
     """In the recipe's order."""
+
+    @property
+    def parents(self) -> dict[str, Source]:
+        """The base, where there is one, and the sources, by name."""
+        return {**({"base": self.base} if self.base else {}), **self.sources}

@@ -23,8 +23,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from mergeops.errors import TrackingError
 from mergeops.recipe import TrackingSpec
+from mergeops.store.address import chosen_uri
 from mergeops.store.client import chosen_registry
-from mergeops.store.connection import chosen_uri
 from mergeops.store.database import SQLITE, database_file
 from mergeops.store.keys import quoted
 from mergeops.store.no_redirects import NoRedirects

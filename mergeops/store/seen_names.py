@@ -12,7 +12,7 @@ from mergeops.checkpoint import replace_with
 from mergeops.errors import TrackingError
 from mergeops.kernels import user_cache
 from mergeops.recipe import TrackingSpec
-from mergeops.store.connection import chosen_uri
+from mergeops.store.address import chosen_uri
 
 MOST = 300
 """URIs kept of one server, the newest."""
