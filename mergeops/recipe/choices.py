@@ -11,12 +11,11 @@ from typing import Any
 
 from mergeops import methods
 from mergeops.errors import ConfigError
+from mergeops.recipe.executor_settings import EXECUTOR_PLUG_INS, ExecutorSpec
 from mergeops.recipe.files import GROUPS
 from mergeops.recipe.recipe import DtypeSpec, Recipe
 from mergeops.recipe.settings import (
-    EXECUTOR_PLUG_INS,
     EvaluateSpec,
-    ExecutorSpec,
     OutputSpec,
     PromoteSpec,
     TrackingSpec,
