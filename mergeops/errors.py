@@ -7,7 +7,8 @@
     ├── EvaluationError      5   a task is unknown or broken, or a model cannot be scored
     ├── TrackingError        6   the MLflow server cannot be reached or refuses
     │   └── AwayError        6   it is away for now; what was to be logged can be logged later
-    └── GateRefusedError     7   the evidence does not support the promotion
+    ├── GateRefusedError     7   the evidence does not support the promotion
+    └── ServiceError         8   the merge service or its database cannot be reached or refuses
 
 A message is one line: what is wrong, where, the value, and what is allowed or what to do next.
 Errors of lower layers are caught where they arise and raised again as one of these, with the
@@ -78,6 +79,12 @@ class GateRefusedError(MergeopsError):
     """The evidence does not support the promotion."""
 
     exit_code = 7
+
+
+class ServiceError(MergeopsError):
+    """The merge service or its database cannot be reached, or refuses what it was asked."""
+
+    exit_code = 8
 
 
 @contextmanager

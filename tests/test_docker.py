@@ -56,7 +56,9 @@ def test_packages_are_pinned_or_our_own_wheel(path: Path) -> None:
             text = re.sub(r"\$\{(\w+)\}", lambda m: arguments[m.group(1)], text)
             wanted = [word.strip('"') for word in text.split() if not word.startswith("-")]
             assert wanted
-            assert all("==" in package or package.endswith(".whl") for package in wanted)
+            # $1 is the wheel that was built above.
+            own = (".whl", "$1[service]")
+            assert all("==" in package or package.endswith(own) for package in wanted)
 
 
 def test_everything_that_is_copied_is_there_and_not_ignored() -> None:
@@ -123,7 +125,7 @@ def test_mlflow_takes_the_options_that_it_is_given() -> None:
 def test_the_job_runner_is_off_and_only_this_machine_reaches_the_server() -> None:
     assert SERVICES["mlflow"]["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     published = [port for s in SERVICES.values() for port in s.get("ports", [])]
-    assert published == ["127.0.0.1:5000:5000"]
+    assert published == ["127.0.0.1:5000:5000", "127.0.0.1:8321:8321"]
 
 
 def test_secrets_come_from_the_environment_and_are_named_in_the_example() -> None:
@@ -146,3 +148,40 @@ def test_our_own_images_write_to_volumes_and_memory_only() -> None:
     home = [line for _, line in instructions(DOCKER / "Dockerfile") if "--uid 10001" in line]
     assert home
     assert "/home/mergeops:uid=10001" in SERVICES["mergeops"]["tmpfs"]
+
+
+KUBERNETES = DOCKER / "kubernetes"
+
+
+def manifests() -> list[dict[str, Any]]:
+    files = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["resources"]
+    return [m for file in files for m in yaml.safe_load_all((KUBERNETES / file).read_text())]
+
+
+def containers() -> list[dict[str, Any]]:
+    pods = [m["spec"]["template"]["spec"] for m in manifests() if m["kind"] == "Deployment"]
+    assert all(pod["securityContext"]["runAsNonRoot"] for pod in pods)
+    return [container for pod in pods for container in pod["containers"]]
+
+
+def test_the_clusters_containers_may_do_nothing_more_than_they_need() -> None:
+    for container in containers():
+        confined = container["securityContext"]
+        assert confined["readOnlyRootFilesystem"] and not confined["allowPrivilegeEscalation"]
+        assert confined["capabilities"] == {"drop": ["ALL"]}
+        assert all("secretKeyRef" in one["valueFrom"] for one in container["env"])
+
+
+def test_the_service_is_started_by_words_that_it_takes() -> None:
+    import click
+
+    from mergeops.cli.main import cli
+    from mergeops.service.operator_config import read_config
+
+    started = [c["args"] for c in containers()]
+    started += [SERVICES[name]["command"] for name in ("serve", "worker")]
+    for name, *words in started:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        command.make_context(name, words if name == "serve" else [*words, "--database", "x"])
+    assert "mergeops" in read_config(KUBERNETES / "service.yaml").hosts

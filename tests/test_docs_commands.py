@@ -14,7 +14,8 @@ from mergeops.cli.main import cli
 from mergeops.recipe import GROUPS, Recipe, keys
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("docs/faq.md", "docs/ci.md", "docs/shell.md", "docs/index.md", "docs/clusters.md")
+PAGES = ("docs/faq.md", "docs/ci.md", "docs/shell.md", "docs/index.md")
+PAGES += ("docs/clusters.md", "docs/service.md")
 COMMAND = re.compile(r"^ {4,}(?:\$ |- run: |srun )*(mergeops [^|#\n]+)$", re.MULTILINE)
 
 

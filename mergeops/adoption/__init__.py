@@ -4,11 +4,14 @@ Stands on: adapters, checkpoint, errors, recipe, recover, redact, sources, store
 """
 
 from mergeops.adoption.adoption import Adoption, adopt
-from mergeops.adoption.recipe_file import write_recipe, write_window
+from mergeops.adoption.found import FoundRun
+from mergeops.adoption.recipe_file import source_names, write_recipe, write_window
 
 __all__ = [
     "Adoption",
+    "FoundRun",
     "adopt",
+    "source_names",
     "write_recipe",
     "write_window",
 ]

@@ -10,13 +10,14 @@ import errno
 import gc as garbage_collector
 import importlib
 import io
+import os
 import signal
 import sys
 from types import FrameType
 
 import click
 
-from mergeops.errors import MergeError, MergeopsError
+from mergeops.errors import AwayError, MergeError, MergeopsError
 from mergeops.version import __version__
 
 COMMANDS = {
@@ -37,6 +38,7 @@ COMMANDS = {
     "init": "Write a config directory: experiment, registered model, tasks, and a first recipe.",
     "inspect": "Will these merge, and how do their task vectors interfere? Nothing is merged or "
     "logged.",
+    "jobs": "The jobs of the service: list, show, logs, cancel, retry.",
     "lineage": "The family tree of a model, back to its training runs and bases.",
     "merge": "Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked.",
     "methods": "List the merge methods, or explain one with its parameters and paper.",
@@ -49,15 +51,23 @@ COMMANDS = {
     "rollback": "Move NAME@champion back to NAME@previous.",
     "run": "One tracked trial: find the sources, merge, score merge and parents, log, register.",
     "search": "Many trials, the best chosen on the dev part: strategy=greedy_soup, optuna, ...",
+    "serve": "Serve the merge service here: page, API, queue, and a worker.",
     "strategies": "List the strategies of a search, or explain one with its parameters.",
+    "submit": "Queue COMMAND with its arguments as a job of the service.",
     "sync": "Log trials that were kept while the server was away; nothing is merged or "
     "scored again.",
     "verify": "Rehash a merged checkpoint and name every file that differs from its manifest.",
+    "watch": "Continuous merging: every training run that ends is tried; what is better is "
+    "proposed.",
+    "worker": "Work on the jobs of a database until SIGTERM.",
 }
 """Command -> the first sentence of its help."""
-MODULES = {"convert": "merge", "search": "run"} | dict.fromkeys(
-    ("approve", "controls", "history", "reject", "rollback"), "promote"
-)
+MODULES = {
+    "convert": "merge",
+    "search": "run",
+    "submit": "jobs",
+    "worker": "serve",
+} | dict.fromkeys(("approve", "controls", "history", "reject", "rollback"), "promote")
 """Command -> its module here, where that is not called like it."""
 MOST_SHOWN = 4000
 """Characters of a message; a file may hold names of any length."""
@@ -116,6 +126,9 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
+    except AwayError as error:
+        # A service begins such a job again by itself, and asks to be told by a code of its own.
+        _fail(str(error), int(os.environ.get("MERGEOPS_AWAY_EXIT_CODE") or error.exit_code))
     except MergeopsError as error:
         _fail(str(error), error.exit_code)
     except click.ClickException as error:

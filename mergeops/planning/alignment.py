@@ -57,25 +57,24 @@ def read_inputs(
         headers[planned.name] = _renamed(tensors, alike)
     first = next((p for p in inputs if any(map(ONE_EXPERT.search, headers[p.name]))), inputs[0])
     for number, planned in enumerate(inputs):
-        label, tensors = planned.name, headers[planned.name]
+        label, ours = planned.name, headers[first.name]
+        seen: Tensors = headers[label]
         cut: dict[str, TensorCut] = {}
-        if tensors.keys() != headers[first.name].keys():
+        matched: dict[str, str] = {}
+        if seen.keys() != ours.keys():
             with about(key_of(label)):
-                tensors, cut, said = _with_single_experts(first, planned, headers)
-                ours, theirs = headers[first.name], config_of(planned)
+                seen, cut, said = _with_single_experts(first, planned, headers)
                 matched, more = _matched(
-                    (first.name, ours, config_of(first)), (label, tensors, theirs)
+                    (first.name, ours, config_of(first)), (label, seen, config_of(planned))
                 )
                 notes += [*said, *more]
-        else:
-            matched = {}
-        headers[label] = _renamed(tensors, {name: matched.get(name, name) for name in tensors})
+        headers[label] = _renamed(seen, {name: matched.get(name, name) for name in seen})
         on_disk = {name: tensor for tensor, name in names[label].items()}
         inputs[number] = dataclasses.replace(
             planned,
             renamed={
                 new: on_disk[name]
-                for name in tensors
+                for name in seen
                 if name not in cut and (new := matched.get(name, name)) != on_disk[name]
             },
             cut={

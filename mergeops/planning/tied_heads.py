@@ -78,7 +78,9 @@ def without_copies(
         if planned.adapter_base is not None or all(view.keys() == o.keys() for o in others):
             continue
         fit = read_fit(config_of(planned), {name: stored.shape for name, stored in view.items()})
-        for target, source in fit.tied.items() if fit is not None else ():
+        if fit is None:
+            continue
+        for target, source in fit.tied.items():
             pair = fit.parts.get(target, ()), fit.parts.get(source, ())
             if [len(names) for names in pair] != [1, 1] or pair[0] == pair[1]:
                 continue

@@ -20,6 +20,7 @@ from mergeops.promotion.gate_checks import BETTER, FLOOR, RISE, GateCheck
 from mergeops.promotion.history import History, read_history
 from mergeops.promotion.hooks import configured, registry
 from mergeops.promotion.outcome import Outcome
+from mergeops.promotion.waiting import WaitingProposal, read_trial_file, waiting_proposals
 
 __all__ = [
     "BETTER",
@@ -31,15 +32,18 @@ __all__ = [
     "GateCheck",
     "History",
     "Outcome",
+    "WaitingProposal",
     "approve",
     "configured",
     "finding_of",
     "gains_over",
     "promote",
     "read_history",
+    "read_trial_file",
     "registry",
     "reject",
     "rollback",
     "run_controls",
+    "waiting_proposals",
     "without_source",
 ]

@@ -48,6 +48,7 @@ def promote(
     expect_current: int | None = None,
     force: bool = False,
     reason: str | None = None,
+    user: str | None = None,
 ) -> Outcome:
     """Judge a registered merge on the confirm part, and make it @champion if the gate holds.
 
@@ -58,6 +59,7 @@ def promote(
         version: None takes the best on the dev part.
         expect_current: refuse unless this version is @champion (NO_CHAMPION: none is). The champion
             that the candidate was judged against must be @champion still in any case.
+        user: who promotes; None: whoever MLflow or the system says. A service names itself.
 
     Returns:
         What came of it. Where the candidate is @champion already, nothing is opened: the same
@@ -92,7 +94,8 @@ def promote(
     references = find_references(tools, recipe, name, champion)
     if not force:
         _check_possible(recipe, candidate, references)
-    use, expectations = _open(tools, recipe, name, candidate, references)
+    user = user or current_user()
+    use, expectations = _open(tools, recipe, name, candidate, references, user)
     scores = _score(tools, guard, recipe, name, candidate)
     against = {r.label: _score_reference(tools, guard, recipe, r) for r in references}
     verdict = judge(scores, against, recipe.promote, level=use.level)
@@ -108,7 +111,7 @@ def promote(
             candidate.version,
             evidence(verdict, use, expectations),
             passed=verdict.promotes,
-            user=current_user(),
+            user=user,
             expect_current=champion or NO_CHAMPION,
             force=force,
             reason=reason,
@@ -211,7 +214,12 @@ def _guard_tools(recipe: Recipe, tools: Tools) -> Tools | None:
 
 
 def _open(
-    tools: Tools, recipe: Recipe, name: str, candidate: RegisteredMerge, references: list[Reference]
+    tools: Tools,
+    recipe: Recipe,
+    name: str,
+    candidate: RegisteredMerge,
+    references: list[Reference],
+    user: str,
 ) -> tuple[Use, tuple[Expectation, ...]]:
     """Say what the confirm part can show, then count its use."""
     loaded = tools.load_tasks()
@@ -226,7 +234,7 @@ def _open(
         primary=primary,
         parts=parts,
         at=now(),
-        by=current_user(),
+        by=user,
         alpha=spec.alpha,
         asked=asked_digest(loaded, "confirm"),
         sketches={parts[task]: sketch for task, sketch in sketches.items()},

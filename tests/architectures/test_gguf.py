@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,9 @@ def test_one_piece_of_several_and_an_adapter_are_no_model(tmp_path: Path) -> Non
     writer.close()
     with pytest.raises(SourceError, match="a LoRA adapter; name the directory that PEFT saved"):
         converted_gguf(tmp_path / "lora.gguf", tmp_path / "cache")
+
+
+def test_the_page_of_formats_says_which_families_are_tried() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    [told] = re.findall(r"Tried against\ntransformers: (.+)\.", page)
+    assert re.findall(r"`(\w+)`", told) == sorted(FAMILIES)

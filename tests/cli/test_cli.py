@@ -54,6 +54,22 @@ FROZEN = {
     "search": "OVERRIDES --dry-run --config-dir --cfg --json --progress --quiet --debug",
     "open": "WHAT OVERRIDES --print --config-dir --json --debug",
     "strategies": "NAME --json --debug",
+    "serve": "--host --port --database --workers --state --device --tags --config --config-dir"
+    " --debug",
+    "worker": "--database --device --tags --config --config-dir --debug",
+    "submit": "COMMAND WORDS --tags --priority --wait --state --json --debug",
+    "jobs": "",
+    "jobs list": "--state-is --limit --state --json --debug",
+    "jobs show": "JOB_ID --state --json --debug",
+    "jobs logs": "JOB_ID --follow --state --debug",
+    "jobs cancel": "JOB_ID --state --json --debug",
+    "jobs retry": "JOB_ID --state --json --debug",
+    "watch": "",
+    "watch add": "FILE --state --json --debug",
+    "watch list": "--state --json --debug",
+    "watch remove": "NAME --state --json --debug",
+    "watch report": "NAME --state --json --debug",
+    "watch run": "NAME --round --database --config-dir --json --progress --quiet --debug",
     "verify": "WHERE --json --progress --quiet --debug",
 }
 
@@ -73,6 +89,11 @@ def command(name: str) -> click.Command:
 
 def test_the_options_of_every_command_are_as_published() -> None:
     found = {name: {spelled(p) for p in command(name).params} for name in cli.COMMANDS}
+    for name in cli.COMMANDS:
+        group = command(name)
+        if isinstance(group, click.Group):
+            for word, inner in group.commands.items():
+                found[f"{name} {word}"] = {spelled(p) for p in inner.params}
     assert found == {name: set(words.split()) for name, words in FROZEN.items()}
 
 

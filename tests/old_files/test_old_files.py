@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,15 @@ FAMILIES = (
     *("llama", "llama-tied", "qwen2", "gemma2", "phi3", "gpt2", "bert", "t5", "bart"),
     *("mixtral", "qwen3-moe", "gemma3", "qwen2-vl", "llava"),
 )
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.is_file(), reason="`make old-files` installs transformers 4.57"),
-]
+needs_old = pytest.mark.skipif(
+    not PYTHON.is_file(), reason="`make old-files` installs transformers 4.57"
+)
+
+
+def test_the_page_of_formats_says_which_families_are_tried() -> None:
+    page = (HERE.parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+    told = page.partition("`make old-files` tries it")[2].partition(" (PaliGemma")[0]
+    assert set(re.findall(r"`([\w-]+)`", told)) == set(FAMILIES)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,8 @@ def average(one: Path, other: Path, out: Path) -> Path:
     return out
 
 
+@needs_old
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fine_tunes_of_the_old_version_are_averaged_with_both_spellings(
     name: str, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,6 +87,8 @@ def test_fine_tunes_of_the_old_version_are_averaged_with_both_spellings(
         assert differs(out, family, "mean") < 1e-5
 
 
+@needs_old
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_adapter_of_the_old_version_applies_to_both_spellings_of_its_base(
     name: str, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -153,7 +153,9 @@ def test_another_model_is_not_the_base(
 def test_names_of_other_trainers_have_another_way(trained_base: Path, tmp_path: Path) -> None:
     import torch.distributed.checkpoint as dcp
 
-    tensors = {"tok_embeddings.weight": torch.ones(4, 2)}
+    tensors = dict.fromkeys(
+        ("tok_embeddings.weight", "layers.0.moe.router.weight"), torch.ones(4, 2)
+    )
     dcp.save(tensors, checkpoint_id=tmp_path / "step-3", no_dist=True)
     with pytest.raises(SourceError, match=r"has other names than .*convert_to_hf.py"):
         recover(tmp_path / "step-3", tmp_path / "out", base=trained_base)

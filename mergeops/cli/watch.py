@@ -1,0 +1,125 @@
+"""The commands about watches: add, list, remove, report; and run, which the service queues."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from mergeops.cli.console import console, table
+from mergeops.cli.jobs import SERVER
+from mergeops.cli.options import AS_JSON, DEBUG, PATH, print_json, progress_options
+from mergeops.client import connect
+from mergeops.progress import Progress
+from mergeops.service import Queue, Watch, Watches, open_queue
+from mergeops.watching import Round, WatchState, read_watch_file, run_round
+
+NAME = click.argument("name")
+
+
+@click.group()
+def watch() -> None:
+    """Continuous merging: every training run that ends is tried; what is better is proposed."""
+
+
+@watch.command()
+@click.argument("file", type=PATH)
+@SERVER
+@AS_JSON
+@DEBUG
+def add(file: Path, state: Path, as_json: bool) -> None:
+    """Add the watch of FILE (YAML), or change the one of its name; what it knows stays."""
+    made = connect(state).add_watch(read_watch_file(file))
+    if as_json:
+        return print_json(made)
+    spec = made["config"]
+    click.echo(
+        f"{made['name']} looks at {', '.join(spec['experiments'])} every {spec['every_s']:g} s; "
+        f"mergeops watch report {made['name']}"
+    )
+
+
+@watch.command("list")
+@SERVER
+@AS_JSON
+@DEBUG
+def list_watches(state: Path, as_json: bool) -> None:
+    """All watches."""
+    found = connect(state).watches()
+    if as_json:
+        return print_json(found)
+    if not found:
+        return click.echo("no watches yet; mergeops watch add FILE")
+    columns = ("watch", "experiments", "runs", "waiting", "trials", "proposed", "last round")
+    rows = [
+        (
+            *(one["name"], ", ".join(one["config"]["experiments"]), str(one["runs"])),
+            *(str(one["waiting"]), str(one["trials"]), str(one["proposed"]), one["last"]),
+        )
+        for one in found
+    ]
+    console().print(table(columns, rows))
+
+
+@watch.command()
+@NAME
+@SERVER
+@AS_JSON
+@DEBUG
+def remove(name: str, state: Path, as_json: bool) -> None:
+    """Remove a watch; the runs, merges and proposals that it made stay."""
+    gone = connect(state).remove_watch(name)
+    print_json(gone) if as_json else click.echo(f"{name} is removed; what it made stays")
+
+
+@watch.command()
+@NAME
+@SERVER
+@AS_JSON
+@DEBUG
+def report(name: str, state: Path, as_json: bool) -> None:
+    """What came in, what each run contributed, what was tried, what it cost, what is proposed."""
+    found = connect(state).watch_report(name)
+    print_json(found) if as_json else click.echo(found["text"], nl=False)
+
+
+@watch.command(hidden=True)
+@NAME
+@click.option("--round", "number", type=click.IntRange(min=1), required=True)
+@click.option("--database", envvar="MERGEOPS_DATABASE", required=True)
+@click.option("--config-dir", type=PATH, envvar="MERGEOPS_CONFIG_DIR")
+@AS_JSON
+@progress_options
+@DEBUG
+def run(
+    name: str,
+    number: int,
+    database: str,
+    config_dir: Path | None,
+    as_json: bool,
+    progress_mode: str,
+    quiet: bool,
+) -> None:
+    """One round of a watch: the service queues it."""
+    progress = Progress(progress_mode, quiet=quiet)
+    found = asyncio.run(_read(database, name))
+
+    def save(state: WatchState) -> None:
+        asyncio.run(_save(database, name, state))
+
+    made: Round = run_round(
+        found.spec, found.state, number, save=save, progress=progress, config_dir=config_dir
+    )
+    print_json(made.to_dict()) if as_json else click.echo(made.note)
+
+
+async def _read(database: str, name: str) -> Watch:
+    queue: Queue
+    async with open_queue(database, connections=2) as queue:
+        return await Watches(queue).get(name)
+
+
+async def _save(database: str, name: str, state: WatchState) -> None:
+    async with open_queue(database, connections=2) as queue:
+        await Watches(queue).save(name, state)

@@ -1,0 +1,144 @@
+"""What the service knows of MLflow: proposals and their decisions, and the leaderboard.
+
+MLflow's client waits; whoever serves many calls this from a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mergeops import promotion
+from mergeops.errors import ConfigError
+from mergeops.progress import Progress
+from mergeops.promotion import WaitingProposal, read_trial_file, waiting_proposals
+from mergeops.recipe import Recipe, compose
+from mergeops.report import Compared
+from mergeops.store import Tracking, connect_to_server, current_user
+from mergeops.tracking import compare_experiments, find_version
+
+FRESH_S = 10.0
+"""How long an answer of MLflow's is shown again."""
+PLOT = "plots/scores.png"
+
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Kept:
+    value: Any
+    at: float
+
+
+class Registry:
+    """MLflow as the service sees it.
+
+    Args:
+        config_dir: the operator's config directory: server, experiment, hooks.
+    """
+
+    def __init__(self, config_dir: Path | None = None) -> None:
+        self._config_dir = config_dir
+        self._kept: dict[str, _Kept] = {}
+        self._lock = threading.Lock()
+
+    def settings(self) -> Recipe:
+        """What the operator's config says."""
+        return self._fresh("settings", lambda: compose([], config_dir=self._config_dir), 60.0)
+
+    def connection(self) -> Tracking:
+        """To the server."""
+        tracking = self.settings().tracking
+        return self._fresh("connection", lambda: connect_to_server(tracking), 60.0)
+
+    def proposals(self) -> list[WaitingProposal]:
+        """What waits for a decision.
+
+        Raises:
+            TrackingError: MLflow cannot be asked.
+        """
+        return self._fresh("proposals", lambda: waiting_proposals(self.connection()))
+
+    def leaderboard(self, experiment: str = "") -> Compared:
+        """Everything that was scored in an experiment.
+
+        Args:
+            experiment: its name; empty takes the one of the operator's config.
+
+        Raises:
+            TrackingError: MLflow cannot be asked, or nothing was scored.
+        """
+        tracking = self.settings().tracking
+        name = experiment or tracking.experiment
+        key = f"leaderboard {name}"
+        return self._fresh(key, lambda: compare_experiments(tracking, [name]), 30.0)
+
+    def approve(self, name: str, version: int, reason: str | None) -> promotion.Change:
+        """Make a proposed version the champion.
+
+        Raises:
+            GateRefusedError: the proposer is who approves.
+            TrackingError: nothing waits, or another version.
+        """
+        settings = self.settings()
+        hooks = promotion.configured(settings.promote.hooks)
+        with promotion.registry(settings, name, Progress(quiet=True)) as tracking:
+            change = promotion.approve(
+                tracking, name, user=current_user(), version=version, reason=reason, hooks=hooks
+            )
+        self.forget()
+        return change
+
+    def reject(self, name: str, version: int, reason: str) -> promotion.Change:
+        """Close a proposal.
+
+        Raises:
+            ConfigError: there is no reason.
+            TrackingError: nothing waits, or another version.
+        """
+        if not reason.strip():
+            raise ConfigError("the reason is empty; say why, for the proposer reads it")
+        with promotion.registry(self.settings(), name, Progress(quiet=True)) as tracking:
+            change = promotion.reject(
+                tracking, name, user=current_user(), reason=reason, version=version
+            )
+        self.forget()
+        return change
+
+    def plot(self, name: str, version: int) -> bytes:
+        """The picture of a version's scores, as PNG.
+
+        Raises:
+            TrackingError: there is none.
+        """
+
+        def read() -> bytes:
+            tracking = self.connection()
+            run_id = str(find_version(tracking, name, version).run_id)
+            return read_trial_file(tracking, run_id, PLOT)
+
+        return self._fresh(f"plot {name} {version}", read, 300.0)
+
+    def forget(self) -> None:
+        """Ask MLflow again for all that may have changed."""
+        with self._lock:
+            for key in [key for key in self._kept if key.startswith(("proposals", "leader"))]:
+                del self._kept[key]
+
+    def _fresh(self, key: str, read: Callable[[], T], fresh_s: float = FRESH_S) -> T:
+        with self._lock:
+            kept = self._kept.get(key)
+        if kept is not None and time.monotonic() - kept.at < fresh_s:
+            found: T = kept.value
+            return found
+        value = read()
+        with self._lock:
+            if len(self._kept) > 200:
+                self._kept.clear()
+            self._kept[key] = _Kept(value, time.monotonic())
+        return value

@@ -1,0 +1,168 @@
+"""A watch on real runs and models: what is better is proposed once, all else is told why not."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from mergeops.progress import Progress
+from mergeops.promotion import approve, read_history
+from mergeops.recipe import compose
+from mergeops.store import connect
+from mergeops.watching import Round, WatchSpec, WatchState, has_work, run_round
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+ITEMS = 240
+
+
+class Team:
+    """An experiment, its models, a watch, and what the watch knows."""
+
+    def __init__(self, folder: Path, tiny_llama: Callable[..., Path]) -> None:
+        self.folder = folder
+        self.uri = f"sqlite:///{folder}/mlflow.db"
+        self.client = mlflow.MlflowClient(self.uri)
+        self.experiment = self.client.create_experiment("finetunes")
+        self.base = tiny_llama(path=folder / "base")
+        self.models = {
+            name: tiny_llama(path=folder / name, like=self.base, seed=seed, noise=0.05)
+            for seed, name in enumerate(("math", "dates", "noise"), 1)
+        }
+        overrides = [
+            f"base={self.base}",
+            "method=linear",
+            "evaluate.tasks=[liked]",
+            f"evaluate.include_path={folder}/tasks",
+            f"tracking.uri={self.uri}",
+            "tracking.registered_model=skills",
+            "tracking.heat_maps=false",
+            f"output.dir={folder}/work",
+        ]
+        raw = {"name": "nightly", "experiments": ["finetunes"], "overrides": overrides}
+        self.spec = WatchSpec.from_dict(raw)
+        self.state = WatchState()
+        self.tracking = connect(compose(overrides).tracking)
+        self.number = 0
+
+    def ends(self, name: str, directory: Path | None, status: str = "FINISHED", loss: float = 1.0):
+        run = self.client.create_run(self.experiment, run_name=name)
+        if directory is not None:
+            self.client.log_param(run.info.run_id, "output_dir", str(directory))
+        self.client.log_metric(run.info.run_id, "eval_loss", loss)
+        self.client.set_terminated(run.info.run_id, status)
+
+    def round(self, *, again: bool = False) -> Round:
+        self.number += not again
+
+        def save(state: WatchState) -> None:
+            # As the database keeps it.
+            self.state = WatchState.from_dict(json.loads(json.dumps(state.to_dict())))
+
+        quiet = Progress(quiet=True)
+        return run_round(self.spec, self.state, self.number, save=save, progress=quiet)
+
+    def outcomes(self) -> dict[str, str]:
+        return {run.name: run.outcome for run in self.state.runs.values()}
+
+
+@pytest.fixture
+def team(tiny_llama: Callable[..., Path], template_database: Path, tmp_path: Path) -> Team:
+    (tmp_path / "mlflow.db").write_bytes(template_database.read_bytes())
+    team = Team(tmp_path, tiny_llama)
+    write_liked(tmp_path / "tasks", team.models["math"], team.models["dates"])
+    return team
+
+
+def write_liked(folder: Path, one: Path, other: Path) -> None:
+    """A task whose right answers are what the mean of two models likes best."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(one)
+    mean, second = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (one, other))
+    with torch.no_grad():
+        for p, q in zip(mean.parameters(), second.parameters(), strict=True):
+            p.copy_((p + q) / 2)
+    draw, rows = random.Random(0), []
+    for _ in range(ITEMS):
+        prompt = f"{draw.randrange(1000)} {draw.choice('abcdefgh')} ="
+        choices = draw.sample("qrstuvwxyz", 4)
+        # A choice is one letter: all have the same length, and differ in their last token.
+        ids = tokenizer([f"{prompt} {c}" for c in choices], return_tensors="pt").input_ids
+        with torch.no_grad():
+            logits = mean(ids).logits[:, -2].log_softmax(-1)
+        liked = logits.gather(1, ids[:, -1:])[:, 0].tolist()
+        rows.append({"prompt": prompt, "choices": choices, "answer": liked.index(max(liked))})
+    data = folder / "liked.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task: dict[str, Any] = {
+        "task": "liked",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "target_delimiter": " ",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+    (folder / "liked.yaml").write_text(json.dumps(task))
+
+
+def test_a_watchs_life(team: Team) -> None:
+    # One run alone is no merge.
+    team.ends("math", team.models["math"])
+    first = team.round()
+    assert (first.new, first.usable, first.trials, first.proposed) == (1, 1, 0, "")
+    assert team.outcomes() == {"math": "kept"}
+
+    # The second makes the merge that the task likes; a run that failed counts as any other.
+    team.ends("dates", team.models["dates"], status="FAILED")
+    second = team.round()
+    assert second.proposed == "skills/1", second.note
+    assert team.outcomes()["dates"] == "kept"
+    history = read_history(team.tracking, "skills")
+    assert history.waiting is not None
+    assert (history.waiting.to, history.waiting.by) == (1, "watch nightly")
+    assert history.champion is None
+
+    # The same round again does nothing; neither does one in which nothing is new.
+    assert team.round(again=True).note.endswith("(done before)")
+    assert not has_work(team.spec, team.state)
+    assert team.round().note == "nothing new"
+    uses = [event for event in history.events if event.what.startswith("confirm use")]
+    assert len(uses) == 1
+
+    approve(team.tracking, "skills", user="ben")
+
+    # What is useless is told apart, and nothing of it is proposed.
+    twin = shutil.copytree(team.models["math"], team.folder / "twin")
+    other = shutil.copytree(team.models["noise"], team.folder / "diverged")
+    team.ends("twin", twin)
+    team.ends("nothing", None, status="KILLED")
+    team.ends("diverged", other, loss=math.nan)
+    team.ends("noise", team.models["noise"])
+    assert has_work(team.spec, team.state)
+    fourth = team.round()
+    assert (fourth.new, fourth.proposed) == (4, "")
+    outcomes = team.outcomes()
+    assert (outcomes["twin"], outcomes["nothing"]) == ("duplicate", "unusable")
+    assert outcomes["diverged"] == "unusable"
+    assert outcomes["noise"] == "not better"
+    history = read_history(team.tracking, "skills")
+    assert (history.champion, history.waiting) == (1, None)
+    uses = [event for event in history.events if event.what.startswith("confirm use")]
+    assert len(uses) == 1
+    gains = {run.name: run.gain for run in team.state.runs.values()}
+    assert gains["noise"] is not None and gains["noise"] < 0
