@@ -11,7 +11,7 @@ from typing import Any
 
 from mergeops import methods
 from mergeops.errors import ConfigError
-from mergeops.recipe.executor_spec import EXECUTOR_PLUG_INS, ExecutorSpec
+from mergeops.recipe.executor_settings import EXECUTOR_PLUG_INS, ExecutorSpec
 from mergeops.recipe.files import GROUPS
 from mergeops.recipe.recipe import DtypeSpec, Recipe
 from mergeops.recipe.settings import (

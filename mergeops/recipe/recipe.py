@@ -17,7 +17,7 @@ from typing import Any
 
 from mergeops import methods
 from mergeops.errors import ConfigError
-from mergeops.recipe.executor_spec import ExecutorSpec
+from mergeops.recipe.executor_settings import ExecutorSpec
 from mergeops.recipe.merge_uris import check_uris
 from mergeops.recipe.settings import (
     EvaluateSpec,

@@ -228,8 +228,8 @@ def test_a_source_that_changes_while_it_is_merged_leaves_nothing(
     moving = Path(shutil.copytree(models["b"], tmp_path / "moving"))
     original = execute._write_shards
 
-    def write(*arguments: Any) -> Any:
-        done = original(*arguments)
+    def write(*arguments: Any, **named: Any) -> Any:
+        done = original(*arguments, **named)
         with open(moving / "model.safetensors", "r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(b"x")

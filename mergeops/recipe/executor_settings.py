@@ -1,4 +1,4 @@
-"""Where units of work are done: the part of a recipe that says nothing of what comes out."""
+"""Where work is done: what every executor has, and room for each one's own keys."""
 
 from __future__ import annotations
 
