@@ -14,7 +14,6 @@ from mergeops.checkpoint import read_range
 from mergeops.errors import SourceError
 from mergeops.recover import ShardedReader, open_on_base
 
-
 KILLS = int(os.environ.get("KILLS", "4"))
 """Of each kind; KILLS=17 kills 51 times."""
 
