@@ -87,12 +87,20 @@ def find(uri: str, context: FindContext) -> Location:
     """The repository's snapshot on this machine, with its pickled weights where it has no others.
 
     Raises:
-        SourceError: as ``download``.
+        SourceError: as ``download``; or it holds GGUF files, of which none is downloaded unasked.
     """
     path = download(uri, code=context.code)
     if examine(LocalDirectory(path)).kind is None and context.pickled:
         path = download(uri, code=context.code, pickled=True)
-    return Location.at(LocalDirectory(path), revision=path.name)
+    location = Location.at(LocalDirectory(path), revision=path.name)
+    contents = location.contents
+    if contents.kind is None and not contents.convertible and "gguf" in uri.lower():
+        name = public_name(uri)
+        raise SourceError(
+            f"{uri} has no safetensors; of its GGUF files one is to be named: `hf download {name} "
+            "FILE.gguf --local-dir DIR`, and name DIR/FILE.gguf as the source"
+        )
+    return location
 
 
 def download(uri: str, *, code: bool = False, pickled: bool = False) -> Path:

@@ -56,6 +56,18 @@ def test_offline_and_not_cached_fails_at_once_with_what_to_do(cache: Path, tmp_p
     assert time.monotonic() - started < 5
 
 
+def test_of_a_repository_of_gguf_files_one_is_to_be_named(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "README.md").write_text("Q4_K_M, Q8_0")
+    snapshot = put(cache, tmp_path / "files", "org/tiny-GGUF")
+    with pytest.raises(SourceError, match="hf download org/tiny-GGUF FILE.gguf --local-dir DIR"):
+        resolve_uri("hf://org/tiny-GGUF", cache_dir=tmp_path / "cache")
+    # One that is in the cache is the one that was asked for.
+    (snapshot / "tiny.Q8_0.gguf").write_bytes(b"GGUF")
+    with pytest.raises(SourceError, match="tiny.Q8_0.gguf cannot be read as a GGUF file"):
+        resolve_uri("hf://org/tiny-GGUF", cache_dir=tmp_path / "cache")
+
+
 def test_an_adapter_finds_its_base_by_hub_id_in_the_recipe(
     cache: Path, full_and_adapter: tuple[Path, Path], fabricate_adapter: Any, tmp_path: Path
 ) -> None:
