@@ -12,7 +12,7 @@ import numpy as np
 
 from mergeops.lazy_torch import Tensor
 from mergeops.methods.registry import MethodView, method
-from mergeops.methods.steps.entries import Clamped
+from mergeops.methods.steps.entry_formulas import Clamped
 from mergeops.schema import check_range
 
 

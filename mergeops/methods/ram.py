@@ -12,7 +12,7 @@ import numpy as np
 
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import MethodView, Scan, method
-from mergeops.methods.steps.entries import Reinforced, overlap
+from mergeops.methods.steps.entry_formulas import Reinforced, overlap
 from mergeops.schema import check_range
 
 

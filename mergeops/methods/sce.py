@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import MethodView, Scan, method
 from mergeops.methods.steps.consensus import elect_and_average
-from mergeops.methods.steps.entries import Elected
+from mergeops.methods.steps.entry_formulas import Elected
 from mergeops.methods.steps.fused import gram_diagonal
 from mergeops.methods.steps.reduction import block_sums, total
 from mergeops.methods.steps.selection import (
