@@ -100,8 +100,17 @@ BUILT_ON |= {
         *("fastapi", "procrastinate", "psycopg", "psycopg_pool", "starlette"),
     },
 }
-KERNELS = {"combine", "entries", "plain", "products", "rank_bounds", "scans", "sparse", "types"}
-KERNELS |= {"vote"}
+KERNELS = {
+    "combine",
+    "entries",
+    "plain",
+    "products",
+    "rank_bounds",
+    "scans",
+    "sparse",
+    "types",
+    "vote",
+}
 BUILT_ON |= {f"mergeops.kernels.{kernel}": {"numba"} for kernel in KERNELS}
 """Modules whose classes are made of a heavy library's: nobody imports them but when they run."""
 MOST_ROOT_FILES, MOST_LINES = 11, 350

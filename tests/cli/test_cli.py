@@ -32,8 +32,8 @@ FROZEN = {
     "init": "--experiment --name --dir --tasks --path-map --force --json --progress --quiet"
     " --debug",
     "inspect": "OVERRIDES --plot --no-rank --config-dir --json --progress --quiet --debug",
-    "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --compat --config-dir --cfg --json"
-    " --progress --quiet --debug",
+    "merge": "RECIPE_FILE OUT OVERRIDES --device --seed --executor --workers --plan --bandwidth"
+    " --compat --config-dir --cfg --json --progress --quiet --debug",
     "lineage": "MODEL OVERRIDES --svg --png --config-dir --json --debug",
     "gc": "OVERRIDES --dry-run --yes --older-than --config-dir --json --debug",
     "methods": "NAME --json --debug",
@@ -144,7 +144,7 @@ def test_an_error_is_one_line_on_stderr_and_the_exit_code_of_its_class(tmp_path:
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
         "mergeops: error: unknown key methd; did you mean 'method'? allowed: base, base_adapter, "
-        "compat, dtype, evaluate, file, merges, method, missing, mixed_architectures, modules, "
+        "compat, dtype, evaluate, executor, file, merges, method, missing, mixed_architectures, modules, "
         "name, only, output, path_map, promote, recipe, rules, search, seed, slices, sources, "
         "tied_head, tokenizer, tracking, trust_remote_code"
     ]
