@@ -29,6 +29,11 @@ FROZEN = {
     " --quiet --debug",
     "convert": "CONFIG_FILE OUT --force --compat --json --debug",
     "hooks": "",
+    "hooks list": "OVERRIDES --config-dir --json --debug",
+    "hooks mlflow": "URL OVERRIDES --name --events --secret-env --secret-file --unsigned"
+    " --config-dir --json --debug",
+    "hooks remove": "WHICH OVERRIDES --config-dir --json --debug",
+    "hooks test": "WHICH OVERRIDES --event --config-dir --json --debug",
     "init": "--experiment --name --dir --tasks --path-map --force --json --progress --quiet"
     " --debug",
     "inspect": "OVERRIDES --plot --no-rank --config-dir --json --progress --quiet --debug",
