@@ -190,7 +190,8 @@ def print_search(call: Call, recipe: Recipe, result: SearchResult) -> None:
     )
     for page in [*result.links.values(), *best.links.values()]:
         out.print(f"  {escape(page)}", style="dim", soft_wrap=True)
-    _print_standing(call, recipe, best, f" of {len(result.trials)} merges")
+    count = len(result.report.get("trials", result.trials))
+    _print_standing(call, recipe, best, f" of {count} merges" if count > 1 else "")
 
 
 def _front(front: Mapping[str, Any]) -> Table:

@@ -114,6 +114,7 @@ class Bench:
         self.cost = Cost()
         """Of this process."""
         self._inputs = OpenInputs()
+        self._counted: set[str] = set()
         spec = tools.evaluate
         device = None if spec.backend == "vllm" else pick_devices(spec.device)[0]
         self._seat = Seat(device, trust_remote_code=tools.trust_remote_code)
@@ -177,7 +178,10 @@ class Bench:
             tasks, vessels = self.tools.prefix(self.race.shares[0]), self._vessels(recipe)
             model = self._seat.fill(self._config(plan), weights, tasks, vessels)
             if model is not None:
-                self.tools.spent.merges += 1
+                # A race merges what it asks again; it is one merge all the same.
+                if plan.digest not in self._counted:
+                    self._counted.add(plan.digest)
+                    self.tools.spent.merges += 1
                 return model
             place = self._place(plan) / plan.digest[:16]
             shutil.rmtree(place, ignore_errors=True)
