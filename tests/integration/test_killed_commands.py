@@ -14,6 +14,7 @@ from support.tracking_case import Case
 
 from mergeops.promotion.champion import make_champion
 from mergeops.recipe.settings import TrackingSpec
+from mergeops.sources import CHECKPOINT_URI
 from mergeops.store.connection import connect
 
 pytestmark = [pytest.mark.sweep, pytest.mark.slow]
@@ -170,6 +171,35 @@ def test_gc(
     sweep(start, "gc", "--yes", "--older-than", "0m").check(gone)
 
 
+def test_adopt(
+    sweep: Callable[..., Sweep], place: Path, template_database: Path, tmp_path: Path
+) -> None:
+    start = copied(place, tmp_path / "start", template_database)
+    tracking = store(start, "finetunes")
+    for name in "ab":
+        run_id = tracking.client.create_run(tracking.experiment_id, run_name=name).info.run_id
+        tracking.client.set_tag(run_id, CHECKPOINT_URI, str(start / name))
+        tracking.client.set_terminated(run_id, "FAILED")
+
+    def adopted(place: Path) -> None:
+        here = store(place, "finetunes")
+        models = here.client.search_logged_models([here.experiment_id])
+        assert sorted(model.tags[CHECKPOINT_URI] for model in models) == [
+            str(start / name) for name in "ab"
+        ]
+        assert {str(model.status) for model in models} == {"READY"}
+        versions = here.client.search_model_versions("name = 'found'")
+        assert {version.source for version in versions} == {
+            f"models:/{model.model_id}" for model in models
+        }
+        assert len(versions) == 2
+        for run in here.search_runs(""):
+            assert run.info.status == "FAILED"
+            assert len(run.outputs.model_outputs) == 1
+
+    sweep(start, "adopt", "--experiment", "finetunes", "--register", "found").check(adopted)
+
+
 def at(place: Path) -> dict[str, int]:
     model = store(place, "merges").client.get_registered_model("skills")
     return {alias: int(version) for alias, version in model.aliases.items()}
@@ -188,6 +218,15 @@ def test_approve(sweep: Callable[..., Sweep], championed: Path) -> None:
 
     words = ("approve", "skills", "tracking.experiment=merges")
     sweep(championed, *words, MLFLOW_TRACKING_USERNAME="ben").check(approved)
+
+
+def test_promote(sweep: Callable[..., Sweep], championed: Path) -> None:
+    def promoted(place: Path) -> None:
+        aliases = at(place)
+        assert (aliases["champion"], aliases["previous"]) == (3, 2)
+
+    words = ("promote", "skills", "--version", "3", "--force", "--reason", "a test")
+    sweep(championed, *words, "tracking.experiment=merges").check(promoted)
 
 
 def test_reject(sweep: Callable[..., Sweep], championed: Path) -> None:
