@@ -7,8 +7,12 @@ import fnmatch
 import json
 import os
 import random
-from collections.abc import Callable
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,84 @@ STATE = {
         {"epoch": 4.0, "eval_loss": 1.25, "step": 4},
     ],
 }
+MLMODEL = """artifact_path: model
+flavors:
+  python_function:
+    env: {virtualenv: python_env.yaml}
+    loader_module: mlflow.transformers
+    python_version: 3.11.0
+  transformers:
+    peft_adaptor: peft
+    source_model_name: in/base
+    model_binary: model
+    task: text-generation
+model_uuid: m-0123456789abcdef0123456789abcdef
+run_id: 0123456789abcdef0123456789abcdef
+signature: null
+"""
+RUN_ID, MODEL_ID = "0" * 31 + "1", "m-" + "0" * 31 + "1"
+_MODEL = {
+    "info": {
+        "model_id": MODEL_ID,
+        "experiment_id": "7",
+        "name": "model",
+        "creation_timestamp_ms": 1,
+        "last_updated_timestamp_ms": 2,
+        "artifact_uri": "in/logged",
+        "status": "LOGGED_MODEL_READY",
+        "source_run_id": RUN_ID,
+        "tags": [{"key": "mergeops.role", "value": "source"}],
+    },
+    "data": {
+        "params": [{"key": "lr", "value": "1"}],
+        "metrics": [{"key": "eval_loss", "value": 0.5, "timestamp": 1, "step": 4}],
+    },
+}
+_RUN = {
+    "info": {
+        "run_id": RUN_ID,
+        "run_uuid": RUN_ID,
+        "run_name": "math",
+        "experiment_id": "7",
+        "status": "FAILED",
+        "start_time": 1,
+        "end_time": 2,
+        "artifact_uri": "in/artifacts",
+        "lifecycle_stage": "active",
+    },
+    "data": {
+        "params": [{"key": "output_dir", "value": "in"}, {"key": "base_model", "value": "in/base"}],
+        "metrics": [{"key": "eval_loss", "value": 1.25, "timestamp": 1, "step": 4}],
+        "tags": [{"key": "mergeops.checkpoint_uri", "value": "in/a"}],
+    },
+    "outputs": {"model_outputs": [{"model_id": MODEL_ID, "step": 4}]},
+}
+_VERSION = {
+    "name": "skills",
+    "version": "3",
+    "creation_timestamp": 1,
+    "status": "READY",
+    "source": "in/a",
+    "run_id": RUN_ID,
+}
+ANSWERS = {
+    "experiments/get-by-name": {
+        "experiment": {"experiment_id": "7", "name": "e", "lifecycle_stage": "active"}
+    },
+    "experiments/search": {"experiments": [{"experiment_id": "7", "name": "e"}]},
+    "runs/get": {"run": _RUN},
+    "runs/search": {"runs": [_RUN]},
+    "logged-models/search": {"models": [_MODEL]},
+    f"logged-models/{MODEL_ID}": {"model": _MODEL},
+    "metrics/get-history": {
+        "metrics": [{"key": "eval_loss", "value": 1.25, "timestamp": 1, "step": 4}]
+    },
+    "registered-models/get": {"registered_model": {"name": "skills"}},
+    "registered-models/alias": {"model_version": _VERSION},
+    "model-versions/get": {"model_version": _VERSION},
+    "model-versions/search": {"model_versions": [_VERSION]},
+}
+"""What an MLflow server answers, by path."""
 
 
 class AcceptedError(AssertionError):
@@ -127,6 +209,17 @@ def build(place: Path) -> None:
     (place / "mergekit.yml").write_text(MERGEKIT)
     (inputs / "checkpoint-4").mkdir()
     (inputs / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(STATE))
+    (inputs / "logged").mkdir()
+    (inputs / "logged" / "MLmodel").write_text(MLMODEL)
+    for part in ("model", "peft"):
+        shutil.copytree(inputs / "lora", inputs / "logged" / part)
+    for path, answer in ANSWERS.items():
+        file = place / "answers" / f"{path}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(answer))
+    (place / "notes").mkdir()
+    (place / "notes" / "finished.json").write_text(json.dumps(_finished()))
+    (place / "notes" / "seen.json").write_text(json.dumps({"0" * 32: {"runs:/1": "math"}}))
     os.chdir(place)
     # Mutations of what is refused anyway would show nothing.
     for file in ("recipe.yaml", "mergekit.yml"):
@@ -333,6 +426,101 @@ def read_pending(source: random.Random) -> None:
         assert kept.is_ready in (True, False)
 
 
+def read_mlmodel(source: random.Random) -> None:
+    """Find the checkpoints of a LoggedModel's files."""
+    from mergeops.sources.logged_model import read_logged_model
+    from mergeops.sources.remote.directory import LocalDirectory
+
+    read = read_logged_model(LocalDirectory(Path("in/logged").absolute()))
+    for location in read.locations:
+        if not Path(location.directory.shown).resolve().is_relative_to(Path.cwd()):
+            raise AcceptedError(f"{location.directory.shown} is outside of the model")
+
+
+def ask_server(source: random.Random) -> None:
+    """Find what runs and models are, as a server tells it."""
+    from mergeops.recipe import TrackingSpec
+    from mergeops.sources import resolve_uri
+    from mergeops.store import Subjects, glance
+
+    with answering(Path("answers")) as uri:
+        spec = TrackingSpec(uri=uri, experiment="e", timeout_s=2)
+        about = Subjects(experiment="e", runs=(RUN_ID,), version=("skills", 3), names=("skills",))
+        glance(spec, about)
+        kind = source.randrange(5)
+        if kind == 4:
+            import mergeops
+
+            json.dumps(mergeops.adopt("e", tracking_uri=uri, dry_run=True).to_dict())
+            return
+        named = [f"runs:/{RUN_ID}", f"models:/{MODEL_ID}", "models:/skills/3", "models:/skills@a"]
+        resolve_uri(named[kind], cache_dir=Path("mergeops-work/cache"), tracking=spec)
+
+
+@contextmanager
+def answering(answers: Path) -> Iterator[str]:
+    """A server that answers with the file of a path's name, whatever is asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            self.rfile.read(length)
+            path = self.path.partition("?")[0].partition("/mlflow/")[2]
+            known = path in ANSWERS
+            body = (answers / f"{path}.json").read_bytes() if known else b"{}"
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *args: Any) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def read_notes(source: random.Random) -> None:
+    """Read what commands of this user kept for the next ones."""
+    from mergeops.recipe import Recipe
+    from mergeops.store import seen
+    from mergeops.tracking import Beginning, recall
+
+    beginning = Beginning(Recipe.from_dict(_recipe()))
+    kept = Path("mergeops-work", "finished", f"{str(beginning.key)[:32]}.json")
+    kept.parent.mkdir(parents=True)
+    shutil.copy("notes/finished.json", kept)
+    if recall(beginning) is not None:
+        raise AcceptedError("a note of nothing that is there was believed")
+    os.environ["XDG_CACHE_HOME"] = str(Path("notes").absolute())
+    Path("notes/mergeops").mkdir()
+    shutil.copy("notes/seen.json", "notes/mergeops/seen.json")
+    json.dumps(seen("http://server"))
+
+
+def _finished() -> dict[str, Any]:
+    note = {
+        "key": "0" * 64,
+        "inputs": ["in/a"],
+        "seen": {"in/a": []},
+        "made": ["merged"],
+        "seen_made": {},
+        "about": {"experiment": "e", "runs": ["1"], "version": None},
+        "said": "0" * 64,
+        "hub": [],
+        "result": {"name": "linear", "notes": []},
+    }
+    return {"format": 1, "sha256": "0" * 64, "note": note}
+
+
 KINDS = (
     FuzzKind("safetensors", ("in/a/model.safetensors",), merge_full, 3),
     FuzzKind("model config", ("in/a/config.json", "in/a/generation_config.json"), merge_full, 3),
@@ -355,5 +543,8 @@ KINDS = (
     FuzzKind("trainer state", ("in/checkpoint-4/*.json",), read_state),
     FuzzKind("manifest", ("merged/mergeops.json",), verify_merged, 2),
     FuzzKind("journal", (".cut.partial/journal.jsonl", ".cut.partial/*.safetensors"), go_on, 2),
+    FuzzKind("MLmodel", ("in/logged/MLmodel",), read_mlmodel, 2),
+    FuzzKind("MLflow answers", ("answers/*/*.json",), ask_server, 4),
+    FuzzKind("notes", ("notes/*.json",), read_notes),
     FuzzKind("pending trial", ("kept/pending/*/trial.json",), read_pending, 2),
 )
