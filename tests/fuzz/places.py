@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import os
 import random
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from fuzz.mlflow_answers import ANSWERS, MODEL_ID, RUN_ID, answering
+
+SERVER = hashlib.sha256(b"http://server").hexdigest()[:32]
 MERGEKIT = """merge_method: ties
 base_model: in/base
 models:
@@ -87,69 +89,6 @@ model_uuid: m-0123456789abcdef0123456789abcdef
 run_id: 0123456789abcdef0123456789abcdef
 signature: null
 """
-RUN_ID, MODEL_ID = "0" * 31 + "1", "m-" + "0" * 31 + "1"
-_MODEL = {
-    "info": {
-        "model_id": MODEL_ID,
-        "experiment_id": "7",
-        "name": "model",
-        "creation_timestamp_ms": 1,
-        "last_updated_timestamp_ms": 2,
-        "artifact_uri": "in/logged",
-        "status": "LOGGED_MODEL_READY",
-        "source_run_id": RUN_ID,
-        "tags": [{"key": "mergeops.role", "value": "source"}],
-    },
-    "data": {
-        "params": [{"key": "lr", "value": "1"}],
-        "metrics": [{"key": "eval_loss", "value": 0.5, "timestamp": 1, "step": 4}],
-    },
-}
-_RUN = {
-    "info": {
-        "run_id": RUN_ID,
-        "run_uuid": RUN_ID,
-        "run_name": "math",
-        "experiment_id": "7",
-        "status": "FAILED",
-        "start_time": 1,
-        "end_time": 2,
-        "artifact_uri": "in/artifacts",
-        "lifecycle_stage": "active",
-    },
-    "data": {
-        "params": [{"key": "output_dir", "value": "in"}, {"key": "base_model", "value": "in/base"}],
-        "metrics": [{"key": "eval_loss", "value": 1.25, "timestamp": 1, "step": 4}],
-        "tags": [{"key": "mergeops.checkpoint_uri", "value": "in/a"}],
-    },
-    "outputs": {"model_outputs": [{"model_id": MODEL_ID, "step": 4}]},
-}
-_VERSION = {
-    "name": "skills",
-    "version": "3",
-    "creation_timestamp": 1,
-    "status": "READY",
-    "source": "in/a",
-    "run_id": RUN_ID,
-}
-ANSWERS = {
-    "experiments/get-by-name": {
-        "experiment": {"experiment_id": "7", "name": "e", "lifecycle_stage": "active"}
-    },
-    "experiments/search": {"experiments": [{"experiment_id": "7", "name": "e"}]},
-    "runs/get": {"run": _RUN},
-    "runs/search": {"runs": [_RUN]},
-    "logged-models/search": {"models": [_MODEL]},
-    f"logged-models/{MODEL_ID}": {"model": _MODEL},
-    "metrics/get-history": {
-        "metrics": [{"key": "eval_loss", "value": 1.25, "timestamp": 1, "step": 4}]
-    },
-    "registered-models/get": {"registered_model": {"name": "skills"}},
-    "registered-models/alias": {"model_version": _VERSION},
-    "model-versions/get": {"model_version": _VERSION},
-    "model-versions/search": {"model_versions": [_VERSION]},
-}
-"""What an MLflow server answers, by path."""
 
 
 class AcceptedError(AssertionError):
@@ -219,7 +158,7 @@ def build(place: Path) -> None:
         file.write_text(json.dumps(answer))
     (place / "notes").mkdir()
     (place / "notes" / "finished.json").write_text(json.dumps(_finished()))
-    (place / "notes" / "seen.json").write_text(json.dumps({"0" * 32: {"runs:/1": "math"}}))
+    (place / "notes" / "seen.json").write_text(json.dumps({SERVER: {"runs:/1": "math"}}))
     os.chdir(place)
     # Mutations of what is refused anyway would show nothing.
     for file in ("recipe.yaml", "mergekit.yml"):
@@ -457,37 +396,6 @@ def ask_server(source: random.Random) -> None:
         resolve_uri(named[kind], cache_dir=Path("mergeops-work/cache"), tracking=spec)
 
 
-@contextmanager
-def answering(answers: Path) -> Iterator[str]:
-    """A server that answers with the file of a path's name, whatever is asked."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            self.rfile.read(length)
-            path = self.path.partition("?")[0].partition("/mlflow/")[2]
-            known = path in ANSWERS
-            body = (answers / f"{path}.json").read_bytes() if known else b"{}"
-            self.send_response(200 if known else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_POST(self) -> None:
-            self.do_GET()
-
-        def log_message(self, *args: Any) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-
-
 def read_notes(source: random.Random) -> None:
     """Read what commands of this user kept for the next ones."""
     from mergeops.recipe import Recipe
@@ -498,12 +406,30 @@ def read_notes(source: random.Random) -> None:
     kept = Path("mergeops-work", "finished", f"{str(beginning.key)[:32]}.json")
     kept.parent.mkdir(parents=True)
     shutil.copy("notes/finished.json", kept)
+    if source.random() < 0.8:
+        _seal(kept, str(beginning.key))
     if recall(beginning) is not None:
         raise AcceptedError("a note of nothing that is there was believed")
     os.environ["XDG_CACHE_HOME"] = str(Path("notes").absolute())
     Path("notes/mergeops").mkdir()
     shutil.copy("notes/seen.json", "notes/mergeops/seen.json")
     json.dumps(seen("http://server"))
+
+
+def _seal(file: Path, key: str) -> None:
+    """Make the note one of this trial and of the files that are there, with its own digest."""
+    from mergeops.checkpoint import look_at
+
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        kept, was = json.loads(file.read_text()), _finished()["note"]
+        note = kept["note"]
+        note["key"] = key
+        for places, seen in (("inputs", "seen"), ("made", "seen_made")):
+            if note[places] == was[places] and note[seen] == was[seen]:
+                note[seen] = look_at(map(Path, note[places]))
+        text = json.dumps(note, sort_keys=True)
+        kept["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        file.write_text(json.dumps(kept))
 
 
 def _finished() -> dict[str, Any]:
