@@ -150,8 +150,8 @@ def test_an_error_is_one_line_on_stderr_and_the_exit_code_of_its_class(tmp_path:
     assert done.stderr.splitlines() == [
         "mergeops: error: unknown key methd; did you mean 'method'? allowed: base, base_adapter, "
         "compat, dtype, evaluate, executor, file, merges, method, missing, mixed_architectures, "
-        "modules, name, only, output, path_map, promote, recipe, rules, search, seed, slices, sources, "
-        "tied_head, tokenizer, tracking, trust_remote_code"
+        "modules, name, only, output, path_map, promote, recipe, rules, search, seed, slices, "
+        "sources, tied_head, tokenizer, tracking, trust_remote_code"
     ]
 
 

@@ -186,7 +186,7 @@ from megatron.core.dist_checkpointing import ShardedTensor, ShardedObject
 wanted = {
     "a": ShardedTensor.from_rank_offsets("linear.weight", torch.empty(6, 8)),
     "b": ShardedTensor.from_rank_offsets("layers.weight", torch.empty(3, 4, 4)),
-    "c": ShardedObject("linear._extra_state", None, (2,), (1,)),
+    "c": [ShardedObject("linear._extra_state", None, (2,), (rank,)) for rank in (0, 1)],
 }
 torch.save(dist_checkpointing.load(wanted, sys.argv[2]), sys.argv[3])
 """
@@ -210,7 +210,7 @@ def test_megatron_core_loads_the_average_of_what_it_saved(tmp_path: Path) -> Non
         whole.append((torch.randn(6, 8), torch.randn(3, 4, 4)))
     for name, one, two in zip(("a", "b"), *whole, strict=True):
         assert found[name].equal(((one.double() + two.double()) / 2).float())
-    assert found["c"] == {"scale": "2"}
+    assert found["c"] == [{"scale": "2"}, {"scale": "2"}]
     assert found["iteration"] == 2
 
 
