@@ -13,12 +13,15 @@ PAIRS ?= 5
 RESUME ?=
 # Files or directories to test, e.g. TEST=tests/methods.
 TEST ?= tests
+# LOCKED=1 installs what docker/requirements.lock pins, by hash, before the rest.
+LOCKED ?=
 # How long to fuzz.
 MINUTES ?= 60
 # A process for each processor, which takes whole files: their servers and models are made once.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help install demo check quick test test-all fuzz parity old-files bench lint format types docs wheel ui clean
+.PHONY: help install demo check quick test test-all fuzz parity old-files bench lint format types docs lock sbom audit
+.PHONY: wheel ui clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +40,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(if $(LOCKED),$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r docker/requirements.lock)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
@@ -105,6 +109,23 @@ $(VENV)/.docs: $(VENV)/.dev
 
 docs: $(VENV)/.docs ## Build the documentation as a site into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+.venv-tools/.tools:
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip install --quiet pip-tools cyclonedx-bom pip-audit
+	touch $@
+
+lock: .venv-tools/.tools ## Pin every package of the images by version and hash: docker/*.lock
+	.ci/lock .venv-tools
+
+sbom: .venv-tools/.tools ## Write what the lock pins as a CycloneDX SBOM: dist/sbom.cdx.json
+	mkdir -p dist
+	.venv-tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file dist/sbom.cdx.json docker/requirements.lock
+
+audit: .venv-tools/.tools ## Ask the advisory database about every pinned package; one that it does not know fails
+	.venv-tools/bin/pip-audit --strict --require-hashes --disable-pip --requirement docker/requirements.lock
+	.venv-tools/bin/pip-audit --strict --require-hashes --disable-pip --requirement docker/mlflow.lock
 
 wheel: $(VENV)/.dev ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

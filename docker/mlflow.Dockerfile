@@ -1,6 +1,8 @@
 # The MLflow server with its PostgreSQL and S3 drivers.
 FROM python:3.11.14-slim-bookworm
-RUN pip install --no-cache-dir mlflow==3.17.2 psycopg2-binary==2.9.13 boto3==1.44.5 \
+COPY mlflow.lock /mlflow.lock
+RUN pip install --no-cache-dir --no-deps --require-hashes -r /mlflow.lock \
+    && pip check \
     && useradd --create-home --uid 10001 mlflow \
     && install --directory --owner mlflow /srv/mlflow
 USER mlflow

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -56,9 +60,65 @@ def test_packages_are_pinned_or_our_own_wheel(path: Path) -> None:
             text = re.sub(r"\$\{(\w+)\}", lambda m: arguments[m.group(1)], text)
             wanted = [word.strip('"') for word in text.split() if not word.startswith("-")]
             assert wanted
-            # $1 is the wheel that was built above.
-            own = (".whl", "$1[service]")
-            assert all("==" in package or package.endswith(own) for package in wanted)
+            for package in wanted:
+                if package.endswith(".lock"):
+                    # Nothing else is looked for, and each file is checked.
+                    assert {"--no-deps", "--require-hashes"} <= set(text.split())
+                else:
+                    assert "==" in package or package.endswith(".whl")
+
+
+LOCKS = sorted(DOCKER.glob("*.lock"))
+
+
+def pinned(path: Path) -> dict[str, str]:
+    """Package -> version of a lock file."""
+    lines = re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)", path.read_text(), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in lines}
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda p: p.name)
+def test_a_lock_names_files_by_hash_and_nowhere_by_address(path: Path) -> None:
+    text = path.read_text()
+    assert "://" not in text and "--index-url" not in text and "--find-links" not in text
+    entries = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)[1:]
+    assert len(entries) == len(pinned(path)) > 0
+    for entry in entries:
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
+
+
+def test_the_lock_has_every_dependency_in_its_range_but_torch() -> None:
+    """The service's, too, which the image serves."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = pinned(DOCKER / "requirements.lock")
+    for line in project["dependencies"] + project["optional-dependencies"]["service"]:
+        wanted = Requirement(line)
+        if wanted.name != "torch":
+            assert locked[canonicalize_name(wanted.name)] in wanted.specifier, line
+    assert not [name for name in locked if name.startswith(("torch", "triton", "nvidia", "cuda"))]
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    built = pinned(DOCKER / "build.lock")
+    assert all(built[Requirement(line).name] in Requirement(line).specifier for line in build)
+
+
+def test_the_lock_lacks_nothing_that_its_packages_need() -> None:
+    """As far as the same versions are installed here."""
+    locked = pinned(DOCKER / "requirements.lock")
+    environment = {"extra": "", "python_version": "3.11", "python_full_version": "3.11.14"}
+    missing = set()
+    for name, number in locked.items():
+        try:
+            installed = distribution(name)
+        except PackageNotFoundError:
+            continue
+        if installed.version != number:
+            continue
+        for line in installed.requires or ():
+            wanted = Requirement(line)
+            here = wanted.marker is None or wanted.marker.evaluate(environment)
+            if here and canonicalize_name(wanted.name) not in {*locked, "torch"}:
+                missing.add(f"{name} needs {line}")
+    assert missing == set()
 
 
 def test_everything_that_is_copied_is_there_and_not_ignored() -> None:
@@ -74,7 +134,7 @@ def test_everything_that_is_copied_is_there_and_not_ignored() -> None:
 def test_the_servers_mlflow_is_one_that_mergeops_works_with() -> None:
     from importlib.metadata import version
 
-    (installed,) = re.findall(r"mlflow==(\S+)", (DOCKER / "mlflow.Dockerfile").read_text())
+    installed = pinned(DOCKER / "mlflow.lock")["mlflow"]
     assert installed.split(".")[:2] == version("mlflow").split(".")[:2]
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fuzz.mlflow_answers import ANSWERS, MODEL_ID, RUN_ID, answering
+
+SERVER = hashlib.sha256(b"http://server").hexdigest()[:32]
 MERGEKIT = """merge_method: ties
 base_model: in/base
 models:
@@ -68,6 +74,21 @@ STATE = {
         {"epoch": 4.0, "eval_loss": 1.25, "step": 4},
     ],
 }
+MLMODEL = """artifact_path: model
+flavors:
+  python_function:
+    env: {virtualenv: python_env.yaml}
+    loader_module: mlflow.transformers
+    python_version: 3.11.0
+  transformers:
+    peft_adaptor: peft
+    source_model_name: in/base
+    model_binary: model
+    task: text-generation
+model_uuid: m-0123456789abcdef0123456789abcdef
+run_id: 0123456789abcdef0123456789abcdef
+signature: null
+"""
 
 
 class AcceptedError(AssertionError):
@@ -127,6 +148,17 @@ def build(place: Path) -> None:
     (place / "mergekit.yml").write_text(MERGEKIT)
     (inputs / "checkpoint-4").mkdir()
     (inputs / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(STATE))
+    (inputs / "logged").mkdir()
+    (inputs / "logged" / "MLmodel").write_text(MLMODEL)
+    for part in ("model", "peft"):
+        shutil.copytree(inputs / "lora", inputs / "logged" / part)
+    for path, answer in ANSWERS.items():
+        file = place / "answers" / f"{path}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(answer))
+    (place / "notes").mkdir()
+    (place / "notes" / "finished.json").write_text(json.dumps(_finished()))
+    (place / "notes" / "seen.json").write_text(json.dumps({SERVER: {"runs:/1": "math"}}))
     os.chdir(place)
     # Mutations of what is refused anyway would show nothing.
     for file in ("recipe.yaml", "mergekit.yml"):
@@ -333,6 +365,88 @@ def read_pending(source: random.Random) -> None:
         assert kept.is_ready in (True, False)
 
 
+def read_mlmodel(source: random.Random) -> None:
+    """Find the checkpoints of a LoggedModel's files."""
+    from mergeops.sources.logged_model import read_logged_model
+    from mergeops.sources.remote.directory import LocalDirectory
+
+    read = read_logged_model(LocalDirectory(Path("in/logged").absolute()))
+    for location in read.locations:
+        if not Path(location.directory.shown).resolve().is_relative_to(Path.cwd()):
+            raise AcceptedError(f"{location.directory.shown} is outside of the model")
+
+
+def ask_server(source: random.Random) -> None:
+    """Find what runs and models are, as a server tells it."""
+    from mergeops.recipe import TrackingSpec
+    from mergeops.sources import resolve_uri
+    from mergeops.store import Subjects, glance
+
+    with answering(Path("answers")) as uri:
+        spec = TrackingSpec(uri=uri, experiment="e", timeout_s=2)
+        about = Subjects(experiment="e", runs=(RUN_ID,), version=("skills", 3), names=("skills",))
+        glance(spec, about)
+        kind = source.randrange(5)
+        if kind == 4:
+            import mergeops
+
+            json.dumps(mergeops.adopt("e", tracking_uri=uri, dry_run=True).to_dict())
+            return
+        named = [f"runs:/{RUN_ID}", f"models:/{MODEL_ID}", "models:/skills/3", "models:/skills@a"]
+        resolve_uri(named[kind], cache_dir=Path("mergeops-work/cache"), tracking=spec)
+
+
+def read_notes(source: random.Random) -> None:
+    """Read what commands of this user kept for the next ones."""
+    from mergeops.recipe import Recipe
+    from mergeops.store import seen
+    from mergeops.tracking import Beginning, recall
+
+    beginning = Beginning(Recipe.from_dict(_recipe()))
+    kept = Path("mergeops-work", "finished", f"{str(beginning.key)[:32]}.json")
+    kept.parent.mkdir(parents=True)
+    shutil.copy("notes/finished.json", kept)
+    if source.random() < 0.8:
+        _seal(kept, str(beginning.key))
+    if recall(beginning) is not None:
+        raise AcceptedError("a note of nothing that is there was believed")
+    os.environ["XDG_CACHE_HOME"] = str(Path("notes").absolute())
+    Path("notes/mergeops").mkdir()
+    shutil.copy("notes/seen.json", "notes/mergeops/seen.json")
+    json.dumps(seen("http://server"))
+
+
+def _seal(file: Path, key: str) -> None:
+    """Make the note one of this trial and of the files that are there, with its own digest."""
+    from mergeops.checkpoint import look_at
+
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        kept, was = json.loads(file.read_text()), _finished()["note"]
+        note = kept["note"]
+        note["key"] = key
+        for places, seen in (("inputs", "seen"), ("made", "seen_made")):
+            if note[places] == was[places] and note[seen] == was[seen]:
+                note[seen] = look_at(map(Path, note[places]))
+        text = json.dumps(note, sort_keys=True)
+        kept["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        file.write_text(json.dumps(kept))
+
+
+def _finished() -> dict[str, Any]:
+    note = {
+        "key": "0" * 64,
+        "inputs": ["in/a"],
+        "seen": {"in/a": []},
+        "made": ["merged"],
+        "seen_made": {},
+        "about": {"experiment": "e", "runs": ["1"], "version": None},
+        "said": "0" * 64,
+        "hub": [],
+        "result": {"name": "linear", "notes": []},
+    }
+    return {"format": 1, "sha256": "0" * 64, "note": note}
+
+
 KINDS = (
     FuzzKind("safetensors", ("in/a/model.safetensors",), merge_full, 3),
     FuzzKind("model config", ("in/a/config.json", "in/a/generation_config.json"), merge_full, 3),
@@ -355,5 +469,8 @@ KINDS = (
     FuzzKind("trainer state", ("in/checkpoint-4/*.json",), read_state),
     FuzzKind("manifest", ("merged/mergeops.json",), verify_merged, 2),
     FuzzKind("journal", (".cut.partial/journal.jsonl", ".cut.partial/*.safetensors"), go_on, 2),
+    FuzzKind("MLmodel", ("in/logged/MLmodel",), read_mlmodel, 2),
+    FuzzKind("MLflow answers", ("answers/*/*.json",), ask_server, 4),
+    FuzzKind("notes", ("notes/*.json",), read_notes),
     FuzzKind("pending trial", ("kept/pending/*/trial.json",), read_pending, 2),
 )

@@ -25,6 +25,7 @@ MEMORY = 2 << 30
 """Bytes above what the process has when it begins."""
 BAD = ("traceback", "hang", "memory", "wrong result", "elsewhere")
 ALLOWED = {"in", "out", "merged", "cut", "kept", "mergeops-work", "recipe.yaml", "mergekit.yml"}
+ALLOWED |= {"answers", "notes"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class Fuzzer:
         import mergeops.engine.execute
         import mergeops.inspection.inspection
         import mergeops.planning.planner
-        import mergeops.tracking  # noqa: F401
+        import mergeops.store.client
+        import mergeops.tracking
+
+        mergeops.store.client.quiet()
 
     def attempt(self, kind: FuzzKind, seed: int) -> FuzzTrial:
         """Mutate a file of this kind, and read it."""

@@ -12,17 +12,21 @@ import pytest
 from support.mortal_commands import CommandEnd, MortalCommands
 from support.tracking_case import Case
 
+from mergeops.promotion import read_history
 from mergeops.promotion.champion import make_champion
 from mergeops.recipe.settings import TrackingSpec
+from mergeops.sources import CHECKPOINT_URI
 from mergeops.store.connection import connect
 
 pytestmark = [pytest.mark.sweep, pytest.mark.slow]
 
-POINTS = 12
+POINTS = 9
 RECIPE = """# @package _global_
 sources: {a: {uri: a}, b: {uri: b}}
 tracking: {heat_maps: false, register: unscored}
 """
+TEXT = "\n\n".join(f"{i:03d} " + "the hare ran. " * 75 for i in range(16))
+"""Passages enough for both parts, dev and confirm."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ class Sweep:
         """A copy of the start of its own."""
         return Path(shutil.copytree(self.start, self.folder / name, symlinks=True))
 
-    def check(self, check: Callable[[Path], Any]) -> None:
+    def check(self, check: Callable[[Path], Any], points: int = POINTS) -> None:
         """Run it twice, then kill it at each point and run it again: each ends alike."""
         whole = self.place("whole")
         end = self.run(whole)
@@ -70,9 +74,9 @@ class Sweep:
         again = self.run(whole)
         assert again.status == 0, again.err
         check(whole)
-        for k in range(POINTS):
+        for k in range(points):
             place = self.place(str(k))
-            step = k * end.steps // POINTS
+            step = k * end.steps // points
             assert self.run(place, step).status == -9
             again = self.run(place)
             assert again.status == 0, f"killed before step {step} of {end.steps}: {again.err}"
@@ -111,7 +115,8 @@ def copied(place: Path, to: Path, database: Path | None) -> Path:
 
 
 def test_run_in_a_directory_with_nothing_in_it(sweep: Callable[..., Sweep], place: Path) -> None:
-    sweep(place, "run", "recipe.yaml").check(one_version)
+    # Making the database takes most of its time, and most of its steps.
+    sweep(place, "run", "recipe.yaml").check(one_version, points=5)
 
 
 def test_run(
@@ -168,6 +173,63 @@ def test_gc(
         assert not list(place.glob("mergeops-work/merges/*/mergeops.json"))
 
     sweep(start, "gc", "--yes", "--older-than", "0m").check(gone)
+
+
+def test_adopt(
+    sweep: Callable[..., Sweep], place: Path, template_database: Path, tmp_path: Path
+) -> None:
+    start = copied(place, tmp_path / "start", template_database)
+    tracking = store(start, "finetunes")
+    for name in "ab":
+        run_id = tracking.client.create_run(tracking.experiment_id, run_name=name).info.run_id
+        tracking.client.set_tag(run_id, CHECKPOINT_URI, str(start / name))
+        tracking.client.set_terminated(run_id, "FAILED")
+
+    def adopted(place: Path) -> None:
+        here = store(place, "finetunes")
+        models = here.client.search_logged_models([here.experiment_id])
+        assert sorted(model.tags[CHECKPOINT_URI] for model in models) == [
+            str(start / name) for name in "ab"
+        ]
+        assert {str(model.status) for model in models} == {"READY"}
+        versions = here.client.search_model_versions("name = 'found'")
+        assert {version.source for version in versions} == {
+            f"models:/{model.model_id}" for model in models
+        }
+        assert len(versions) == 2
+        for run in here.search_runs(""):
+            assert run.info.status == "FAILED"
+            assert len(run.outputs.model_outputs) == 1
+
+    sweep(start, "adopt", "--experiment", "finetunes", "--register", "found").check(adopted)
+
+
+def test_promote(
+    sweep: Callable[..., Sweep],
+    commands: MortalCommands,
+    place: Path,
+    template_database: Path,
+    tmp_path: Path,
+) -> None:
+    start = copied(place, tmp_path / "start", template_database)
+    (start / "held.txt").write_text(TEXT)
+    uri = f"sqlite:///{start}/mlflow.db"
+    words = ("run", "recipe.yaml", "evaluate.tasks=[held.txt]", "evaluate.device=cpu")
+    end = commands.run(start, *words, MLFLOW_TRACKING_URI=uri)
+    assert end.status == 0, end.err
+    [version] = store(start).client.search_model_versions("")
+
+    def promoted(place: Path) -> None:
+        model = store(place).client.get_registered_model(version.name)
+        assert {alias: int(number) for alias, number in model.aliases.items()} == {"champion": 1}
+        events = read_history(store(place), version.name).events
+        assert [(event.what, event.version) for event in events] == [
+            ("confirm use 1", 1),
+            ("promoted", 1),
+        ]
+
+    words = ("promote", version.name, "--version", "1", "--force", "--reason", "a test")
+    sweep(start, *words).check(promoted, points=5)
 
 
 def at(place: Path) -> dict[str, int]:

@@ -124,8 +124,10 @@ def serve() -> None:
 
     quiet()
     import hydra  # noqa: F401
+    import lm_eval.models.huggingface  # noqa: F401
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
     import torch  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
     import mergeops.cli.gc
     import mergeops.cli.promote
