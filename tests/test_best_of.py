@@ -80,6 +80,7 @@ def test_a_grid_takes_the_best_finite_point_and_refuses_where_there_is_none(
 
     monkeypatch.setattr(grid, "run", run)
     tools = object.__new__(pipeline.Tools)
+    tools.executor = recipe.executor
     parameters = recipe.search.read(grid.GridParameters)
     found = grid.search(recipe, parameters, tools, object.__new__(SearchRun))
     assert found.best is not None and found.best.name == "0.5"

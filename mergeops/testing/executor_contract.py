@@ -149,10 +149,11 @@ class ExecutorContract:
         self, spec: ExecutorSpec, tmp_path: Path
     ) -> None:
         mark = tmp_path / "mark"
-        missing = str(tmp_path / "sources" / "model.safetensors")
+        folder = tmp_path / "sources"
+        missing = str(folder / "weights")
         with (
             open_executor(spec, Needs(files={missing: 10}, shared=(str(tmp_path),))) as opened,
-            pytest.raises(ConfigError, match=rf"worker \d on .* cannot read {missing[:-18]}"),
+            pytest.raises(ConfigError, match=rf"worker \d on .* cannot read {folder}"),
         ):
             list(results(opened, [_unit("die_once", mark=str(mark))]))
         assert list(tmp_path.iterdir()) == []

@@ -222,6 +222,8 @@ def _check(
         found, expected: of one shape.
         rtol, atol: of ``torch.allclose``; without them the bits have to be the same.
     """
+    # pytest would print both tensors with this function.
+    __tracebackhide__ = True
     assert found.shape == expected.shape, (
         f"not so: {law}: the shape is {list(found.shape)}, not {list(expected.shape)}"
     )

@@ -82,6 +82,7 @@ def test_run_takes_the_recipe_that_adopt_wrote(
     said = (tmp_path / "conf" / "recipe" / "runs.yaml").read_text()
     assert f"# finished, FINISHED, step 4, in pieces: {PIECES}" in said
     words = ["run", "recipe=runs", "method=linear", "evaluate.tasks=[]"]
+    words.append(f"tracking.uri={sharded.uri}")
     done = CliRunner().invoke(cli, [*words, "--config-dir", "conf"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     [checkpoint] = Path("mergeops-work").rglob("model.safetensors")

@@ -230,14 +230,15 @@ def test_asking_leaves_the_random_state_and_the_logs_of_transformers_alone(saved
     assert transformers.logging.get_verbosity() == level
 
 
-def test_layers_that_are_not_linear_are_named_by_what_their_weights_mean() -> None:
+def test_layers_are_named_by_what_their_weights_mean() -> None:
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 16}
     small = {"n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 32}
     fit = read_fit(config | small, {})
     assert fit is not None
     assert fit.layers["transformer.wte"] == "embedding"
     assert fit.layers["transformer.h.0.attn.c_proj"] == "conv1d"
-    assert "lm_head" not in fit.layers
+    assert fit.layers["lm_head"] == "linear"
+    assert "transformer.ln_f" not in fit.layers
 
 
 def test_a_process_beside_says_what_transformers_says_here(

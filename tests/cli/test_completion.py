@@ -30,7 +30,8 @@ def completed(folder: Path, shell: str, *words: str) -> list[str]:
     )
     lines = done.stdout.splitlines()
     if shell == "zsh":
-        return lines[1::3]
+        # zsh takes a ":" for the end of the word where it is not marked.
+        return [line.replace("\\:", ":") for line in lines[1::3]]
     return [line.partition(",")[2] for line in lines]
 
 

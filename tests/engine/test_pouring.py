@@ -121,9 +121,9 @@ def test_a_source_is_opened_once_for_all_plans(
     opened: list[str] = []
     original = readers.open_input
 
-    def counted(planned: Any, compute: str) -> Any:
+    def counted(planned: Any, *how: Any) -> Any:
         opened.append(planned.name)
-        return original(planned, compute)
+        return original(planned, *how)
 
     monkeypatch.setattr(readers, "open_input", counted)
     sources = {n: models[n] for n in "ab"}

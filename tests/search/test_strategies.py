@@ -138,9 +138,8 @@ def test_the_digest_of_a_recipe_is_the_one_that_names_its_search_in_mlflow() -> 
     assert recipe.sha256() == DIGEST
 
 
-# Of mergeops 0.2.0, whose recipes have tracking.register, evaluate.higher_is_better and a gate that
-# looks at the base.
-DIGEST = "a823a8917a7626805589e455e90133e91006ca20919d4efce8328126b94ed6d4"
+# Of mergeops 0.2.0, whose recipes have an executor, a workspace and the settings of chat models.
+DIGEST = "f96b35ff1792bc2c1c59f061fdc36681d7f761a8d316679cae15cd72a7fe5974"
 
 
 def test_two_strategies_of_one_name_are_refused(toy: None) -> None:

@@ -156,7 +156,8 @@ def checkpoint(tiny_llama: Callable[..., Path]) -> Path:
 def make_case(tracking: Tracking, checkpoint: Path, *, finetunes: str = "finetunes") -> Case:
     """A case whose source ``math`` comes from a failed training run in another experiment."""
     client = tracking.client
-    experiment = client.create_experiment(finetunes)
+    known = client.get_experiment_by_name(finetunes)
+    experiment = known.experiment_id if known else client.create_experiment(finetunes)
     run_id = client.create_run(experiment, run_name="math lr=1e-4").info.run_id
     client.set_terminated(run_id, "FAILED")
     sources = {"math": make_source("math", run_id=run_id), "dates": make_source("dates")}
