@@ -17,10 +17,11 @@ TEST ?= tests
 LOCKED ?=
 # How long to fuzz.
 MINUTES ?= 60
-# A process for each processor, which takes whole files: their servers and models are made once.
-WORKERS := -n logical --maxprocesses 4 --dist loadfile
+# A process for each processor and one for when they wait, which take whole files: their servers and
+# models are made once.
+WORKERS := -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 5 --dist loadfile
 
-.PHONY: help install demo check quick test test-all fuzz parity old-files bench lint format types docs lock sbom audit
+.PHONY: help install demo check quick test test-all soak fuzz parity old-files bench lint format types docs lock sbom audit
 .PHONY: wheel ui clean
 
 help: ## List the targets
@@ -62,7 +63,10 @@ test: $(VENV)/.dev ## Run the tests but for the long sweeps over crashes and fau
 	$(BIN)/python -m pytest $(WORKERS) -m "not sweep" $(TEST)
 
 test-all: test ## Run all tests, as CI does: the sweeps too
-	$(BIN)/python -m pytest $(WORKERS) -m sweep $(TEST)
+	$(BIN)/python -m pytest $(WORKERS) -m "sweep and not soak" $(TEST)
+
+soak: $(VENV)/.dev ## Run the tests that take minutes each, or a machine to themselves
+	$(BIN)/python -m pytest -m soak $(TEST)
 
 fuzz: $(VENV)/.dev ## Mutate every kind of file that is read, and keep findings: MINUTES=60
 	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not config.getoption("--quick") or not name.startswith("test_") or name == "test_house.py":
         return None
     return HEAVY.search(collection_path.read_text(encoding="utf-8")) is not None or None
+
+
+@pytest.fixture(autouse=True)
+def no_registry_is_left() -> Iterator[None]:
+    """A connection in this process tells MLflow its registry, which the next test has not."""
+    before = os.environ.get("MLFLOW_REGISTRY_URI")
+    yield
+    registry: Any = sys.modules.get("mlflow.tracking._model_registry.utils")
+    if registry is not None:
+        registry._registry_uri = None
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_REGISTRY_URI"] = before
 
 
 SPECIAL_TOKENS = {

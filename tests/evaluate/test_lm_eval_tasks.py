@@ -212,6 +212,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     return {file: root / file for file in TASKS}
 
 
+@pytest.mark.soak
 @pytest.mark.sweep
 def test_forty_of_lm_evals_tasks_have_its_numbers_and_order_six_models_as_it_does(
     library: dict[str, Path], tiny_llama: Callable[..., Path], tmp_path: Path

@@ -56,8 +56,6 @@ def test_a_whole_trial_is_tracked_promoted_loaded_and_verified(
     trial = json.loads(mergeops(place, *RUN, *words, "--json", **environment))
     assert trial["registered"] == f"whole-{backend}/1"
     mlflow.set_tracking_uri(environment["MLFLOW_TRACKING_URI"])
-    # A test before this one may have left the registry of its own.
-    mlflow.set_registry_uri(environment["MLFLOW_TRACKING_URI"])
     client = mlflow.MlflowClient(environment["MLFLOW_TRACKING_URI"])
     client.set_registered_model_alias(f"whole-{backend}", "champion", "1")
     uri = f"models:/whole-{backend}@champion"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from pathlib import Path
@@ -15,9 +14,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.sweep,
     # A worker that begins while the database is away waits for it 20 s, which a busy machine takes.
-    pytest.mark.skipif(
-        "MERGEOPS_SOAK" not in os.environ, reason="takes a quiet machine: set MERGEOPS_SOAK=1"
-    ),
+    pytest.mark.soak,
 ]
 
 
