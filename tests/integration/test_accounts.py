@@ -244,6 +244,8 @@ def test_who_may_only_read_is_told_which_permission_moving_the_champion_takes(
     assert aliases(versions, name) == {}
 
 
+@pytest.mark.sweep
+@pytest.mark.soak
 def test_the_trial_of_who_may_not_log_it_is_kept_and_the_permission_named(
     accounts: Server, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
