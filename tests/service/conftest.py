@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
 from mergeops.service.embedded import EmbeddedDatabase
@@ -21,13 +24,22 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def queue_server(short_folder: Path) -> Iterator[str]:
-    """Its URI; each test queues jobs of its own."""
+def database_server(short_folder: Path) -> Iterator[str]:
+    """Its URI."""
     place = ServicePlace(short_folder / "queue")
     place.make()
     embedded = EmbeddedDatabase(place.database)
     yield embedded.start()
     embedded.stop()
+
+
+@pytest.fixture(scope="module")
+def queue_server(database_server: str) -> str:
+    """The URI of a database of the file's own, in which no other file's jobs wait."""
+    name = f"queue_{uuid.uuid4().hex}"
+    with psycopg.connect(database_server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return urlsplit(database_server)._replace(path=f"/{name}").geturl()
 
 
 @pytest.fixture

@@ -57,8 +57,6 @@ def test_the_same_work_is_one_job(queue_server: str, folder: Path) -> None:
     asked(queue_server, test)
 
 
-@pytest.mark.sweep
-@pytest.mark.soak
 def test_a_worker_does_a_job_and_keeps_what_it_says(queue_server: str, folder: Path) -> None:
     async def test(queue: Queue) -> None:
         job = await queue.submit(request(folder, "a", 0.1, tags=tagged(folder)), "ann")
@@ -119,8 +117,6 @@ def test_a_waiting_job_is_taken_back_at_once(queue_server: str, folder: Path) ->
     asked(queue_server, test)
 
 
-@pytest.mark.sweep
-@pytest.mark.soak
 def test_the_job_of_a_dead_worker_is_taken_over_and_its_late_result_dropped(
     queue_server: str, folder: Path
 ) -> None:
@@ -216,8 +212,6 @@ def test_dead_workers_are_looked_for_as_long_as_the_queue_is_open(
     asked(queue_server, test)
 
 
-@pytest.mark.sweep
-@pytest.mark.soak
 def test_away_is_tried_again_later_and_other_errors_are_not(
     queue_server: str, folder: Path
 ) -> None:
