@@ -33,7 +33,7 @@ from mergeops.errors import ConfigError, MergeError
 from mergeops.extraction.changed_layers import TensorPlace, Tensors, places
 from mergeops.extraction.low_rank import FactorPair, Rank, factorize
 from mergeops.lazy_torch import Tensor, torch
-from mergeops.planning import read_inputs
+from mergeops.planning import names_token_rows, read_inputs
 from mergeops.progress import Progress
 from mergeops.recover import Destination
 from mergeops.sources import Source
@@ -198,7 +198,9 @@ class _AdapterDraft:
             raise MergeError(f"{place.tensor} holds NaN or infinity in the base or the fine-tune")
         if length == 0.0:
             return
-        if place.is_matrix and place.module is not None and not self._is_head(place):
+        # A head has a row for each token, as embeddings do: it is kept whole.
+        is_rows = names_token_rows(place.tensor)
+        if place.is_matrix and place.module is not None and not is_rows:
             is_conv1d = place.kind == "conv1d"
             # Conv1D keeps [inputs, outputs].
             turned = change.T if is_conv1d else change
@@ -281,11 +283,6 @@ class _AdapterDraft:
         stored = self._headers[reader][tensor]
         values: Tensor = read_range(self._readers[reader], stored.name, 0, stored.numel).double()
         return values.view(stored.shape)
-
-    @staticmethod
-    def _is_head(place: TensorPlace) -> bool:
-        """The head has a row for each token, as embeddings do; it is kept whole."""
-        return place.module is not None and place.module.rpartition(".")[2] == "lm_head"
 
     def _config(self, base: Source, fit: ModelFit) -> dict[str, Any]:
         """Content of adapter_config.json."""

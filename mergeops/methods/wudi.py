@@ -75,9 +75,7 @@ def merge_exactly(base: Tensor, sources: Tensor, p: Wudi, at: MethodView) -> Ten
     Returns:
         ``[m]``. Tensors that are no matrices, embeddings and heads: the mean of the task vectors.
     """
-    return merge_matrices(
-        base, sources, at.per_source["weight"], at, _least_interference, scale=p.scale
-    )
+    return _merge(base, sources, p, at, None)
 
 
 @method("actmat", source_parameters=("weight",), needs_base=True, takes_matrices=True)
@@ -125,10 +123,7 @@ def merge_smoothly(base: Tensor, sources: Tensor, p: Swudi, at: MethodView) -> T
         shares[int(p.rank_share * columns) :] = 0.0
         return shares
 
-    def combine(matrices: Tensor) -> Tensor:
-        return _minimum(matrices, _squared_lengths(matrices), solved)
-
-    return merge_matrices(base, sources, at.per_source["weight"], at, combine, scale=p.scale)
+    return _merge(base, sources, p, at, solved)
 
 
 @method("aswudi", source_parameters=("weight",), needs_base=True, takes_matrices=True)
@@ -154,14 +149,18 @@ def merge_adaptively(base: Tensor, sources: Tensor, p: Wudi, at: MethodView) -> 
         shares[:rank] = 1.0
         return shares
 
+    return _merge(base, sources, p, at, solved)
+
+
+def _merge(
+    base: Tensor, sources: Tensor, p: Wudi | Swudi, at: MethodView, solved: Filter | None
+) -> Tensor:
+    """Each matrix by the minimum, with tasks weighed by one over their squared length."""
+
     def combine(matrices: Tensor) -> Tensor:
         return _minimum(matrices, _squared_lengths(matrices), solved)
 
     return merge_matrices(base, sources, at.per_source["weight"], at, combine, scale=p.scale)
-
-
-def _least_interference(matrices: Tensor) -> Tensor:
-    return _minimum(matrices, _squared_lengths(matrices), None)
 
 
 def _squared_lengths(matrices: Tensor) -> list[float]:

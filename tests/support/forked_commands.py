@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,27 @@ MODULES = (
 """What commands import, in part when they need it."""
 
 
-class ForkedCommands:
-    """Runs commands one after the other."""
+Watch = Callable[[dict[str, Any]], Callable[[], int]]
+"""``watch(order)`` is called in a command's process before it begins; what it returns gives, at the
+end, a number that is told."""
 
-    def __init__(self) -> None:
+
+class ForkedCommands:
+    """Runs commands one after the other.
+
+    Args:
+        program: the module that calls ``serve``.
+    """
+
+    def __init__(self, program: str = "support.forked_commands") -> None:
+        here = str(Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
         )
         self._lock = threading.Lock()
 
@@ -50,15 +65,23 @@ class ForkedCommands:
         self, place: Path, words: tuple[str, ...], environment: Mapping[str, str]
     ) -> subprocess.CompletedProcess[str]:
         """The command, run to its end in a directory."""
+        end = self.ask({"place": str(place), "words": words, "environment": dict(environment)})
+        return subprocess.CompletedProcess(words, end["status"], end["out"], end["err"])
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """How a command ended: status, out, err, and the number that is told, 0 if it was killed.
+
+        Args:
+            order: place, words, environment, and what else ``watch`` reads.
+        """
         assert self._process.stdin and self._process.stdout
-        order = {"place": str(place), "words": words, "environment": dict(environment)}
         with self._lock:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
         assert answer, "the process that forks commands has ended"
-        end = json.loads(answer)
-        return subprocess.CompletedProcess(words, end["status"], end["out"], end["err"])
+        end: dict[str, Any] = json.loads(answer)
+        return end
 
     def close(self) -> None:
         """End the program."""
@@ -75,8 +98,8 @@ def forked_commands() -> ForkedCommands:
     return commands
 
 
-def _work(order: dict[str, Any], report: Path) -> None:
-    code = 70
+def _work(order: dict[str, Any], report: Path, watch: Watch | None) -> None:
+    code, told = 70, None
     try:
         os.chdir(order["place"])
         os.environ.clear()
@@ -88,6 +111,7 @@ def _work(order: dict[str, Any], report: Path) -> None:
         sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         from mergeops.cli.main import main
 
+        told = watch(order) if watch is not None else None
         main()
         code = 0
     except SystemExit as ended:
@@ -99,10 +123,12 @@ def _work(order: dict[str, Any], report: Path) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        if told is not None:
+            (report / "told").write_text(str(told()))
         os._exit(code)
 
 
-def serve() -> None:
+def serve(watch: Watch | None = None) -> None:
     """Do what comes on stdin, an order a line."""
     for module in MODULES:
         importlib.import_module(module)
@@ -116,10 +142,15 @@ def serve() -> None:
             report = Path(folder)
             child = os.fork()
             if child == 0:
-                _work(json.loads(line), report)
+                _work(json.loads(line), report, watch)
             _, status = os.waitpid(child, 0)
-            out, err = ((report / name).read_text(errors="replace") for name in ("out", "err"))
-        end = {"status": os.waitstatus_to_exitcode(status), "out": out, "err": err}
+            said = {
+                name: (report / name).read_text(errors="replace")
+                if (report / name).exists()
+                else ""
+                for name in ("out", "err", "told")
+            }
+        end = {"status": os.waitstatus_to_exitcode(status), **said, "told": int(said["told"] or 0)}
         print(json.dumps(end), file=answers, flush=True)
 
 
