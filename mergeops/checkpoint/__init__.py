@@ -77,6 +77,7 @@ from mergeops.checkpoint.tokenizer_files import (
 )
 from mergeops.checkpoint.verification import verify_checkpoint
 from mergeops.checkpoint.watched import as_seen, look_at, older_than
+from mergeops.checkpoint.whole_directory import Destination
 
 __all__ = [
     "ADAPTER",
@@ -99,6 +100,7 @@ __all__ = [
     "Bytes",
     "Checkpoint",
     "CheckpointReader",
+    "Destination",
     "FileStamp",
     "HashAlong",
     "Quantisation",

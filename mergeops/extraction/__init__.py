@@ -1,7 +1,7 @@
 """A full fine-tune as a LoRA adapter of its base: the best one of a rank, and what it leaves out.
 
-Stands on: architectures, checkpoint, engine, errors, lazy_torch, planning, progress,
-recipe, recover, sources.
+Stands on: architectures, checkpoint, engine, errors, lazy_torch, planning, progress, recipe,
+sources.
 """
 
 from mergeops.extraction.by_uri import extract_by_uri

@@ -22,6 +22,7 @@ from mergeops.checkpoint import (
     ADAPTER,
     ADAPTER_CONFIG,
     CONFIG,
+    Destination,
     TensorReader,
     TokenizerFile,
     read_json,
@@ -35,7 +36,6 @@ from mergeops.extraction.low_rank import FactorPair, Rank, factorize
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.planning import names_token_rows, read_inputs
 from mergeops.progress import Progress
-from mergeops.recover import Destination
 from mergeops.sources import Source
 
 OTHERS = ("save", "leave_out", "refuse")

@@ -20,13 +20,11 @@ from mergeops.recover.megatron import Averaged, average_megatron
 from mergeops.recover.recovery import Recovered, adapter_settings, recover
 from mergeops.recover.sharded import ShardedModel, ShardedTensor
 from mergeops.recover.sharded_reader import ShardedReader
-from mergeops.recover.writing import Destination
 
 __all__ = [
     "INNER_FOLDERS",
     "KINDS",
     "Averaged",
-    "Destination",
     "Leftover",
     "Recovered",
     "ShardedModel",

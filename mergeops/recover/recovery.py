@@ -22,6 +22,7 @@ from mergeops.checkpoint import (
     SINGLE,
     Checkpoint,
     CheckpointReader,
+    Destination,
     TokenizerFile,
     combined_sha256,
     open_checkpoint,
@@ -44,7 +45,7 @@ from mergeops.recover.fitting import (
 from mergeops.recover.names import adapter_names
 from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sharded_reader import ShardedReader
-from mergeops.recover.writing import JOURNAL, Destination, shard_files, write_file, write_index
+from mergeops.recover.writing import shard_files, write_file, write_index
 
 CONFIGS = ("", "huggingface")
 """Where trainers put config.json, below a checkpoint's directory; verl has a folder for it."""
@@ -286,7 +287,7 @@ def _small_files(draft: _Draft, out: Path, files: Mapping[str, Any]) -> list[str
 
 
 def _is_kept(entry: Path) -> bool:
-    return entry.suffix != ".safetensors" and entry.name != JOURNAL
+    return entry.suffix != ".safetensors" and entry.name != Destination.JOURNAL
 
 
 def _write_config(draft: _Draft, out: Path) -> None:
