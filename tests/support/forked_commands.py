@@ -107,8 +107,9 @@ def _work(order: dict[str, Any], report: Path, watch: Watch | None) -> None:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(report / name, os.O_WRONLY | os.O_CREAT, 0o600), number)
         sys.argv = ["mergeops", *order["words"]]
-        # As a Python that starts with it.
-        sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        # As of `python -m mergeops` in that directory.
+        sys.path[0] = order["place"]
+        sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         from mergeops.cli.main import main
 
         told = watch(order) if watch is not None else None
