@@ -73,7 +73,7 @@ def replay(folder: Path, replays: int, candidates: int) -> None:
 def compare(folder: Path, seeds: int, items: int, limit: int) -> None:
     """CMA-ES at 100 full evaluations, and racing for at most 25, on the same space."""
     place = prepare(folder, items)
-    space = "{method: task_arithmetic, 'sources.*.weight': [0.0, 1.0]}"
+    space = "{method: task_arithmetic, sources.*.weight: [0.0, 1.0]}"
     common = (f"search.space={space}", f"evaluate.limit={limit}", "search.earlier=0")
     ways = {
         "cmaes": ("search.sampler=cmaes", "search.racing=false", "search.trials=100"),

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import click
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mergeops.cli.main import cli
 from mergeops.recipe import GROUPS, Recipe, keys
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("docs/faq.md", "docs/ci.md", "docs/shell.md", "docs/index.md")
-PAGES += ("docs/clusters.md", "docs/service.md")
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 COMMAND = re.compile(r"^ {4,}(?:\$ |- run: |srun )*(mergeops [^|#\n]+)$", re.MULTILINE)
 
 
 def lines() -> Iterator[tuple[str, str]]:
     for page in PAGES:
-        for match in COMMAND.finditer((ROOT / page).read_text(encoding="utf-8")):
+        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        for match in COMMAND.finditer(text):
             yield page, match[1].partition(" > ")[0].strip()
 
 
@@ -46,6 +47,8 @@ def test_a_command_of_the_documentation_is_one(page: str, line: str) -> None:
     context = command.make_context(name, words)
     overrides = [word for word in context.params.get("overrides") or () if "=" in word]
     assert [word for word in overrides if not is_known(word)] == [], page
+    # Quotes and brackets are as Hydra reads them.
+    OverridesParser.create().parse_overrides(overrides)
 
 
 def test_the_pages_have_commands() -> None:
