@@ -68,6 +68,7 @@ from mergeops.checkpoint.relaid import RelaidReader
 from mergeops.checkpoint.renamed import RenamedReader, TensorCut
 from mergeops.checkpoint.sizes import lacking, size_text
 from mergeops.checkpoint.small_files import SMALL_SUFFIXES, is_processor_file, is_small_file
+from mergeops.checkpoint.staged import STAGE_VARIABLE
 from mergeops.checkpoint.tokenizer_files import (
     PROCESSOR_TEMPLATE,
     VOCABULARY_FILES,
@@ -96,6 +97,7 @@ __all__ = [
     "SINGLE",
     "SLICES_NAME",
     "SMALL_SUFFIXES",
+    "STAGE_VARIABLE",
     "VOCABULARY_FILES",
     "Bytes",
     "Checkpoint",

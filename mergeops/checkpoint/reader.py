@@ -15,6 +15,7 @@ from mergeops.checkpoint.dtypes import SIZES, item_size, torch_dtype
 from mergeops.checkpoint.hash_along import HashAlong, Take
 from mergeops.checkpoint.header import StoredTensor
 from mergeops.checkpoint.layout import Checkpoint, FileStamp, open_checkpoint
+from mergeops.checkpoint.staged import staged
 from mergeops.errors import SourceError
 from mergeops.lazy_torch import torch
 
@@ -81,6 +82,8 @@ class CheckpointReader:
         self.kept_range = functools.lru_cache(maxsize=KEPT)(self.stored_range)
         self._stamps = dict(checkpoint.stamps if stamps is None else stamps)
         self._files: dict[str, int] = {}
+        self._copies: dict[str, int] = {}
+        """What is read in place of a file."""
         self._take: dict[str, Take] = {}
         if hashes is not None:
             followed = {name: hashes.follow(self._path / name) for name in checkpoint.stamps}
@@ -89,6 +92,10 @@ class CheckpointReader:
             for name in checkpoint.stamps:
                 self._files[name] = os.open(self._path / name, os.O_RDONLY | os.O_CLOEXEC)
             self.check_unchanged()
+            for name, stamp in self._stamps.items():
+                copy = staged(self._path / name, stamp)
+                if copy != self._path / name:
+                    self._copies[name] = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             self.close()
             raise SourceError(f"{error.filename}: {error.strerror}") from error
@@ -131,10 +138,10 @@ class CheckpointReader:
         size = item_size(tensor.dtype)
         view = staging[: (stop - start) * size].data
         position = tensor.start + start * size
-        done = 0
+        done, file = 0, self._open(tensor)
         while done < len(view):
             try:
-                n = os.preadv(self._files[tensor.file], [view[done:]], position + done)
+                n = os.preadv(file, [view[done:]], position + done)
             except OSError as error:
                 raise SourceError(
                     f"{self._path / tensor.file} cannot be read at byte {position + done}, tensor "
@@ -156,11 +163,14 @@ class CheckpointReader:
             tensor, start, stop = self._coded[name].extent(start, stop)
         size = item_size(tensor.dtype)
         os.posix_fadvise(
-            self._files[tensor.file],
+            self._open(tensor),
             tensor.start + start * size,
             (stop - start) * size,
             os.POSIX_FADV_WILLNEED,
         )
+
+    def _open(self, tensor: StoredTensor) -> int:
+        return self._copies.get(tensor.file, self._files[tensor.file])
 
     def check_unchanged(self) -> None:
         """See ``TensorReader``."""
@@ -181,8 +191,9 @@ class CheckpointReader:
 
     def close(self) -> None:
         """See ``TensorReader``."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        for files in (self._files, self._copies):
+            while files:
+                os.close(files.popitem()[1])
 
     def __enter__(self) -> Self:
         return self

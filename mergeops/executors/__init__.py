@@ -28,7 +28,7 @@ versions, storage that is not shared.
 An engine is a file that registers a ``Launcher``, which starts workers; the rest is here. Another
 package adds one by an entry point in the group ``mergeops.executors``.
 
-Stands on: errors, lazy_torch, progress, recipe, version.
+Stands on: checkpoint, errors, lazy_torch, progress, recipe, version.
 """
 
 from mergeops.executors.engines import examine_executor, executor, open_executor, script_of

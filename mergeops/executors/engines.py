@@ -90,7 +90,7 @@ def open_executor(spec: ExecutorSpec, needs: Needs | None = None) -> Executor:
         ConfigError: no such executor, a parameter that it does not take, or its engine is not
             installed or not there.
     """
-    return Executor(_launcher(spec), needs, patience_s=spec.patience_s)
+    return Executor(_launcher(spec), needs, patience_s=spec.patience_s, stage=spec.stage)
 
 
 def examine_executor(spec: ExecutorSpec) -> str:

@@ -63,6 +63,7 @@ class Executor:
         launcher: starts workers, as many as there are units, up to its number.
         needs: what workers must have; one that lacks something is an error before any work.
         patience_s: seconds of silence after which a worker is taken for gone.
+        stage: see ``ExecutorSpec``.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Executor:
         needs: Needs | None = None,
         *,
         patience_s: float = 60.0,
+        stage: str | None = None,
     ) -> None:
         self.workers = launcher.workers
         """How many units are worked on at a time."""
         self._launcher = launcher
         self._needs = needs = needs or Needs()
         self._patience_s = patience_s
+        self._stage = stage
         self._key = secrets.token_bytes(32)
         self._lock = threading.RLock()
         self._told: queue.Queue[Event | Exception] = queue.Queue()
@@ -227,8 +230,8 @@ class Executor:
                 self._hired[worker.number] = worker
             asked = questions(self._needs, self._probes.names)
             memory = self._launcher.memory
-            host = {"host": str(worker), "memory": memory}
-            line.send({"check": asked, **host})
+            own = {"host": str(worker), "memory": memory, "stage": self._stage}
+            line.send({"check": asked, **own})
             while True:
                 message = line.receive()
                 worker.heard = time.monotonic()

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from mergeops.checkpoint import STAGE_VARIABLE
 from mergeops.errors import MergeError, MergeopsError
 from mergeops.executors.line import Invitation, Line, connect
 from mergeops.executors.surroundings import problems
@@ -71,6 +72,8 @@ class _Worker:
                 with contextlib.suppress(OSError):
                     # Where it is there, relative paths mean the same for all.
                     os.chdir(order["check"]["directory"])
+                if order["stage"]:
+                    os.environ[STAGE_VARIABLE] = os.path.expandvars(order["stage"])
                 self._line.send({"problems": problems(order["check"], order["host"])})
             elif "unit" in order:
                 self._do(order)

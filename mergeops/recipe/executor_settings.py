@@ -29,6 +29,9 @@ class ExecutorSpec:
     memory: str | None = None
     """What a worker may hold in memory of its own, as output.shard_size is written; one that holds
     more is ended. Null sets no limit."""
+    stage: str | None = None
+    """A directory on a worker's own disk, where the weight files of sources are copied once and
+    then read; $NAME is a variable of the worker's. Null reads them where they are."""
     patience_s: float = 60.0
     """Seconds of silence after which a worker is taken for gone."""
     parameters: Mapping[str, Any] = field(default_factory=dict)

@@ -36,6 +36,18 @@ def test_files_are_the_same_for_any_number_of_workers(spread: Spread, workers: i
 
 
 @pytest.mark.slow
+def test_files_are_the_same_when_workers_read_copies(
+    spread: Spread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A variable of the worker's.
+    monkeypatch.setenv("OWN_DISK", str(spread.place("disk")))
+    on = ExecutorSpec(workers=2, threads=1, stage="$OWN_DISK/stage")
+    assert spread.merged_on(on, "staged") == spread.merged_here
+    # Of the base and three sources, one file each.
+    assert len(list(spread.place("disk/stage").glob("*.safetensors"))) == 4
+
+
+@pytest.mark.slow
 def test_files_are_the_same_when_a_worker_is_killed(spread: Spread) -> None:
     on = ExecutorSpec(workers=2, threads=1)
     merged = spread.merged_on(on, "killed", after=2, then=spread.kill_worker)
