@@ -175,7 +175,7 @@ class ServiceClient:
             method=verb,
             data=None if body is None else json.dumps(body).encode(),
             headers={
-                "Authorization": f"Bearer {self._address.token}",
+                "Authorization": self._address.authorization,
                 "Content-Type": "application/json",
                 "User-Agent": f"mergeops/{__version__}",
             },
@@ -205,7 +205,10 @@ def _as_error(status: int, text: str, url: str) -> Exception:
     if status == 503 and code != TrackingError.exit_code:
         return _AwayError(message)
     if status == 401:
-        return ServiceError(f"{url} refuses the token; is MERGEOPS_TOKEN the server's?")
+        return ServiceError(
+            f"{url} refuses the token or account; is MERGEOPS_TOKEN the server's? With accounts it "
+            "takes MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     return KINDS.get(code, ServiceError)(message)
 
 

@@ -145,7 +145,9 @@ class _JobWorker:
             await self._until_reached(lambda: self._owner.end(ending))
             return
         child = Child(
-            settings.command(job, settings.config), self._environment(), str(settings.directory)
+            settings.command(job, settings.config),
+            self._environment(job),
+            str(settings.directory),
         )
         running = asyncio.create_task(child.run())
         why_stopped = await self._attend(job, child, running)
@@ -202,8 +204,9 @@ class _JobWorker:
             child.lines = lines + child.lines
             raise
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, job: QueuedJob) -> dict[str, str]:
         more = {"MERGEOPS_PROGRESS": "json", "PYTHONUNBUFFERED": "1"}
+        more["MERGEOPS_SUBMITTED_BY"] = job.submitted_by
         more["MERGEOPS_AWAY_EXIT_CODE"] = str(AWAY_EXIT_CODE)
         settings = self._settings
         more["MERGEOPS_DATABASE"] = settings.database

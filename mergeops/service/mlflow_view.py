@@ -18,7 +18,7 @@ from mergeops.progress import Progress
 from mergeops.promotion import WaitingProposal, read_trial_file, waiting_proposals
 from mergeops.recipe import Recipe, compose
 from mergeops.report import Compared
-from mergeops.store import Tracking, connect_to_server, current_user
+from mergeops.store import Tracking, connect_to_server
 from mergeops.tracking import compare_experiments, find_version
 
 FRESH_S = 10.0
@@ -78,7 +78,7 @@ class Registry:
         key = f"leaderboard {name}"
         return self._fresh(key, lambda: compare_experiments(tracking, [name]), 30.0)
 
-    def approve(self, name: str, version: int, reason: str | None) -> promotion.Change:
+    def approve(self, name: str, version: int, reason: str | None, user: str) -> promotion.Change:
         """Make a proposed version the champion.
 
         Raises:
@@ -89,12 +89,12 @@ class Registry:
         hooks = promotion.configured(settings.promote.hooks)
         with promotion.registry(settings, name, Progress(quiet=True)) as tracking:
             change = promotion.approve(
-                tracking, name, user=current_user(), version=version, reason=reason, hooks=hooks
+                tracking, name, user=user, version=version, reason=reason, hooks=hooks
             )
         self.forget()
         return change
 
-    def reject(self, name: str, version: int, reason: str) -> promotion.Change:
+    def reject(self, name: str, version: int, reason: str, user: str) -> promotion.Change:
         """Close a proposal.
 
         Raises:
@@ -104,9 +104,7 @@ class Registry:
         if not reason.strip():
             raise ConfigError("the reason is empty; say why, for the proposer reads it")
         with promotion.registry(self.settings(), name, Progress(quiet=True)) as tracking:
-            change = promotion.reject(
-                tracking, name, user=current_user(), reason=reason, version=version
-            )
+            change = promotion.reject(tracking, name, user=user, reason=reason, version=version)
         self.forget()
         return change
 

@@ -9,7 +9,12 @@ from pathlib import Path
 import yaml
 
 from mergeops.errors import ConfigError
-from mergeops.schema import build, check_range
+from mergeops.schema import build, check_choice, check_range
+
+VIEWER, OPERATOR, APPROVER = ROLES = ("viewer", "operator", "approver")
+"""Who looks, who submits jobs and watches, who decides on proposals."""
+EVERYBODY = "*"
+MLFLOW = "mlflow"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,13 @@ class ServiceConfig:
     """MLflow servers that a job may name, beside the service's own."""
     hosts: tuple[str, ...] = ()
     """Names under which browsers reach the server, beside those of this machine."""
+    accounts: str = "none"
+    """``mlflow``: accounts of the MLflow server get in by name and password, beside the token."""
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {VIEWER: (EVERYBODY,)})
+    """viewer (looks), operator (submits jobs and watches), approver (decides on proposals): which
+    accounts; ``*`` is every one. An administrator of the MLflow server has all."""
+    requests_per_minute: int = 1200
+    """Of one account."""
     max_body_kb: int = 256
     """Of a request."""
     max_queued: int = 10_000
@@ -44,6 +56,10 @@ class ServiceConfig:
     """More of it, for the jobs' processes."""
 
     def __post_init__(self) -> None:
+        check_choice("accounts", self.accounts, ("none", MLFLOW))
+        for role in self.roles:
+            check_choice("a key of roles", role, ROLES)
+        check_range("requests_per_minute", self.requests_per_minute, 60, None)
         check_range("max_body_kb", self.max_body_kb, 1, 65536)
         check_range("max_queued", self.max_queued, 1, None)
 

@@ -19,15 +19,17 @@ from pathlib import Path
 from mergeops.checkpoint import locked
 from mergeops.client import Address
 from mergeops.errors import ConfigError, MergeopsError
+from mergeops.redact import redact
 from mergeops.service.child import PATIENCE_S, die_with_parent
 from mergeops.service.embedded import EmbeddedDatabase
 from mergeops.service.mlflow_view import Registry
-from mergeops.service.operator_config import ServiceConfig
+from mergeops.service.operator_config import MLFLOW, ServiceConfig
 from mergeops.service.place import ServicePlace
 from mergeops.service.queue import Queue, open_queue
 from mergeops.service.takeover import keep_taking_over
 from mergeops.service.watches import Watch, Watches
-from mergeops.store import current_user
+from mergeops.service.web.callers import Accounts
+from mergeops.store import account_of, chosen_uri, current_user
 from mergeops.watching import has_work
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -62,11 +64,12 @@ def serve(settings: ServeSettings) -> None:
     """
     settings.place.make()
     token = settings.place.token()
-    is_open = settings.host not in LOOPBACK
-    if is_open and (not os.environ.get("MERGEOPS_TOKEN") or len(token) < SHORTEST_TOKEN):
+    is_by_token = settings.host not in LOOPBACK and settings.config.accounts != MLFLOW
+    if is_by_token and (not os.environ.get("MERGEOPS_TOKEN") or len(token) < SHORTEST_TOKEN):
         raise ConfigError(
             f"--host is {settings.host}, which others reach; set MERGEOPS_TOKEN to a secret of at "
-            f"least {SHORTEST_TOKEN} characters, and put TLS in front"
+            f"least {SHORTEST_TOKEN} characters, or accounts to {MLFLOW} in --config, and put TLS "
+            "in front"
         )
     with _alone(settings.place):
         _serve_alone(settings, token)
@@ -115,22 +118,23 @@ async def _serve(
     from mergeops.service.web.news import Changes
     from mergeops.service.web.served import Service
 
-    config = settings.config
+    config, user = settings.config, current_user()
     config_dir = settings.directory / config.config_dir if config.config_dir else None
+    registry = Registry(config_dir)
+    accounts = await asyncio.to_thread(_accounts, config, registry)
     async with open_queue(database, max_queued=config.max_queued) as queue:
         changes = Changes(queue)
         service = Service(
             queue=queue,
             watches=Watches(queue),
-            registry=Registry(config_dir),
+            registry=registry,
             changes=changes,
             config=config,
             directory=settings.directory,
-            user=current_user(),
         )
         server = uvicorn.Server(
             uvicorn.Config(
-                make_app(service, token),
+                make_app(service, token, user, accounts),
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
@@ -152,7 +156,7 @@ async def _serve(
         tasks = [
             changes.listen(),
             keep_taking_over(queue),
-            _keep_watching(service.watches, service.user, config_dir),
+            _keep_watching(service.watches, user, config_dir),
             *(_keep_working(words, environment, settings) for _ in range(settings.workers)),
         ]
         if embedded is not None:
@@ -164,6 +168,27 @@ async def _serve(
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+
+def _accounts(config: ServiceConfig, registry: Registry) -> Accounts | None:
+    """The MLflow server's accounts, where the operator lets them in.
+
+    Raises:
+        ConfigError: MLflow is no server.
+        TrackingError: the server does not answer, or has no accounts.
+    """
+    if config.accounts != MLFLOW:
+        return None
+    tracking = registry.settings().tracking
+    uri = chosen_uri(tracking)
+    if not uri.startswith("http"):
+        raise ConfigError(
+            f"accounts is {MLFLOW}, but MLflow is {redact(uri)}; accounts are those of a server: "
+            "set MLFLOW_TRACKING_URI to it"
+        )
+    # Of a server without accounts the answer is an error.
+    account_of(uri, "nobody", "", tracking.timeout_s)
+    return Accounts(uri, config.roles, tracking.timeout_s)
 
 
 async def _for_ever(task: Awaitable[None]) -> None:

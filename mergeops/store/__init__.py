@@ -3,7 +3,8 @@
 Stands on: checkpoint, errors, kernels, recipe, redact.
 """
 
-from mergeops.store.accounts import account, check_may_promote
+from mergeops.store.accounts import account, account_of, check_may_promote
+from mergeops.store.address import chosen_uri
 from mergeops.store.artifacts import is_http, is_s3
 from mergeops.store.client import (
     STORAGE_PACKAGES,
@@ -72,8 +73,10 @@ __all__ = [
     "WebhookAnswer",
     "access",
     "account",
+    "account_of",
     "check_events",
     "check_may_promote",
+    "chosen_uri",
     "connect",
     "connect_to_read",
     "connect_to_server",

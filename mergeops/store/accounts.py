@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from mergeops.errors import AwayError, TrackingError
+from mergeops.redact import redact
 from mergeops.store.client import is_denied, no_patience, or_none
 from mergeops.store.connection import Tracking
 from mergeops.store.permissions import needed
 
+CURRENT_USER = "/api/2.0/mlflow/users/current"
 NO_VERSION = "999999999"
 """A version that no registered model has: setting an alias to it is refused, and before that
 whoever may not set one."""
@@ -59,6 +62,52 @@ def check_may_promote(tracking: Tracking, name: str) -> None:
                 raise
 
 
+def account_of(uri: str, user: str, password: str, timeout_s: int) -> tuple[str, bool] | None:
+    """The account that a server knows by a name and a password, and whether it administrates.
+
+    Args:
+        uri: http(s) URI of the server.
+        user, password: of whoever asks; those of this process are not used.
+        timeout_s: of the answer.
+
+    Returns:
+        None where the server takes them for nobody's.
+
+    Raises:
+        TrackingError: the server does not answer, or has no accounts.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils import credentials, rest_utils
+
+    who: Any = credentials.get_default_host_creds  # MLflow gives them no types
+    ask: Any = rest_utils.http_request
+    parts = urlsplit(uri)
+    host = who(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+    host.username, host.password = user, password
+    host.token = host.auth = host.aws_sigv4 = None
+    try:
+        answer = ask(
+            host,
+            CURRENT_USER,
+            "GET",
+            max_retries=0,
+            timeout=timeout_s,
+            raise_on_status=False,
+            allow_redirects=False,
+        )
+        if answer.status_code in (401, 403):
+            return None
+        said = answer.json()["user"]
+        return str(said["username"]), bool(said["is_admin"])
+    except MlflowException as error:
+        raise AwayError(f"cannot reach the MLflow server at {redact(uri)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrackingError(
+            f"the MLflow server at {redact(uri)} does not say who asks; it has accounts where it "
+            "is started with --app-name basic-auth"
+        ) from error
+
+
 def _current_user(tracking: Tracking) -> tuple[str, bool] | None:
     from mlflow.utils import credentials, rest_utils
 
@@ -67,7 +116,7 @@ def _current_user(tracking: Tracking) -> tuple[str, bool] | None:
     if not tracking.uri.startswith("http"):
         return None
     try:
-        user = ask(who(tracking.uri), "/api/2.0/mlflow/users/current", "GET").json()["user"]
+        user = ask(who(tracking.uri), CURRENT_USER, "GET").json()["user"]
         return str(user["username"]), bool(user["is_admin"])
     # A server without accounts has no such page, and proxies answer with pages of their own.
     except Exception:

@@ -323,14 +323,15 @@ def _artifact_location(uri: str, experiment: str) -> str | None:
 def current_user() -> str:
     """The name that changes are recorded under.
 
-    The user that MLflow's server authenticates (MLFLOW_TRACKING_USERNAME, or MLflow's credentials
-    file), else the name of the operating system's user. The server does not check the second, and
-    mergeops does not check the first: both say who, and prove nothing, unless the server
-    authenticates every writer.
+    Of a job of the merge service it is who submitted it (MERGEOPS_SUBMITTED_BY). Else it is the
+    user that MLflow's server authenticates (MLFLOW_TRACKING_USERNAME, or MLflow's credentials
+    file), else the operating system's. The server does not check the last, and mergeops does not
+    check the first two: all say who, and prove nothing, unless the server authenticates every
+    writer.
     """
     from mlflow.utils.credentials import read_mlflow_creds
 
-    named = read_mlflow_creds().username
+    named = os.environ.get("MERGEOPS_SUBMITTED_BY") or read_mlflow_creds().username
     if named:
         return named
     try:

@@ -32,7 +32,7 @@ NOTES = "finished"
 DECISIVE = ("CUDA_VISIBLE_DEVICES", "HF_", "LM_EVAL", "MERGEOPS_", "TRANSFORMERS_")
 """What variables begin with that may decide something; MLflow's say where it is."""
 SECRET = ("KEY", "PASSWORD", "SECRET", "TOKEN")
-INDIFFERENT = ("MERGEOPS_PROGRESS",)
+INDIFFERENT = ("MERGEOPS_PROGRESS", "MERGEOPS_SUBMITTED_BY")
 
 
 @dataclass(frozen=True, kw_only=True)

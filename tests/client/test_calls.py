@@ -61,7 +61,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
         (409, {"error": "ann proposed it", "exit_code": 7}, GateRefusedError, "ann proposed it"),
         (502, {"error": "no such model", "exit_code": 6}, TrackingError, "no such model"),
         (503, {"error": "cannot reach MLflow", "exit_code": 6}, TrackingError, "cannot reach"),
-        (401, "a token is needed", ServiceError, "refuses the token; is MERGEOPS_TOKEN"),
+        (401, "a token is needed", ServiceError, "refuses the token or account; is MERGEOPS_TOKEN"),
         (418, "what", ServiceError, "what"),
         (302, "moved", ServiceError, "moved"),
     ],
@@ -115,3 +115,18 @@ def test_an_address_of_the_environment_wins(
     monkeypatch.setenv("MERGEOPS_SERVER", "ftp://x")
     with pytest.raises(ConfigError, match="it begins with http or https"):
         connect("nowhere")
+
+
+def test_without_a_token_the_account_of_mlflow_is_taken(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERGEOPS_SERVER", answers.url)
+    monkeypatch.delenv("MERGEOPS_TOKEN", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a:b")
+    answers.next = [(200, {"id": "x"})] * 2
+    connect().job("x")
+    monkeypatch.setenv("MERGEOPS_TOKEN", "secret")
+    connect().job("x")
+    # base64 of ann:a:b
+    assert [asked[2] for asked in answers.asked] == ["Basic YW5uOmE6Yg==", "Bearer secret"]

@@ -7,6 +7,7 @@ ben              a member of team-a who may read what is others'
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import hashlib
@@ -32,7 +33,8 @@ from mergeops.promotion.champion import make_champion
 from mergeops.promotion.changes import aliases, proposal
 from mergeops.promotion.history import read_history
 from mergeops.recipe.settings import OutputSpec, TrackingSpec
-from mergeops.store import check_may_promote, leases, workspaces
+from mergeops.service.web.callers import Accounts
+from mergeops.store import account_of, check_may_promote, leases, workspaces
 from mergeops.store.connection import Tracking, connect, connect_to_server
 from mergeops.tracking.pending import pending_trials
 from mergeops.tracking.sync import sync_trials
@@ -257,6 +259,32 @@ def test_the_trial_of_who_may_not_log_it_is_kept_and_the_permission_named(
         log.log_model(case.checkpoint, weights_sha256=case.weights)
     [kept] = pending_trials(tmp_path)
     assert kept.workspace == "team-a"
+
+
+def test_the_service_asks_the_server_whom_a_name_and_a_password_belong_to(
+    accounts: Server, server: Server
+) -> None:
+    assert account_of(accounts.uri, "ben", PASSWORD, 10) == ("ben", False)
+    assert account_of(accounts.uri, "ben", "wrong", 10) is None
+    assert account_of(accounts.uri, "nobody", "", 10) is None
+    with pytest.raises(TrackingError, match="does not say who asks; it has accounts where it is"):
+        account_of(server.uri, "ben", PASSWORD, 10)
+    with pytest.raises(AwayError, match="cannot reach the MLflow server"):
+        account_of("http://127.0.0.1:9", "ben", PASSWORD, 10)
+
+    callers = Accounts(accounts.uri, {"viewer": ("*",), "approver": ("ben",)}, 10)
+
+    def roles(user: str, password: str = PASSWORD) -> set[str] | None:
+        credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
+        caller = asyncio.run(callers.caller(credentials))
+        assert caller is None or caller.name == user
+        return None if caller is None else set(caller.roles)
+
+    assert roles("ben") == {"viewer", "approver"}
+    assert roles("ann") == {"viewer"}
+    assert roles("admin") == {"viewer", "operator", "approver"}
+    assert roles("ann", "wrong") is None
+    assert asyncio.run(callers.caller("no base64")) is None
 
 
 def test_a_missing_model_is_no_question_of_the_password(accounts: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -12,24 +13,36 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from mergeops.errors import AwayError
+from mergeops.service.web.callers import Caller
 from mergeops.service.web.guard import COOKIE, CSRF_HEADER, Guard, csrf_of
 
 TOKEN = "a-token-of-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 COOKIES = {COOKIE: TOKEN}
-OWN = {"Origin": "http://127.0.0.1", CSRF_HEADER: csrf_of(TOKEN)}
+OWN = {"Origin": "http://127.0.0.1", CSRF_HEADER: csrf_of(TOKEN, "ben")}
 
 
 async def answer(request: Request) -> PlainTextResponse:
     return PlainTextResponse(f"{len(await request.body())} bytes")
 
 
+async def name(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(request.scope["mergeops.caller"].name)
+
+
 @pytest.fixture
 def ask() -> Callable[..., Any]:
     """A request to a small application behind the guard."""
+    return asking()
+
+
+def asking(**settings: Any) -> Callable[..., Any]:
     paths = ("/", "/api/v1/jobs", "/api/v1/health")
-    app = Starlette(routes=[Route(p, answer, methods=["GET", "POST", "DELETE"]) for p in paths])
-    guarded: Any = Guard(app, token=TOKEN, hosts=("merge.example.org",), max_body=100)
+    routes = [Route(p, answer, methods=["GET", "POST", "DELETE"]) for p in paths]
+    app = Starlette(routes=[*routes, Route("/name", name, methods=["GET", "POST"])])
+    settings = {"hosts": ("merge.example.org",), "max_body": 100, **settings}
+    guarded: Any = Guard(app, token=TOKEN, user="ben", **settings)
 
     def ask(verb: str, path: str, **more: Any) -> Any:
         cookies = more.pop("cookies", {})
@@ -80,7 +93,7 @@ def test_a_change_with_the_cookie_has_to_come_from_the_page(ask: Callable[..., A
 
     assert status({}) == 403
     assert status({"Origin": "http://127.0.0.1"}) == 403
-    assert status({CSRF_HEADER: csrf_of(TOKEN)}) == 403
+    assert status({CSRF_HEADER: csrf_of(TOKEN, "ben")}) == 403
     assert status({**OWN, CSRF_HEADER: "wrong"}) == 403
     assert status(OWN) == 200
 
@@ -132,7 +145,7 @@ def test_a_body_that_never_comes_is_not_waited_for(
 
     headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {TOKEN}".encode())]
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
-    asyncio.run(Guard(slow, token=TOKEN)(scope, receive, send))
+    asyncio.run(Guard(slow, token=TOKEN, user="ben")(scope, receive, send))
     assert sent[0]["status"] == 408
 
 
@@ -144,3 +157,84 @@ def test_every_answer_forbids_what_the_page_does_not_need(ask: Callable[..., Any
         assert said.headers["x-content-type-options"] == "nosniff"
         assert said.headers["referrer-policy"] == "no-referrer"
         assert said.headers["cache-control"] == "no-store"
+
+
+class Accounts:
+    """A stand-in for MLflow's: ann may decide, eve has no role, and it may be away."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def caller(self, credentials: str) -> Caller | None:
+        self.asked += 1
+        user, _, password = base64.b64decode(credentials).decode().partition(":")
+        if password == "away":
+            raise AwayError("cannot reach the MLflow server")
+        if password != "right":
+            return None
+        return Caller(user, frozenset({"approver"} if user == "ann" else ()))
+
+
+def basic(user: str, password: str = "right") -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
+
+
+def test_accounts_of_mlflow_get_in_beside_the_token() -> None:
+    accounts: Any = Accounts()
+    ask = asking(accounts=accounts)
+    assert ask("GET", "/name", headers=basic("ann")).text == "ann"
+    assert ask("GET", "/name", headers=BEARER).text == "ben"
+    assert ask("GET", "/name", cookies=COOKIES).text == "ben"
+    said = ask("GET", "/name", headers=basic("ann", "wrong"))
+    assert said.status_code == 401 and "an account of the MLflow server is needed" in said.text
+    # A browser asks for name and password.
+    assert said.headers["www-authenticate"].startswith("Basic realm=")
+    said = ask("GET", "/name", headers=basic("eve"))
+    assert (said.status_code, said.text) == (
+        403,
+        "the account eve has no role here; the operator gives it one\n",
+    )
+    said = ask("GET", "/name", headers=basic("ann", "away"))
+    assert said.status_code == 503 and "cannot reach the MLflow server" in said.text
+
+
+def test_a_change_by_an_account_comes_from_the_page_or_from_a_script() -> None:
+    accounts: Any = Accounts()
+    ask = asking(accounts=accounts)
+
+    def status(**more: str) -> int:
+        headers = basic("ann") | {key.replace("_", "-"): value for key, value in more.items()}
+        return int(ask("POST", "/name", headers=headers).status_code)
+
+    # What a form of another site may be made to send.
+    assert status() == 403
+    assert status(Content_Type="application/x-www-form-urlencoded") == 403
+    assert status(Content_Type="application/json") == 200
+    page = {"Origin": "http://127.0.0.1", "Content_Type": "application/json"}
+    assert status(**page) == 403
+    # The word of another user's page is none.
+    assert status(**page, X_Mergeops_CSRF=csrf_of(TOKEN, "ben")) == 403
+    assert status(**page, X_Mergeops_CSRF=csrf_of(TOKEN, "ann")) == 200
+
+
+def test_who_guesses_is_made_to_wait_and_the_token_is_not() -> None:
+    accounts: Any = Accounts()
+    ask = asking(accounts=accounts)
+    for _ in range(20):
+        assert ask("GET", "/name", headers=basic("ann", "guess")).status_code == 401
+    said = ask("GET", "/name", headers=basic("ann", "guess"))
+    assert (said.status_code, said.headers["retry-after"]) == (429, "3")
+    assert accounts.asked == 20
+    # The token is not guessed.
+    assert ask("GET", "/name", headers=BEARER).status_code == 200
+    # Without anything there is nothing to guess, and the browser's question must come.
+    fresh = asking(accounts=accounts)
+    assert [fresh("GET", "/name").status_code for _ in range(30)] == [401] * 30
+
+
+def test_an_account_asks_so_often_a_minute_and_no_more() -> None:
+    accounts: Any = Accounts()
+    ask = asking(accounts=accounts, per_minute=3)
+    statuses = [ask("GET", "/name", headers=basic("ann")).status_code for _ in range(4)]
+    assert statuses == [200, 200, 200, 429]
+    assert [ask("GET", "/name", headers=BEARER).status_code for _ in range(9)] == [200] * 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import html
 import json
@@ -20,6 +21,7 @@ from mergeops.service import ServiceConfig, Watches
 from mergeops.service.queue import open_queue
 from mergeops.service.takeover import Ending, Owner
 from mergeops.service.web.app import make_app
+from mergeops.service.web.callers import Caller
 from mergeops.service.web.guard import COOKIE, CSRF_HEADER, csrf_of
 from mergeops.service.web.news import Changes
 from mergeops.service.web.served import Service
@@ -36,12 +38,21 @@ CHECK = {
 }
 
 
+class Accounts:
+    """A stand-in for MLflow's: each is called as its role."""
+
+    async def caller(self, credentials: str) -> Caller | None:
+        name = base64.b64decode(credentials).decode().partition(":")[0]
+        return Caller(name, frozenset({name}))
+
+
 class Mlflow:
     """What the service asks MLflow for."""
 
     def __init__(self) -> None:
         self.waiting = [self._proposal("skills", 7), self._proposal(HOSTILE, 1)]
         self.decided: list[tuple[Any, ...]] = []
+        self.deciders: list[str] = []
         self.is_away = False
 
     def _proposal(self, name: str, version: int) -> WaitingProposal:
@@ -54,15 +65,17 @@ class Mlflow:
             raise AwayError("cannot reach the MLflow server")
         return self.waiting
 
-    def approve(self, name: str, version: int, reason: str | None) -> Change:
+    def approve(self, name: str, version: int, reason: str | None, user: str) -> Change:
         if version != 7:
             raise GateRefusedError(f"version {version} was proposed by ann")
+        self.deciders.append(user)
         self.decided.append(("approve", name, version, reason))
         return dataclasses.replace(self.waiting[0].change, kind="promote", by="ben")
 
-    def reject(self, name: str, version: int, reason: str) -> Change:
+    def reject(self, name: str, version: int, reason: str, user: str) -> Change:
         if not reason:
             raise ConfigError("the reason is empty; say why")
+        self.deciders.append(user)
         self.decided.append(("reject", name, version, reason))
         return dataclasses.replace(self.waiting[0].change, kind="rejected", by="ben")
 
@@ -101,9 +114,9 @@ def web(queue_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             changes=Changes(queue),
             config=ServiceConfig(),
             directory=directory,
-            user="ben",
         )
-        app = make_app(service, TOKEN)
+        accounts: Any = Accounts()
+        app = make_app(service, TOKEN, "ben", accounts)
         listening = portal.start_task_soon(service.changes.listen)
         held.client, held.queue, held.portal = client, queue, portal
         held.call = lambda verb, path, **more: client.request(
@@ -257,7 +270,7 @@ def test_every_page_is_there_also_while_mlflow_is_away(web: SimpleNamespace) -> 
 
 def test_the_page_loads_nothing_from_elsewhere(web: SimpleNamespace) -> None:
     page = web.page("/").text
-    assert csrf_of(TOKEN) in page
+    assert csrf_of(TOKEN, "ben") in page
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert all(place.startswith(("/", "#")) for place in loaded), loaded
     for place in loaded:
@@ -267,7 +280,7 @@ def test_the_page_loads_nothing_from_elsewhere(web: SimpleNamespace) -> None:
 
 def test_a_button_of_the_page_works_by_its_word(web: SimpleNamespace) -> None:
     job = submitted(web, "button")
-    own = {"Origin": "http://127.0.0.1", CSRF_HEADER: csrf_of(TOKEN)}
+    own = {"Origin": "http://127.0.0.1", CSRF_HEADER: csrf_of(TOKEN, "ben")}
     client = web.client
     path = f"/api/v1/jobs/{job['id']}"
     assert client.delete(path, headers=VISITOR).status_code == 403
@@ -328,3 +341,43 @@ def test_a_place_is_its_users_alone(tmp_path: Path) -> None:
     # It is another server's.
     place.withdraw()
     assert (place.folder / "server.json").exists()
+
+
+def test_an_account_may_what_its_role_allows_and_is_named_by_what_it_did(
+    web: SimpleNamespace,
+) -> None:
+    def ask(role: str, verb: str, path: str, **body: Any) -> Any:
+        headers = {"Authorization": f"Basic {base64.b64encode(f'{role}:x'.encode()).decode()}"}
+        headers["Content-Type"] = "application/json"
+        content = json.dumps(body) if body else None
+        return web.client.request(verb, path, headers=headers, content=content)
+
+    job = {"command": "adopt", "words": ["--experiment", "roles"], "tags": ["nobody"]}
+    decision = {"version": 7, "reason": "because"}
+    changes: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("operator", "POST", "/api/v1/jobs", job),
+        ("approver", "POST", "/api/v1/proposals/skills/approve", decision),
+        ("approver", "POST", "/api/v1/proposals/skills/reject", decision),
+    ]
+    for may, verb, path, body in changes:
+        for role in {"viewer", "operator", "approver"} - {may}:
+            said = ask(role, verb, path, **body)
+            assert (said.status_code, said.json()["error"]) == (
+                403,
+                f"this takes the role {may}; the account {role} is {role}",
+            )
+        assert ask(may, verb, path, **body).status_code in (200, 201)
+    made = ask("viewer", "GET", "/api/v1/jobs").json()["jobs"][0]
+    assert made["submitted_by"] == "operator"
+    for verb, path in (("DELETE", f"jobs/{made['id']}"), ("POST", f"jobs/{made['id']}/retry")):
+        assert ask("viewer", verb, f"/api/v1/{path}").status_code == 403
+        assert ask("operator", verb, f"/api/v1/{path}").status_code == 202
+    watch = {"config": {"name": "of-roles", "experiments": ["x"], "overrides": []}}
+    assert ask("approver", "POST", "/api/v1/watches", **watch).status_code == 403
+    assert ask("approver", "DELETE", "/api/v1/watches/x").status_code == 403
+
+    assert web.mlflow.deciders[-2:] == ["approver", "approver"]
+    # The page offers what its reader may do.
+    pages = {role: ask(role, "GET", "/proposals").text for role in ("viewer", "approver")}
+    assert "data-decision" in pages["approver"] and "data-decision" not in pages["viewer"]
+    assert "viewer (viewer)" in pages["viewer"]

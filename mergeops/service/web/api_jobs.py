@@ -13,8 +13,17 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from mergeops.service.allowed import checked_request
+from mergeops.service.operator_config import OPERATOR
 from mergeops.service.queued_jobs import ENDED, STATES, QueuedJob
-from mergeops.service.web.served import Served, Service, check_room, strict, watching
+from mergeops.service.web.served import (
+    Asking,
+    Served,
+    Service,
+    check_room,
+    needs,
+    strict,
+    watching,
+)
 from mergeops.version import __version__
 
 router = APIRouter(prefix="/api/v1", dependencies=[Depends(strict)])
@@ -38,8 +47,10 @@ def job_dict(job: QueuedJob) -> dict[str, Any]:
     return job.to_dict() | {"title": job.title, "share": job.share, "ended": job.state in ENDED}
 
 
-@router.post("/jobs", status_code=201)
-async def submit(body: Submission, service: Served, response: Response) -> dict[str, Any]:
+@router.post("/jobs", status_code=201, dependencies=[needs(OPERATOR)])
+async def submit(
+    body: Submission, service: Served, caller: Asking, response: Response
+) -> dict[str, Any]:
     """Queue a command. The same work again is the same job, and the status is 200 then."""
     request = await run_in_threadpool(
         checked_request,
@@ -50,7 +61,7 @@ async def submit(body: Submission, service: Served, response: Response) -> dict[
         tags=body.tags,
         priority=body.priority,
     )
-    job = await service.queue.submit(request, service.user)
+    job = await service.queue.submit(request, caller.name)
     response.status_code = 200 if job.was_there else 201
     return job_dict(job)
 
@@ -103,13 +114,13 @@ async def get_events(
     return StreamingResponse(_events(service, job, after), media_type="text/event-stream")
 
 
-@router.delete("/jobs/{job_id}", status_code=202)
+@router.delete("/jobs/{job_id}", status_code=202, dependencies=[needs(OPERATOR)])
 async def cancel(job_id: str, service: Served) -> dict[str, Any]:
     """Take a waiting job back; a running one gets SIGTERM."""
     return job_dict(await service.queue.cancel(job_id))
 
 
-@router.post("/jobs/{job_id}/retry", status_code=202)
+@router.post("/jobs/{job_id}/retry", status_code=202, dependencies=[needs(OPERATOR)])
 async def retry(job_id: str, service: Served) -> dict[str, Any]:
     """Queue a job again that failed or was cancelled; it goes on where it was."""
     return job_dict(await service.queue.retry(job_id))

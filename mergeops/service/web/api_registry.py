@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
-from mergeops.service.web.served import Served, strict
+from mergeops.service.operator_config import APPROVER, OPERATOR
+from mergeops.service.web.served import Asking, Served, needs, strict
 from mergeops.watching import digest_text
 
 router = APIRouter(prefix="/api/v1", dependencies=[Depends(strict)])
@@ -44,19 +45,21 @@ async def list_proposals(service: Served) -> dict[str, Any]:
     return {"proposals": [proposal.to_dict() for proposal in waiting]}
 
 
-@router.post("/proposals/{model}/approve")
-async def approve(model: str, body: Approval, service: Served) -> dict[str, Any]:
+@router.post("/proposals/{model}/approve", dependencies=[needs(APPROVER)])
+async def approve(model: str, body: Approval, service: Served, caller: Asking) -> dict[str, Any]:
     """Make the proposed version the champion; refused to who proposed it."""
-    registry = service.registry
-    change = await run_in_threadpool(registry.approve, model, body.version, body.reason)
+    change = await run_in_threadpool(
+        service.registry.approve, model, body.version, body.reason, caller.name
+    )
     return change.to_dict()
 
 
-@router.post("/proposals/{model}/reject")
-async def reject(model: str, body: Rejection, service: Served) -> dict[str, Any]:
+@router.post("/proposals/{model}/reject", dependencies=[needs(APPROVER)])
+async def reject(model: str, body: Rejection, service: Served, caller: Asking) -> dict[str, Any]:
     """Close a proposal; the champion stays."""
-    registry = service.registry
-    change = await run_in_threadpool(registry.reject, model, body.version, body.reason)
+    change = await run_in_threadpool(
+        service.registry.reject, model, body.version, body.reason, caller.name
+    )
     return change.to_dict()
 
 
@@ -66,14 +69,14 @@ async def list_watches(service: Served) -> dict[str, Any]:
     return {"watches": [watch.to_dict() for watch in await service.watches.all()]}
 
 
-@router.post("/watches", status_code=201)
-async def add_watch(body: NewWatch, service: Served) -> dict[str, Any]:
+@router.post("/watches", status_code=201, dependencies=[needs(OPERATOR)])
+async def add_watch(body: NewWatch, service: Served, caller: Asking) -> dict[str, Any]:
     """Add a watch, or change the config of the one of that name; what it knows stays."""
-    watch = await service.watches.add(body.config, service.user, service.config, service.directory)
+    watch = await service.watches.add(body.config, caller.name, service.config, service.directory)
     return watch.to_dict()
 
 
-@router.delete("/watches/{name}")
+@router.delete("/watches/{name}", dependencies=[needs(OPERATOR)])
 async def remove_watch(name: str, service: Served) -> dict[str, Any]:
     """Remove a watch; models, runs and proposals that it made stay."""
     watch = await service.watches.remove(name)

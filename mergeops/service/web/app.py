@@ -8,17 +8,22 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from mergeops.service.web import api_jobs, api_registry, pages
+from mergeops.service.web.callers import Accounts
 from mergeops.service.web.guard import Application, Guard
 from mergeops.service.web.served import Service, add_error_answers
 from mergeops.version import __version__
 
 
-def make_app(service: Service, token: str) -> Application:
+def make_app(
+    service: Service, token: str, user: str, accounts: Accounts | None = None
+) -> Application:
     """The whole application as ASGI.
 
     Args:
         service: what requests are answered with.
         token: that they need.
+        user: whom the token stands for.
+        accounts: of MLflow, which get in too.
     """
     # FastAPI's own pages of the documentation load scripts from a foreign host.
     app = FastAPI(
@@ -38,6 +43,9 @@ def make_app(service: Service, token: str) -> Application:
     return Guard(
         app,
         token=token,
+        user=user,
+        accounts=accounts,
+        per_minute=service.config.requests_per_minute,
         hosts=service.config.hosts,
         max_body=service.config.max_body_kb * 1024,
     )

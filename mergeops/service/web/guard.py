@@ -1,8 +1,10 @@
 """Every request passes here first: who asks, from where, and how much.
 
 A request needs the token: as ``Authorization: Bearer``, or in the cookie that a first visit with
-``?token=`` sets. What changes something and comes with the cookie must come from this very page:
-its Origin is this server's, and it carries a word that only this page can read.
+``?token=`` sets. Where the operator lets accounts of MLflow in, a name and a password will do
+(``Authorization: Basic``, for which a browser asks). What changes something and comes with what a
+browser sends by itself must come from this very page: its Origin is this server's, and it carries a
+word that only this page can read.
 """
 
 from __future__ import annotations
@@ -10,10 +12,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from mergeops.errors import TrackingError
+from mergeops.service.operator_config import ROLES
+from mergeops.service.web.callers import Accounts, Caller
+from mergeops.service.web.rate_limit import RateLimit
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -26,8 +34,12 @@ CSRF_HEADER = "x-mergeops-csrf"
 OPEN_PATHS = ("/api/v1/health",)
 """Say only that the server lives; nothing else is told without the token."""
 SAFE = ("GET", "HEAD", "OPTIONS")
+WRONG_PER_MINUTE = 20
+"""Wrong tokens or passwords from one address."""
 BODY_S = 20.0
 """A body that comes more slowly is not waited for."""
+BASIC = 'Basic realm="accounts of MLflow", charset="UTF-8"'
+ACCOUNT_NEEDED = "an account of the MLflow server is needed"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
     "content-security-policy": (
@@ -47,23 +59,53 @@ class _TooLargeError(Exception):
     pass
 
 
+class _RefusedError(Exception):
+    """A request that is answered here.
+
+    Args:
+        status: of HTTP.
+        text: one line.
+        wait_s: until another may come.
+    """
+
+    def __init__(self, status: int, text: str, wait_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = {"retry-after": str(math.ceil(wait_s))} if wait_s else {}
+
+
 class Guard:
     """Lets a request through, or answers it itself.
 
     Args:
         app: what is guarded.
         token: that requests need.
+        user: whom the token stands for; he may everything.
         hosts: names of this server, beside those of the machine.
         max_body: bytes of a request.
+        accounts: of MLflow, which get in too.
+        per_minute: requests of one account.
     """
 
     def __init__(
-        self, app: Application, *, token: str, hosts: tuple[str, ...] = (), max_body: int = 1 << 18
+        self,
+        app: Application,
+        *,
+        token: str,
+        user: str,
+        hosts: tuple[str, ...] = (),
+        max_body: int = 1 << 18,
+        accounts: Accounts | None = None,
+        per_minute: int = 1200,
     ) -> None:
         self._app = app
         self._token = token
+        self._holder = Caller(user, frozenset(ROLES))
         self._hosts = {host.lower() for host in (*LOCAL, *hosts)}
         self._max_body = max_body
+        self._accounts = accounts
+        self._rate = RateLimit(per_minute)
+        self._wrong = RateLimit(WRONG_PER_MINUTE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -73,55 +115,105 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
-        refusal = self._refusal(scope, headers)
         sends = _with_headers(send, scope["path"])
-        if refusal is not None:
-            await _answer(sends, *refusal)
-            return
-        if scope["method"] in SAFE and (place := self._first_visit(scope)):
-            await _answer(sends, 303, "", {"location": place, "set-cookie": self._cookie(scope)})
-            return
-        scope["mergeops.csrf"] = csrf_of(self._token)
-        if scope["method"] in SAFE:
-            await self._app(scope, receive, sends)
-            return
         try:
-            body = await asyncio.wait_for(self._read(receive), BODY_S)
+            self._check_place(scope, headers)
+            if scope["path"] not in OPEN_PATHS:
+                caller = await self._caller(scope, headers)
+                scope["mergeops.caller"] = caller
+                scope["mergeops.csrf"] = csrf_of(self._token, caller.name)
+            if scope["method"] in SAFE and (place := self._first_visit(scope)):
+                moved = {"location": place, "set-cookie": self._cookie(scope)}
+                await _answer(sends, 303, "", moved)
+                return
+            if scope["method"] not in SAFE:
+                body = await asyncio.wait_for(self._read(receive), BODY_S)
+                receive = _again(body, receive)
+        except _RefusedError as refusal:
+            if refusal.status == 401:
+                ways = "Bearer" if self._accounts is None else BASIC
+                refusal.headers["www-authenticate"] = ways
+            await _answer(sends, refusal.status, str(refusal), refusal.headers)
         except _TooLargeError:
             await _answer(sends, 413, f"the body is larger than {self._max_body} bytes")
         except TimeoutError:
             await _answer(sends, 408, "the body came too slowly")
         else:
-            await self._app(scope, _again(body, receive), sends)
+            await self._app(scope, receive, sends)
 
-    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
+    def _check_place(self, scope: Scope, headers: dict[str, str]) -> None:
+        """Refuse what other sites send, and what is too large."""
         host = _host_of(headers.get("host", ""))
         if host not in self._hosts:
             # Another site's name that leads here (DNS rebinding) is no name of this server.
-            return 421, f"{host[:100]!r} is no name of this server; its operator adds it to hosts"
-        origin = headers.get("origin")
-        is_own = origin is not None and urlsplit(origin).netloc == headers.get("host")
-        if origin is not None and not is_own:
-            return 403, "the request comes from another site"
+            raise _RefusedError(
+                421, f"{host[:100]!r} is no name of this server; its operator adds it to hosts"
+            )
+        if "origin" in headers and not _is_own_origin(headers):
+            raise _RefusedError(403, "the request comes from another site")
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and (
             scope["method"] not in SAFE or headers.get("sec-fetch-mode") != "navigate"
         ):
-            return 403, "the request comes from another site"
+            raise _RefusedError(403, "the request comes from another site")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._max_body:
-            return 413, f"the body is larger than {self._max_body} bytes"
-        if scope["path"] in OPEN_PATHS or self._has_token_in_url(scope):
-            return None
+            raise _RefusedError(413, f"the body is larger than {self._max_body} bytes")
+
+    async def _caller(self, scope: Scope, headers: dict[str, str]) -> Caller:
+        """Who asks."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._is_token(given):
-            return None
-        if not self._is_token(_cookie_of(headers.get("cookie", ""))):
-            return 401, "a token is needed: open the address that `mergeops serve` printed"
-        if scope["method"] not in SAFE:
-            word = headers.get(CSRF_HEADER, "")
-            if not is_own or not hmac.compare_digest(word.encode(), csrf_of(self._token).encode()):
-                return 403, "the request does not come from the service's own page"
-        return None
+        is_bearer = scheme.lower() == "bearer"
+        if self._has_token_in_url(scope) or (is_bearer and self._is_token(given)):
+            return self._holder
+        cookie = _cookie_of(headers.get("cookie", ""))
+        if cookie and self._is_token(cookie):
+            self._check_page(scope, headers, self._holder)
+            return self._holder
+        address = (scope.get("client") or ("",))[0]
+        if wait_s := self._wrong.wait_s(address):
+            raise _RefusedError(429, "too many wrong tokens or passwords; wait a minute", wait_s)
+        if scheme.lower() == "basic" and self._accounts is not None:
+            caller = await self._account(given)
+            if caller is not None:
+                if wait_s := self._rate.wait_s(caller.name):
+                    raise _RefusedError(
+                        429, f"the account {caller.name} asks too often; wait a moment", wait_s
+                    )
+                self._rate.take(caller.name)
+                self._check_page(scope, headers, caller)
+                return caller
+        if given or cookie:
+            self._wrong.take(address)
+        need = "a token is needed: open the address that `mergeops serve` printed"
+        raise _RefusedError(401, need if self._accounts is None else f"{ACCOUNT_NEEDED}, or {need}")
+
+    async def _account(self, credentials: str) -> Caller | None:
+        assert self._accounts is not None
+        try:
+            caller = await self._accounts.caller(credentials)
+        except TrackingError as error:
+            raise _RefusedError(503, f"the account cannot be checked: {error}") from error
+        if caller is not None and not caller.roles:
+            raise _RefusedError(
+                403, f"the account {caller.name} has no role here; the operator gives it one"
+            )
+        return caller
+
+    def _check_page(self, scope: Scope, headers: dict[str, str], caller: Caller) -> None:
+        """Refuse a change that a browser may have been made to send from elsewhere."""
+        if scope["method"] in SAFE:
+            return
+        word = headers.get(CSRF_HEADER, "").encode()
+        own = csrf_of(self._token, caller.name).encode()
+        is_page = _is_own_origin(headers) and hmac.compare_digest(word, own)
+        # A browser says where a change comes from; and of JSON it asks first whether it may.
+        is_script = (
+            caller is not self._holder
+            and "origin" not in headers
+            and headers.get("content-type", "").startswith("application/json")
+        )
+        if not (is_page or is_script):
+            raise _RefusedError(403, "the request does not come from the service's own page")
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token.encode())
@@ -159,9 +251,14 @@ class Guard:
                 return body
 
 
-def csrf_of(token: str) -> str:
-    """The word that the page's own requests carry."""
-    return hmac.new(token.encode(), b"mergeops page", hashlib.sha256).hexdigest()
+def csrf_of(token: str, user: str) -> str:
+    """The word that requests of this user's page carry."""
+    return hmac.new(token.encode(), f"mergeops page {user}".encode(), hashlib.sha256).hexdigest()
+
+
+def _is_own_origin(headers: dict[str, str]) -> bool:
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc == headers.get("host")
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
@@ -213,8 +310,6 @@ async def _answer(
     send: Send, status: int, text: str, headers: dict[str, str] | None = None
 ) -> None:
     kind = {"content-type": "text/plain; charset=utf-8"} | (headers or {})
-    if status == 401:
-        kind["www-authenticate"] = "Bearer"
     raw = [(key.encode(), value.encode("latin-1", "replace")) for key, value in kind.items()]
     body = f"{text}\n".encode() if text else b""
     raw.append((b"content-length", str(len(body)).encode()))

@@ -61,7 +61,10 @@ TEMPLATES = _environment()
 
 def _page(request: Request, template: str, **values: Any) -> HTMLResponse:
     text = TEMPLATES.get_template(template).render(
-        csrf=request.scope["mergeops.csrf"], path=request.url.path, **values
+        csrf=request.scope["mergeops.csrf"],
+        caller=request.scope["mergeops.caller"],
+        path=request.url.path,
+        **values,
     )
     return HTMLResponse(text)
 

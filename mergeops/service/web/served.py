@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,6 +29,7 @@ from mergeops.service.operator_config import ServiceConfig
 from mergeops.service.queue import Queue
 from mergeops.service.queued_jobs import JobStateError, UnknownJobError
 from mergeops.service.watches import Watches
+from mergeops.service.web.callers import Caller
 from mergeops.service.web.news import MOST_WATCHERS, Changes
 
 STATUS = {
@@ -55,8 +56,6 @@ class Service:
     config: ServiceConfig
     directory: Path
     """Where jobs work."""
-    user: str
-    """Whom the token stands for."""
 
 
 def service_of(request: Request) -> Service:
@@ -65,7 +64,27 @@ def service_of(request: Request) -> Service:
     return service
 
 
+def caller_of(request: Request) -> Caller:
+    """Who asks, as the guard found out."""
+    caller: Caller = request.scope["mergeops.caller"]
+    return caller
+
+
 Served = Annotated[Service, Depends(service_of)]
+Asking = Annotated[Caller, Depends(caller_of)]
+
+
+def needs(role: str) -> Any:
+    """What a route depends on that only callers of a role may call."""
+
+    def check(caller: Asking) -> None:
+        if role not in caller.roles:
+            has = ", ".join(sorted(caller.roles))
+            raise HTTPException(
+                403, f"this takes the role {role}; the account {caller.name} is {has}"
+            )
+
+    return Depends(check)
 
 
 def strict(request: Request) -> None:
