@@ -52,7 +52,7 @@ class WatchSpec:
     """New candidates that are waited for before any is tried."""
     silent_after_s: float = 3600.0
     """A RUNNING run that has logged nothing for so long counts as ended."""
-    dev_confidence: float = 0.8
+    dev_confidence: float = 0.99
     """A merge is proposed when its gain over the champion on dev is above zero with this one-sided
     confidence; below it, it is kept for more to be added."""
     budget: WatchBudget = field(default_factory=WatchBudget)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parent
@@ -78,3 +79,37 @@ def test_equal_merges_are_promoted_no_more_often_whatever_kind_their_scores_are_
     simulation = load("promotion_kinds_simulation")
     # Three standard errors of 150 searches are 3.8 points.
     assert simulation.wrong_promotions(kind, 100, 2, 150, seed=1) <= 0.025 + 0.038
+
+
+def test_a_watch_proposes_what_is_better_and_nothing_where_nothing_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    simulation = load("watch_simulation")
+    better = simulation.live(400, 0.05, np.random.default_rng(2))
+    assert better.proposals >= 1 and better.wrong == 0
+    assert better.gained > 0.05 and len(better.waits) > 2
+    equal = [simulation.live(300, 0.0, np.random.default_rng(seed)) for seed in range(3)]
+    assert sum(life.opened for life in equal) > 0
+    assert [life.proposals for life in equal] == [0, 0, 0]
+
+
+def test_the_documented_lives_of_a_watch_keep_the_promise() -> None:
+    docs = FOLDER.parent.parent / "docs"
+    found = json.loads((docs / "watch_simulation.json").read_text())
+    text = (docs / "service.md").read_text()
+    for row in found:
+        assert row["wrong_lives"] <= 0.05
+        wait = "" if row["median_wait"] is None else f"{row['median_wait']:.0f}"
+        cells = [
+            f"{row['items']:,}",
+            f"{100 * row['useful']:.0f} %",
+            f"{100 * row['wrong_lives']:.1f} %",
+            f"{row['proposals']:.1f}",
+            f"{100 * row['used']:.0f} %" if row["useful"] else "",
+            wait,
+            f"{100 * row['gained']:+.1f}",
+            f"{row['opened']:.1f}",
+            f"{row['answers_a_run']:,.0f}",
+        ]
+        assert f"| {' | '.join(cells)} |".replace("  ", " ") in text
