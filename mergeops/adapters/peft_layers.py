@@ -163,10 +163,10 @@ class PeftLayers:
     def _bare(
         self, layer: AdaptedLayer, weights: tuple[torch.Tensor, torch.Tensor | None] | None
     ) -> Any:
-        rows, columns = self._adapter.base.tensors[layer.weight].shape
+        rows, columns = self._adapter.tensors[layer.weight].shape
         if weights is None:
             zero = torch.zeros(1, dtype=torch.float64)
-            bias = zero.expand(self._adapter.base.tensors[layer.bias].shape) if layer.bias else None
+            bias = zero.expand(self._adapter.tensors[layer.bias].shape) if layer.bias else None
             weights = zero.expand(rows, columns), bias
         if layer.kind == "conv1d":
             from transformers.pytorch_utils import Conv1D

@@ -177,6 +177,7 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
         parts=placed.parts,
         converted=frozenset(placed.converted),
         operations=placed.operations,
+        vocabulary=frozenset(_vocabulary(bare)),
         layers=_layers(bare),
         missing=tuple(sorted(told.get("missing_keys", ()))),
         unexpected=tuple(tensor for tensor, name in placed.lost.items() if name in unexpected),
@@ -237,6 +238,27 @@ def _places(model: Any, tensors: Iterable[str]) -> _Places:
         for name, given in found.items()
     }
     return _Places(parts, converted, operations, lost, doubled)
+
+
+def _vocabulary(model: Any) -> set[str]:
+    import torch
+
+    modules = []
+    # Models that read no tokens raise.
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        modules = [model.get_input_embeddings()]
+    modules = [module for module in modules if isinstance(module, torch.nn.Embedding)]
+    modules += [module for module in [model.get_output_embeddings()] if module is not None]
+    own = model.state_dict().keys()
+    found = {
+        f"{name}.{part}"
+        for name, module in model.named_modules(remove_duplicate=False)
+        if any(module is one for one in modules)
+        for part in ("weight", "bias")
+    } & own
+    for pair in model.all_tied_weights_keys.items():
+        found |= set(pair) if found & set(pair) else set()
+    return found
 
 
 def _layers(model: Any) -> dict[str, str]:
