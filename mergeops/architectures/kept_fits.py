@@ -124,7 +124,7 @@ def _answer(kind: str, question: str) -> str:
     except ValueError as error:
         raise SourceError(
             f"transformers {version('transformers')} cannot make the model that config.json "
-            f"describes: {error}"
+            f"describes: {error}; put the config.json that was saved with the weights in its place"
         ) from error
     # What a config holds that is no JSON, e.g. a dtype of torch, is compared as a text.
     text = json.dumps({"key": key, "answer": answer}, default=str)

@@ -88,7 +88,7 @@ def original_of(config: Mapping[str, Any]) -> dict[str, Shape] | None:
                 held = {n: value for n, value in bare.state_dict().items() if n not in tied}
                 written = revert_weight_conversion(bare, held)
             except Exception as error:  # Whatever the model raises of foreign values.
-                raise ValueError(_first_line(error)) from error
+                raise ValueError(_in_one_line(error)) from error
             return {name: tuple(value.shape) for name, value in written.items()}
     return None
 
@@ -109,7 +109,7 @@ def read_config(config: Mapping[str, Any]) -> Any:
     try:
         return CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # Whatever the class of the config raises of foreign values.
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(_in_one_line(error)) from error
 
 
 def classes_of(config: Mapping[str, Any], settings: Any) -> Iterator[Any]:
@@ -149,7 +149,7 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
         with torch.device("meta"):
             bare = cls._from_config(settings, attn_implementation="eager")
     except Exception as error:  # Whatever the class of the model raises of foreign values.
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(_in_one_line(error)) from error
     parameters = {name: tuple(value.shape) for name, value in bare.state_dict().items()}
     tied = dict(bare.all_tied_weights_keys)
     placed = _places(bare, tensors)
@@ -165,7 +165,7 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
             ignore_mismatched_sizes=True,
         )
     except Exception as error:  # Whatever its operations raise of tensors that do not fit them.
-        told, trouble = {}, _first_line(error)
+        told, trouble = {}, _in_one_line(error)
     else:
         trouble = ""
     # The model's class may pass over some, e.g. buffers that older versions saved.
@@ -297,5 +297,5 @@ def _number(item: dict[str, Any]) -> Any:
     return float(item["__float__"]) if item.keys() == {"__float__"} else item
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
