@@ -14,7 +14,7 @@ from mergeops.adapters.adapter_config import (
     read_adapter_config,
 )
 from mergeops.adapters.adapter_tensors import ModuleTensors, SortedTensors, sort_tensors
-from mergeops.adapters.base_names import EMBEDDINGS, HEAD_ENDINGS, BaseNames
+from mergeops.adapters.base_names import EMBEDDINGS, BaseNames
 from mergeops.adapters.kinds import LORA_SETTINGS
 from mergeops.adapters.lora_factors import LoraFactors, check_shape
 from mergeops.adapters.module_patterns import module_pattern
@@ -227,7 +227,7 @@ class _Opening:
 
     def _touches_vocabulary(self) -> bool:
         touched = self._origins.keys() | self._changes.keys()
-        return any(EMBEDDINGS.search(name) or name.endswith(HEAD_ENDINGS) for name in touched)
+        return any(map(self._names.is_vocabulary, touched))
 
     def _check_settings(self) -> None:
         for key, value in self._config.content.items():
@@ -241,9 +241,8 @@ class _Opening:
         """A tensor of the adapter takes the place of one of the base."""
         stored = self._own.tensors[key]
         target = self._names.on_disk(name, key)
-        grows = EMBEDDINGS.search(target) or target.endswith(HEAD_ENDINGS)
         expected = self._names.tensors[target].shape
-        if not grows or stored.shape[1:] != expected[1:]:
+        if stored.shape[1:] != expected[1:] or not self._names.is_vocabulary(target):
             check_shape(self._config, key, stored.shape, expected)
         self._origins[target] = TensorOrigin(key, own=True)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeops.adapters.kinds import why_not_exact
+from mergeops.adapters.kinds import NOW_CALLED, why_not_exact
 from mergeops.checkpoint import ADAPTER_CONFIG, read_json
 from mergeops.errors import ConfigError, SourceError
 from mergeops.schema import convert
@@ -118,7 +118,7 @@ def checked(content: Mapping[str, Any], shown: str) -> AdapterConfig:
     for key, hint in SETTINGS.items():
         if key in content:
             values[key] = _converted(where, key, content[key], hint)
-    peft_type = values["peft_type"]
+    peft_type = NOW_CALLED.get(values["peft_type"], values["peft_type"])
     lowest = 0 if peft_type in MAY_BE_ZERO else 1
     for key in ("r", "init_r"):
         if content.get(key) is not None:

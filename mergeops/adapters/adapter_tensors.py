@@ -12,6 +12,8 @@ WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of names that a compiler or a distributed trainer puts in."""
 OTHER_BEGINNINGS = {"LOHA": "hada_", "ADALORA": "lora_"}
 """Kinds whose tensors do not begin with the kind's own name."""
+NOW_BEGINS = ("bone_", "miss_")
+"""How the tensors of a kind began in older versions of PEFT, and begin now."""
 
 _NAMED = re.compile(r"(lora_(?:A|B|embedding_A|embedding_B))\.(?!weight$|bias$)([^.]+)(\..+)?$")
 
@@ -55,6 +57,8 @@ def sort_tensors(peft_type: str, keys: Iterable[str]) -> SortedTensors:
         words = [word for word in key.split(".") if word not in WRAPPERS]
         name = ".".join(words).removeprefix(PREFIX)
         words = name.split(".")
+        if peft_type == "MISS":
+            words = [word.replace(*NOW_BEGINS) for word in words]
         at = next((i for i, word in enumerate(words) if word.startswith(beginning)), None)
         if words[-1] == "trainable_tokens_delta":
             rows[".".join(word for word in words[:-1] if word != "token_adapter")] = key

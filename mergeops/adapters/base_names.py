@@ -59,20 +59,35 @@ class BaseNames:
 
     @cached_property
     def tied(self) -> dict[str, str]:
-        """Head -> the embeddings on disk that it is the same tensor as; the head is named as on
-        disk where it is there, too."""
+        """Tensor -> the one on disk that it is the same as, e.g. a head and the embeddings; both
+        are named as on disk where they are there."""
         if self.fit is not None:
-            pairs = {}
-            for head, embeddings in self.fit.tied.items():
-                on_disk = self.fit.parts.get(embeddings) or self.fit.parts.get(head) or ()
-                own = self.fit.parts.get(head) or (head,)
-                if len(on_disk) == 1 and head.endswith(HEAD_ENDINGS):
-                    pairs[own[0]] = on_disk[0]
-            return pairs
+            return self.fit.tied_on_disk()
         found = [name for name in self.base.tensors if EMBEDDINGS.search(name)]
         if self.config.get("tie_word_embeddings") is not True or len(found) != 1:
             return {}
         return {} if HEAD in self.base.tensors else {HEAD: found[0]}
+
+    def is_vocabulary(self, tensor: str) -> bool:
+        """Whether a tensor, by its name on disk, has a row for each token."""
+        looks = EMBEDDINGS.search(tensor) is not None or tensor.endswith(HEAD_ENDINGS)
+        stored = self.tensors.get(tensor)
+        if not looks and (stored is None or stored.shape[:1] not in self._sizes):
+            # What transformers knows is asked only where it may matter: importing it takes seconds.
+            return False
+        if self.fit is None:
+            return looks
+        return self._parameters.get(tensor, tensor) in self.fit.vocabulary
+
+    @cached_property
+    def _sizes(self) -> set[tuple[int, ...]]:
+        """Of vocabularies, wherever the config has one."""
+        parts = [self.config, *(v for v in self.config.values() if isinstance(v, Mapping))]
+        return {(part["vocab_size"],) for part in parts if isinstance(part.get("vocab_size"), int)}
+
+    @cached_property
+    def _parameters(self) -> dict[str, str]:
+        return {} if self.fit is None else self.fit.in_memory()
 
     def layer(self, module: str) -> str | None:
         """See ``ModelFit.layers``; None for a linear layer, other modules and unknown models."""
@@ -82,6 +97,12 @@ class BaseNames:
         name = module if parameter is None else parameter.removesuffix(".weight")
         kind = self.fit.layers.get(name)
         return None if kind == "linear" else kind
+
+    def has(self, parameter: str) -> bool:
+        """Whether the model has a parameter of this name in memory."""
+        if self.fit is not None and self.fit.parameter(parameter) is not None:
+            return True
+        return any(parameter == name or name.endswith(f".{parameter}") for name in self.tensors)
 
     def on_disk(self, tensor: str, key: str) -> str:
         """The tensor on disk that is a whole parameter.
@@ -111,11 +132,12 @@ class BaseNames:
         """
         if tensor in self.tensors:
             return [DiskPiece(tensor)]
-        for head, embeddings in self.tied.items():
-            if head == tensor or head.endswith(f".{tensor}"):
-                stored = self.base.tensors[embeddings]
-                self.tensors[head] = replace(stored, name=head)
-                return [DiskPiece(head)]
+        tied = [name for name in self.tied if name == tensor or name.endswith(f".{tensor}")]
+        if tensor in tied or len(tied) == 1:
+            name = tensor if tensor in tied else tied[0]
+            if name not in self.tensors:
+                self.tensors[name] = replace(self.base.tensors[self.tied[name]], name=name)
+            return [DiskPiece(name)]
         fit = self.fit
         parameter = None if fit is None else fit.parameter(tensor)
         if fit is not None and parameter is not None:
@@ -142,7 +164,7 @@ class BaseNames:
         if not found:
             raise SourceError(
                 f"{self._adapter}: {key} applies to {tensor}, which {self.base.path} does not "
-                f"have{self._head_hint(tensor)}"
+                f"have{self._hint(tensor)}"
             )
         longer, shorter = (found[0], tensor) if len(found[0]) > len(tensor) else (tensor, found[0])
         beginning = longer.removesuffix(shorter)
@@ -156,8 +178,14 @@ class BaseNames:
             )
         return found[0]
 
-    def _head_hint(self, tensor: str) -> str:
-        module = tensor.rpartition(".")[0].rpartition(".")[2]
+    def _hint(self, tensor: str) -> str:
+        module = tensor.rpartition(".")[0]
+        if tensor.endswith(".weight") and self.has(f"{module}.in_proj_weight"):
+            return (
+                ": it is a torch.nn.MultiheadAttention, whose projections PEFT adapts together and "
+                "mergeops does not; leave this source out, or train it again without this module"
+            )
+        module = module.rpartition(".")[2]
         if module not in ("score", "classifier", "qa_outputs", "v_head"):
             return ""
         return (
@@ -187,10 +215,3 @@ def vocabulary_change(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     if isinstance(text, Mapping) and "vocab_size" in text:
         return {"text_config": {"vocab_size": rows}}
     return {"vocab_size": rows}
-
-
-def untied_change(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of a head of its own, wherever it has the setting."""
-    key = "tie_word_embeddings"
-    nested = {k: {key: False} for k, v in config.items() if isinstance(v, Mapping) and key in v}
-    return {key: False, **nested}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _PROMPT = "puts trained vectors before the input and leaves the weights as they are"
+NOW_CALLED = {"BONE": "MISS"}
+"""Kinds of older versions of PEFT -> what computes the same now."""
 INPUT_DEPENDENT = {
     "PROMPT_TUNING": _PROMPT,
     "MULTITASK_PROMPT_TUNING": _PROMPT,
@@ -125,7 +127,26 @@ def why_not_exact(peft_type: str, content: Mapping[str, Any]) -> str | None:
             "save_projection is false: FRoD's projections then follow from the weights of all "
             "layers together; save the adapter again with save_projection=True"
         )
+    if peft_type == "OFT" and _is_by_old_series(content):
+        return (
+            "OFT without peft_version is by a PEFT before 0.18, which computes its rotations by "
+            "another series than later ones; load it with the PEFT that trained it, and name the "
+            "directory that PeftModel.from_pretrained(BASE, DIR).merge_and_unload()"
+            ".save_pretrained(NEW_DIR) makes as the source"
+        )
+    if peft_type == "ADAMSS" and "random_seed" not in content:
+        return (
+            "ADAMSS without random_seed is by a PEFT before 0.20, which drew its subspaces by "
+            "chance and did not save them; leave this source out, or train it again"
+        )
     return _lora_problem(content) if peft_type == "LORA" else None
+
+
+def _is_by_old_series(content: Mapping[str, Any]) -> bool:
+    """Of two terms, both series are the same."""
+    terms = content.get("num_cayley_neumann_terms", 5)
+    is_series = content.get("use_cayley_neumann", True) and terms not in (1, 2)
+    return bool(is_series) and not content.get("peft_version")
 
 
 def _lora_problem(content: Mapping[str, Any]) -> str | None:

@@ -132,7 +132,7 @@ class LoraFactors:
         return [
             parameter
             for parameter, name in found.items()
-            if parameter == name or parameter.endswith(f".{name}")
+            if (parameter == name or parameter.endswith(f".{name}")) and self._names.has(parameter)
         ]
 
     def _is_turned(

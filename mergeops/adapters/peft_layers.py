@@ -163,10 +163,10 @@ class PeftLayers:
     def _bare(
         self, layer: AdaptedLayer, weights: tuple[torch.Tensor, torch.Tensor | None] | None
     ) -> Any:
-        rows, columns = self._adapter.base.tensors[layer.weight].shape
+        rows, columns = self._adapter.tensors[layer.weight].shape
         if weights is None:
             zero = torch.zeros(1, dtype=torch.float64)
-            bias = zero.expand(self._adapter.base.tensors[layer.bias].shape) if layer.bias else None
+            bias = zero.expand(self._adapter.tensors[layer.bias].shape) if layer.bias else None
             weights = zero.expand(rows, columns), bias
         if layer.kind == "conv1d":
             from transformers.pytorch_utils import Conv1D
@@ -199,6 +199,10 @@ class PeftLayers:
             ranks = content["rank_pattern"].items()
             own = {key: rank for key, rank in ranks if key.startswith(f"{module}.lora_E")}
             content["rank_pattern"] = own or None
+        if config.peft_type == "LOKR" and "rank_dropout_scale" not in content:
+            # Before version 0.14, which began to write that, PEFT did not scale by alpha / r.
+            rank = (content.get("rank_pattern") or {}).get(module, content.get("r"))
+            content |= {"alpha": rank, "alpha_pattern": {}}
         if config.peft_type == "OSF":
             content["rank_pattern"] = self._searched(content.get("rank_pattern") or {}, module)
         if config.peft_type == "IA3":

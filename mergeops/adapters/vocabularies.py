@@ -13,13 +13,11 @@ from typing import Any
 
 from mergeops.adapters.adapter_config import AdapterConfig
 from mergeops.adapters.base_names import (
-    EMBEDDINGS,
-    HEAD_ENDINGS,
     BaseNames,
-    untied_change,
     vocabulary_change,
 )
-from mergeops.adapters.weight_changes import Change, TensorOrigin, TokenRows
+from mergeops.adapters.weight_changes import Change, LowRank, TensorOrigin, TokenRows
+from mergeops.architectures import tied_setting
 from mergeops.checkpoint import Checkpoint, CheckpointReader, read_tensor
 from mergeops.errors import SourceError
 
@@ -54,31 +52,33 @@ def settle_vocabulary(
         SourceError: embeddings and head would have different numbers of rows.
     """
     origins, changes = dict(origins), dict(changes)
+    touched = origins.keys() | changes.keys()
+    if not any(map(names.is_vocabulary, touched)):
+        return SettledVocabulary(origins, changes, {}, ())
     notes = []
     settings: dict[str, Any] = {}
-    touched = origins.keys() | changes.keys()
-    if not any(EMBEDDINGS.search(name) or name.endswith(HEAD_ENDINGS) for name in touched):
-        return SettledVocabulary(origins, changes, {}, ())
-    for head, embeddings in names.tied.items():
-        if not {head, embeddings} & touched:
-            continue
-        if _stays_tied(config, own, head, embeddings, origins, changes):
-            if embeddings not in touched:
-                origins[embeddings] = origins[head]
-            origins.pop(head, None)
-            changes.pop(head, None)
-            continue
-        if head not in touched:
-            origins[head] = TensorOrigin(embeddings)
-        settings |= untied_change(names.config)
+    apart = {
+        name: first
+        for name, first in names.tied.items()
+        if {name, first} & touched and not _stays_tied(config, own, name, first, origins, changes)
+    }
+    for name, first in names.tied.items():
+        if first in touched and name not in apart:
+            _check_bias(names, config, name, changes.get(first))
+    if apart:
+        _part(names, apart, origins, changes)
+        settings |= tied_setting(names.config, False)
+        listed = ", ".join(sorted(apart))
         notes.append(
-            f"{config.shown} adapts {head} and {embeddings} apart, which its base ties; together "
-            "they are a model with a head of its own"
+            f"{config.shown} adapts {listed} and {', '.join(sorted(set(apart.values())))} apart, "
+            "which its base ties; together they are a model that ties nothing"
         )
+    else:
+        _join(names, origins, changes)
     rows = {
         name: own.tensors[origin.key].shape[0] if origin.own else names.tensors[origin.key].shape[0]
         for name, origin in origins.items()
-        if EMBEDDINGS.search(name) or name.endswith(HEAD_ENDINGS)
+        if names.is_vocabulary(name)
     }
     grown = {
         name: n for name, n in rows.items() if n != names.tensors[_known(names, name)].shape[0]
@@ -88,7 +88,7 @@ def settle_vocabulary(
         sizes = {
             name: rows.get(name, names.tensors[name].shape[0])
             for name in ours
-            if EMBEDDINGS.search(name) or name.endswith(HEAD_ENDINGS)
+            if names.is_vocabulary(name)
         }
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} {n}" for name, n in sorted(sizes.items()))
@@ -98,6 +98,49 @@ def settle_vocabulary(
             )
         settings |= vocabulary_change(names.config, max(grown.values()))
     return SettledVocabulary(origins, changes, settings, tuple(notes))
+
+
+def _check_bias(names: BaseNames, config: AdapterConfig, name: str, change: Change | None) -> None:
+    bias = f"{name.removesuffix('.weight')}.bias"
+    is_copied = change is None and config.content.get("ensure_weight_tying")
+    if (isinstance(change, TokenRows) or is_copied) and names.has(bias):
+        raise SourceError(
+            f"{config.shown}: PEFT ties {name} to embeddings that it trains, and computes without "
+            f"{bias} then: base and adapter are another model in training than together; train it "
+            "again with modules_to_save of both and without ensure_weight_tying"
+        )
+
+
+def _part(
+    names: BaseNames,
+    apart: Mapping[str, str],
+    origins: dict[str, TensorOrigin],
+    changes: dict[str, Change],
+) -> None:
+    """Give every tensor that the base ties its own values: config.json ties all or none."""
+    touched = origins.keys() | changes.keys()
+    for name, first in names.tied.items():
+        if name in touched:
+            continue
+        if name in apart:
+            origins[name] = TensorOrigin(first)
+            continue
+        origins[name] = origins.get(first, TensorOrigin(first))
+        if first in changes:
+            changes[name] = changes[first]
+
+
+def _join(names: BaseNames, origins: dict[str, TensorOrigin], changes: dict[str, Change]) -> None:
+    """Leave of tensors that stay one the first."""
+    touched = origins.keys() | changes.keys()
+    for name, first in names.tied.items():
+        origin, change = origins.pop(name, None), changes.pop(name, None)
+        if first in touched:
+            continue
+        if origin is not None:
+            origins[first] = origin
+        if change is not None:
+            changes[first] = change
 
 
 def _known(names: BaseNames, name: str) -> str:
@@ -112,13 +155,15 @@ def _stays_tied(
     origins: Mapping[str, TensorOrigin],
     changes: Mapping[str, Change],
 ) -> bool:
-    if config.content.get("ensure_weight_tying"):
-        return True
+    """Whether two tensors that the base ties have one value with the adapter, too, by what is in
+    its file: PEFT does not tie all that ensure_weight_tying asks for."""
     ours, theirs = origins.get(embeddings), origins.get(head)
     of_ours, of_theirs = changes.get(embeddings), changes.get(head)
     if isinstance(of_ours, TokenRows) and theirs is None:
         # PEFT ties the rows of tokens with the head.
         return of_theirs in (None, of_ours)
+    if isinstance(of_ours, LowRank) and isinstance(of_theirs, LowRank):
+        return _are_one_product(own, of_ours, of_theirs)
     if of_ours or of_theirs:
         return False
     if ours is None or not ours.own:
@@ -129,10 +174,23 @@ def _stays_tied(
         trained = config.setting("modules_to_save", [])
         trained = [trained] if isinstance(trained, str) else trained
         return not any(module == name or module.endswith(f".{name}") for name in trained)
-    if not theirs.own:
+    return theirs.own and _are_equal(own, (ours.key, theirs.key))
+
+
+def _are_one_product(own: Checkpoint, one: LowRank, other: LowRank) -> bool:
+    """Whether (B A) transposed of the embeddings is the head's B A, factor by factor."""
+    if one.scale != other.scale or one.turned is other.turned:
         return False
+    return _are_equal(own, (one.a, other.b), (one.b, other.a), turned=True)
+
+
+def _are_equal(own: Checkpoint, *pairs: tuple[str, str], turned: bool = False) -> bool:
     reader = CheckpointReader(own)
     try:
-        return bool(read_tensor(reader, ours.key).equal(read_tensor(reader, theirs.key)))
+        for first, second in pairs:
+            other = read_tensor(reader, second)
+            if not read_tensor(reader, first).equal(other.T if turned else other):
+                return False
+        return True
     finally:
         reader.close()

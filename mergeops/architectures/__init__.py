@@ -5,7 +5,12 @@ Stands on: checkpoint, errors, kernels, lazy_torch, progress.
 
 from mergeops.architectures.gguf_models import converted_gguf
 from mergeops.architectures.joined_experts import ONE_EXPERT, cut_into_experts, expert_matrices
-from mergeops.architectures.kept_fits import read_fit, read_original, read_settings
+from mergeops.architectures.kept_fits import (
+    read_fit,
+    read_original,
+    read_settings,
+    tied_setting,
+)
 from mergeops.architectures.model_fit import ModelFit
 
 __all__ = [
@@ -17,4 +22,5 @@ __all__ = [
     "read_fit",
     "read_original",
     "read_settings",
+    "tied_setting",
 ]

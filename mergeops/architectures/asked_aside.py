@@ -52,7 +52,10 @@ def _ask(kind: str, question: list[Any]) -> Any:
         return original_of(question[0])
     config, shapes = question
     fit = fit_of(config, {name: tuple(shape) for name, shape in shapes.items()})
-    return None if fit is None else {**vars(fit), "converted": sorted(fit.converted)}
+    if fit is None:
+        return None
+    sets = {"converted": sorted(fit.converted), "vocabulary": sorted(fit.vocabulary)}
+    return {**vars(fit), **sets}
 
 
 def _aside(kind: str, question: list[Any]) -> dict[str, Any] | None:

@@ -54,6 +54,23 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return answer
 
 
+def tied_setting(config: Mapping[str, Any], value: bool) -> dict[str, Any]:
+    """What to change in a config.json so that it ties embeddings and head, or does not, and says
+    what it said otherwise: T5 scales its outputs by this setting, unless another one says how."""
+    key = "tie_word_embeddings"
+    nested = {k: {key: value} for k, v in config.items() if isinstance(v, Mapping) and key in v}
+    change = {key: value, **nested}
+    new = {k: {**config[k], **v} if isinstance(v, Mapping) else v for k, v in change.items()}
+    try:
+        before, after = read_settings(config), read_settings({**config, **new})
+    except SourceError:
+        return change
+    if before is None or after is None:
+        return change
+    kept = {k: v for k, v in before.items() if k in after and after[k] != v and k not in change}
+    return {**kept, **change}
+
+
 def read_original(config: Mapping[str, Any]) -> dict[str, Shape] | None:
     """Tensor -> shape, as transformers saves the model of a config.json, e.g. experts one by one.
 
@@ -74,6 +91,7 @@ def _fit(answer: Mapping[str, Any]) -> ModelFit:
         tied=answer["tied"],
         parts={name: tuple(tensors) for name, tensors in answer["parts"].items()},
         converted=frozenset(answer["converted"]),
+        vocabulary=frozenset(answer["vocabulary"]),
         operations={name: tuple(done) for name, done in answer["operations"].items()},
         layers=answer["layers"],
         missing=tuple(answer["missing"]),
@@ -106,7 +124,7 @@ def _answer(kind: str, question: str) -> str:
     except ValueError as error:
         raise SourceError(
             f"transformers {version('transformers')} cannot make the model that config.json "
-            f"describes: {error}"
+            f"describes: {error}; put the config.json that was saved with the weights in its place"
         ) from error
     # What a config holds that is no JSON, e.g. a dtype of torch, is compared as a text.
     text = json.dumps({"key": key, "answer": answer}, default=str)

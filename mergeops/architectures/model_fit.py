@@ -28,6 +28,8 @@ class ModelFit:
     """Parameters that loading splits, joins or turns, and does not only rename."""
     operations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Parameter of ``converted`` -> what is done to its parts, by transformers' names."""
+    vocabulary: frozenset[str] = frozenset()
+    """Parameters with a row for each token: embeddings, head and its bias."""
     layers: Mapping[str, str] = field(default_factory=dict)
     """Module -> embedding, linear, conv1d (its weight is [inputs, outputs]) or transposed_experts
     (theirs are [experts, inputs, outputs])."""
@@ -55,6 +57,22 @@ class ModelFit:
             return name
         ending = [parameter for parameter in self.parameters if parameter.endswith(f".{name}")]
         return ending[0] if len(ending) == 1 else None
+
+    def tied_on_disk(self) -> dict[str, str]:
+        """Tensor -> the one on disk that is the same: by their names on disk, or in memory where
+        they are not there."""
+        groups: dict[str, list[str]] = {}
+        for parameter, owner in self.tied.items():
+            groups.setdefault(owner, [owner]).append(parameter)
+        pairs = {}
+        for group in groups.values():
+            names = [self.parts.get(parameter, ()) for parameter in group]
+            first = next((found[0] for found in names if len(found) == 1), None)
+            for parameter, found in zip(group, names, strict=True):
+                name = found[0] if found else parameter
+                if first is not None and name != first and len(found) < 2:
+                    pairs[name] = first
+        return pairs
 
     def on_disk(self, parameter: str) -> tuple[str, ...]:
         """The tensors on disk that a parameter is made of: itself where the name is on disk, none

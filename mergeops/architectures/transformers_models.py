@@ -88,7 +88,7 @@ def original_of(config: Mapping[str, Any]) -> dict[str, Shape] | None:
                 held = {n: value for n, value in bare.state_dict().items() if n not in tied}
                 written = revert_weight_conversion(bare, held)
             except Exception as error:  # Whatever the model raises of foreign values.
-                raise ValueError(_first_line(error)) from error
+                raise ValueError(_in_one_line(error)) from error
             return {name: tuple(value.shape) for name, value in written.items()}
     return None
 
@@ -109,7 +109,7 @@ def read_config(config: Mapping[str, Any]) -> Any:
     try:
         return CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # Whatever the class of the config raises of foreign values.
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(_in_one_line(error)) from error
 
 
 def classes_of(config: Mapping[str, Any], settings: Any) -> Iterator[Any]:
@@ -149,7 +149,7 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
         with torch.device("meta"):
             bare = cls._from_config(settings, attn_implementation="eager")
     except Exception as error:  # Whatever the class of the model raises of foreign values.
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(_in_one_line(error)) from error
     parameters = {name: tuple(value.shape) for name, value in bare.state_dict().items()}
     tied = dict(bare.all_tied_weights_keys)
     placed = _places(bare, tensors)
@@ -165,7 +165,7 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
             ignore_mismatched_sizes=True,
         )
     except Exception as error:  # Whatever its operations raise of tensors that do not fit them.
-        told, trouble = {}, _first_line(error)
+        told, trouble = {}, _in_one_line(error)
     else:
         trouble = ""
     # The model's class may pass over some, e.g. buffers that older versions saved.
@@ -177,6 +177,7 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
         parts=placed.parts,
         converted=frozenset(placed.converted),
         operations=placed.operations,
+        vocabulary=frozenset(_vocabulary(bare)),
         layers=_layers(bare),
         missing=tuple(sorted(told.get("missing_keys", ()))),
         unexpected=tuple(tensor for tensor, name in placed.lost.items() if name in unexpected),
@@ -239,6 +240,27 @@ def _places(model: Any, tensors: Iterable[str]) -> _Places:
     return _Places(parts, converted, operations, lost, doubled)
 
 
+def _vocabulary(model: Any) -> set[str]:
+    import torch
+
+    modules = []
+    # Models that read no tokens raise.
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        modules = [model.get_input_embeddings()]
+    modules = [module for module in modules if isinstance(module, torch.nn.Embedding)]
+    modules += [module for module in [model.get_output_embeddings()] if module is not None]
+    own = model.state_dict().keys()
+    found = {
+        f"{name}.{part}"
+        for name, module in model.named_modules(remove_duplicate=False)
+        if any(module is one for one in modules)
+        for part in ("weight", "bias")
+    } & own
+    for pair in model.all_tied_weights_keys.items():
+        found |= set(pair) if found & set(pair) else set()
+    return found
+
+
 def _layers(model: Any) -> dict[str, str]:
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -275,5 +297,5 @@ def _number(item: dict[str, Any]) -> Any:
     return float(item["__float__"]) if item.keys() == {"__float__"} else item
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__

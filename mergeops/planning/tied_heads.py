@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mergeops.architectures import ModelFit, read_fit
+from mergeops.architectures import ModelFit, read_fit, tied_setting
 from mergeops.checkpoint import CheckpointReader
 from mergeops.planning.inputs import PlannedInput, config_of
 from mergeops.planning.plan import TensorTask
-from mergeops.planning.views import View, tied_setting
+from mergeops.planning.views import View
 
 CHUNK = 1 << 20
 """Elements that are compared at a time."""

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mergeops.architectures import tied_setting
 from mergeops.checkpoint import StoredTensor
 from mergeops.errors import MergeError
 
@@ -95,10 +96,3 @@ def _embeddings(name: str, view: View) -> StoredTensor:
             "save it with a head of its own"
         )
     return candidates[0]
-
-
-def tied_setting(config: Mapping[str, Any], value: bool) -> dict[str, Any]:
-    """``tie_word_embeddings`` wherever the config has it."""
-    key = "tie_word_embeddings"
-    nested = {k: {key: value} for k, v in config.items() if isinstance(v, Mapping) and key in v}
-    return {key: value, **nested}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.adapted_models import adapt, merged, tiny
+from support.adapted_models import Adapted, adapt, merged, tiny
 
 from mergeops.adapters import EXACT, INPUT_DEPENDENT, open_adapter
 from mergeops.errors import SourceError
@@ -110,6 +110,53 @@ def test_beft_is_exact_where_the_model_has_biases(tmp_path: Path) -> None:
     adapted = adapt(tiny(attention_bias=True), config, tmp_path)
     found = merged(adapted, tmp_path / "out")
     assert (found - adapted.logits).abs().max() <= 1e-5 * adapted.logits.abs().max()
+
+
+def edit(adapted: Adapted, *left_out: str, **changes: Any) -> None:
+    file = adapted.adapter / "adapter_config.json"
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({k: v for k, v in content.items() if k not in left_out}))
+
+
+@pytest.mark.parametrize("start", [True, "bat"])
+def test_bone_is_what_miss_was_called(start: bool | str, tmp_path: Path) -> None:
+    import peft
+
+    adapted = adapt(tiny(), peft.MissConfig(r=4, init_weights=start, target_modules=TWO), tmp_path)
+    file = adapted.adapter / "adapter_model.safetensors"
+    save_file({k.replace("miss_", "bone_"): v for k, v in load_file(file).items()}, file)
+    edit(adapted, peft_type="BONE")
+    found = merged(adapted, tmp_path / "out")
+    assert (found - adapted.logits).abs().max() <= 1e-5 * adapted.logits.abs().max()
+
+
+def test_lokr_of_the_versions_that_did_not_scale_is_not_scaled(tmp_path: Path) -> None:
+    import peft
+
+    config = peft.LoKrConfig(r=4, alpha=4, rank_pattern={"q_proj": 2}, target_modules=TWO)
+    config.alpha_pattern = {"q_proj": 2}
+    adapted = adapt(tiny(), config, tmp_path)
+    edit(adapted, "rank_dropout_scale", alpha=12, alpha_pattern={})
+    found = merged(adapted, tmp_path / "out")
+    assert (found - adapted.logits).abs().max() <= 1e-5 * adapted.logits.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("kind", "left_out", "match"),
+    [
+        ("OFT", "peft_version", "another series than later ones; load it with the PEFT that"),
+        ("ADAMSS", "random_seed", "drew its subspaces by chance and did not save them"),
+    ],
+)
+def test_what_older_versions_computed_otherwise_is_refused(
+    kind: str, left_out: str, match: str, tmp_path: Path
+) -> None:
+    import peft
+
+    adapted = adapt(tiny(), KINDS[kind](peft), tmp_path)
+    edit(adapted, left_out)
+    with pytest.raises(SourceError, match=match):
+        open_adapter(adapted.adapter, adapted.base)
 
 
 def test_what_peft_cannot_load_is_refused_with_the_module_and_its_reason(tmp_path: Path) -> None:

@@ -217,6 +217,14 @@ def test_factors_of_fused_experts_go_to_each_expert(
     check(adapt(experts(kind), config, tmp_path), tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
+def test_parameters_that_peft_names_for_all_linear_layers_are_those_that_a_module_has(
+    kind: str, tmp_path: Path
+) -> None:
+    # PEFT writes gate_up_proj and gate.weight, without the module that has them.
+    check(adapt(experts(kind), lora(target_modules="all-linear"), tmp_path), tmp_path / "out")
+
+
 def test_factors_that_fit_no_named_parameter_are_refused(tmp_path: Path) -> None:
     config = lora(target_modules=[], target_parameters=["mlp.experts.gate_up_proj"])
     adapted = adapt(experts("Mixtral"), config, tmp_path)

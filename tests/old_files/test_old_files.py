@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import transformers
 
 import mergeops
+from mergeops.errors import SourceError
 
 HERE = Path(__file__).parent
 PYTHON = HERE.parents[1] / ".venv-old" / "bin" / "python"
@@ -21,29 +23,71 @@ FAMILIES = (
     *("llama", "llama-tied", "qwen2", "gemma2", "phi3", "gpt2", "bert", "t5", "bart"),
     *("mixtral", "qwen3-moe", "gemma3", "qwen2-vl", "llava"),
 )
+# torch would load our plug-in for lm-eval, which the other environment does not have.
+OLD_ENV = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+KINDS = (
+    *("ADALORA", "BOFT", "BONE", "BONE bat", "C3A", "FOURIERFT", "HRA", "IA3", "LN_TUNING"),
+    *("LOHA", "LOKR", "LORA dora", "LORA pissa", "LORA tokens", "MISS", "OFT inverted"),
+    *("RANDLORA", "SHIRA", "TRAINABLE_TOKENS", "VBLORA", "VERA"),
+)
 needs_old = pytest.mark.skipif(
     not PYTHON.is_file(), reason="`make old-files` installs transformers 4.57"
 )
 
 
-def test_the_page_of_formats_says_which_families_are_tried() -> None:
+def test_the_page_of_formats_says_which_families_and_kinds_are_tried() -> None:
     page = (HERE.parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
     told = page.partition("`make old-files` tries it")[2].partition(" (PaliGemma")[0]
     assert set(re.findall(r"`([\w-]+)`", told)) == set(FAMILIES)
+    told = page.partition("`make old-files` tries PEFT 0.17 with")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", told)) == {kind.split()[0] for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of all families, by the old libraries."""
     folder = tmp_path_factory.mktemp("old")
-    # torch would load our plug-in for lm-eval, which the other environment does not have.
-    env = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     done = subprocess.run(
-        [PYTHON, HERE / "write_old_files.py", folder], env=env, capture_output=True, text=True
+        [PYTHON, HERE / "write_old_files.py", folder], env=OLD_ENV, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {path.name for path in folder.iterdir()} == set(FAMILIES)
-    return folder
+    assert {path.name for path in (folder / "families").iterdir()} == set(FAMILIES)
+    return folder / "families"
+
+
+@needs_old
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_of_the_old_version_is_applied(
+    kind: str, written: Path, tmp_path: Path
+) -> None:
+    kinds, family = written.parent / "kinds", written / "llama"
+    source = {"uri": str(kinds / kind), "base": str(family / "base")}
+    mergeops.merge({"sources": {"a": source}, "method": "passthrough"}, tmp_path / "out")
+    shutil.copy(kinds / f"{kind}.pt", family / "kind.pt")
+    assert differs(tmp_path / "out", family, "kind") < 1e-5
+    moved = torch.load(family / "kind.pt") - torch.load(family / "base.pt")
+    assert moved.abs().max() > 1e-3
+
+
+@needs_old
+@pytest.mark.slow
+def test_the_way_out_for_rotations_of_the_old_version_keeps_its_logits(
+    written: Path, tmp_path: Path
+) -> None:
+    kinds, family = written.parent / "kinds", written / "llama"
+    source = {"uri": str(kinds / "OFT"), "base": str(family / "base")}
+    with pytest.raises(SourceError, match="load it with the PEFT that trained it, and name"):
+        mergeops.merge({"sources": {"a": source}, "method": "passthrough"}, tmp_path / "out")
+    code = (
+        "import sys, peft, transformers as t; base, adapter, out = sys.argv[1:];"
+        "model = t.AutoModelForCausalLM.from_pretrained(base);"
+        "peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)"
+    )
+    paths = (family / "base", kinds / "OFT", tmp_path / "whole")
+    subprocess.run([PYTHON, "-c", code, *paths], env=OLD_ENV, check=True)
+    shutil.copy(kinds / "OFT.pt", family / "kind.pt")
+    assert differs(tmp_path / "whole", family, "kind") < 1e-5
 
 
 def load(model: Path, family: Path) -> Any:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
@@ -99,6 +100,34 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Any]] = {
         LANGUAGE,
     ),
 }
+TWO = ["q_proj", "down_proj"]
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ADALORA": ("AdaLoraConfig", {"init_r": 4, "target_r": 2, "total_step": 10}),
+    "BOFT": ("BOFTConfig", {"boft_block_size": 4}),
+    "BONE": ("BoneConfig", {"r": 4}),
+    "BONE bat": ("BoneConfig", {"r": 4, "init_weights": "bat"}),
+    "C3A": ("C3AConfig", {"block_size": 8}),
+    "FOURIERFT": ("FourierFTConfig", {"n_frequency": 20}),
+    "HRA": ("HRAConfig", {"r": 4}),
+    "IA3": ("IA3Config", {"feedforward_modules": ["down_proj"]}),
+    "LN_TUNING": ("LNTuningConfig", {"target_modules": ["input_layernorm"]}),
+    "LOHA": ("LoHaConfig", {"r": 4}),
+    "LOKR": ("LoKrConfig", {"r": 4}),
+    "LORA dora": ("LoraConfig", {"r": 4, "use_dora": True}),
+    "LORA pissa": ("LoraConfig", {"r": 4, "init_lora_weights": "pissa"}),
+    "LORA tokens": ("LoraConfig", {"r": 4, "trainable_token_indices": [3, 5]}),
+    "MISS": ("MissConfig", {"r": 4}),
+    "OFT": ("OFTConfig", {"r": 0, "oft_block_size": 8}),
+    "OFT inverted": ("OFTConfig", {"r": 0, "oft_block_size": 8, "use_cayley_neumann": False}),
+    "RANDLORA": ("RandLoraConfig", {"r": 4}),
+    "SHIRA": ("ShiraConfig", {"r": 4, "random_seed": 1}),
+    "TRAINABLE_TOKENS": (
+        "TrainableTokensConfig",
+        {"token_indices": [3, 5], "target_modules": ["embed_tokens"]},
+    ),
+    "VBLORA": ("VBLoRAConfig", {"r": 4, "num_vectors": 16, "vector_length": 8}),
+    "VERA": ("VeraConfig", {"r": 4, "save_projection": False}),
+}
 IDS = [[1, 5, 9, 33, 21, 50, 7]]
 
 
@@ -154,6 +183,23 @@ def write(name: str, folder: Path) -> None:
     (folder / "made.json").write_text(json.dumps({"class": cls_name}))
 
 
+def write_kinds(base: Path, folder: Path) -> None:
+    """Adapters of every kind on a Llama, each with the adapted model's logits."""
+    for kind, (config, settings) in KINDS.items():
+        model = transformers.LlamaForCausalLM.from_pretrained(base)
+        adapter = getattr(peft, config)(**{"target_modules": TWO, **settings})
+        adapted = get_peft_model(model, adapter)
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        adapted.save_pretrained(folder / kind)
+        torch.save(logits(adapted.base_model.model), folder / f"{kind}.pt")
+
+
 if __name__ == "__main__":
+    out = Path(sys.argv[1])
     for family in FAMILIES:
-        write(family, Path(sys.argv[1]) / family)
+        write(family, out / "families" / family)
+    write_kinds(out / "families" / "llama" / "base", out / "kinds")

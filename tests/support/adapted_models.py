@@ -28,6 +28,8 @@ def inputs(vocabulary: int) -> Any:
 def logits(model: Any, **more: Any) -> Any:
     import torch
 
+    if model.config.is_encoder_decoder:
+        more = {"decoder_input_ids": inputs(48), **more}
     with torch.no_grad():
         out = model(inputs(48), **more)
     return (out.logits if hasattr(out, "logits") else out.last_hidden_state).float()
