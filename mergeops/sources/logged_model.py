@@ -56,14 +56,15 @@ def read_logged_model(directory: Directory) -> LoggedModelFiles:
 
 def _transformers(directory: Directory, flavour: Mapping[str, Any]) -> LoggedModelFiles:
     named = flavour.get("components")
-    components = tuple(
-        directory.inside(f"components/{name}")
-        for name in (named if isinstance(named, list) else [])
-        if isinstance(name, str)
-    )
+    names = [name for name in (named if isinstance(named, list) else []) if isinstance(name, str)]
+    if "processor_type" in flavour:
+        names.append("processor")  # which MLflow does not count among the components
+    components = tuple(directory.inside(f"components/{name}") for name in names)
     base = _text(flavour, "local_base_model_path") or _text(flavour, "source_model_name")
     revision = _text(flavour, "source_model_revision")
     adapter, model = _text(flavour, "peft_adaptor"), _text(flavour, "model_binary")
+    if model is None and revision is None and "local_base_model_path" not in flavour:
+        model = "pipeline"  # as MLflow before 2.4.1 called it, without saying so
     if adapter is None and model is None:
         at = f"@{revision}" if revision else ""
         return LoggedModelFiles(

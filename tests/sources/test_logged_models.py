@@ -38,7 +38,7 @@ def flavours(
 ) -> Iterator[Flavours]:
     import mlflow
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 
     folder = tmp_path_factory.mktemp("flavours")
     shutil.copy(template_database, folder / "mlflow.db")
@@ -50,7 +50,7 @@ def flavours(
         AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"])
     )
     what: dict[str, dict[str, Any]] = {
-        "full": {"model": full},
+        "full": {"model": full, "processor": CLIPImageProcessor()},
         "peft": {"model": wrapped},
         "peft-on-path": {"model": wrapped, "base_model_path": str(base)},
         "checkpoint-6": {"model": full},
@@ -115,6 +115,20 @@ def test_the_tokenizer_that_mlflow_keeps_beside_a_model_belongs_to_it(
     assert flavours.find(f"runs:/{flavours.runs[name]}", tmp_path).path == path
 
 
+def test_the_processor_that_mlflow_keeps_beside_a_model_belongs_to_it(
+    flavours: Flavours, tmp_path: Path
+) -> None:
+    path = flavours.find(f"models:/{flavours.models['full']}", tmp_path).path
+    assert (path / "preprocessor_config.json").is_file()
+
+
+def test_a_model_of_mlflow_before_2_4_1_lies_in_its_pipeline(fabricate: Fabricator) -> None:
+    files = mlmodel(fabricate.folder / "old-format", OLD_FORMAT)
+    shutil.copytree(fabricate.checkpoint, files / "pipeline")
+    model = fabricate.logged_model(fabricate.run(), "final", files)
+    assert find(f"models:/{model.model_id}", fabricate).path.name == "pipeline"
+
+
 def test_a_model_that_is_called_as_a_checkpoint_is_read_as_what_it_is(
     flavours: Flavours, tmp_path: Path
 ) -> None:
@@ -143,6 +157,12 @@ def reference(commit: str = "c" * 40) -> str:
         "flavors:\n  transformers:\n    source_model_name: org/base\n"
         f"    source_model_revision: {commit}\n    components: [tokenizer]\n"
     )
+
+
+OLD_FORMAT = (
+    "flavors:\n  transformers:\n    components: [tokenizer]\n    source_model_name: org/base\n"
+    "    pipeline_model_type: LlamaForCausalLM\n"
+)
 
 
 def test_a_model_of_which_mlflow_kept_the_name_alone_is_refused(fabricate: Fabricator) -> None:
