@@ -10,7 +10,7 @@ from mergeops.evaluate.metric_kinds import aggregation_of, unusable
 
 
 def choose_metric(
-    name: str, chosen: str | None, task: Any, docs: Sequence[Any], preferred: Sequence[str] = ()
+    name: str, chosen: str | None, task: Any, docs: Sequence[Any], aggregated: Sequence[Any] = ()
 ) -> tuple[str, str]:
     """The metric and the filter that a task is scored by.
 
@@ -20,8 +20,8 @@ def choose_metric(
             choose one of several filters as well.
         task: lm-eval's.
         docs: its items.
-        preferred: what the group that names the task aggregates; taken before the task's own
-            order where nothing is chosen.
+        aggregated: what the group that names the task aggregates, as lm-eval has it; its metrics
+            and filters are taken before the task's own order where none is chosen.
 
     Raises:
         EvaluationError: the task has no such metric or filter, or lm-eval has no number of it.
@@ -29,7 +29,7 @@ def choose_metric(
     metrics, filters = _metrics(task, docs), [ensemble.name for ensemble in task._filters]
     metric, _, chosen_filter = (chosen or "").partition(",")
     if chosen is None:
-        fitting = [m for m in preferred if m in metrics] or metrics
+        fitting = [each.metric for each in aggregated if each.metric in metrics] or metrics
         metric = "acc" if "acc" in fitting else fitting[0]
     if metric not in metrics:
         raise EvaluationError(
@@ -46,7 +46,8 @@ def choose_metric(
             f"metric {metric} of task {name} cannot be chosen: {reason}; set "
             f"evaluate.metrics.{name} to one of: {', '.join(others) or 'none'}"
         )
-    return metric, chosen_filter or filters[0]
+    of_group = [f for each in aggregated if each.metric == metric for f in each.filter_list or []]
+    return metric, chosen_filter or next((f for f in of_group if f in filters), filters[0])
 
 
 def direction(name: str, metric: str, task: Any, stated: Mapping[str, bool]) -> bool:

@@ -112,7 +112,7 @@ def load_tasks(spec: EvaluateSpec) -> TaskSet:
                         f"{entry!r}"
                     )
                 named_by[name] = entry
-                loaded[name] = _load(name, task, spec, [each.metric for each in aggregated])
+                loaded[name] = _load(name, task, spec, aggregated)
             members = [loaded[str(task.task_name)] for task in tasks]
             if (by_size := _rule(members, aggregated)) is not None:
                 groups[group.name] = GroupRule(tuple(task.name for task in members), by_size)
@@ -156,7 +156,7 @@ def _rule(members: Sequence[LoadedTask], aggregated: Sequence[Any]) -> bool | No
     return None
 
 
-def _load(name: str, task: Any, spec: EvaluateSpec, preferred: Sequence[str]) -> LoadedTask:
+def _load(name: str, task: Any, spec: EvaluateSpec, aggregated: Sequence[Any]) -> LoadedTask:
     check_built(name, task)
     try:
         docs = tuple(task.eval_docs)
@@ -165,7 +165,7 @@ def _load(name: str, task: Any, spec: EvaluateSpec, preferred: Sequence[str]) ->
             f"task {name}: its items cannot be read: {first_line(error)}"
         ) from error
     _set_generation(name, task, spec)
-    metric, chosen_filter = choose_metric(name, spec.metrics.get(name), task, docs, preferred)
+    metric, chosen_filter = choose_metric(name, spec.metrics.get(name), task, docs, aggregated)
     higher_is_better = direction(name, metric, task, spec.higher_is_better)
     num_fewshot = _num_fewshot(task, spec)
     items = [item_digest(doc) for doc in docs]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError
@@ -22,6 +23,7 @@ from mergeops.sources.remote.directory import Directory, LocalDirectory, read_js
 from mergeops.sources.run_note import RunTags, writer_of
 from mergeops.sources.saves import find_checkpoint, saves_in, why_none
 from mergeops.sources.training_runs import TrainingRuns
+from mergeops.store import or_none
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -90,7 +92,7 @@ class Search:
         for candidate in candidates:
             if _is_lowest(candidate):
                 yield candidate, f"best by the link {LOWEST}", None
-        for metric in run_metrics(self.run):
+        for metric in self._metrics(candidates):
             scored, where = self._scores(metric, newest, candidates)
             if not scored:
                 continue
@@ -103,6 +105,14 @@ class Search:
         for candidate in candidates:
             if tagged and candidate.name == tagged:
                 yield candidate, f"best by tag {RunTags.BEST}", None
+
+    def _metrics(self, candidates: Sequence[CheckpointCandidate]) -> list[RunMetric]:
+        models = [c.model for c in candidates if c.model is not None]
+        on_models = {metric.key for model in models for metric in model.metrics or []}
+        if len(candidates) < 2:
+            return run_metrics(self.run, on_models, {})
+        experiment = self.store.client.get_experiment(self.run.info.experiment_id)
+        return run_metrics(self.run, on_models, experiment.tags)
 
     def _scores(
         self, metric: RunMetric, newest: CheckpointChoice, candidates: Sequence[CheckpointCandidate]
@@ -245,7 +255,7 @@ class Search:
             yield from _pointed_at(uri, self.store.open(uri), f"tag {CHECKPOINT_URI}")
 
     def _logged_models(self) -> Iterator[CheckpointCandidate]:
-        for model in self.models:
+        for model in (*self.models, *self._other_outputs()):
             if is_external(model):
                 continue
             if str(model.status) != "READY":
@@ -259,6 +269,15 @@ class Search:
             if order < 0 and (step := step_on(model, self.run)) is not None:
                 order = step
             yield CheckpointCandidate(model.name, directory, found_by, model, step, order)
+
+    def _other_outputs(self) -> Iterator[LoggedModel]:
+        """Outputs of the run that do not name it: made in another experiment, or by no run."""
+        known = {model.model_id for model in self.models}
+        outputs = self.run.outputs.model_outputs if self.run.outputs else []
+        for model_id in sorted({output.model_id for output in outputs or []} - known):
+            model = or_none(partial(self.store.client.get_logged_model, model_id))
+            if model is not None:
+                yield model
 
     def _artifacts(self) -> Iterator[CheckpointCandidate]:
         root = self.store.open(self.run.info.artifact_uri)

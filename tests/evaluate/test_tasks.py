@@ -242,6 +242,19 @@ def test_a_groups_own_metric_is_chosen_for_its_tasks(write_task: Write) -> None:
     assert load_tasks(spec_for(folder, "g", metrics={"a": "acc"})).groups == {}
 
 
+def test_a_groups_own_filter_is_chosen_for_its_tasks(write_task: Write) -> None:
+    filters = [{"name": n, "filter": [{"function": "take_first"}]} for n in ("strict", "flexible")]
+    folder = write_task("a", filter_list=filters).parent
+    aggregated = [{"metric": "acc", "filter_list": "flexible", "weight_by_size": False}]
+    config = {"group": "g", "task": ["a"], "aggregate_metric_list": aggregated}
+    (folder / "g.yaml").write_text(yaml.safe_dump(config))
+    tasks = load_tasks(spec_for(folder, "g"))
+    assert tasks.tasks["a"].filter == "flexible"
+    assert tasks.groups["g"].by_size is False
+    strict = load_tasks(spec_for(folder, "g", metrics={"a": "acc,strict"}))
+    assert (strict.tasks["a"].filter, strict.groups) == ("strict", {})
+
+
 # --- right answers
 
 

@@ -224,14 +224,16 @@ def test_an_mlmodel_that_leads_nowhere_is_named(
         find(f"models:/{model.model_id}", fabricate)
 
 
-def steps(fabricate: Fabricator, losses: dict[int, float], **params: str) -> dict[int, Any]:
-    """A run that logged a model of one name at each step, and its loss there."""
+def steps(
+    fabricate: Fabricator, losses: dict[int, float], metric: str = "eval_loss", **params: str
+) -> dict[int, Any]:
+    """A run that logged a model of one name at each step, and its metric there."""
     from mlflow.entities import LoggedModelOutput
 
     run_id = fabricate.run("steps", params=params)
     models = {}
     for step, loss in losses.items():
-        fabricate.client.log_metric(run_id, "eval_loss", loss, step=step)
+        fabricate.client.log_metric(run_id, metric, loss, step=step)
         model = fabricate.client.create_logged_model(
             fabricate.experiment, "final", source_run_id=run_id
         )
@@ -263,6 +265,73 @@ def test_of_logged_models_the_one_with_the_lowest_loss_is_the_best(
     # Two models have the name, so the name is no address.
     assert one.uri == f"models:/{models[best].model_id}"
     assert find(str(one.uri), fabricate).model_id == models[best].model_id
+
+
+@pytest.mark.parametrize(
+    ("metric", "facts", "best"),
+    [
+        ("val/loss", {}, 20),
+        ("Validation Loss", {}, 20),
+        ("valid_loss", {}, 20),
+        ("eval_accuracy", {}, 30),
+        ("quality", {"metric_for_best_model": "quality", "greater_is_better": "False"}, 20),
+        # Of training, or of nobody knows what.
+        ("loss", {}, 30),
+        ("train_loss", {}, 30),
+        ("wer", {}, 30),
+    ],
+)
+def test_held_out_losses_and_accuracies_are_known_by_their_names(
+    metric: str, facts: dict[str, str], best: int, fabricate: Fabricator
+) -> None:
+    models = steps(fabricate, {10: 2.0, 20: 1.0, 30: 3.0}, metric, **facts)
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert one.model_id == models[best].model_id
+
+
+@pytest.mark.parametrize(("told", "best"), [("True", 20), ("false", 10), (None, 30)])
+def test_the_primary_metric_of_the_experiment_tells_the_best(
+    told: str | None, best: int, fabricate: Fabricator
+) -> None:
+    tag = "mlflow.experiment.primaryMetric"
+    fabricate.client.set_experiment_tag(fabricate.experiment, f"{tag}.name", "wer")
+    if told is not None:
+        fabricate.client.set_experiment_tag(fabricate.experiment, f"{tag}.greaterIsBetter", told)
+    models = steps(fabricate, {10: 0.1, 20: 0.9, 30: 0.5}, "wer")
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert one.model_id == models[best].model_id
+
+
+@pytest.mark.parametrize(("name", "best"), [("loss", 20), ("accuracy", 30)])
+def test_what_is_logged_onto_the_models_themselves_tells_the_best(
+    name: str, best: int, fabricate: Fabricator
+) -> None:
+    from mlflow.entities import Metric
+
+    run_id, models = fabricate.run(), {}
+    for step, value in ((10, 2.0), (30, 3.0), (20, 1.0)):
+        model = models[step] = fabricate.logged_model(run_id, f"at-{step}", fabricate.checkpoint)
+        facts = {"model_id": model.model_id, "run_id": run_id}
+        fabricate.client.log_batch(run_id, metrics=[Metric(name, value, 1, step, **facts)])
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert one.model_id == models[best].model_id
+
+
+def test_an_output_that_does_not_name_its_run_is_found(fabricate: Fabricator) -> None:
+    from mlflow.entities import LoggedModelOutput
+
+    elsewhere = fabricate.client.create_experiment(
+        "models", (fabricate.folder / "elsewhere").as_uri()
+    )
+    model = fabricate.client.create_logged_model(elsewhere, "final")
+    fabricate.client.log_model_artifacts(model.model_id, str(fabricate.checkpoint))
+    fabricate.client.finalize_logged_model(model.model_id, "READY")
+    run_id = fabricate.run()
+    fabricate.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 3)])
+    assert find(f"runs:/{run_id}", fabricate).model_id == model.model_id
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert (one.uri, one.step) == (f"runs:/{run_id}/final", 3)
+    assert find(str(one.uri), fabricate).model_id == model.model_id
 
 
 def test_a_diverged_loss_on_a_logged_model_alone_is_not_the_best(fabricate: Fabricator) -> None:
