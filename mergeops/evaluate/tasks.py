@@ -13,7 +13,7 @@ from mergeops.evaluate.catalogue import Catalogue, first_line
 from mergeops.evaluate.checks import check_built
 from mergeops.evaluate.golds import warn_of_golds
 from mergeops.evaluate.how_asked import ENGINE_KEYS, digest_of_settings, how_asked, settings_of
-from mergeops.evaluate.metric_choice import choose_metric, direction
+from mergeops.evaluate.metric_choice import choose_metric, direction, other_than_usual
 from mergeops.evaluate.metric_kinds import aggregation_of, kind_of
 from mergeops.evaluate.silence import quiet
 from mergeops.evaluate.split import item_digest, part_ids, split_units
@@ -49,6 +49,8 @@ class LoadedTask:
     """Position in ``docs`` -> what names the item's cluster; items in none are not here."""
     higher_is_better: bool
     """Direction of the chosen metric."""
+    chosen: str
+    """Metric and filter, where they are others than without a choice; else empty."""
     how: Mapping[str, str]
     """How items are asked and counted, by what it is called in messages."""
 
@@ -190,7 +192,8 @@ def _load(name: str, task: Any, spec: EvaluateSpec, aggregated: Sequence[Any]) -
         hidden = {mark for i in split(other, limit=None) for mark in marks[i]}
         pool = [e for e, own in zip(examples, example_marks, strict=True) if not own & hidden]
         pools[part] = tuple(doc for doc, _ in pool)
-        _check_pool(name, part, num_fewshot, len(pool), len(examples))
+        if ids[part]:
+            _check_pool(name, part, num_fewshot, len(pool), len(examples))
         if num_fewshot:
             settings["fewshot_pool"] = [digest for _, digest in pool]
         whole = {**settings, "items": [[i, items[i]] for i in ids[part]]}
@@ -213,6 +216,7 @@ def _load(name: str, task: Any, spec: EvaluateSpec, aggregated: Sequence[Any]) -
         way=way,
         clusters={i: cluster for i, (_, cluster) in enumerate(marks) if cluster is not None},
         higher_is_better=higher_is_better,
+        chosen=other_than_usual(name, metric, chosen_filter, task, docs),
         how=how_asked(settings, chosen_filter),
     )
 

@@ -62,6 +62,7 @@ TASK_FIELDS = (
     "by_log",
     "asked",
     "replicates",
+    "chosen",
 )
 """What the summary says of a task, in its order; ``n`` is for readers, the items are a file."""
 
@@ -90,14 +91,16 @@ def entries(scores: Scores) -> list[BoardEntry]:
     suffix = "" if scores.part == "dev" else f" ({scores.part})"
     board = []
     for name, task in scores.tasks.items():
-        dataset, digest = f"{name}{suffix}", dataset_digest(task.digest)
+        digest = dataset_digest(*filter(None, (task.digest, task.chosen)))
+        dataset = f"{name}{suffix}"
         metric = key(f"{prefix}{name}/{task.metric}")
         board.append(BoardEntry(metric, task.value, dataset, digest))
         if task.stderr is not None:
             board.append(BoardEntry(key(f"{metric}_stderr"), task.stderr, dataset, digest))
     for name, rule in scores.groups.items():
         members = {task: scores.tasks[task] for task in rule.tasks}
-        digest = dataset_digest(*sorted(task.digest for task in members.values()), name)
+        chosen = [task.chosen for task in members.values() if task.chosen]
+        digest = dataset_digest(*sorted(task.digest for task in members.values()), *chosen, name)
         metric = key(f"{prefix}{name}/{members[rule.tasks[0]].metric}")
         value = pooled_value(members, {name: rule})
         board.append(BoardEntry(metric, value, f"{name}{suffix}", digest))
@@ -292,7 +295,7 @@ def _plain(scores: Scores) -> dict[str, Any]:
         "pooled": scores.pooled if math.isfinite(scores.pooled) else None,
         "settings": dict(scores.settings),
         "tasks": {
-            name: {field: getattr(task, field) for field in TASK_FIELDS}
+            name: {f: getattr(task, f) for f in TASK_FIELDS if f != "chosen" or task.chosen}
             for name, task in scores.tasks.items()
         },
         "groups": {name: dataclasses.asdict(rule) for name, rule in scores.groups.items()},
