@@ -85,6 +85,28 @@ def test_an_adapter_its_components_and_an_artifact_far_down_are_found(trained: F
     assert same(find(f"runs:/{run_id}", trained).path, trained.checkpoint)
 
 
+def test_the_folders_of_a_model_come_along(trained: Fabricator) -> None:
+    model = trained.save(trained.folder / "sentence")
+    (model / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+    for folder, file in (
+        ("1_Pooling", "config.json"),
+        ("1_Pooling", "pytorch_model.bin"),
+        ("additional_chat_templates", "tools.jinja"),
+        ("elsewhere", "config.json"),
+    ):
+        (model / folder).mkdir(exist_ok=True)
+        (model / folder / file).write_text(file)
+    logged = trained.logged_model(trained.run(), "final", model)
+    path = find(f"models:/{logged.model_id}", trained).path
+    found = {f.relative_to(path).as_posix() for f in path.rglob("*/*")}
+    assert found == {
+        "1_Pooling/config.json",
+        "1_Pooling/pytorch_model.bin",
+        "additional_chat_templates/tools.jinja",
+    }
+    assert same(path, trained.checkpoint)
+
+
 def test_versions_by_stage_and_of_a_deleted_model_are_what_mlflow_downloads(
     trained: Fabricator,
 ) -> None:

@@ -145,6 +145,30 @@ def test_a_model_that_is_called_as_a_checkpoint_is_read_as_what_it_is(
     }
 
 
+SENTENCE = (
+    "flavors:\n  python_function:\n    data: model.sentence_transformer\n"
+    "  sentence_transformers:\n    source_model_name: org/base\n"
+)
+
+
+def test_a_model_of_sentence_transformers_is_read(fabricate: Fabricator) -> None:
+    files = mlmodel(fabricate.folder / "sentence", SENTENCE)
+    inner = Path(shutil.copytree(fabricate.checkpoint, files / "model.sentence_transformer"))
+    (inner / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+    (inner / "1_Pooling").mkdir()
+    (inner / "1_Pooling" / "config.json").write_text("{}")
+    model = fabricate.logged_model(fabricate.run(), "final", files)
+    source = find(f"models:/{model.model_id}", fabricate)
+    assert source.path.name == "model.sentence_transformer"
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert (one.problem, one.kind) == (None, "full")
+    # One whose model lies in a folder of its own is not.
+    shutil.move(inner / "model.safetensors", inner / "1_Pooling")
+    other = fabricate.logged_model(fabricate.run(), "other", files)
+    with pytest.raises(SourceError, match="model.sentence_transformer has config.json but no mod"):
+        find(f"models:/{other.model_id}", fabricate)
+
+
 def mlmodel(folder: Path, text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "MLmodel").write_text(text)
