@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,15 +42,13 @@ class RunMetric:
 
 
 def run_metrics(
-    run: Run, on_models: Collection[str], experiment_tags: Mapping[str, str]
+    store: TrainingRuns, run: Run, models: Sequence[LoggedModel | None]
 ) -> list[RunMetric]:
     """What may tell the best, the first first: the metric that the trainer was told to go by; else
     the primary metric of the experiment; else losses, and then accuracies, by their names.
 
     Args:
-        run: the training run.
-        on_models: metrics that were logged onto its LoggedModels.
-        experiment_tags: of its experiment.
+        models: the LoggedModel of each checkpoint among which one is chosen.
     """
     params = run.data.params
     name = params.get("metric_for_best_model")
@@ -61,12 +59,15 @@ def run_metrics(
         told = params.get("greater_is_better")
         greater = told == "True" if told in ("True", "False") else not name.endswith("loss")
         return [RunMetric(each, greater) for each in names]
-    told = experiment_tags.get(f"{_PRIMARY}.greaterIsBetter", "").lower()
-    if told in ("true", "false"):
-        return [RunMetric(experiment_tags[f"{_PRIMARY}.name"], told == "true")]
+    if len(models) > 1:
+        tags = store.client.get_experiment(run.info.experiment_id).tags
+        told = tags.get(f"{_PRIMARY}.greaterIsBetter", "").lower()
+        if f"{_PRIMARY}.name" in tags and told in ("true", "false"):
+            return [RunMetric(tags[f"{_PRIMARY}.name"], told == "true")]
+    on_models = {metric.key for model in models if model for metric in model.metrics or []}
     # What trainer_state.json has may be missing from the run.
-    names = {"eval_loss", *run.data.metrics, *on_models}
-    found = [match for name in names if (match := _NAMED.match(name))]
+    logged = {"eval_loss", *run.data.metrics, *on_models}
+    found = [match for name in logged if (match := _NAMED.match(name))]
     usable = [m for m in found if m["held_out"] or m[0] in on_models]
     return [RunMetric(m[0], m["what"].lower() != "loss") for m in sorted(usable, key=_precedence)]
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError
 from mergeops.sources.best import RunMetric, history_of, run_metrics, step_on, value_on
-from mergeops.sources.checkpoint_choice import CheckpointCandidate, CheckpointChoice
+from mergeops.sources.checkpoint_choice import LOWEST, CheckpointCandidate, CheckpointChoice
 from mergeops.sources.contents import Location, check_whole, step_of
 from mergeops.sources.fingerprint import TRAINER_STATE, Ownership, logged_values, ownership
 from mergeops.sources.logged_config import output_directories
@@ -23,14 +22,12 @@ from mergeops.sources.remote.directory import Directory, LocalDirectory, read_js
 from mergeops.sources.run_note import RunTags, writer_of
 from mergeops.sources.saves import find_checkpoint, saves_in, why_none
 from mergeops.sources.training_runs import TrainingRuns
-from mergeops.store import or_none
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
 EXTERNAL = "mlflow.model.isExternal"
 CHECKPOINT_URI = "mergeops.checkpoint_uri"
-LOWEST = "LOWEST_VAL"
 
 
 @dataclass
@@ -90,9 +87,9 @@ class Search:
             if candidate.name and f"/{said}".endswith(f"/{candidate.name}"):
                 yield candidate, f"best by {TRAINER_STATE}", None
         for candidate in candidates:
-            if _is_lowest(candidate):
+            if candidate.is_lowest:
                 yield candidate, f"best by the link {LOWEST}", None
-        for metric in self._metrics(candidates):
+        for metric in run_metrics(self.store, self.run, [c.model for c in candidates]):
             scored, where = self._scores(metric, newest, candidates)
             if not scored:
                 continue
@@ -105,14 +102,6 @@ class Search:
         for candidate in candidates:
             if tagged and candidate.name == tagged:
                 yield candidate, f"best by tag {RunTags.BEST}", None
-
-    def _metrics(self, candidates: Sequence[CheckpointCandidate]) -> list[RunMetric]:
-        models = [c.model for c in candidates if c.model is not None]
-        on_models = {metric.key for model in models for metric in model.metrics or []}
-        if len(candidates) < 2:
-            return run_metrics(self.run, on_models, {})
-        experiment = self.store.client.get_experiment(self.run.info.experiment_id)
-        return run_metrics(self.run, on_models, experiment.tags)
 
     def _scores(
         self, metric: RunMetric, newest: CheckpointChoice, candidates: Sequence[CheckpointCandidate]
@@ -255,7 +244,7 @@ class Search:
             yield from _pointed_at(uri, self.store.open(uri), f"tag {CHECKPOINT_URI}")
 
     def _logged_models(self) -> Iterator[CheckpointCandidate]:
-        for model in (*self.models, *self._other_outputs()):
+        for model in (*self.models, *self.store.other_outputs(self.run, self.models)):
             if is_external(model):
                 continue
             if str(model.status) != "READY":
@@ -269,15 +258,6 @@ class Search:
             if order < 0 and (step := step_on(model, self.run)) is not None:
                 order = step
             yield CheckpointCandidate(model.name, directory, found_by, model, step, order)
-
-    def _other_outputs(self) -> Iterator[LoggedModel]:
-        """Outputs of the run that do not name it: made in another experiment, or by no run."""
-        known = {model.model_id for model in self.models}
-        outputs = self.run.outputs.model_outputs if self.run.outputs else []
-        for model_id in sorted({output.model_id for output in outputs or []} - known):
-            model = or_none(partial(self.store.client.get_logged_model, model_id))
-            if model is not None:
-                yield model
 
     def _artifacts(self) -> Iterator[CheckpointCandidate]:
         root = self.store.open(self.run.info.artifact_uri)
@@ -340,15 +320,6 @@ def _pointed_at(uri: str, directory: Directory, found_by: str) -> Iterator[Check
         name = uri.rstrip("/").rsplit("/", 1)[-1]
         step, order = step_of(name)
         yield CheckpointCandidate(name, directory, found_by, step=step, order=order)
-
-
-def _is_lowest(candidate: CheckpointCandidate) -> bool:
-    """Whether NeMo Automodel's link to the save with the lowest validation loss leads to it."""
-    here = candidate.directory.local
-    if here is None or not candidate.in_output_dir:
-        return False
-    link = here.parent / LOWEST
-    return link.is_symlink() and link.resolve() == here.resolve()
 
 
 def _state_of(save: Directory, location: Location) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from mergeops.store import Tracking, key, log_inputs, log_params, tag_value
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
+_DONE = "mergeops.scores_sha256"
 DIGEST_LIMIT = 12
 """MLflow would take 36, but shows them in full at the head of every column."""
 ALL_TASKS = "all tasks"
@@ -131,6 +132,12 @@ def pooled_estimate(metrics: Mapping[str, float]) -> Estimate | None:
     return Estimate(value, None if low is None or high is None else (low, high))
 
 
+def are_logged(tracking: Tracking, run_id: str, scores: Scores) -> bool:
+    """Whether a run's scores on the part are these."""
+    tags = tracking.client.get_run(run_id).data.tags
+    return bool(tags.get(f"{_DONE}.{scores.part}") == _sha256(scores))
+
+
 def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -> None:
     """Log metrics, datasets and items onto a run and its model; what is there already is kept.
 
@@ -140,7 +147,7 @@ def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -
 
     client = tracking.client
     digest = _sha256(scores)
-    done_tag = f"mergeops.scores_sha256.{scores.part}"
+    done_tag = f"{_DONE}.{scores.part}"
     run = client.get_run(run_id)
     if run.data.tags.get(done_tag) == digest:
         return
@@ -163,7 +170,9 @@ def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -
             run_id=run_id,
         )
         for entry in finite
+        # Scores on other questions may have come after them.
         if (entry.key, entry.digest, entry.value) not in logged
+        or run.data.metrics.get(entry.key) != entry.value
     ]
     # log_batch, and not mlflow.log_metrics(model_id=): that would make a merge its own input.
     for start in range(0, len(metrics), 500):
@@ -223,7 +232,7 @@ def scored_runs(
         unreadable: told the name and the error of a run whose scores are not there any more; None
             raises the error.
     """
-    wanted = f"tags.`mergeops.scores_sha256.{part}` != '' and attributes.status = 'FINISHED'"
+    wanted = f"tags.`{_DONE}.{part}` != '' and attributes.status = 'FINISHED'"
     scored = []
     for run in tracking.search_runs(wanted):
         name = run.info.run_name or run.info.run_id
