@@ -159,6 +159,8 @@ def _comment(run: FoundRun) -> str:
     loss = run.metrics.get("eval_loss", run.metrics.get("eval_loss_last"))
     if loss is not None:
         facts.append(f"eval loss {loss:.4g}")
+    if run.not_finite:
+        facts.append(f"diverged: {' and '.join(run.not_finite)} is no number")
     if run.kind != "full":
         facts.append("LoRA" if run.kind == "lora" else f"{run.kind} adapter")
     if run.sharded:

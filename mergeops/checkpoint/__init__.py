@@ -67,7 +67,13 @@ from mergeops.checkpoint.reader import (
 from mergeops.checkpoint.relaid import RelaidReader
 from mergeops.checkpoint.renamed import RenamedReader, TensorCut
 from mergeops.checkpoint.sizes import lacking, size_text
-from mergeops.checkpoint.small_files import SMALL_SUFFIXES, is_processor_file, is_small_file
+from mergeops.checkpoint.small_files import (
+    MODULES,
+    MORE_TEMPLATES,
+    SMALL_SUFFIXES,
+    is_processor_file,
+    is_small_file,
+)
 from mergeops.checkpoint.staged import STAGE_VARIABLE
 from mergeops.checkpoint.tokenizer_files import (
     PROCESSOR_TEMPLATE,
@@ -89,6 +95,8 @@ __all__ = [
     "GENERATION_CONFIG",
     "INDEX",
     "MANIFEST",
+    "MODULES",
+    "MORE_TEMPLATES",
     "ORIGINAL",
     "PICKLED",
     "PICKLED_ADAPTER",

@@ -19,6 +19,10 @@ SMALL_SUFFIXES = (
     ".codes",
 )
 """Of what tokenizers and processors write; weights, code and logs have others."""
+MODULES = "modules.json"
+"""Where sentence-transformers lists the folders of what follows the model."""
+MORE_TEMPLATES = "additional_chat_templates"
+"""Where transformers keeps the chat templates besides the first."""
 _LEFTOVER = re.compile(
     r"""
     (optimizer|scheduler|scaler|rng_state|training_?args|trainer_state|.*_results|.*results_.*

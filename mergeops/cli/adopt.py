@@ -91,6 +91,13 @@ def print_adoption(
         if row["problem"]:
             text = f"{row['run_name']} ({row['status']}): {row['problem']}"
             out.print(text, markup=False, soft_wrap=True)
+        elif row["not_finite"]:
+            text = (
+                f"{row['run_name']} ({row['status']}): diverged, its last "
+                f"{' and '.join(row['not_finite'])} is no number; merge its checkpoint only if it "
+                "is from before"
+            )
+            out.print(text, markup=False, soft_wrap=True)
     new = sum(run.is_new for run in adoption.adopted)
     out.print(
         f"{len(adoption.adopted)} of {len(adoption.found)} runs left a checkpoint to merge; "

@@ -206,6 +206,7 @@ def _task_score(loaded: LoadedTask, part: str, record: Mapping[str, Any]) -> Tas
         by_log=whole["by_log"],
         replicates=tuple(whole.get("replicates", ())),
         asked=loaded.how,
+        chosen=loaded.chosen,
     )
 
 

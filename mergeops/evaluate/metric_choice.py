@@ -10,7 +10,7 @@ from mergeops.evaluate.metric_kinds import aggregation_of, unusable
 
 
 def choose_metric(
-    name: str, chosen: str | None, task: Any, docs: Sequence[Any], preferred: Sequence[str] = ()
+    name: str, chosen: str | None, task: Any, docs: Sequence[Any], aggregated: Sequence[Any] = ()
 ) -> tuple[str, str]:
     """The metric and the filter that a task is scored by.
 
@@ -20,8 +20,8 @@ def choose_metric(
             choose one of several filters as well.
         task: lm-eval's.
         docs: its items.
-        preferred: what the group that names the task aggregates; taken before the task's own
-            order where nothing is chosen.
+        aggregated: what the group that names the task aggregates, as lm-eval has it; its metrics
+            and filters are taken before the task's own order where none is chosen.
 
     Raises:
         EvaluationError: the task has no such metric or filter, or lm-eval has no number of it.
@@ -29,7 +29,7 @@ def choose_metric(
     metrics, filters = _metrics(task, docs), [ensemble.name for ensemble in task._filters]
     metric, _, chosen_filter = (chosen or "").partition(",")
     if chosen is None:
-        fitting = [m for m in preferred if m in metrics] or metrics
+        fitting = [each.metric for each in aggregated if each.metric in metrics] or metrics
         metric = "acc" if "acc" in fitting else fitting[0]
     if metric not in metrics:
         raise EvaluationError(
@@ -46,14 +46,26 @@ def choose_metric(
             f"metric {metric} of task {name} cannot be chosen: {reason}; set "
             f"evaluate.metrics.{name} to one of: {', '.join(others) or 'none'}"
         )
-    return metric, chosen_filter or filters[0]
+    of_group = [f for each in aggregated if each.metric == metric for f in each.filter_list or []]
+    return metric, chosen_filter or next((f for f in of_group if f in filters), filters[0])
+
+
+def other_than_usual(
+    name: str, metric: str, chosen_filter: str, task: Any, docs: Sequence[Any]
+) -> str:
+    """A metric and filter where they are others than the task is scored by without a choice."""
+    try:
+        usual = choose_metric(name, None, task, docs)
+    except EvaluationError:  # there is no number without a choice
+        usual = None
+    return "" if (metric, chosen_filter) == usual else f"{metric},{chosen_filter}"
 
 
 def direction(name: str, metric: str, task: Any, stated: Mapping[str, bool]) -> bool:
     """Whether more of a metric is better: as ``evaluate.higher_is_better`` says, else lm-eval.
 
     Raises:
-        EvaluationError: neither does.
+        EvaluationError: neither does, or the task's file says the opposite of lm-eval.
     """
     said = stated.get(name, task.higher_is_better().get(metric))
     if not isinstance(said, bool):
@@ -61,7 +73,24 @@ def direction(name: str, metric: str, task: Any, stated: Mapping[str, bool]) -> 
             f"task {name}: neither its file nor lm-eval says whether more of metric {metric} is "
             f"better; set evaluate.higher_is_better.{name}=true, or =false"
         )
+    if name not in stated and said != _known_direction(task, metric, said):
+        better, other = ("more", "less") if said else ("less", "more")
+        raise EvaluationError(
+            f"task {name}: its file says that {better} of metric {metric} is better, and to "
+            f"lm-eval, whose metric it is, {other} is; set evaluate.higher_is_better.{name}=true, "
+            "or =false"
+        )
     return said
+
+
+def _known_direction(task: Any, metric: str, otherwise: bool) -> bool:
+    """The direction of a number that lm-eval counts itself, whatever the task's file calls it."""
+    from lm_eval.api.registry import HIGHER_IS_BETTER_REGISTRY, METRIC_AGGREGATION_REGISTRY
+
+    is_own = task.get_config("process_results") is None and (
+        METRIC_AGGREGATION_REGISTRY.get(metric, None) is aggregation_of(task, metric)
+    )
+    return bool(HIGHER_IS_BETTER_REGISTRY.get(metric, otherwise)) if is_own else otherwise
 
 
 def _unusable(task: Any, metric: str) -> str:

@@ -13,7 +13,7 @@ from mergeops.evaluate.catalogue import Catalogue, first_line
 from mergeops.evaluate.checks import check_built
 from mergeops.evaluate.golds import warn_of_golds
 from mergeops.evaluate.how_asked import ENGINE_KEYS, digest_of_settings, how_asked, settings_of
-from mergeops.evaluate.metric_choice import choose_metric, direction
+from mergeops.evaluate.metric_choice import choose_metric, direction, other_than_usual
 from mergeops.evaluate.metric_kinds import aggregation_of, kind_of
 from mergeops.evaluate.silence import quiet
 from mergeops.evaluate.split import item_digest, part_ids, split_units
@@ -49,6 +49,8 @@ class LoadedTask:
     """Position in ``docs`` -> what names the item's cluster; items in none are not here."""
     higher_is_better: bool
     """Direction of the chosen metric."""
+    chosen: str
+    """Metric and filter, where they are others than without a choice; else empty."""
     how: Mapping[str, str]
     """How items are asked and counted, by what it is called in messages."""
 
@@ -112,7 +114,7 @@ def load_tasks(spec: EvaluateSpec) -> TaskSet:
                         f"{entry!r}"
                     )
                 named_by[name] = entry
-                loaded[name] = _load(name, task, spec, [each.metric for each in aggregated])
+                loaded[name] = _load(name, task, spec, aggregated)
             members = [loaded[str(task.task_name)] for task in tasks]
             if (by_size := _rule(members, aggregated)) is not None:
                 groups[group.name] = GroupRule(tuple(task.name for task in members), by_size)
@@ -156,7 +158,7 @@ def _rule(members: Sequence[LoadedTask], aggregated: Sequence[Any]) -> bool | No
     return None
 
 
-def _load(name: str, task: Any, spec: EvaluateSpec, preferred: Sequence[str]) -> LoadedTask:
+def _load(name: str, task: Any, spec: EvaluateSpec, aggregated: Sequence[Any]) -> LoadedTask:
     check_built(name, task)
     try:
         docs = tuple(task.eval_docs)
@@ -165,7 +167,7 @@ def _load(name: str, task: Any, spec: EvaluateSpec, preferred: Sequence[str]) ->
             f"task {name}: its items cannot be read: {first_line(error)}"
         ) from error
     _set_generation(name, task, spec)
-    metric, chosen_filter = choose_metric(name, spec.metrics.get(name), task, docs, preferred)
+    metric, chosen_filter = choose_metric(name, spec.metrics.get(name), task, docs, aggregated)
     higher_is_better = direction(name, metric, task, spec.higher_is_better)
     num_fewshot = _num_fewshot(task, spec)
     items = [item_digest(doc) for doc in docs]
@@ -190,7 +192,8 @@ def _load(name: str, task: Any, spec: EvaluateSpec, preferred: Sequence[str]) ->
         hidden = {mark for i in split(other, limit=None) for mark in marks[i]}
         pool = [e for e, own in zip(examples, example_marks, strict=True) if not own & hidden]
         pools[part] = tuple(doc for doc, _ in pool)
-        _check_pool(name, part, num_fewshot, len(pool), len(examples))
+        if ids[part]:
+            _check_pool(name, part, num_fewshot, len(pool), len(examples))
         if num_fewshot:
             settings["fewshot_pool"] = [digest for _, digest in pool]
         whole = {**settings, "items": [[i, items[i]] for i in ids[part]]}
@@ -213,6 +216,7 @@ def _load(name: str, task: Any, spec: EvaluateSpec, preferred: Sequence[str]) ->
         way=way,
         clusters={i: cluster for i, (_, cluster) in enumerate(marks) if cluster is not None},
         higher_is_better=higher_is_better,
+        chosen=other_than_usual(name, metric, chosen_filter, task, docs),
         how=how_asked(settings, chosen_filter),
     )
 

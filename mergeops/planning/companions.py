@@ -12,6 +12,7 @@ from typing import Any
 from mergeops.checkpoint import (
     CONFIG,
     GENERATION_CONFIG,
+    MORE_TEMPLATES,
     PROCESSOR_TEMPLATE,
     TokenizerFile,
     file_sha256,
@@ -36,8 +37,6 @@ from mergeops.planning.tokens.template import choose_template
 from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
 from mergeops.planning.tokens.written_files import WITH_TOKENS, with_tokens, with_vocabulary
 
-MORE_TEMPLATES = "additional_chat_templates"
-"""Where transformers keeps the chat templates besides the first."""
 SENSES = ("vision", "audio", "mel_bins", "image_token", "speech")
 """Parts of the names of settings that models have which take more than text."""
 

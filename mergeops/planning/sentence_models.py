@@ -7,11 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mergeops.checkpoint import file_sha256
+from mergeops.checkpoint import MODULES, file_sha256
 from mergeops.errors import SourceError
 from mergeops.planning.inputs import PlannedInput
 
-MODULES = "modules.json"
 _OWN = re.compile(r"^(config_sentence_transformers|sentence_.*config)\.json$")
 """Its files beside the model's."""
 _WEIGHTS = (".safetensors", ".bin")

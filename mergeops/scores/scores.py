@@ -60,11 +60,13 @@ class Scores:
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """What makes ``pooled`` another number than the mean over the items; none for that."""
+        """What makes ``pooled`` another number on the same items than the mean of what the tasks
+        are scored by without a choice; none for that."""
+        chosen = [f"{n}: {task.chosen}" for n, task in self.tasks.items() if task.chosen]
         if is_mean_over_items(self.tasks, self.groups):
-            return ()
+            return tuple(chosen)
         kinds = [f"{n}: {task.kind}" for n, task in self.tasks.items() if task.kind != MEAN]
-        return (*kinds, *(f"{name}: {rule}" for name, rule in self.groups.items()))
+        return (*chosen, *kinds, *(f"{name}: {rule}" for name, rule in self.groups.items()))
 
     @property
     def higher_is_better(self) -> bool:

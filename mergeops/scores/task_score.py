@@ -56,6 +56,9 @@ class TaskScore:
     asked: Mapping[str, str] = field(default_factory=dict)
     """How the items were asked and counted, by what it is called in messages; scores that differ in
     it are not compared."""
+    chosen: str = ""
+    """``METRIC,FILTER`` where they are others than the task is scored by without a choice: numbers
+    on the same questions that do not stand in one column."""
 
     @property
     def n(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,13 @@ from mergeops.sources.training_runs import TrainingRuns
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
-LOSSES = ("eval_loss", "val_loss", "validation_loss")
-"""What trainers call the loss on held-out data, where a run does not say what it goes by."""
+# What trainers call the loss, or the accuracy, on held-out data, where nobody says what a run goes
+# by. Without such a beginning a name is taken where the run logged it onto the models themselves.
+_NAMED = re.compile(
+    r"^(?:(?P<held_out>eval|val|valid|validation|dev|test)[ _./-])?(?P<what>loss|acc|accuracy)$",
+    re.IGNORECASE,
+)
+_PRIMARY = "mlflow.experiment.primaryMetric"
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,42 @@ class RunMetric:
         return -value if self.is_greater_better else value
 
 
-def run_metrics(run: Run) -> list[RunMetric]:
-    """The metric that the trainer was told to go by; without one, the losses, lower is better."""
+def run_metrics(
+    store: TrainingRuns, run: Run, models: Sequence[LoggedModel | None]
+) -> list[RunMetric]:
+    """What may tell the best, the first first: the metric that the trainer was told to go by; else
+    the primary metric of the experiment; else losses, and then accuracies, by their names.
+
+    Args:
+        models: the LoggedModel of each checkpoint among which one is chosen.
+    """
     params = run.data.params
     name = params.get("metric_for_best_model")
-    if not name or not is_set(name):
-        return [RunMetric(loss, False) for loss in LOSSES]
-    # As transformers does: a name without eval_ gets it, and what ends with loss is to be low.
-    name = name if name.startswith("eval_") else f"eval_{name}"
-    told = params.get("greater_is_better")
-    greater = told == "True" if told in ("True", "False") else not name.endswith("loss")
-    return [RunMetric(name, greater)]
+    if name and is_set(name):
+        # As transformers does: a name without eval_ gets it, and what ends with loss is to be low.
+        # Other trainers log it as it is.
+        names = dict.fromkeys((name if name.startswith("eval_") else f"eval_{name}", name))
+        told = params.get("greater_is_better")
+        greater = told == "True" if told in ("True", "False") else not name.endswith("loss")
+        return [RunMetric(each, greater) for each in names]
+    if len(models) > 1:
+        tags = store.client.get_experiment(run.info.experiment_id).tags
+        told = tags.get(f"{_PRIMARY}.greaterIsBetter", "").lower()
+        if f"{_PRIMARY}.name" in tags and told in ("true", "false"):
+            return [RunMetric(tags[f"{_PRIMARY}.name"], told == "true")]
+    on_models = {metric.key for model in models if model for metric in model.metrics or []}
+    # What trainer_state.json has may be missing from the run.
+    logged = {"eval_loss", *run.data.metrics, *on_models}
+    found = [match for name in logged if (match := _NAMED.match(name))]
+    usable = [m for m in found if m["held_out"] or m[0] in on_models]
+    return [RunMetric(m[0], m["what"].lower() != "loss") for m in sorted(usable, key=_precedence)]
+
+
+def _precedence(match: re.Match[str]) -> tuple[bool, int, str]:
+    """Losses first, in the order of the names' beginnings, those without one last."""
+    beginnings = ("eval", "val", "validation", "valid", "dev", "test", "")
+    beginning = (match["held_out"] or "").lower()
+    return match["what"].lower() != "loss", beginnings.index(beginning), match[0]
 
 
 def history_of(store: TrainingRuns, run: Run, metric: RunMetric) -> dict[int, float]:

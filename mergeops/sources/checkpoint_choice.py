@@ -12,6 +12,8 @@ from mergeops.sources.remote.directory import Directory
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
+LOWEST = "LOWEST_VAL"
+
 
 @dataclass(frozen=True)
 class CheckpointCandidate:
@@ -34,6 +36,15 @@ class CheckpointCandidate:
     needs_proof: bool = False
     """Whether only the run's own losses can say that it is the run's: the directory was found
     relative to the current one."""
+
+    @property
+    def is_lowest(self) -> bool:
+        """Whether NeMo Automodel's link to the save with the lowest validation loss leads to it."""
+        here = self.directory.local
+        if here is None or not self.in_output_dir:
+            return False
+        link = here.parent / LOWEST
+        return link.is_symlink() and link.resolve() == here.resolve()
 
     @property
     def model_id(self) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError
 from mergeops.sources.best import RunMetric, history_of, run_metrics, step_on, value_on
-from mergeops.sources.checkpoint_choice import CheckpointCandidate, CheckpointChoice
+from mergeops.sources.checkpoint_choice import LOWEST, CheckpointCandidate, CheckpointChoice
 from mergeops.sources.contents import Location, check_whole, step_of
 from mergeops.sources.fingerprint import TRAINER_STATE, Ownership, logged_values, ownership
 from mergeops.sources.logged_config import output_directories
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 EXTERNAL = "mlflow.model.isExternal"
 CHECKPOINT_URI = "mergeops.checkpoint_uri"
-LOWEST = "LOWEST_VAL"
 
 
 @dataclass
@@ -88,9 +87,9 @@ class Search:
             if candidate.name and f"/{said}".endswith(f"/{candidate.name}"):
                 yield candidate, f"best by {TRAINER_STATE}", None
         for candidate in candidates:
-            if _is_lowest(candidate):
+            if candidate.is_lowest:
                 yield candidate, f"best by the link {LOWEST}", None
-        for metric in run_metrics(self.run):
+        for metric in run_metrics(self.store, self.run, [c.model for c in candidates]):
             scored, where = self._scores(metric, newest, candidates)
             if not scored:
                 continue
@@ -245,7 +244,7 @@ class Search:
             yield from _pointed_at(uri, self.store.open(uri), f"tag {CHECKPOINT_URI}")
 
     def _logged_models(self) -> Iterator[CheckpointCandidate]:
-        for model in self.models:
+        for model in (*self.models, *self.store.other_outputs(self.run, self.models)):
             if is_external(model):
                 continue
             if str(model.status) != "READY":
@@ -321,15 +320,6 @@ def _pointed_at(uri: str, directory: Directory, found_by: str) -> Iterator[Check
         name = uri.rstrip("/").rsplit("/", 1)[-1]
         step, order = step_of(name)
         yield CheckpointCandidate(name, directory, found_by, step=step, order=order)
-
-
-def _is_lowest(candidate: CheckpointCandidate) -> bool:
-    """Whether NeMo Automodel's link to the save with the lowest validation loss leads to it."""
-    here = candidate.directory.local
-    if here is None or not candidate.in_output_dir:
-        return False
-    link = here.parent / LOWEST
-    return link.is_symlink() and link.resolve() == here.resolve()
 
 
 def _state_of(save: Directory, location: Location) -> dict[str, Any]:

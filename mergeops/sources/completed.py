@@ -1,15 +1,17 @@
-"""A model's directory with the tokenizer and processor that MLflow keeps beside it."""
+"""A model's directory with the tokenizer and processor that MLflow keeps beside it, and with the
+folders of its own that belong to it: modules of sentence-transformers, further chat templates."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mergeops.checkpoint import locked
+from mergeops.checkpoint import MODULES, MORE_TEMPLATES, locked
 from mergeops.errors import SourceError
 from mergeops.sources.contents import Location
+from mergeops.sources.remote.cache import MARKER
 from mergeops.sources.remote.directory import Progress
 from mergeops.sources.remote.download import fetch
 
@@ -40,16 +42,48 @@ def with_companions(
         for directory in location.companions
         if not {entry.name for entry in directory.entries()} <= own
     ]
-    return completed(path, beside, cache_dir)
+    # A download is of one directory.
+    entries = [] if location.directory.local is not None else location.directory.entries()
+    folders = _folders(path)
+    nested = {
+        f"{entry.name}/{file.name}": file
+        for entry in entries
+        if entry.is_dir and entry.name in folders
+        for file in fetch(
+            location.directory.inside(entry.name),
+            cache_dir,
+            progress,
+            limit=limit,
+            is_wanted=lambda name: True,
+        ).iterdir()
+        if file.name != MARKER
+    }
+    return completed(path, beside, cache_dir, nested)
 
 
-def completed(path: Path, beside: Sequence[Path], cache_dir: Path) -> Path:
+def _folders(path: Path) -> set[str]:
+    """The folders inside a model's directory that belong to it; a broken list of modules is told of
+    where it is read."""
+    try:
+        modules = json.loads((path / MODULES).read_text(encoding="utf-8"))
+        return {MORE_TEMPLATES, *(str(module["path"]) for module in modules)}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {MORE_TEMPLATES}
+
+
+def completed(
+    path: Path,
+    beside: Sequence[Path],
+    cache_dir: Path,
+    nested: Mapping[str, Path] | None = None,
+) -> Path:
     """A directory of links to a model's files, and to those files beside it that it lacks.
 
     Args:
         path: the model's directory; its own files win.
         beside: directories with further files of the model.
         cache_dir: the links are kept below it.
+        nested: FOLDER/FILE -> where it is, of folders that the directory lacks.
 
     Returns:
         ``path`` itself where it lacks nothing.
@@ -65,18 +99,22 @@ def completed(path: Path, beside: Sequence[Path], cache_dir: Path) -> Path:
         for file in sorted(directory.iterdir())
         if file.is_file() and file.name not in files
     }
-    if not lacking:
+    if not lacking and not nested:
         return path
-    named = json.dumps([str(place.resolve()) for place in (path, *beside)])
+    lacking |= nested or {}
+    places = [path, *beside, *(nested or {}).values()]
+    named = json.dumps([str(place.resolve()) for place in places])
     folder = cache_dir / "completed" / hashlib.sha256(named.encode()).hexdigest()[:24]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{folder.name}.lock")):
             wanted = {name: file.resolve() for name, file in (lacking | files).items()}
-            for link in folder.iterdir():
-                if link.name not in wanted or link.readlink() != wanted[link.name]:
+            for link in [link for link in folder.rglob("*") if link.is_symlink()]:
+                name = link.relative_to(folder).as_posix()
+                if name not in wanted or link.readlink() != wanted[name]:
                     link.unlink()
             for name, file in wanted.items():
+                (folder / name).parent.mkdir(exist_ok=True)
                 if not (folder / name).is_symlink():
                     (folder / name).symlink_to(file)
     except OSError as error:

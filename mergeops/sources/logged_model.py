@@ -13,7 +13,9 @@ from mergeops.sources.remote.directory import Directory, parts_of
 MLMODEL = "MLmodel"
 
 # Flavours whose weights are pickled, or not in a form that transformers writes.
-_FOREIGN = ("pytorch", "keras", "tensorflow", "onnx", "sentence_transformers", "sklearn")
+_FOREIGN = ("pytorch", "keras", "tensorflow", "onnx", "sklearn")
+SENTENCE_MODEL = "model.sentence_transformer"
+"""Where MLflow's sentence_transformers flavour keeps what SentenceTransformer.save wrote."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class LoggedModelFiles:
 
 def read_logged_model(directory: Directory) -> LoggedModelFiles:
     """What MLmodel says of a directory that holds one: the adapter of a PEFT model, and not the
-    wrapped base beside it; else the model; else the directories that a pyfunc model packs.
+    wrapped base beside it; else the model; else that of sentence-transformers; else the directories
+    that a pyfunc model packs.
 
     Raises:
         SourceError: MLmodel is no YAML mapping, or a path in it leaves its directory.
@@ -37,6 +40,8 @@ def read_logged_model(directory: Directory) -> LoggedModelFiles:
     if isinstance(transformers, Mapping):
         return _transformers(directory, transformers)
     packed = _packed(flavours.get("python_function"))
+    if "sentence_transformers" in flavours:
+        packed.append(SENTENCE_MODEL)
     locations = [Location.at(directory.inside(path)) for path in packed]
     whole = tuple(location for location in locations if location.contents.usable is not None)
     if whole:
@@ -56,14 +61,15 @@ def read_logged_model(directory: Directory) -> LoggedModelFiles:
 
 def _transformers(directory: Directory, flavour: Mapping[str, Any]) -> LoggedModelFiles:
     named = flavour.get("components")
-    components = tuple(
-        directory.inside(f"components/{name}")
-        for name in (named if isinstance(named, list) else [])
-        if isinstance(name, str)
-    )
+    names = [name for name in (named if isinstance(named, list) else []) if isinstance(name, str)]
+    if "processor_type" in flavour:
+        names.append("processor")  # which MLflow does not count among the components
+    components = tuple(directory.inside(f"components/{name}") for name in names)
     base = _text(flavour, "local_base_model_path") or _text(flavour, "source_model_name")
     revision = _text(flavour, "source_model_revision")
     adapter, model = _text(flavour, "peft_adaptor"), _text(flavour, "model_binary")
+    if model is None and revision is None and "local_base_model_path" not in flavour:
+        model = "pipeline"  # as MLflow before 2.4.1 called it, without saying so
     if adapter is None and model is None:
         at = f"@{revision}" if revision else ""
         return LoggedModelFiles(

@@ -1,5 +1,6 @@
 """Registered and logged models as sources: models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID.
 
+As in MLflow, ``latest`` or a stage may stand for the version: the newest of all, or of that stage.
 A directory inside may follow: models:/NAME/3/model.
 """
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 # A version may be a copy of a copy (promotion between registries); a loop ends here.
 MAX_COPIES = 8
+
+LATEST = "Latest"
+STAGES = ("None", "Staging", "Production", "Archived")
 
 _LOGGED = re.compile(r"^m-[0-9a-f]{32}$")
 
@@ -135,18 +139,21 @@ def _by_alias(uri: str, name: str, alias: str, runs: TrainingRuns) -> ModelVersi
 
 
 def _by_number(uri: str, name: str, number: str, runs: TrainingRuns) -> ModelVersion:
-    if number != "latest":
-        if not number.isdigit():
-            raise _malformed(uri)
+    stage = number.capitalize()
+    if number.isdigit():
         version = or_none(lambda: runs.client.get_model_version(name, number))
         if version is not None:
             return version
+    elif stage not in (LATEST, *STAGES):
+        raise _malformed(uri)
     _registered_aliases(uri, name, runs)
     versions = list(runs.client.search_model_versions(f"name = {quoted(name)}"))
-    if number == "latest" and versions:
-        return max(versions, key=lambda version: int(version.version))
+    fitting = [v for v in versions if stage in (LATEST, v.current_stage)]
+    if fitting:
+        return max(fitting, key=lambda version: int(version.version))
     newest = ", ".join(str(n) for n in sorted(int(v.version) for v in versions)[-10:]) or "none"
-    raise SourceError(f"{uri}: {name} has no version {number}; its versions: {newest}")
+    of = f"in stage {stage}" if stage in STAGES else number
+    raise SourceError(f"{uri}: {name} has no version {of}; its versions: {newest}")
 
 
 def _registered_aliases(uri: str, name: str, runs: TrainingRuns) -> list[str]:

@@ -24,7 +24,7 @@ from mergeops.sources.leftovers import unfinished
 from mergeops.sources.logged_model import MLMODEL, read_logged_model
 from mergeops.sources.remote.directory import Directory, DirectoryEntry
 
-DEPTH = 4
+DEPTH = 8
 MOST_DIRECTORIES = 300
 """Listings of one search: each is a question to an artifact store."""
 

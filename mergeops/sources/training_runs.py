@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,16 @@ class TrainingRuns:
         wanted = f"source_run_id = '{run_id}'" if run_id else None
         for page in pages(search, [experiment_id], wanted, max_results=MODELS_PER_PAGE):
             yield from page
+
+    def other_outputs(self, run: Run, known: Iterable[LoggedModel]) -> Iterator[LoggedModel]:
+        """Outputs of a run that are not among its own models: made in another experiment, or by
+        nobody that they name."""
+        outputs = run.outputs.model_outputs if run.outputs else []
+        own = {model.model_id for model in known}
+        for model_id in sorted({output.model_id for output in outputs or []} - own):
+            model = or_none(partial(self.client.get_logged_model, model_id))
+            if model is not None:
+                yield model
 
     def run(self, run_id: str) -> Run:
         """A run that is not deleted.

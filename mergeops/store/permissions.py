@@ -1,7 +1,8 @@
 """What MLflow's accounts are refused, in words: who, what, and which permission it takes.
 
-MLflow 3.17.2 has READ, USE, EDIT and MANAGE of an experiment or a registered model, and DENY. There
-is none for one alias: who has EDIT of a registered model may set every alias of it.
+MLflow 3.17.2 has READ, USE, EDIT and MANAGE of an experiment or a registered model, and DENY; of
+the versions of registered models only for all of a workspace. There is none for one alias: who has
+EDIT of a registered model, and READ of versions, may set every alias of it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ def needed(what: str) -> str:
     is_registry = "registered model" in what or "model version" in what
     thing = "the registered model" if is_registry else "the experiment"
     verb = what.partition(" ")[0]
+    if "alias" in what:
+        # Versions may be denied to those who may edit the model.
+        thing += " and READ of its versions"
+    elif what.startswith("get model version"):
+        thing += " and its versions"
     if verb in ("get", "search", "list", "download", "read"):
         # With workspaces MLflow denies what is not there, too.
         return f"READ of {thing}, where there is one"

@@ -13,7 +13,10 @@ from mergeops.scores import UNKNOWN
 from mergeops.store import Tracking, connect
 from mergeops.tracking.score_log import Scored, scored_runs
 
-OTHER_QUESTIONS = "answered other questions: another task version, other tasks or another split"
+OTHER_QUESTIONS = (
+    "answered other questions, or was scored by another metric: another task version, other tasks, "
+    "another split, metric or filter"
+)
 OLD_KIND = (
     "has scores of an older mergeops, which took the metric of {} for a mean over items; run the "
     "command that scored it again"
@@ -88,10 +91,10 @@ def _known(models: Sequence[Scored], left_out: list[LeftOut]) -> list[Scored]:
     return known
 
 
-def _asked(scored: Scored) -> tuple[Mapping[str, str], tuple[str, ...]]:
-    """The questions, and how the answers are counted together."""
-    digests = {name: task.digest for name, task in scored.scores.tasks.items()}
-    return digests, scored.scores.counted
+def _asked(scored: Scored) -> tuple[Mapping[str, tuple[str, str]], tuple[str, ...]]:
+    """The questions with the metrics, and how the answers are counted together."""
+    questions = {name: (task.digest, task.metric) for name, task in scored.scores.tasks.items()}
+    return questions, scored.scores.counted
 
 
 def _without_repeats(models: Sequence[Scored]) -> list[Scored]:

@@ -37,6 +37,7 @@ from mergeops.store import Tracking, key, log_inputs, log_params, tag_value
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
+_DONE = "mergeops.scores_sha256"
 DIGEST_LIMIT = 12
 """MLflow would take 36, but shows them in full at the head of every column."""
 ALL_TASKS = "all tasks"
@@ -62,6 +63,7 @@ TASK_FIELDS = (
     "by_log",
     "asked",
     "replicates",
+    "chosen",
 )
 """What the summary says of a task, in its order; ``n`` is for readers, the items are a file."""
 
@@ -90,14 +92,16 @@ def entries(scores: Scores) -> list[BoardEntry]:
     suffix = "" if scores.part == "dev" else f" ({scores.part})"
     board = []
     for name, task in scores.tasks.items():
-        dataset, digest = f"{name}{suffix}", dataset_digest(task.digest)
+        digest = dataset_digest(*filter(None, (task.digest, task.chosen)))
+        dataset = f"{name}{suffix}"
         metric = key(f"{prefix}{name}/{task.metric}")
         board.append(BoardEntry(metric, task.value, dataset, digest))
         if task.stderr is not None:
             board.append(BoardEntry(key(f"{metric}_stderr"), task.stderr, dataset, digest))
     for name, rule in scores.groups.items():
         members = {task: scores.tasks[task] for task in rule.tasks}
-        digest = dataset_digest(*sorted(task.digest for task in members.values()), name)
+        chosen = [task.chosen for task in members.values() if task.chosen]
+        digest = dataset_digest(*sorted(task.digest for task in members.values()), *chosen, name)
         metric = key(f"{prefix}{name}/{members[rule.tasks[0]].metric}")
         value = pooled_value(members, {name: rule})
         board.append(BoardEntry(metric, value, f"{name}{suffix}", digest))
@@ -128,6 +132,12 @@ def pooled_estimate(metrics: Mapping[str, float]) -> Estimate | None:
     return Estimate(value, None if low is None or high is None else (low, high))
 
 
+def are_logged(tracking: Tracking, run_id: str, scores: Scores) -> bool:
+    """Whether a run's scores on the part are these."""
+    tags = tracking.client.get_run(run_id).data.tags
+    return bool(tags.get(f"{_DONE}.{scores.part}") == _sha256(scores))
+
+
 def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -> None:
     """Log metrics, datasets and items onto a run and its model; what is there already is kept.
 
@@ -137,7 +147,7 @@ def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -
 
     client = tracking.client
     digest = _sha256(scores)
-    done_tag = f"mergeops.scores_sha256.{scores.part}"
+    done_tag = f"{_DONE}.{scores.part}"
     run = client.get_run(run_id)
     if run.data.tags.get(done_tag) == digest:
         return
@@ -160,7 +170,9 @@ def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -
             run_id=run_id,
         )
         for entry in finite
+        # Scores on other questions may have come after them.
         if (entry.key, entry.digest, entry.value) not in logged
+        or run.data.metrics.get(entry.key) != entry.value
     ]
     # log_batch, and not mlflow.log_metrics(model_id=): that would make a merge its own input.
     for start in range(0, len(metrics), 500):
@@ -220,7 +232,7 @@ def scored_runs(
         unreadable: told the name and the error of a run whose scores are not there any more; None
             raises the error.
     """
-    wanted = f"tags.`mergeops.scores_sha256.{part}` != '' and attributes.status = 'FINISHED'"
+    wanted = f"tags.`{_DONE}.{part}` != '' and attributes.status = 'FINISHED'"
     scored = []
     for run in tracking.search_runs(wanted):
         name = run.info.run_name or run.info.run_id
@@ -292,7 +304,7 @@ def _plain(scores: Scores) -> dict[str, Any]:
         "pooled": scores.pooled if math.isfinite(scores.pooled) else None,
         "settings": dict(scores.settings),
         "tasks": {
-            name: {field: getattr(task, field) for field in TASK_FIELDS}
+            name: {f: getattr(task, f) for f in TASK_FIELDS if f != "chosen" or task.chosen}
             for name, task in scores.tasks.items()
         },
         "groups": {name: dataclasses.asdict(rule) for name, rule in scores.groups.items()},

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from mergeops.errors import AwayError, TrackingError
+from mergeops.recipe import Recipe
+from mergeops.redact import redact
 from mergeops.report import Leaderboard, Standing
 from mergeops.scores import Scores
 from mergeops.sources import Source
@@ -17,7 +19,7 @@ from mergeops.tracking.logged_run import LoggedRun
 from mergeops.tracking.ownership import OWNER, elect_model
 from mergeops.tracking.parents import log_parent
 from mergeops.tracking.pending import Pending
-from mergeops.tracking.score_log import log_scores
+from mergeops.tracking.score_log import are_logged, log_scores
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -170,7 +172,22 @@ class TrackedTrial(LoggedRun):
         """Log scores onto the run and its model; keys of the confirm part begin ``confirm/``."""
         if self.model_id is None:
             raise TrackingError(f"trial {self.name!r} has no model yet; log it before its scores")
+        # The gate asks what the recipe says, and the scores of a later command may be on other
+        # tasks, or by other metrics, than the first one had.
+        if self.complete and self.pending and not are_logged(self.tracking, self.run_id, scores):
+            self.log_recipe(self.pending.recipe)
         log_scores(self.tracking, self.run_id, self.model_id, scores)
+
+    def log_recipe(self, recipe: Recipe) -> None:
+        """Write ``recipe.yaml``, without what is secret."""
+        import yaml
+
+        raw = recipe.to_dict()
+        # A webhook's address and a command's arguments are secrets as a whole, and belong to the
+        # promotion, not to the merge.
+        raw["promote"].pop("hooks")
+        self.log_text(yaml.safe_dump(redact(raw), sort_keys=False), "recipe.yaml")
+        self.set_tags(recipe_sha256=recipe.sha256())
 
     log_text = step(instead=Pending.write_text)(LoggedRun.log_text)
     log_figure = step(instead=Pending.write_figure)(LoggedRun.log_figure)

@@ -8,7 +8,6 @@ from importlib import metadata
 from typing import Any
 
 from mergeops.recipe import Recipe, plain
-from mergeops.redact import redact
 from mergeops.sources import Source
 from mergeops.store import flatten, log_inputs, log_params, tag_value
 from mergeops.tracking.parents import ensure_parent_model
@@ -48,7 +47,6 @@ def trial_tags(kept: Pending) -> dict[str, str]:
 @step()
 def log_trial_inputs(trial: TrackedTrial, kept: Pending) -> None:
     """Log parents, parameters, recipe, plan and lock."""
-    import yaml
     from mlflow.entities import LoggedModelInput
 
     tracking, client, recipe = trial.tracking, trial.tracking.client, kept.recipe
@@ -57,7 +55,7 @@ def log_trial_inputs(trial: TrackedTrial, kept: Pending) -> None:
     log_inputs(client, trial.run_id, trial.check_owner, models=inputs)
     log_params(client, trial.run_id, _params(recipe), trial.check_owner)
     trial.set_tags(parent_model_ids=",".join(models.values()), parents=",".join(models))
-    trial.log_text(yaml.safe_dump(_shown(recipe), sort_keys=False), "recipe.yaml")
+    trial.log_recipe(recipe)
     trial.log_json(kept.plan, "plan.json")
     lock = {
         "plan_digest": trial.plan_digest,
@@ -73,16 +71,6 @@ def _params(recipe: Recipe) -> dict[str, str]:
     method = raw.pop("method")
     name = method.pop("name")
     return {"method": name, **flatten({**raw, "method": method})}
-
-
-def _shown(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what is secret."""
-    raw = recipe.to_dict()
-    # A webhook's address and a command's arguments are secrets as a whole, and belong to the
-    # promotion, not to the merge.
-    raw["promote"].pop("hooks")
-    shown: dict[str, Any] = redact(raw)
-    return shown
 
 
 def _pinned(source: Source, model_id: str) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from mergeops.adoption import adoption as adopt_module
 from mergeops.adoption.adoption import adopt
 from mergeops.adoption.found import FoundRun
 from mergeops.adoption.groups import group
+from mergeops.adoption.recipe_file import write_recipe
 from mergeops.checkpoint import weights_sha256
+from mergeops.cli.adopt import print_adoption
 from mergeops.errors import ConfigError, SourceError, TrackingError
 
 
@@ -443,9 +445,18 @@ def test_the_revision_of_an_adapters_base_is_part_of_its_name(
     assert bases == {"pinned": "org/base@v1", "path": f"org/base@{'a' * 40}"}
 
 
-def test_a_diverged_loss_is_told_in_words_and_never_as_a_number(fabricate: Fabricator) -> None:
+def test_a_diverged_loss_is_told_in_words_and_never_as_a_number(
+    fabricate: Fabricator, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     hf_run(fabricate, "a", metrics={"loss": [(1, float("nan"))], "eval_loss": [(1, 2.0)]})
-    one = adopt("old", tracking_uri=fabricate.uri).adopted[0]
+    adoption = adopt("old", tracking_uri=fabricate.uri)
+    one = adoption.adopted[0]
+    print_adoption(adoption, adoption.rows(), None)
+    assert (
+        "a (FINISHED): diverged, its last loss is no number; merge its" in capsys.readouterr().out
+    )
+    write_recipe([one.found], tmp_path / "recipe.yaml")
+    assert "diverged: loss is no number" in (tmp_path / "recipe.yaml").read_text()
     assert one.found.not_finite == ("loss",)
     model = fabricate.client.get_logged_model(one.model_id)
     assert model.tags["mergeops.not_finite"] == "loss"

@@ -121,6 +121,14 @@ def test_a_metric_that_the_task_does_not_have_is_refused(write_task: Write) -> N
         load_tasks(spec_for(folder, "sums", metrics={"sums": "exact_match"}))
 
 
+def test_another_metric_or_filter_than_the_usual_one_is_told_apart(write_task: Write) -> None:
+    folder = write_task().parent
+    usual = load_tasks(spec_for(folder, "sums"))
+    named = load_tasks(spec_for(folder, "sums", metrics={"sums": "acc,none"}))
+    other = load_tasks(spec_for(folder, "sums", metrics={"sums": "acc_norm"}))
+    assert [t.tasks["sums"].chosen for t in (usual, named, other)] == ["", "", "acc_norm,none"]
+
+
 def test_a_filter_that_the_task_does_not_have_is_refused(write_task: Write) -> None:
     folder = write_task().parent
     with pytest.raises(EvaluationError, match=r"the filters of task sums are: none"):
@@ -171,6 +179,22 @@ def test_a_direction_that_nobody_states_is_asked_for(write_task: Write) -> None:
 def test_a_direction_that_the_task_states_is_taken(write_task: Write) -> None:
     folder = own_metric(write_task, higher_is_better=False)
     assert load_tasks(spec_for(folder, "sums")).tasks["sums"].higher_is_better is False
+
+
+def test_a_direction_that_contradicts_lm_eval_is_asked_for(write_task: Write) -> None:
+    wrong = {"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": True}
+    folder = write_task(metric_list=[wrong]).parent
+    message = (
+        "task sums: its file says that more of metric brier_score is better, and to lm-eval, whose "
+        "metric it is, less is; set evaluate.higher_is_better.sums=true, or =false"
+    )
+    with pytest.raises(EvaluationError, match=message):
+        load_tasks(spec_for(folder, "sums"))
+    settled = load_tasks(spec_for(folder, "sums", higher_is_better={"sums": False}))
+    assert settled.tasks["sums"].higher_is_better is False
+    # Counted in another way it is another number, whose direction the file knows.
+    write_task(metric_list=[{**wrong, "aggregation": "median"}])
+    assert load_tasks(spec_for(folder, "sums")).tasks["sums"].higher_is_better is True
 
 
 def test_a_direction_for_a_task_that_is_not_scored_is_refused(write_task: Write) -> None:
@@ -240,6 +264,19 @@ def test_a_groups_own_metric_is_chosen_for_its_tasks(write_task: Write) -> None:
     assert load_tasks(spec_for(folder, "g")).tasks["a"].metric == "acc_norm"
     assert load_tasks(spec_for(folder, "a")).tasks["a"].metric == "acc"
     assert load_tasks(spec_for(folder, "g", metrics={"a": "acc"})).groups == {}
+
+
+def test_a_groups_own_filter_is_chosen_for_its_tasks(write_task: Write) -> None:
+    filters = [{"name": n, "filter": [{"function": "take_first"}]} for n in ("strict", "flexible")]
+    folder = write_task("a", filter_list=filters).parent
+    aggregated = [{"metric": "acc", "filter_list": "flexible", "weight_by_size": False}]
+    config = {"group": "g", "task": ["a"], "aggregate_metric_list": aggregated}
+    (folder / "g.yaml").write_text(yaml.safe_dump(config))
+    tasks = load_tasks(spec_for(folder, "g"))
+    assert tasks.tasks["a"].filter == "flexible"
+    assert tasks.groups["g"].by_size is False
+    strict = load_tasks(spec_for(folder, "g", metrics={"a": "acc,strict"}))
+    assert (strict.tasks["a"].filter, strict.groups) == ("strict", {})
 
 
 # --- right answers

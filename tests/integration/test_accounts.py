@@ -3,6 +3,7 @@
 team-a, team-b   workspaces
 ann, service     may write in both
 ben              a member of team-a who may read what is others'
+carl             may write in team-a as ann may, with DENY of the versions of registered models
 """
 
 from __future__ import annotations
@@ -78,19 +79,22 @@ def _fill(server: Server) -> None:
     from mlflow.server.auth.client import AuthServiceClient
 
     client, users = mlflow.MlflowClient(server.uri), AuthServiceClient(server.uri)
-    for name in ("ann", "ben", "service"):
+    for name in ("ann", "ben", "carl", "service"):
         users.create_user(name, PASSWORD)
     for team in TEAMS:
         client.create_workspace(team)
         role = users.create_role(workspace=team, name="members")
         users.add_role_permission(role.id, "workspace", "*", "USE")
-        for name in ("ann", "ben", "service") if team == "team-a" else ("ann", "service"):
+        for name in ("ann", "ben", "carl", "service") if team == "team-a" else ("ann", "service"):
             users.assign_role(name, role.id)
     writers = users.create_role(workspace="team-a", name="writers")
     for thing in ("registered_model", "experiment"):
         users.add_role_permission(writers.id, thing, "*", "EDIT")
-    for name in ("ann", "service"):
+    for name in ("ann", "carl", "service"):
         users.assign_role(name, writers.id)
+    trainers = users.create_role(workspace="team-a", name="trainers")
+    users.add_role_permission(trainers.id, "registered_model_version", "*", "DENY")
+    users.assign_role("carl", trainers.id)
     # In a workspace nobody has the server's default permission.
     readers = users.create_role(workspace="team-a", name="readers")
     for thing in ("registered_model", "experiment"):
@@ -244,6 +248,48 @@ def test_who_may_only_read_is_told_which_permission_moving_the_champion_takes(
     words = (f"tracking.uri={versions.uri}", "tracking.workspace=team-a")
     assert "takes EDIT of the registered model" in run("rollback", name, *words, code=6)
     assert aliases(versions, name) == {}
+
+
+def test_a_rule_for_one_alias_cannot_be_written(
+    accounts: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.server.auth.client import AuthServiceClient
+
+    as_user(monkeypatch, "admin")
+    users = AuthServiceClient(accounts.uri)
+    role = users.create_role(workspace="team-a", name="no champion")
+    for kind, pattern in (
+        ("registered_model_alias", "champion"),
+        ("registered_model_version", "skills@champion"),
+        ("registered_model_version", "champion"),
+    ):
+        with pytest.raises(MlflowException, match=r"Invalid resource type|supports only wildcard"):
+            users.add_role_permission(role.id, kind, pattern, "DENY")
+
+
+def test_who_is_denied_the_versions_may_not_move_the_champion_and_the_service_may(
+    versions: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = versions.spec.registered_model
+    as_user(monkeypatch, "carl")
+    wanted = (
+        rf"the account 'carl' may not set registered model alias '{name}', which takes EDIT of the "
+        "registered model and READ of its versions"
+    )
+    with pytest.raises(AwayError, match=wanted):
+        check_may_promote(versions, name)
+    with pytest.raises(AwayError, match=r"takes READ of the registered model and its versions"):
+        make_champion(versions, name, 1, {}, passed=True, user="carl")
+    as_user(monkeypatch, "service")
+    check_may_promote(versions, name)
+    make_champion(versions, name, 1, {}, passed=True, user="service")
+    # Nor may carl move it with MLflow itself.
+    as_user(monkeypatch, "carl")
+    with pytest.raises(AwayError, match="may not set registered model alias"):
+        versions.client.set_registered_model_alias(name, "champion", "2")
+    as_user(monkeypatch, "service")
+    assert aliases(versions, name) == {"champion": 1}
 
 
 def test_the_trial_of_who_may_not_log_it_is_kept_and_the_permission_named(

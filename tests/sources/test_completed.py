@@ -38,6 +38,18 @@ def test_what_it_lacks_is_linked_and_its_own_files_win(tmp_path: Path) -> None:
     assert sorted(file.name for file in made.iterdir()) == ["config.json", "vocab.json"]
 
 
+def test_files_of_its_folders_are_linked_inside_it(tmp_path: Path) -> None:
+    model = directory(tmp_path / "model", config="own")
+    pooling = directory(tmp_path / "fetched", config="mean") / "config.json"
+    nested = {"1_Pooling/config.json": pooling}
+    made = completed(model, [], tmp_path / "cache", nested)
+    assert (made / "1_Pooling" / "config.json").read_text() == "mean"
+    # It was fetched anew to another place.
+    pooling.rename(tmp_path / "fetched" / "new.json")
+    again = {"1_Pooling/config.json": tmp_path / "fetched" / "new.json"}
+    assert (completed(model, [], tmp_path / "cache", again) / "1_Pooling/config.json").is_file()
+
+
 def test_a_cache_that_takes_no_links_is_named(tmp_path: Path) -> None:
     model = directory(tmp_path / "model", config="own")
     beside = directory(tmp_path / "beside", tokenizer="other")

@@ -38,7 +38,7 @@ def flavours(
 ) -> Iterator[Flavours]:
     import mlflow
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 
     folder = tmp_path_factory.mktemp("flavours")
     shutil.copy(template_database, folder / "mlflow.db")
@@ -50,7 +50,7 @@ def flavours(
         AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"])
     )
     what: dict[str, dict[str, Any]] = {
-        "full": {"model": full},
+        "full": {"model": full, "processor": CLIPImageProcessor()},
         "peft": {"model": wrapped},
         "peft-on-path": {"model": wrapped, "base_model_path": str(base)},
         "checkpoint-6": {"model": full},
@@ -115,6 +115,20 @@ def test_the_tokenizer_that_mlflow_keeps_beside_a_model_belongs_to_it(
     assert flavours.find(f"runs:/{flavours.runs[name]}", tmp_path).path == path
 
 
+def test_the_processor_that_mlflow_keeps_beside_a_model_belongs_to_it(
+    flavours: Flavours, tmp_path: Path
+) -> None:
+    path = flavours.find(f"models:/{flavours.models['full']}", tmp_path).path
+    assert (path / "preprocessor_config.json").is_file()
+
+
+def test_a_model_of_mlflow_before_2_4_1_lies_in_its_pipeline(fabricate: Fabricator) -> None:
+    files = mlmodel(fabricate.folder / "old-format", OLD_FORMAT)
+    shutil.copytree(fabricate.checkpoint, files / "pipeline")
+    model = fabricate.logged_model(fabricate.run(), "final", files)
+    assert find(f"models:/{model.model_id}", fabricate).path.name == "pipeline"
+
+
 def test_a_model_that_is_called_as_a_checkpoint_is_read_as_what_it_is(
     flavours: Flavours, tmp_path: Path
 ) -> None:
@@ -131,6 +145,30 @@ def test_a_model_that_is_called_as_a_checkpoint_is_read_as_what_it_is(
     }
 
 
+SENTENCE = (
+    "flavors:\n  python_function:\n    data: model.sentence_transformer\n"
+    "  sentence_transformers:\n    source_model_name: org/base\n"
+)
+
+
+def test_a_model_of_sentence_transformers_is_read(fabricate: Fabricator) -> None:
+    files = mlmodel(fabricate.folder / "sentence", SENTENCE)
+    inner = Path(shutil.copytree(fabricate.checkpoint, files / "model.sentence_transformer"))
+    (inner / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+    (inner / "1_Pooling").mkdir()
+    (inner / "1_Pooling" / "config.json").write_text("{}")
+    model = fabricate.logged_model(fabricate.run(), "final", files)
+    source = find(f"models:/{model.model_id}", fabricate)
+    assert source.path.name == "model.sentence_transformer"
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert (one.problem, one.kind) == (None, "full")
+    # One whose model lies in a folder of its own is not.
+    shutil.move(inner / "model.safetensors", inner / "1_Pooling")
+    other = fabricate.logged_model(fabricate.run(), "other", files)
+    with pytest.raises(SourceError, match="model.sentence_transformer has config.json but no mod"):
+        find(f"models:/{other.model_id}", fabricate)
+
+
 def mlmodel(folder: Path, text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "MLmodel").write_text(text)
@@ -143,6 +181,12 @@ def reference(commit: str = "c" * 40) -> str:
         "flavors:\n  transformers:\n    source_model_name: org/base\n"
         f"    source_model_revision: {commit}\n    components: [tokenizer]\n"
     )
+
+
+OLD_FORMAT = (
+    "flavors:\n  transformers:\n    components: [tokenizer]\n    source_model_name: org/base\n"
+    "    pipeline_model_type: LlamaForCausalLM\n"
+)
 
 
 def test_a_model_of_which_mlflow_kept_the_name_alone_is_refused(fabricate: Fabricator) -> None:
@@ -204,14 +248,16 @@ def test_an_mlmodel_that_leads_nowhere_is_named(
         find(f"models:/{model.model_id}", fabricate)
 
 
-def steps(fabricate: Fabricator, losses: dict[int, float], **params: str) -> dict[int, Any]:
-    """A run that logged a model of one name at each step, and its loss there."""
+def steps(
+    fabricate: Fabricator, losses: dict[int, float], metric: str = "eval_loss", **params: str
+) -> dict[int, Any]:
+    """A run that logged a model of one name at each step, and its metric there."""
     from mlflow.entities import LoggedModelOutput
 
     run_id = fabricate.run("steps", params=params)
     models = {}
     for step, loss in losses.items():
-        fabricate.client.log_metric(run_id, "eval_loss", loss, step=step)
+        fabricate.client.log_metric(run_id, metric, loss, step=step)
         model = fabricate.client.create_logged_model(
             fabricate.experiment, "final", source_run_id=run_id
         )
@@ -243,6 +289,73 @@ def test_of_logged_models_the_one_with_the_lowest_loss_is_the_best(
     # Two models have the name, so the name is no address.
     assert one.uri == f"models:/{models[best].model_id}"
     assert find(str(one.uri), fabricate).model_id == models[best].model_id
+
+
+@pytest.mark.parametrize(
+    ("metric", "facts", "best"),
+    [
+        ("val/loss", {}, 20),
+        ("Validation Loss", {}, 20),
+        ("valid_loss", {}, 20),
+        ("eval_accuracy", {}, 30),
+        ("quality", {"metric_for_best_model": "quality", "greater_is_better": "False"}, 20),
+        # Of training, or of nobody knows what.
+        ("loss", {}, 30),
+        ("train_loss", {}, 30),
+        ("wer", {}, 30),
+    ],
+)
+def test_held_out_losses_and_accuracies_are_known_by_their_names(
+    metric: str, facts: dict[str, str], best: int, fabricate: Fabricator
+) -> None:
+    models = steps(fabricate, {10: 2.0, 20: 1.0, 30: 3.0}, metric, **facts)
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert one.model_id == models[best].model_id
+
+
+@pytest.mark.parametrize(("told", "best"), [("True", 20), ("false", 10), (None, 30)])
+def test_the_primary_metric_of_the_experiment_tells_the_best(
+    told: str | None, best: int, fabricate: Fabricator
+) -> None:
+    tag = "mlflow.experiment.primaryMetric"
+    fabricate.client.set_experiment_tag(fabricate.experiment, f"{tag}.name", "wer")
+    if told is not None:
+        fabricate.client.set_experiment_tag(fabricate.experiment, f"{tag}.greaterIsBetter", told)
+    models = steps(fabricate, {10: 0.1, 20: 0.9, 30: 0.5}, "wer")
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert one.model_id == models[best].model_id
+
+
+@pytest.mark.parametrize(("name", "best"), [("loss", 20), ("accuracy", 30)])
+def test_what_is_logged_onto_the_models_themselves_tells_the_best(
+    name: str, best: int, fabricate: Fabricator
+) -> None:
+    from mlflow.entities import Metric
+
+    run_id, models = fabricate.run(), {}
+    for step, value in ((10, 2.0), (30, 3.0), (20, 1.0)):
+        model = models[step] = fabricate.logged_model(run_id, f"at-{step}", fabricate.checkpoint)
+        facts = {"model_id": model.model_id, "run_id": run_id}
+        fabricate.client.log_batch(run_id, metrics=[Metric(name, value, 1, step, **facts)])
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert one.model_id == models[best].model_id
+
+
+def test_an_output_that_does_not_name_its_run_is_found(fabricate: Fabricator) -> None:
+    from mlflow.entities import LoggedModelOutput
+
+    elsewhere = fabricate.client.create_experiment(
+        "models", (fabricate.folder / "elsewhere").as_uri()
+    )
+    model = fabricate.client.create_logged_model(elsewhere, "final")
+    fabricate.client.log_model_artifacts(model.model_id, str(fabricate.checkpoint))
+    fabricate.client.finalize_logged_model(model.model_id, "READY")
+    run_id = fabricate.run()
+    fabricate.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 3)])
+    assert find(f"runs:/{run_id}", fabricate).model_id == model.model_id
+    (one,) = discover("old", tracking_uri=fabricate.uri)
+    assert (one.uri, one.step) == (f"runs:/{run_id}/final", 3)
+    assert find(str(one.uri), fabricate).model_id == model.model_id
 
 
 def test_a_diverged_loss_on_a_logged_model_alone_is_not_the_best(fabricate: Fabricator) -> None:

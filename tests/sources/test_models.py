@@ -61,6 +61,22 @@ def test_a_version_an_alias_and_the_model_itself_are_one_checkpoint(
         assert (source.run_id, source.model_id) == (model.source_run_id, model.model_id)
 
 
+def test_a_stage_stands_for_its_newest_version_as_in_mlflow(
+    fabricate: Fabricator, model: Any
+) -> None:
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    folder = fabricate.save(fabricate.folder / "artifacts" / "other")
+    client = fabricate.client
+    for place in (str(folder), model.model_uri):
+        client.create_model_version("skills", place, model.source_run_id)
+    for version, stage in (("1", "Production"), ("2", "Production"), ("3", "Staging")):
+        client.transition_model_version_stage("skills", version, stage)
+    for stage in ("Production", "production", "Staging", "latest"):
+        _, theirs = get_model_name_and_version(client, f"models:/skills/{stage}")
+        assert find(f"models:/skills/{stage}", fabricate).registered == f"skills/{theirs}"
+
+
 def test_a_local_store_is_read_where_it_is(fabricate: Fabricator, model: Any) -> None:
     assert find("models:/skills/1", fabricate).path.is_relative_to(fabricate.folder / "artifacts")
     assert not (fabricate.folder / "cache" / "downloads").exists()
@@ -139,7 +155,8 @@ def test_an_index_that_points_outside_is_refused(fabricate: Fabricator, tmp_path
         ("models:/skill/1", "there is no registered model 'skill' at sqlite:///"),
         ("models:/skill@champion", "there is no registered model 'skill' at sqlite:///"),
         ("models:/skills", "is no model URI; write models:/NAME/VERSION, models:/NAME@ALIAS"),
-        ("models:/skills/Production", "is no model URI; write models:/NAME/VERSION"),
+        ("models:/skills/Produce", "is no model URI; write models:/NAME/VERSION"),
+        ("models:/skills/staging", "skills has no version in stage Staging; its versions: 1"),
         ("models:/", "is no model URI"),
         (f"models:/m-{'0' * 32}", "there is no LoggedModel m-0000"),
         ("models:/skills/1/../../x", "leaves its directory"),

@@ -12,8 +12,15 @@ DENIED = "API request to endpoint /x failed with error code 403 != 200. Response
 @pytest.mark.parametrize(
     ("step", "permission"),
     [
-        ("set registered model alias", "EDIT of the registered model"),
-        ("delete registered model alias", "MANAGE of the registered model"),
+        ("set registered model alias", "EDIT of the registered model and READ of its versions"),
+        (
+            "delete registered model alias",
+            "MANAGE of the registered model and READ of its versions",
+        ),
+        (
+            "get model version",
+            "READ of the registered model and its versions, where there is one",
+        ),
         ("delete registered model tag", "EDIT of the registered model"),
         ("create model version", "EDIT of the registered model"),
         ("delete run", "MANAGE of the experiment"),
@@ -37,8 +44,8 @@ def test_who_is_named_is_the_account_or_the_token(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     assert str(denied(DENIED, *step)) == (
         "the MLflow server at http://h denies access: the account 'ann' may not set registered "
-        "model alias 'skills', which takes EDIT of the registered model; ask who manages it, or an "
-        "administrator of the server, for it, or use another account"
+        "model alias 'skills', which takes EDIT of the registered model and READ of its versions; "
+        "ask who manages it, or an administrator of the server, for it, or use another account"
     )
     # A wrong password is another thing.
     assert "check MLFLOW_TRACKING_USERNAME" in str(denied(DENIED.replace("403", "401"), *step))

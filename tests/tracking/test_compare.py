@@ -10,6 +10,7 @@ import pytest
 from support.tracking_case import Case, make_scores, make_source
 
 from mergeops.errors import TrackingError
+from mergeops.scores import Scores
 from mergeops.store.connection import connect
 from mergeops.tracking import log_parent, score_log
 from mergeops.tracking.compare import OLD_KIND, OTHER_QUESTIONS, compare_experiments
@@ -51,6 +52,35 @@ def test_a_model_that_answered_other_questions_is_left_out_by_name(case: Case) -
     found = compare_experiments(case.tracking.spec)
     assert [(one.name, one.reason) for one in found.left_out] == [("old", OTHER_QUESTIONS)]
     assert "old" not in {row.name for row in found.board.rows}
+
+
+def with_metric(scores: Scores, metric: str, chosen: str) -> Scores:
+    """The same items by another metric, or by another filter of the same."""
+    tasks = {
+        name: dataclasses.replace(task, metric=metric, chosen=chosen)
+        for name, task in scores.tasks.items()
+    }
+    return dataclasses.replace(scores, tasks=tasks)
+
+
+@pytest.mark.parametrize(
+    ("metric", "chosen"), [("acc_norm", "acc_norm,none"), ("acc", "acc,flexible")]
+)
+def test_another_metric_or_filter_on_the_same_items_is_another_column(
+    metric: str, chosen: str, case: Case
+) -> None:
+    case.whole()
+    usual = make_scores("old")
+    other = with_metric(usual, metric, chosen)
+    run_id = log_parent(case.tracking, make_source("old"), other)
+    found = compare_experiments(case.tracking.spec)
+    # The newest says what is compared.
+    assert {row.name for row in found.board.rows} == {"old"}
+    assert {one.reason for one in found.left_out} == {OTHER_QUESTIONS}
+    for mine, theirs in zip(score_log.entries(usual), score_log.entries(other), strict=True):
+        assert mine.dataset == theirs.dataset
+        assert mine.digest != theirs.digest
+    assert score_log.read_scores(case.tracking, run_id, "dev").tasks["dates"].chosen == chosen
 
 
 def test_a_perplexity_that_an_older_mergeops_took_for_a_mean_is_left_out(

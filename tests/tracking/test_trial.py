@@ -81,6 +81,35 @@ def test_the_recipe_is_parameters_and_a_file(case: Case, tmp_path: Path) -> None
     assert written["sources"] == case.recipe.to_dict()["sources"]
 
 
+def test_the_recipe_and_the_pooled_score_are_those_of_the_latest_scores(
+    case: Case, tmp_path: Path
+) -> None:
+    client = case.tracking.client
+
+    def scored(tasks: list[str], right: dict[str, int]) -> tuple[str, dict[str, Any], float]:
+        recipe = make_recipe(case.tracking.spec, evaluate={"tasks": tasks})
+        with dataclasses.replace(case, recipe=recipe).trial() as log:
+            log.log_model(case.checkpoint, weights_sha256=case.weights)
+            if tasks:
+                log.log_scores(make_scores(right=right))
+        written = yaml.safe_load(artifact(case, log.run_id, "recipe.yaml", tmp_path))
+        return log.run_id, written["evaluate"], client.get_run(log.run_id).data.metrics["pooled"]
+
+    first = scored(["arithmetic"], {"arithmetic": 6})
+    second = scored(["dates"], {"dates": 2})
+    # A command without tasks has no scores.
+    third = scored([], {})
+    again = scored(["arithmetic"], {"arithmetic": 6})
+    assert len({run_id for run_id, *_ in (first, second, third, again)}) == 1
+    for (_, evaluate, pooled), task, wanted in (
+        (first, "arithmetic", 0.75),
+        (second, "dates", 0.25),
+        (third, "dates", 0.25),
+        (again, "arithmetic", 0.75),
+    ):
+        assert (evaluate["tasks"], pooled) == ([task], wanted)
+
+
 def test_the_lock_pins_every_parent(case: Case, tmp_path: Path) -> None:
     run_id, _ = case.whole()
     lock = json.loads(artifact(case, run_id, "lock.json", tmp_path))
