@@ -113,5 +113,9 @@ class Destination:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             self.finished = {}
         for entry in self.partial.iterdir():
-            if entry.name not in (self.JOURNAL, *self.finished):
+            if entry.name in (self.JOURNAL, *self.finished):
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
                 entry.unlink()

@@ -90,6 +90,12 @@ def test_weights_are_shares(tmp_path: Path) -> None:
         f"0.25 x {two}",
         f"3 tensors, 1 other objects from the last; averaged into {tmp_path}/out/iter_0000020",
     ]
+    again = CliRunner().invoke(cli, [*words, "--weights", "3,1"], catch_exceptions=False)
+    assert again.output.endswith(f"; {tmp_path}/out/iter_0000020 holds it already\n")
+    verified = CliRunner().invoke(cli, ["verify", str(tmp_path / "out")], catch_exceptions=False)
+    assert verified.exit_code == 0, verified.output
+    with pytest.raises(MergeError, match="out holds something else already"):
+        average_megatron([one, two], tmp_path / "out")
     mean = tensors_of(tmp_path / "out" / "iter_0000020")[QKV]
     expected = tensors_of(one)[QKV].double() * 0.75 + tensors_of(two)[QKV].double() * 0.25
     assert mean.equal(expected.float())
@@ -125,7 +131,7 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
     assert not out.exists()
     out.mkdir()
     (out / "x").touch()
-    with pytest.raises(MergeError, match="is not empty; choose a new directory"):
+    with pytest.raises(MergeError, match="is not empty and holds no mergeops.json; choose a new"):
         average_megatron([one, megatrons(tmp_path / "three", 30)], out)
 
 

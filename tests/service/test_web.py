@@ -297,7 +297,9 @@ def test_a_watch_is_added_due_once_changed_and_removed(
     assert (
         "nightly" in web.page("/watches").text and "None yet" in web.page("/watches/nightly").text
     )
-    assert web.call("DELETE", "watches/nightly").status_code == 200
+    for was_there in (True, False):
+        gone = web.call("DELETE", "watches/nightly").json()
+        assert gone == {"name": "nightly", "was_there": was_there}
     assert web.call("GET", "watches").json() == {"watches": []}
     # Back again, it goes on counting.
     assert web.call("POST", "watches", json={"config": config}).json()["round"] == 2
