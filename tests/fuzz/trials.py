@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from fuzz.mutations import mutate_file
+from fuzz.mutations import ELSEWHERE, mutate_file
 from fuzz.places import KINDS, AcceptedError, FuzzKind, build
 
 SECONDS = 10
@@ -163,6 +163,7 @@ def _ending(status: int, said: str) -> str:
 def _strays(root: Path) -> list[str]:
     """What was written where nothing may be."""
     names = {path.name for path in root.iterdir()} - {"place", "outside", "report"}
+    names |= {ELSEWHERE} if os.path.lexists(ELSEWHERE) else set()
     inside = {path.name for path in (root / "place").iterdir()}
     names |= {
         name for name in inside - ALLOWED if not name.startswith((".cut.", ".out.", ".merged."))

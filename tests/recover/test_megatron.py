@@ -101,6 +101,16 @@ def test_weights_are_shares(tmp_path: Path) -> None:
     assert mean.equal(expected.float())
 
 
+def test_a_link_where_the_average_is_written_is_not_followed(tmp_path: Path) -> None:
+    one, two = megatrons(tmp_path / "one", 10), megatrons(tmp_path / "two", 20)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".out.averaging").mkdir()
+    (tmp_path / ".out.averaging" / "recovered.json").symlink_to(elsewhere / "x")
+    with pytest.raises(MergeError, match="is a link, or no file, and what is written here would"):
+        average_megatron([one, two], tmp_path / "out")
+    assert not any(elsewhere.iterdir())
+
+
 def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
     one, two = megatrons(tmp_path / "one", 10), megatrons(tmp_path / "two", 20)
     out = tmp_path / "out"
