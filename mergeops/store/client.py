@@ -262,14 +262,24 @@ def or_none(ask: Callable[[], Result]) -> Result | None:
 
 
 def pages(search: Callable[..., Any], *wanted: Any, **how: Any) -> Iterator[list[Any]]:
-    """All pages of one of MLflow's searches."""
-    token = None
+    """All pages of one of MLflow's searches.
+
+    Raises:
+        TrackingError: the server leads back to a page that it has given.
+    """
+    token, given = None, set()
     while True:
         page = search(*wanted, **how, page_token=token)
         yield page
         token = page.token
         if not token:
             return
+        if token in given:
+            raise TrackingError(
+                "the MLflow server gives the same page of its answer again and again; check that "
+                "it is an MLflow server of this version"
+            )
+        given.add(token)
 
 
 def _explain(error: BaseException, uri: str, what: str, about: str) -> TrackingError:
