@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,10 +17,36 @@ if TYPE_CHECKING:
 
 Tick = Callable[[int, int], None]
 """Called with (done, total)."""
+KEPT = "\n\t\u00a0\u3000"
+"""Signs that are shown as they are, though Python does not call them printable."""
 MODES = ("auto", "bar", "lines", "json", "none")
 """auto: bars on a terminal, elsewhere lines."""
 EVERY_S = 30.0
 """Between two lines of one piece of work: a log shows that it lives, and stays short."""
+
+
+def printable(text: str) -> str:
+    """The text, with signs that a terminal acts on spelled out: a name may come from anybody."""
+    return "".join(c if c.isprintable() or c in KEPT else repr(c)[1:-1] for c in text)
+
+
+def new_console(file: TextIO | None = None, *, force_terminal: bool | None = None) -> Console:
+    """A terminal that shows every text as it is.
+
+    Args:
+        file: None is stdout, whatever that is when something is printed.
+    """
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                is_own = segment.control is not None
+                yield segment if is_own else Segment(printable(segment.text), segment.style)
+
+    # A name between colons is no picture, and a number has no colour.
+    return Plain(file=file, force_terminal=force_terminal, highlight=False, emoji=False)
 
 
 @dataclass
@@ -101,7 +127,7 @@ class Progress:
         if self._mode == "json":
             self._write(json.dumps({"step": text}))
         elif self._mode != "none":
-            self._console().print(f"[dim]·[/] {_escape(text)}", highlight=False, soft_wrap=True)
+            self._console().print(f"[dim]·[/] {_escape(text)}", soft_wrap=True)
 
     @contextmanager
     def bar(self, label: str, *, is_bytes: bool = False) -> Iterator[Task]:
@@ -163,12 +189,10 @@ class Progress:
             yield
 
     def _write(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
     def _console(self) -> Console:
-        from rich.console import Console
-
-        return Console(file=sys.stderr, force_terminal=self._force_terminal, emoji=False)
+        return new_console(sys.stderr, force_terminal=self._force_terminal)
 
 
 def _amounts(is_bytes: bool) -> list[ProgressColumn]:

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import itertools
 import math
+import sys
 import textwrap
 import types
 import typing
@@ -19,6 +20,46 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mergeops.errors import ConfigError
+
+FOREIGN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What PyYAML raises, besides its own errors, of values that are not what their tag or form says:
+the 13th month, ``!!int ''``, a number of 5000 digits."""
+MOST_LEVELS, MOST_NODES = 100, 1_000_000
+
+
+def read_yaml(content: str | bytes) -> Any:
+    """The document of a YAML file, by the safe loader.
+
+    Raises:
+        ValueError: it is no YAML, or aliases make it endless.
+    """
+    import yaml
+
+    try:
+        document = yaml.safe_load(content)
+    except (yaml.YAMLError, *FOREIGN) as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from error
+    level, count = [document], 0
+    for _ in range(MOST_LEVELS):
+        count += len(level)
+        if not level or count > MOST_NODES:
+            break
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        raise ValueError("it is nested too deeply, or too large")
+    # A number of more digits than Python writes, as 0xff...f, would end a message.
+    repr(document)
+    return document
+
+
+def _inside(outer: Any) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a double can hold; true and false are none."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -150,7 +191,7 @@ def _convert_scalar(where: str, value: Any, hint: Any) -> Any:
     }
     if not fits[hint]:
         raise ConfigError(f"{where} is {value!r}; it takes {named[hint]}")
-    if hint is float and not math.isfinite(value):
+    if hint is float and not is_finite(value):
         raise ConfigError(f"{where} is {value!r}; it takes a finite number")
     return hint(value)
 

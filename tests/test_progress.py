@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from mergeops.cli.console import console, echo, table
 from mergeops.progress import Progress, Task
 
 SHOWN = """
@@ -150,3 +151,15 @@ def test_names_between_colons_and_in_brackets_stay_what_they_are(
     assert "source :dog: [bold]x[/]" in err
     assert ":dog: [red]z" in err
     assert ":dog: [red]y" in out
+
+
+def test_a_name_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\x1b[2J\x1b]0;title of\u202e \x9b1A"
+    shown = "\\x1b[2J\\x1b]0;title of\\u202e \\x9b1A"
+    echo(f"{name}\n\tnext", err=True)
+    Progress("lines").step(name)
+    console().print(table(("name",), [(name,)]))
+    console().print(name, markup=False)
+    said = capsys.readouterr()
+    assert said.err == f"{shown}\n\tnext\n· {shown}\n"
+    assert said.out.count(shown) == 2 and "\x1b" not in said.out

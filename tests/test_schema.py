@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
 
 from mergeops.errors import ConfigError
-from mergeops.schema import build, check_choice, check_range
+from mergeops.schema import build, check_choice, check_range, is_finite, read_yaml
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,41 @@ def test_nan_is_in_no_range() -> None:
 def test_a_word_outside_the_choices_is_refused_with_the_choices() -> None:
     with pytest.raises(ConfigError, match="dtype is 'fp8'; allowed: float32, float64"):
         check_choice("dtype", "fp8", ("float32", "float64"))
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40))
+"""A trillion nodes."""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 2024-13-45", "month must be in 1..12"),
+        ("a: !!int ''", "string index out of range"),
+        ("a: !!bool x", "'x'"),
+        ("a: !!timestamp x", "'NoneType' object has no attribute 'groupdict'"),
+        ("a: " + "1" * 5000, "Exceeds the limit (4300 digits)"),
+        ("a: 0x" + "f" * 5000, "Exceeds the limit (4300 digits)"),
+        ("a: [", "while parsing a flow node"),
+        ("a: &b [*b]", "nested too deeply, or too large"),
+        (
+            "a0: &a0 [x, x]\n"
+            + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
+            "nested too deeply, or too large",
+        ),
+        ("[" * 5000 + "]" * 5000, "maximum recursion depth exceeded"),
+    ],
+)
+def test_yaml_that_is_none_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_yaml(text)
+
+
+def test_yaml_is_read_as_plain_types() -> None:
+    assert read_yaml(b"a: &x [1, 2.5, null]\nb: *x") == {"a": [1, 2.5, None], "b": [1, 2.5, None]}
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan"), True, "1"])
+def test_numbers_that_no_double_holds_are_not_finite(value: object) -> None:
+    assert not is_finite(value)
+    assert is_finite(10**300) and is_finite(-2.5)

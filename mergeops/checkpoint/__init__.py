@@ -17,6 +17,7 @@ from mergeops.checkpoint.digest import (
 from mergeops.checkpoint.dtypes import BY_WORD, FLOATS, item_size, torch_dtype, word
 from mergeops.checkpoint.durable import (
     locked,
+    no_work,
     replace_with,
     sync_directory,
     sync_file,
@@ -145,6 +146,7 @@ __all__ = [
     "locked",
     "look_alike",
     "look_at",
+    "no_work",
     "older_than",
     "open_checkpoint",
     "quantisation_of",

@@ -41,6 +41,22 @@ def locked(
         os.close(descriptor)
 
 
+def no_work(directory: Path) -> str | None:
+    """The name of what no work of ours is: a link, a pipe, a device; ``.`` is the directory itself.
+
+    Whoever opened one would write, or wait, elsewhere.
+    """
+    if directory.is_symlink():
+        return "."
+    with os.scandir(directory) as entries:
+        strange = [
+            entry.name
+            for entry in entries
+            if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False))
+        ]
+    return min(strange, default=None)
+
+
 @contextmanager
 def replace_with(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Give the block a temporary sibling to write, which takes the file's place at its end.

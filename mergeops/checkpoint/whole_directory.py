@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint.durable import locked, replace_with, sync_directory
+from mergeops.checkpoint.durable import locked, no_work, replace_with, sync_directory
 from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, write_manifest
 from mergeops.errors import MergeError
 
@@ -67,6 +67,11 @@ class Destination:
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
             with locked(self.partial, wait=False, is_directory=True):
+                if (strange := no_work(self.partial)) is not None:
+                    raise MergeError(
+                        f"{self.partial / strange} is a link, or no file, and what is written here "
+                        "would go where it leads; remove it, or choose another output"
+                    )
                 self._read_journal()
                 present = sum(file.size for file in self.finished.values())
                 free = shutil.disk_usage(self.partial).free + present
@@ -113,5 +118,9 @@ class Destination:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             self.finished = {}
         for entry in self.partial.iterdir():
-            if entry.name not in (self.JOURNAL, *self.finished):
+            if entry.name in (self.JOURNAL, *self.finished):
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
                 entry.unlink()

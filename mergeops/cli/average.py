@@ -49,4 +49,6 @@ def _text(result: Averaged, dry_run: bool) -> str:
     ]
     what = f"{result.tensors} tensors, {result.copied} other objects from the last"
     verb = "whole; without --dry-run the average is written to" if dry_run else "averaged into"
+    if result.was_there:
+        return "\n".join([*lines, f"{what}; {result.out} holds it already"])
     return "\n".join([*lines, f"{what}; {verb} {result.out}"])

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import click
+
+from mergeops.progress import new_console, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -13,10 +17,12 @@ if TYPE_CHECKING:
 
 def console() -> Console:
     """The terminal, without guesses about what to colour."""
-    from rich.console import Console
+    return new_console()
 
-    # A name between colons is no picture.
-    return Console(highlight=False, soft_wrap=False, emoji=False)
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text as it is: see ``printable``."""
+    click.echo(printable(text), err=err, nl=nl)
 
 
 def table(
@@ -50,4 +56,4 @@ def escape(text: str) -> str:
     """The text, with nothing in it taken for markup."""
     from rich.markup import escape as escape_markup
 
-    return escape_markup(text)
+    return escape_markup(printable(text))

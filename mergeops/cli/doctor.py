@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from mergeops.checkpoint import size_text
-from mergeops.cli.console import console, table
+from mergeops.cli.console import console, echo, table
 from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, Call, options
 from mergeops.errors import MergeopsError
 from mergeops.executors import examine_executor, script_of
@@ -191,6 +191,6 @@ def doctor(call: Call) -> None:
     checks = examine(recipe)
     call.show(checks, print_checks)
     if not call.as_json and (script := script_of(recipe.executor)) is not None:
-        click.echo(f"\n{script}", nl=False)
+        echo(f"\n{script}", nl=False)
     if any(check.status == "fail" for check in checks):
         sys.exit(1)

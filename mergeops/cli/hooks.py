@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mergeops import store
-from mergeops.cli.console import console, escape, table
+from mergeops.cli.console import console, echo, escape, table
 from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, PATH, Call, options
 from mergeops.errors import ConfigError, TrackingError
 from mergeops.store import DEPLOYERS, RegistryWebhook, Tracking, WebhookAnswer, connect_to_server
@@ -82,8 +82,12 @@ def list_hooks(call: Call) -> None:
 @options(CONFIG_DIR, AS_JSON)
 def remove(call: Call, which: str) -> None:
     """Delete the webhook of this name, id or URL."""
-    gone = store.remove_webhook(_registry(call), which)
-    call.show(gone, f"removed: {gone.name}, which told {gone.url}")
+    tracking = _registry(call)
+    gone = store.remove_webhook(tracking, which)
+    if gone is not None:
+        return call.show(gone, f"removed: {gone.name}, which told {gone.url}")
+    names = ", ".join(hook.name for hook in store.webhooks(tracking)) or "none"
+    call.show({}, f"there is no webhook {which}, so nothing is removed; webhooks: {names}")
 
 
 @hooks.command()
@@ -141,13 +145,13 @@ def print_webhooks(found: list[RegistryWebhook]) -> None:
     if rows:
         console().print(table(("name", "status", "events", "URL"), rows))
     else:
-        click.echo("no webhook; `mergeops hooks mlflow URL` sets one up")
+        echo("no webhook; `mergeops hooks mlflow URL` sets one up")
 
 
 def print_test(result: WebhookAnswer) -> None:
     """What the receiver said."""
     verdict = "ok" if result.passed else "failed"
-    click.echo(f"{verdict}: {result.webhook.url} {result.said}")
+    echo(f"{verdict}: {result.webhook.url} {result.said}")
 
 
 def _registry(call: Call) -> Tracking:

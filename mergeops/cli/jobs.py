@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergeops.cli.console import console, escape, table
+from mergeops.cli.console import console, echo, escape, table
 from mergeops.cli.options import AS_JSON, DEBUG, PATH, print_json
 from mergeops.cli.serve import STATE
 from mergeops.client import ServiceClient, connect
@@ -53,12 +53,10 @@ def submit(
     if as_json:
         print_json(job)
     elif wait:
-        click.echo(f"{job['id']} {job['state']}" + (f": {job['error']}" if job["error"] else ""))
+        echo(f"{job['id']} {job['state']}" + (f": {job['error']}" if job["error"] else ""))
     else:
         known = ", known before" if job["was_there"] else ""
-        click.echo(
-            f"{job['id']} {job['state']}{known}; mergeops jobs logs {job['id'][:8]} --follow"
-        )
+        echo(f"{job['id']} {job['state']}{known}; mergeops jobs logs {job['id'][:8]} --follow")
     if wait:
         _end_as(job)
 
@@ -80,7 +78,7 @@ def list_jobs(states: tuple[str, ...], limit: int, state: Path, as_json: bool) -
     if as_json:
         return print_json(found)
     if not found:
-        return click.echo("no jobs" + (f" that are {', '.join(states)}" if states else " yet"))
+        return echo("no jobs" + (f" that are {', '.join(states)}" if states else " yet"))
     rows = [(job["id"][:8], job["state"], _at(job), job["title"]) for job in found]
     console().print(table(("id", "state", "progress", "command"), rows))
 
@@ -123,7 +121,7 @@ def logs(job_id: str, follow: bool, state: Path) -> None:
     if follow:
         return _follow(service, job["id"])
     for line in service.logs(job["id"]):
-        click.echo(line["line"])
+        echo(line["line"])
 
 
 @jobs.command()
@@ -134,7 +132,7 @@ def logs(job_id: str, follow: bool, state: Path) -> None:
 def cancel(job_id: str, state: Path, as_json: bool) -> None:
     """Take a waiting job back, or end a running one by SIGTERM."""
     job = connect(state).cancel(job_id)
-    print_json(job) if as_json else click.echo(f"{job['id']} {job['state']}")
+    print_json(job) if as_json else echo(f"{job['id']} {job['state']}")
 
 
 @jobs.command()
@@ -145,12 +143,12 @@ def cancel(job_id: str, state: Path, as_json: bool) -> None:
 def retry(job_id: str, state: Path, as_json: bool) -> None:
     """Queue a job again that failed or was cancelled; it goes on where it was."""
     job = connect(state).retry(job_id)
-    print_json(job) if as_json else click.echo(f"{job['id']} {job['state']}")
+    print_json(job) if as_json else echo(f"{job['id']} {job['state']}")
 
 
 def _follow(service: ServiceClient, job_id: str) -> None:
     for line in service.follow(job_id):
-        click.echo(line, err=True)
+        echo(line, err=True)
 
 
 def _at(job: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import click
 
 from mergeops import workshop
 from mergeops.checkpoint import size_text
-from mergeops.cli.console import console, table
+from mergeops.cli.console import console, echo, table
 from mergeops.cli.mergekit_flags import translated
 from mergeops.cli.options import (
     AS_JSON,
@@ -40,7 +40,7 @@ class WithMergekitFlags(click.Command):
         """See click; says which options have no effect."""
         words, notes = translated(args)
         for note in notes:
-            click.echo(f"mergeops: note: {note}", err=True)
+            echo(f"mergeops: note: {note}", err=True)
         return super().parse_args(ctx, words)
 
 
@@ -149,11 +149,13 @@ def convert(
     converted = read_mergekit(config_file, compat=compat is not None)
     Recipe.from_dict(converted.recipe)
     for note in converted.notes:
-        click.echo(f"mergeops: warning: {note}", err=True)
+        echo(f"mergeops: warning: {note}", err=True)
     text = converted_text(converted, config_file.name)
     if out is not None:
-        if out.exists() and not force:
+        is_there = out.is_file() and out.read_bytes() == text.encode()
+        if out.exists() and not is_there and not force:
             raise ConfigError(f"{out} exists; choose another name, or add --force")
-        out.write_text(text, encoding="utf-8")
-        text = f"wrote {out}"
+        if not is_there:
+            out.write_text(text, encoding="utf-8")
+        text = f"{out} holds it already" if is_there else f"wrote {out}"
     call.show(dict(converted.recipe), text.rstrip("\n"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mergeops.cli.console import console, escape, table
+from mergeops.cli.console import console, echo, escape, table
 from mergeops.cli.options import AS_JSON, Call, options
 from mergeops.errors import ConfigError
 from mergeops.methods import Method, get, names
@@ -34,7 +34,7 @@ def describe(name: str | None) -> list[dict[str, Any]]:
         try:
             described.append(_plain(get(each)))
         except ConfigError as error:
-            click.echo(f"mergeops: warning: {error}", err=True)
+            echo(f"mergeops: warning: {error}", err=True)
     return described
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import yaml
 
+from mergeops.cli.console import echo
 from mergeops.errors import ConfigError
 from mergeops.progress import MODES, Progress
 from mergeops.recipe import Recipe, compose
@@ -109,7 +110,7 @@ class Call:
         if self.as_json:
             print_json(result)
         elif isinstance(text, str):
-            click.echo(text)
+            echo(text)
         else:
             text(result)
 
@@ -146,12 +147,12 @@ def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
 
 def show_recipe(recipe: Recipe) -> None:
     """Print a recipe as YAML."""
-    click.echo(yaml.safe_dump(recipe.to_dict(), sort_keys=False), nl=False)
+    echo(yaml.safe_dump(recipe.to_dict(), sort_keys=False), nl=False)
 
 
 def print_json(result: Any) -> None:
     """Print JSON types, or results that are or hold a ``to_dict`` or plain fields, on stdout."""
-    click.echo(json.dumps(result, indent=2, default=_plain))
+    echo(json.dumps(result, indent=2, default=_plain))
 
 
 def _plain(result: Any) -> Any:

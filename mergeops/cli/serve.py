@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from mergeops.cli.console import echo
 from mergeops.cli.options import CONFIG_DIR, DEBUG, PATH
 from mergeops.errors import ConfigError, ServiceError
 from mergeops.service import (
@@ -158,4 +159,4 @@ def _checked(database: str | None) -> str | None:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    echo(line, err=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mergeops.cli.console import console, table
+from mergeops.cli.console import console, echo, table
 from mergeops.cli.jobs import SERVER
 from mergeops.cli.options import AS_JSON, DEBUG, PATH, print_json, progress_options
 from mergeops.client import connect
@@ -34,7 +34,7 @@ def add(file: Path, state: Path, as_json: bool) -> None:
     if as_json:
         return print_json(made)
     spec = made["config"]
-    click.echo(
+    echo(
         f"{made['name']} looks at {', '.join(spec['experiments'])} every {spec['every_s']:g} s; "
         f"mergeops watch report {made['name']}"
     )
@@ -50,7 +50,7 @@ def list_watches(state: Path, as_json: bool) -> None:
     if as_json:
         return print_json(found)
     if not found:
-        return click.echo("no watches yet; mergeops watch add FILE")
+        return echo("no watches yet; mergeops watch add FILE")
     columns = ("watch", "experiments", "runs", "waiting", "trials", "proposed", "last round")
     rows = [
         (
@@ -69,8 +69,15 @@ def list_watches(state: Path, as_json: bool) -> None:
 @DEBUG
 def remove(name: str, state: Path, as_json: bool) -> None:
     """Remove a watch; the runs, merges and proposals that it made stay."""
-    gone = connect(state).remove_watch(name)
-    print_json(gone) if as_json else click.echo(f"{name} is removed; what it made stays")
+    service = connect(state)
+    gone = service.remove_watch(name)
+    if as_json:
+        print_json(gone)
+    elif gone["was_there"]:
+        echo(f"{name} is removed; what it made stays")
+    else:
+        known = ", ".join(one["name"] for one in service.watches()) or "none"
+        echo(f"there is no watch {name}, so nothing is removed; watches: {known}")
 
 
 @watch.command()
@@ -81,7 +88,7 @@ def remove(name: str, state: Path, as_json: bool) -> None:
 def report(name: str, state: Path, as_json: bool) -> None:
     """What came in, what each run contributed, what was tried, what it cost, what is proposed."""
     found = connect(state).watch_report(name)
-    print_json(found) if as_json else click.echo(found["text"], nl=False)
+    print_json(found) if as_json else echo(found["text"], nl=False)
 
 
 @watch.command(hidden=True)
@@ -111,7 +118,7 @@ def run(
     made: Round = run_round(
         found.spec, found.state, number, save=save, progress=progress, config_dir=config_dir
     )
-    print_json(made.to_dict()) if as_json else click.echo(made.note)
+    print_json(made.to_dict()) if as_json else echo(made.note)
 
 
 async def _read(database: str, name: str) -> Watch:

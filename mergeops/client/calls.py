@@ -145,7 +145,7 @@ class ServiceClient:
         return self._call("POST", "watches", {"config": dict(config)})
 
     def remove_watch(self, name: str) -> dict[str, Any]:
-        """Remove a watch; what it made stays."""
+        """Remove a watch; what it made stays. ``was_there`` says whether there was one."""
         return self._call("DELETE", f"watches/{quote(name, safe='')}")
 
     def watch_report(self, name: str) -> dict[str, Any]:

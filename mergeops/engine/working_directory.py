@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from mergeops.checkpoint import MANIFEST, locked, sync_directory
+from mergeops.checkpoint import MANIFEST, locked, no_work, sync_directory
 from mergeops.engine.writer import JOURNAL
 from mergeops.errors import MergeError
 
@@ -69,6 +69,11 @@ def _make(directory: Path) -> None:
 
 
 def _refuse_foreign(partial: Path) -> None:
+    if (strange := no_work(partial)) is not None:
+        raise MergeError(
+            f"{partial / strange} is a link, or no file, and a merge would write where it leads; "
+            "remove it, or choose another output"
+        )
     names = {path.name for path in partial.iterdir()}
     if names and not names & {LOCK, JOURNAL, MANIFEST}:
         raise MergeError(

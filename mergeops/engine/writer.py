@@ -288,7 +288,7 @@ def write_error(path: Path, error: OSError) -> MergeError:
 
 def _open(path: Path, size: int) -> int:
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             os.ftruncate(file, size)
             # A full disk shows here, not hours later. Where a file system cannot reserve, glibc

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from mergeops.planning.special_tokens import (
 )
 from mergeops.planning.tokens.merged import NewToken
 from mergeops.planning.tokens.template import choose_template
+from mergeops.planning.tokens.vocabulary import check_settings, has_vocabulary, why_not_read
 from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
 from mergeops.planning.tokens.written_files import WITH_TOKENS, with_tokens, with_vocabulary
 
@@ -123,6 +125,14 @@ def find_companions(
     if chosen is not None:
         files |= _small_files(chosen) | _copies([chosen / PROCESSOR_TEMPLATE])
         files |= _in_folder(chosen, MORE_TEMPLATES, (".jinja",))
+        if TokenizerFile.CONFIG in files:
+            check_settings(chosen / TokenizerFile.CONFIG)
+        if has_vocabulary(chosen) and (reason := why_not_read(chosen)):
+            warnings.append(
+                f"the library tokenizers {version('tokenizers')} cannot read "
+                f"{chosen / TokenizerFile.TOKENIZER} ({reason}), which the merge gets: take a "
+                "newer version, or put the file there that was saved with the weights"
+            )
     elif "vocab_size" in text_settings(contents[CONFIG]):
         warnings.append("no input has a tokenizer, so the merge has none; put one beside it")
     own_places = [*home.directories, *([chosen] if chosen else []), *owners]

@@ -138,6 +138,11 @@ def _check_layers(config: Mapping[str, Any], shapes: Iterable[str], label: str) 
             f"the config.json of {label} says num_hidden_layers: {said}, and the merge would have "
             f"{most} layers; put the config.json that was saved with these weights into {label}"
         )
+    if config.get("model_type") is None and not config.get("auto_map"):
+        return [
+            f"the config.json of {label} has no model_type, so transformers cannot load the merge; "
+            "put the one that was saved with these weights there"
+        ]
     return []
 
 

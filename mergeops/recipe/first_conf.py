@@ -47,14 +47,15 @@ def write_first_conf(conf: FirstConf, folder: Path, *, force: bool = False) -> l
         The files.
 
     Raises:
-        ConfigError: one is there already, or cannot be written.
+        ConfigError: one is there already and says something else, or cannot be written.
     """
     files = {
         folder / "tracking" / "default.yaml": _tracking(conf),
         folder / "evaluate" / "default.yaml": _evaluate(conf),
     }
-    for path in files:
-        if path.exists() and not force:
+    for path, text in files.items():
+        is_there = path.is_file() and path.read_bytes() == text.encode()
+        if path.exists() and not is_there and not force:
             raise ConfigError(
                 f"{path} is there; add --force to replace it, or choose another directory by --dir"
             )

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mergeops.errors import ConfigError
-from mergeops.schema import unknown_key
+from mergeops.schema import is_finite, unknown_key
 
 Value = float | tuple[float, ...]
 """One number, or a gradient over the layers, linearly interpolated."""
@@ -45,11 +44,10 @@ def read_value(where: str, value: Any) -> Value:
     if isinstance(value, list | tuple):
         if not value or any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
             raise ConfigError(f"{where} is {value!r}; a gradient is a list of numbers")
-        gradient = tuple(float(v) for v in value)
-        if not all(math.isfinite(v) for v in gradient):
+        if not all(map(is_finite, value)):
             raise ConfigError(f"{where} is {value!r}; a gradient is a list of finite numbers")
-        return gradient
-    if not math.isfinite(value):
+        return tuple(map(float, value))
+    if not is_finite(value):
         raise ConfigError(f"{where} is {value!r}; it takes a finite number")
     return float(value)
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mergeops.errors import ConfigError
-from mergeops.schema import did_you_mean
+from mergeops.schema import FOREIGN, did_you_mean, is_finite
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _DEEPEST = 40
@@ -164,7 +164,7 @@ class YamlItem:
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             # YAML 1.1 takes 1e-5, without a dot, for a text.
             return float(value)
-        if not isinstance(value, int | float) or not abs(value) < float("inf"):
+        if not isinstance(value, bool) and not is_finite(value):
             raise self.error(f"is {self.shown()}; it takes a number")
         return float(value)
 
@@ -184,8 +184,12 @@ class YamlItem:
 
     def _construct(self, node: yaml.Node) -> Any:
         try:
-            return yaml.SafeLoader("").construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+            value = yaml.SafeLoader("").construct_object(node, deep=True)
+            if isinstance(value, int):
+                # More digits than Python writes, as 0xff...f, would end a message.
+                str(value)
+            return value
+        except (yaml.YAMLError, *FOREIGN) as error:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> ConfigError:

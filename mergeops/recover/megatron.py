@@ -10,7 +10,9 @@ not a number of the model, ``_extra_state``, is copied from the last checkpoint.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -20,8 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mergeops.checkpoint import FLOATS, read_json, read_range, sync_directory, sync_file, word
-from mergeops.errors import ConfigError, MergeError, SourceError
+from mergeops.checkpoint import (
+    FLOATS,
+    Destination,
+    read_json,
+    read_range,
+    sync_directory,
+    sync_file,
+    word,
+)
+from mergeops.errors import ConfigError, SourceError
 from mergeops.lazy_torch import torch
 from mergeops.progress import Progress
 from mergeops.recover.dcp import METADATA, open_dcp, stored_bytes
@@ -54,6 +64,7 @@ class Averaged:
     tensors: int
     copied: int
     """Objects that are no tensors, from the last source."""
+    was_there: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -63,6 +74,7 @@ class Averaged:
             "out": str(self.out),
             "tensors": self.tensors,
             "copied": self.copied,
+            "was_there": self.was_there,
         }
 
 
@@ -80,7 +92,8 @@ def average_megatron(
 
     Args:
         directories: ``iter_N`` folders, or directories whose tracker names one; in order of age.
-        out: a new directory; it gets ``iter_N`` of the last one's number, and the tracker.
+        out: a new directory, or one that holds this average; it gets ``iter_N`` of the last one's
+            number, the tracker, and a manifest.
         weights: one for each; they are divided by their sum. None given are equal.
         dry_run: check everything, write nothing.
         progress: where steps are shown.
@@ -100,25 +113,21 @@ def average_megatron(
     objects = {
         key: data for key, data in stored_bytes(last).items() if not NOT_OF_THE_MODEL.search(key)
     }
-    result = Averaged(tuple(folders), shares, target, len(models[0].tensors), len(objects))
-    if dry_run:
+    place = Destination(out, _key(models, shares), "averaged")
+    was_there = place.is_done()
+    result = Averaged(
+        tuple(folders), shares, target, len(models[0].tensors), len(objects), was_there
+    )
+    if dry_run or was_there:
         return result
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MergeError(f"{out} is not empty; choose a new directory, or empty it")
-    partial = out.with_name(f".{out.name}.averaging")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / last.name).mkdir(parents=True)
-        _write(models, shares, objects, last, partial / last.name, progress)
-        (partial / TRACKER).write_text(str(int(ITERATION.fullmatch(last.name)[1])))  # type: ignore[index]
-        sync_file(partial / TRACKER)
-        sync_directory(partial)
-        if out.exists():
-            out.rmdir()
-        os.rename(partial, out)
-        sync_directory(out.absolute().parent)
-    except OSError as error:
-        raise MergeError(f"{out} cannot be written: {error.strerror or error}") from error
+    with place.opened(models[0].bytes + (1 << 20)):
+        folder = place.partial / last.name
+        folder.mkdir()
+        _write(models, shares, objects, last, folder, progress)
+        (place.partial / TRACKER).write_text(str(int(ITERATION.fullmatch(last.name)[1])))  # type: ignore[index]
+        names = [TRACKER, *(f"{last.name}/{file.name}" for file in folder.iterdir())]
+        described = {"key": place.key, **result.to_dict()}
+        place.close({"plan_digest": place.key, "averaged": described}, names)
     return result
 
 
@@ -163,6 +172,16 @@ def _shares(weights: Sequence[float], count: int) -> tuple[float, ...]:
     if not all(0 <= weight < float("inf") for weight in weights) or not total > 0:
         raise ConfigError(f"the weights are {weights}; allowed are numbers from 0 on, not all 0")
     return tuple(weight / total for weight in weights)
+
+
+def _key(models: Sequence[ShardedModel], shares: Sequence[float]) -> str:
+    """Digest of what would be written."""
+    files = [
+        {name: [seen.size, seen.mtime_ns] for name, seen in sorted(model.stamps.items())}
+        for model in models
+    ]
+    layout = [[t.name, t.dtype, t.shape] for t in models[0].tensors.values()]
+    return hashlib.sha256(json.dumps([files, layout, list(shares)]).encode()).hexdigest()
 
 
 def _model(folder: Path) -> ShardedModel:

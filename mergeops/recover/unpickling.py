@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ BROKEN = (
     RecursionError,
     TypeError,
     ValueError,
+    struct.error,
 )
 """What Python's unpickler raises on bytes that are no pickle, or that do what none would do."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 from mergeops.errors import ConfigError, MergeopsError
 from mergeops.methods import Method, get, names
 from mergeops.recipe import Recipe
-from mergeops.schema import did_you_mean
+from mergeops.schema import did_you_mean, is_finite
 
 DEFAULT_METHODS = ("linear", "task_arithmetic", "ties", "dare_ties")
 """What a study tries by itself where there is a base; without one, the first."""
@@ -321,21 +320,17 @@ def _axis(key: str, name: str, value: Any, methods: frozenset[str] | None) -> Ax
         if not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
             raise ConfigError(f"{where} is {dict(value)}; it takes {{low: , high: , log: true}}")
         low, high, is_log = value["low"], value["high"], bool(value.get("log", False))
-    elif isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value)):
+    elif isinstance(value, list | tuple) and len(value) == 2 and all(map(is_finite, value)):
         (low, high), is_log = value, False
     elif isinstance(value, list | tuple) and value:
         choices = tuple(dict.fromkeys(value))
         return Axis(name=name, choices=choices, methods=methods)
     else:
         raise ConfigError(f"{where} is {value!r}; it takes [LOW, HIGH] or a list of choices")
-    if not (_is_number(low) and _is_number(high) and low < high):
+    if not (is_finite(low) and is_finite(high) and low < high):
         raise ConfigError(f"{where}: the range from {low!r} to {high!r} is empty")
     if is_log and low <= 0:
         raise ConfigError(f"{where}: a logarithmic range starts above 0, not at {low!r}")
     if not (isinstance(low, int) and isinstance(high, int)) or "weight" in key:
         low, high = float(low), float(high)
     return Axis(name=name, low=low, high=high, is_log=is_log, methods=methods)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

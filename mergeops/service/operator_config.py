@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from mergeops.errors import ConfigError
-from mergeops.schema import build, check_choice, check_range
+from mergeops.schema import build, check_choice, check_range, read_yaml
 
 VIEWER, OPERATOR, APPROVER = ROLES = ("viewer", "operator", "approver")
 """Who looks, who submits jobs and watches, who decides on proposals."""
@@ -73,11 +71,11 @@ def read_config(path: Path | None) -> ServiceConfig:
     if path is None:
         return ServiceConfig()
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ConfigError(f"--config {path} is no YAML: {error}") from error
     try:
         config: ServiceConfig = build(ServiceConfig, raw, "")
     except ConfigError as error:

@@ -151,9 +151,11 @@ class Queue:
 
         Raises:
             UnknownJobError: there is no such job.
-            JobStateError: it ended.
+            JobStateError: it ended otherwise.
         """
         job = await self.get(job_id)
+        if job.state == CANCELLED:
+            return job
         if job.state in ENDED:
             raise JobStateError(f"job {job.id} has {job.state} already")
         async with self.pool.connection() as connection:
@@ -172,13 +174,15 @@ class Queue:
     async def retry(self, job_id: str) -> QueuedJob:
         """Queue a job again that failed or was cancelled; the command goes on where it was.
 
+        Returns:
+            The job; in the state that it is in, where it is on its way or done already.
+
         Raises:
             UnknownJobError: there is no such job.
-            JobStateError: it is in another state.
         """
         job = await self.get(job_id)
         if job.state not in (FAILED, CANCELLED):
-            raise JobStateError(f"job {job.id} is {job.state}; only one that failed can be retried")
+            return job
         request = JobRequest(job.command, job.words, job.tags, job.priority)
         async with self.pool.connection() as connection:
             await connection.execute(

@@ -79,15 +79,15 @@ class Watches:
         )
         return await self.get(spec.name)
 
-    async def remove(self, name: str) -> Watch:
+    async def remove(self, name: str) -> bool:
         """Remove a watch; its runs, merges and proposals stay in MLflow.
 
-        Raises:
-            ConfigError: there is none of that name.
+        Returns:
+            Whether there was one of that name.
         """
-        watch = await self.get(name)
+        found = await self._read("WHERE name = %s", (name,))
         await self._execute("DELETE FROM mergeops_watches WHERE name = %s", (name,))
-        return watch
+        return bool(found)
 
     async def all(self) -> list[Watch]:
         """All, by name."""

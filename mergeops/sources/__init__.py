@@ -11,7 +11,8 @@ weights, and the MLflow run and model that it came from, where known. What a URI
 
 ``TrainingRuns`` and ``Search`` read what trainings left in MLflow, for runs:/ and for adoption.
 
-Stands on: adapters, architectures, checkpoint, errors, recipe, recover, redact, store.
+Stands on: adapters, architectures, checkpoint, errors, recipe, recover, redact, schema,
+store.
 """
 
 from mergeops.sources.checkpoint_choice import CheckpointChoice

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import SourceError
+from mergeops.schema import read_yaml
 from mergeops.sources.remote.directory import Directory
 from mergeops.sources.run_note import RunTags
 from mergeops.sources.training_runs import TrainingRuns
@@ -78,10 +79,8 @@ def _config_files(directory: Directory, depth: int) -> Iterator[tuple[Directory,
 
 
 def _yaml(raw: bytes) -> dict[str, Any] | None:
-    import yaml
-
     try:
-        content = yaml.safe_load(raw)
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = read_yaml(raw)
+    except ValueError:
         return None
     return content if isinstance(content, dict) else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeops.errors import SourceError
+from mergeops.schema import read_yaml
 from mergeops.sources.contents import Location, examine
 from mergeops.sources.remote.directory import Directory, parts_of
 
@@ -104,12 +105,10 @@ def _packed(pyfunc: Any) -> list[str]:
 
 
 def _flavours(directory: Directory) -> Mapping[str, Any]:
-    import yaml
-
     raw = directory.read(MLMODEL) or b""
     try:
-        content = yaml.safe_load(raw)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        content = read_yaml(raw)
+    except ValueError as error:
         raise SourceError(f"{directory.shown}/{MLMODEL} is not YAML: {error}") from error
     flavours = content.get("flavors") if isinstance(content, Mapping) else None
     if not isinstance(flavours, Mapping):

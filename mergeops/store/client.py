@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STORAGE_PACKAGES = ("botocore", "boto3", "s3transfer", "sqlalchemy", "google", "azure")
+READERS = ("mlflow", "json", *STORAGE_PACKAGES, "dateutil", "urllib3", "requests", "http", "xml")
+"""Packages whose code reads what servers and stores answer."""
 REASONS = (
     ("refused", "connection refused"),
     ("Name or service not known", "unknown host name"),
@@ -204,7 +206,7 @@ def translated(uri: str, what: str, location: str = "", about: str = "") -> Iter
             raise _explain_store(error, uri, what, location) from error
         if package == "sqlalchemy" or isinstance(error, MlflowException | OSError):
             raise _explain(error, uri, what, about) from error
-        if uri.startswith("http") and _is_unreadable(error):
+        if uri.startswith("http") and is_unreadable(error):
             raise TrackingError(
                 f"the server at {redact(uri)} answers in a way that MLflow's client cannot read, "
                 f"asked to {what} ({type(error).__name__}: {redacted_line(str(error))[:200]}); "
@@ -213,13 +215,13 @@ def translated(uri: str, what: str, location: str = "", about: str = "") -> Iter
         raise
 
 
-def _is_unreadable(error: BaseException) -> bool:
-    """Whether MLflow's client, or what reads messages for it, fell over an answer."""
+def is_unreadable(error: BaseException) -> bool:
+    """Whether the client of a server or a store, or what it reads answers with, fell over one."""
     frame, package = error.__traceback__, ""
     while frame is not None:
         package = str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
         frame = frame.tb_next
-    return package in ("mlflow", "google", "json")
+    return package in READERS
 
 
 def is_missing(error: TrackingError) -> bool:
@@ -260,14 +262,24 @@ def or_none(ask: Callable[[], Result]) -> Result | None:
 
 
 def pages(search: Callable[..., Any], *wanted: Any, **how: Any) -> Iterator[list[Any]]:
-    """All pages of one of MLflow's searches."""
-    token = None
+    """All pages of one of MLflow's searches.
+
+    Raises:
+        TrackingError: the server leads back to a page that it has given.
+    """
+    token, given = None, set()
     while True:
         page = search(*wanted, **how, page_token=token)
         yield page
         token = page.token
         if not token:
             return
+        if token in given:
+            raise TrackingError(
+                "the MLflow server gives the same page of its answer again and again; check that "
+                "it is an MLflow server of this version"
+            )
+        given.add(token)
 
 
 def _explain(error: BaseException, uri: str, what: str, about: str) -> TrackingError:

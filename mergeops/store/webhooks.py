@@ -144,13 +144,16 @@ def webhooks(tracking: Tracking) -> list[RegistryWebhook]:
     return [_plain(hook) for hook in _webhooks(tracking)]
 
 
-def remove_webhook(tracking: Tracking, which: str) -> RegistryWebhook:
+def remove_webhook(tracking: Tracking, which: str) -> RegistryWebhook | None:
     """Delete a webhook, by name, id or URL.
 
-    Raises:
-        TrackingError: there is none such.
+    Returns:
+        The webhook that was there; None where there is none such.
     """
-    hook = _find(tracking, which)
+    _check_server(tracking)
+    hook = _named(_webhooks(tracking), which)
+    if hook is None:
+        return None
     tracking.client.delete_webhook(hook.webhook_id)
     return _plain(hook)
 
@@ -180,13 +183,16 @@ def try_webhook(tracking: Tracking, which: str, event: str | None = None) -> Web
 def _find(tracking: Tracking, which: str) -> Webhook:
     _check_server(tracking)
     every = _webhooks(tracking)
-    for hook in every:
-        if which in (hook.name, hook.webhook_id, hook.url):
-            return hook
+    if (hook := _named(every, which)) is not None:
+        return hook
     names = ", ".join(sorted(hook.name for hook in every)) or "none"
     raise TrackingError(
         f"there is no webhook {redact(which)!r} at {tracking.shown_place}; its webhooks: {names}"
     )
+
+
+def _named(every: list[Webhook], which: str) -> Webhook | None:
+    return next((h for h in every if which in (h.name, h.webhook_id, h.url)), None)
 
 
 def _webhooks(tracking: Tracking) -> list[Webhook]:

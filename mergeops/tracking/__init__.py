@@ -17,8 +17,8 @@
 
 Nothing here reads weights or scores models.
 
-Stands on: checkpoint, errors, methods, progress, recipe, redact, report, scores, sources, store,
-version.
+Stands on: checkpoint, errors, methods, progress, recipe, redact, report, schema, scores,
+sources, store, version.
 """
 
 from mergeops.tracking.compare import compare_experiments

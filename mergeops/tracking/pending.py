@@ -193,6 +193,8 @@ def read_pending(path: Path) -> Pending:
         TrackingError: it is damaged, or another version's; names the file.
     """
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.pop("format") != FORMAT:
             raise TrackingError(f"{path} was written by another version of mergeops")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.recipe import Recipe
+from mergeops.schema import read_yaml
 from mergeops.sources import Source
 from mergeops.store import Tracking, only_one
 from mergeops.tracking.logged_run import create_run
@@ -118,11 +119,12 @@ def read_recipe(tracking: Tracking, run_id: str) -> dict[str, Any]:
     Raises:
         TrackingError: it is not there, or is no mapping.
     """
-    import yaml
-
     with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
         path = tracking.client.download_artifacts(run_id, "recipe.yaml", folder)
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        try:
+            raw = read_yaml(Path(path).read_bytes())
+        except ValueError as error:
+            raise TrackingError(f"recipe.yaml of run {run_id} is no YAML: {error}") from error
     if not isinstance(raw, dict):
         raise TrackingError(f"recipe.yaml of run {run_id} holds no mapping")
     return raw

@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mergeops.errors import ConfigError
 from mergeops.recipe import packaged_conf
-from mergeops.schema import build, check_range
+from mergeops.schema import build, check_range, read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 
@@ -81,7 +79,7 @@ class WatchSpec:
         Raises:
             ConfigError: an unknown key, a wrong type or a value out of range.
         """
-        default = yaml.safe_load((packaged_conf() / "watch" / "default.yaml").read_text("utf-8"))
+        default = read_yaml((packaged_conf() / "watch" / "default.yaml").read_bytes())
         merged = {**default, **raw}
         budget = raw.get("budget")
         if isinstance(budget, Mapping):
@@ -97,11 +95,11 @@ def read_watch_file(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or is no watch.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(
             f"{path} holds no mapping; a watch has the keys of conf/watch/default.yaml"

@@ -69,6 +69,8 @@ def test_the_registered_name_is_the_users(finetunes: Path) -> None:
 
 def test_files_that_are_there_are_replaced_by_force_only(finetunes: Path) -> None:
     init()
+    init()
+    Path("conf/tracking/default.yaml").write_text("# mine\n")
     with pytest.raises(ConfigError, match=r"tracking/default.yaml is there; add --force"):
         init()
     init("--force")

@@ -412,6 +412,24 @@ def test_a_working_directory_of_somebody_else_is_left_alone(plan: Plan, tmp_path
     assert contents(partial) == {"mine.txt": b"precious"}
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "journal.jsonl", "."])
+def test_a_link_in_the_working_directory_is_not_written_through(
+    plan: Plan, tmp_path: Path, name: str
+) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "precious").write_text("untouched")
+    partial = tmp_path / ".out.partial"
+    if name == ".":
+        partial.symlink_to(elsewhere)
+    else:
+        partial.mkdir()
+        (partial / working_directory.LOCK).touch()
+        (partial / name).symlink_to(elsewhere / "precious")
+    with pytest.raises(MergeError, match="is a link, or no file, and a merge would write where"):
+        merge(plan, tmp_path / "out", device="cpu")
+    assert contents(elsewhere) == {"precious": b"untouched"}
+
+
 def test_unfinished_work_of_another_merge_is_replaced_and_that_is_said(
     plan: Plan,
     models: dict[str, Path],

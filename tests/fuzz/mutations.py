@@ -9,15 +9,20 @@ import struct
 from pathlib import Path
 from typing import Any
 
+ELSEWHERE = "/tmp/mergeops-fuzz-elsewhere"
+"""A path that nothing may make, and nobody has: a finding must not harm who fuzzes as root."""
 ODD: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 1.5, 1e308, float("nan"), float("inf"), 2**31, 2**63, 10**30,
-    300_000_000, "", "x", "0", "\ud800", "\0", "../../outside/x", "/etc/passwd", "a" * 5000,
+    10**400,
+    300_000_000, "", "x", "0", "\ud800", "\0", "../../outside/x", ELSEWHERE, "a" * 5000,
     "${oc.env:HOME}", ":dog: [bold]", "ü\u202e", [], {}, [[]], [None], {"a": None}, {"": {}},
 )  # fmt: skip
 """Values that a careless reader falls over."""
 WORDS = (
     "null", "-1", "1e999", ".nan", "[]", "{}", "&a [*a]", "*b", "!!python/name:os.system", "<<",
     "'", '"', "${x}", "0x7f", "2024-01-01", "? ", "- ", ": ", "%", "\t", "~", "true", "\0",
+    "2024-13-45", "!!int ''", "!!bool x", "!!timestamp x", "!!binary x", "!!float x", "1" * 5000,
+    "0x" + "f" * 5000,
 )  # fmt: skip
 
 

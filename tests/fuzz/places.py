@@ -5,19 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fuzz.mlflow_answers import ANSWERS, MODEL_ID, RUN_ID, answering
+from fuzz.s3_answers import ENVIRONMENT, storing, write_answers
+
+if TYPE_CHECKING:
+    from mergeops.recipe import Recipe
 
 SERVER = hashlib.sha256(b"http://server").hexdigest()[:32]
+SOURCES = ("in/a", "in/b")
 MERGEKIT = """merge_method: ties
 base_model: in/base
 models:
@@ -106,6 +112,20 @@ class FuzzKind:
     """Reads them, in the place as current directory."""
     weight: int = 1
     """How often it comes up."""
+    beside: tuple[str, ...] = ("in/base", *SOURCES)
+    """What is read beside the files: patterns of directories and files."""
+
+    def copy(self, template: Path, place: Path) -> None:
+        """Copy what is read of the template, which takes less time than all of it."""
+        own = (file.split("/")[: 2 if file.startswith("in/") else 1] for file in self.files)
+        for name in {*map("/".join, own), *self.beside}:
+            for found in template.glob(name):
+                target = place / found.relative_to(template)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if found.is_dir():
+                    shutil.copytree(found, target, symlinks=True, dirs_exist_ok=True)
+                else:
+                    shutil.copy(found, target)
 
     def paths(self, place: Path) -> list[Path]:
         """The files of a place that this kind mutates."""
@@ -120,10 +140,12 @@ def build(place: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from support.gguf_writers import tiny_model, write_gguf
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
     import mergeops
     from mergeops.recipe import compose
 
+    logging.disable_progress_bar()
     inputs = place / "in"
     tokenizer = build_tokenizer(110)
     torch.manual_seed(1)
@@ -156,6 +178,7 @@ def build(place: Path) -> None:
         file = place / "answers" / f"{path}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(answer))
+    write_answers(inputs / "a", place / "s3")
     (place / "notes").mkdir()
     (place / "notes" / "finished.json").write_text(json.dumps(_finished()))
     (place / "notes" / "seen.json").write_text(json.dumps({SERVER: {"runs:/1": "math"}}))
@@ -163,7 +186,7 @@ def build(place: Path) -> None:
     # Mutations of what is refused anyway would show nothing.
     for file in ("recipe.yaml", "mergekit.yml"):
         compose(recipe_file=Path(file))
-    mergeops.merge(_recipe(), "merged")
+    mergeops.merge(_composed(), "merged")
     _leave_partial(place)
     _keep_trial(place)
 
@@ -199,7 +222,7 @@ def _leave_partial(place: Path) -> None:
     if child == 0:
         os.rename = lambda *_: os._exit(9)  # type: ignore[assignment]
         try:
-            mergeops.merge(_recipe(), "cut")
+            mergeops.merge(_composed(), "cut")
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
@@ -238,21 +261,51 @@ def _recipe(**changes: Any) -> dict[str, Any]:
     }
 
 
-def _merge(recipe: dict[str, Any], out: str = "out") -> None:
+def _composed(**changes: Any) -> Recipe:
+    return _compose(json.dumps(_recipe(**changes)))
+
+
+@functools.cache
+def _compose(content: str) -> Recipe:
+    """The recipe of a mapping: of all that a merge takes, Hydra takes the most."""
+    from mergeops.recipe import compose
+
+    return compose(content=json.loads(content))
+
+
+def _merge(recipe: Recipe, out: str = "out") -> None:
+    import mergeops
+
+    merged = mergeops.merge(recipe, out)
+    _check_model(Path(out), merged.to_dict()["warnings"])
+
+
+UNLOADED = ("has no model_type", "cannot read", "whether the merge loads cannot be said")
+"""Warnings of results that do not load as they are."""
+
+
+def _check_model(out: Path, warnings: Sequence[str] = ()) -> None:
+    """What was made is whole and finite, and the real library loads it, unless a warning says why
+    it does not."""
     import torch
     from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import mergeops
 
-    mergeops.merge(recipe, out)
-    problems = mergeops.verify(out).problems
-    if problems:
-        raise AcceptedError(f"what was merged does not verify: {problems}")
-    shards = list(Path(out).glob("*.safetensors"))
-    tensors = [t for shard in shards for t in load_file(shard).values()]
+    if problems := mergeops.verify(out).problems:
+        raise AcceptedError(f"what was made does not verify: {problems}")
+    tensors = [t for shard in out.glob("*.safetensors") for t in load_file(shard).values()]
     if not tensors or not all(torch.isfinite(t).all() for t in tensors):
-        raise AcceptedError("what was merged is empty or not finite")
-    json.loads(Path(out, "config.json").read_text())
+        raise AcceptedError("what was made is empty or not finite")
+    if any(sign in warning for warning in warnings for sign in UNLOADED):
+        return
+    try:
+        AutoModelForCausalLM.from_pretrained(out)
+        if (out / "tokenizer.json").is_file():
+            AutoTokenizer.from_pretrained(out)
+    except Exception as error:
+        raise AcceptedError(f"what was made does not load: {error!r}") from error
 
 
 def merge_full(source: random.Random) -> None:
@@ -265,42 +318,42 @@ def merge_full(source: random.Random) -> None:
     if source.random() < 0.5:
         changes["tokenizer"] = {"source": source.choice(["union", "base", "a"])}
     if source.random() < 0.2:
-        mergeops.inspect(_recipe(base="in/base"))
+        mergeops.inspect(_composed(base="in/base"))
         return
-    _merge(_recipe(**changes))
+    _merge(_composed(**changes))
 
 
 def merge_shards(source: random.Random) -> None:
     """Merge a sharded model with its twin."""
     sources = {"a": {"uri": "in/shards"}, "b": {"uri": "in/b"}}
-    _merge(_recipe(sources=sources))
+    _merge(_composed(sources=sources))
 
 
 def merge_adapter(source: random.Random) -> None:
     """Merge an adapter."""
     base = {"base": "in/base"} if source.random() < 0.7 else {}
-    _merge(_recipe(base="in/base", sources={"a": {"uri": "in/lora", **base}, "b": {"uri": "in/b"}}))
+    _merge(
+        _composed(base="in/base", sources={"a": {"uri": "in/lora", **base}, "b": {"uri": "in/b"}})
+    )
 
 
 def merge_pickled(source: random.Random) -> None:
     """Convert and merge pickled weights."""
-    _merge(_recipe(sources={"a": {"uri": "in/pickled"}, "b": {"uri": "in/b"}}))
+    _merge(_composed(sources={"a": {"uri": "in/pickled"}, "b": {"uri": "in/b"}}))
 
 
 def merge_pieces(name: str) -> Callable[[random.Random], None]:
     """Merge what a sharded training left where it lies, or put it together."""
 
     def act(source: random.Random) -> None:
-        import mergeops
         from mergeops.recover import recover
 
         if source.random() < 0.5:
             sources = {"a": {"uri": f"in/{name}"}, "b": {"uri": "in/b"}}
-            _merge(_recipe(base="in/base", sources=sources))
+            _merge(_composed(base="in/base", sources=sources))
             return
         recover(Path("in", name), Path("out"), base=Path("in/base"))
-        if problems := mergeops.verify("out").problems:
-            raise AcceptedError(f"what was put together does not verify: {problems}")
+        _check_model(Path("out"))
 
     return act
 
@@ -314,7 +367,7 @@ def average(source: random.Random) -> None:
 
 def merge_gguf(source: random.Random) -> None:
     """Convert and merge a GGUF file."""
-    _merge(_recipe(method={"name": "passthrough"}, sources={"a": {"uri": "in/gguf/tiny.gguf"}}))
+    _merge(_composed(method={"name": "passthrough"}, sources={"a": {"uri": "in/gguf/tiny.gguf"}}))
 
 
 def read_recipe(source: random.Random) -> None:
@@ -348,12 +401,12 @@ def verify_merged(source: random.Random) -> None:
     import mergeops
 
     mergeops.verify("merged")
-    mergeops.merge(_recipe(), "merged")
+    mergeops.merge(_composed(), "merged")
 
 
 def go_on(source: random.Random) -> None:
     """Go on with a merge that was cut off."""
-    _merge(_recipe(), "cut")
+    _merge(_composed(), "cut")
 
 
 def read_pending(source: random.Random) -> None:
@@ -394,6 +447,18 @@ def ask_server(source: random.Random) -> None:
             return
         named = [f"runs:/{RUN_ID}", f"models:/{MODEL_ID}", "models:/skills/3", "models:/skills@a"]
         resolve_uri(named[kind], cache_dir=Path("mergeops-work/cache"), tracking=spec)
+
+
+def ask_store(source: random.Random) -> None:
+    """Download a model from a bucket, whatever the store says of it."""
+    from mergeops.sources import resolve_uri
+
+    with storing(Path("s3"), Path("in/a")) as address:
+        os.environ.update(ENVIRONMENT, MLFLOW_S3_ENDPOINT_URL=address)
+        found = resolve_uri("s3://bucket/m", cache_dir=Path("mergeops-work/cache"))
+    for file in found.path.glob("*.safetensors"):
+        if file.read_bytes() != Path("in/a/model.safetensors").read_bytes():
+            raise AcceptedError(f"{file.name} has other bytes than the store's")
 
 
 def read_notes(source: random.Random) -> None:
@@ -462,15 +527,18 @@ KINDS = (
     FuzzKind("zero 2", ("in/zero2/*/*.pt", "in/zero2/latest"), merge_pieces("zero2")),
     FuzzKind("zero 3", ("in/zero3/*/*.pt",), merge_pieces("zero3"), 2),
     FuzzKind("verl", ("in/verl/*.pt",), merge_pieces("verl")),
-    FuzzKind("megatron", ("in/iter_*/*",), average, 2),
+    FuzzKind("megatron", ("in/iter_*/*",), average, 2, ()),
     FuzzKind("GGUF", ("in/gguf/*.gguf",), merge_gguf, 2),
-    FuzzKind("recipe", ("recipe.yaml",), read_recipe, 3),
-    FuzzKind("mergekit", ("mergekit.yml",), read_mergekit, 3),
-    FuzzKind("trainer state", ("in/checkpoint-4/*.json",), read_state),
+    FuzzKind("recipe", ("recipe.yaml",), read_recipe, 3, ()),
+    FuzzKind("mergekit", ("mergekit.yml",), read_mergekit, 3, ()),
+    FuzzKind("trainer state", ("in/checkpoint-4/*.json",), read_state, 1, ()),
     FuzzKind("manifest", ("merged/mergeops.json",), verify_merged, 2),
     FuzzKind("journal", (".cut.partial/journal.jsonl", ".cut.partial/*.safetensors"), go_on, 2),
-    FuzzKind("MLmodel", ("in/logged/MLmodel",), read_mlmodel, 2),
-    FuzzKind("MLflow answers", ("answers/*/*.json",), ask_server, 4),
-    FuzzKind("notes", ("notes/*.json",), read_notes),
-    FuzzKind("pending trial", ("kept/pending/*/trial.json",), read_pending, 2),
+    FuzzKind("MLmodel", ("in/logged/MLmodel",), read_mlmodel, 2, ()),
+    FuzzKind("MLflow answers", ("answers/*/*.json",), ask_server, 4, ("*",)),
+    FuzzKind("S3 answers", ("s3/*.json", "s3/*.xml"), ask_store, 2, ("in/a",)),
+    FuzzKind("notes", ("notes/*.json",), read_notes, 1, ("in/a", "merged")),
+    FuzzKind(
+        "pending trial", ("kept/pending/*/trial.json",), read_pending, 2, (*SOURCES, "merged")
+    ),
 )

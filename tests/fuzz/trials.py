@@ -5,27 +5,33 @@ The processes are forked from one that has imported everything, so that each tak
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import itertools
 import os
 import random
 import resource
+import select
 import shutil
 import signal
-import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
-from fuzz.mutations import mutate_file
+from fuzz.mutations import ELSEWHERE, mutate_file
 from fuzz.places import KINDS, AcceptedError, FuzzKind, build
 
 SECONDS = 10
 """Of processor time; the machine may be busy with others."""
 PATIENCE = 60
+WAYS = 6
+"""Seeds by which each kind is read as it was made, beforehand."""
 MEMORY = 2 << 30
 """Bytes above what the process has when it begins."""
 BAD = ("traceback", "hang", "memory", "wrong result", "elsewhere")
 ALLOWED = {"in", "out", "merged", "cut", "kept", "mergeops-work", "recipe.yaml", "mergekit.yml"}
-ALLOWED |= {"answers", "notes"}
+ALLOWED |= {"answers", "notes", "s3"}
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,31 @@ class Fuzzer:
         import mergeops.tracking
 
         mergeops.store.client.quiet()
+        self._read_whole()
+
+    def _read_whole(self) -> None:
+        """Read each kind as it was made, here: mutations of what is refused show nothing.
+
+        What this imports and composes, no process does again.
+        """
+        import torch
+
+        # A process that is forked beside threads of this one would wait for them.
+        torch.set_num_threads(1)
+        for kind, seed in itertools.product(KINDS, range(WAYS)):
+            place = self.folder / "whole"
+            kind.copy(self.template, place)
+            with contextlib.chdir(place), mock.patch.dict(os.environ):
+                kind.act(random.Random(seed))
+            shutil.rmtree(place)
+        gc.collect()
+        gc.freeze()
 
     def attempt(self, kind: FuzzKind, seed: int) -> FuzzTrial:
         """Mutate a file of this kind, and read it."""
         root = self.folder / f"{kind.name.replace(' ', '-')}-{seed}"
         place = root / "place"
-        shutil.copytree(self.template, place, symlinks=True)
+        kind.copy(self.template, place)
         (root / "outside").mkdir()
         (root / "report").touch()
         source = random.Random(f"{kind.name} {seed}")
@@ -119,16 +144,13 @@ def _child(kind: FuzzKind, place: Path, source: random.Random) -> None:
 
 
 def _wait(child: int) -> int:
-    give_up = time.monotonic() + PATIENCE
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > give_up:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return -signal.SIGXCPU
-        time.sleep(0.002)
+    handle = os.pidfd_open(child)
+    ends, _, _ = select.select([handle], [], [], PATIENCE)
+    os.close(handle)
+    if not ends:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _ending(status: int, said: str) -> str:
@@ -141,6 +163,7 @@ def _ending(status: int, said: str) -> str:
 def _strays(root: Path) -> list[str]:
     """What was written where nothing may be."""
     names = {path.name for path in root.iterdir()} - {"place", "outside", "report"}
+    names |= {ELSEWHERE} if os.path.lexists(ELSEWHERE) else set()
     inside = {path.name for path in (root / "place").iterdir()}
     names |= {
         name for name in inside - ALLOWED if not name.startswith((".cut.", ".out.", ".merged."))

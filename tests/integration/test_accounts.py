@@ -461,7 +461,9 @@ def test_a_deployer_is_told_signed_of_a_champion_and_of_no_lock(
     as_user(monkeypatch, "admin")
     assert run("hooks", "remove", receiver.url, *words).startswith("removed: mergeops-127.0.0.1-")
     assert run("hooks", "list", *words) == "no webhook; `mergeops hooks mlflow URL` sets one up\n"
-    said = run("hooks", "remove", "mine", *words, code=6)
+    said = run("hooks", "remove", "mine", *words)
+    assert said == "there is no webhook mine, so nothing is removed; webhooks: none\n"
+    said = run("hooks", "test", "mine", *words, code=6)
     assert "there is no webhook 'mine' at" in said
     said = run("hooks", "mlflow", receiver.url, *words, "--events", "alias.moved", code=2)
     assert "--events has 'alias.moved'; MLflow knows: model_version.created, " in said

@@ -310,6 +310,24 @@ def test_layers_are_counted_where_transformers_does_not_know_the_model(
         average(plan_of, models)
 
 
+def test_files_that_the_real_library_cannot_load_are_told(
+    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    models = {
+        label: rewritten(model, tmp_path / label, unchanged)
+        for label, model in zip("ab", pair, strict=True)
+    }
+    config = json.loads((models["a"] / "config.json").read_text())
+    del config["model_type"]
+    (models["a"] / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((models["a"] / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {"type": "of another time"}
+    (models["a"] / "tokenizer.json").write_text(json.dumps(tokenizer))
+    told = "\n".join(average(plan_of, models).warnings)
+    assert "the config.json of a has no model_type, so transformers cannot load the merge" in told
+    assert f"cannot read {models['a']}/tokenizer.json (data did not match any variant" in told
+
+
 def test_renamed_inputs_are_matched_by_token_too(
     plan_of: Make, pair: tuple[Path, Path], tiny_llama: Make, tiny_tokenizer: Make, tmp_path: Path
 ) -> None:

@@ -90,9 +90,25 @@ def test_weights_are_shares(tmp_path: Path) -> None:
         f"0.25 x {two}",
         f"3 tensors, 1 other objects from the last; averaged into {tmp_path}/out/iter_0000020",
     ]
+    again = CliRunner().invoke(cli, [*words, "--weights", "3,1"], catch_exceptions=False)
+    assert again.output.endswith(f"; {tmp_path}/out/iter_0000020 holds it already\n")
+    verified = CliRunner().invoke(cli, ["verify", str(tmp_path / "out")], catch_exceptions=False)
+    assert verified.exit_code == 0, verified.output
+    with pytest.raises(MergeError, match="out holds something else already"):
+        average_megatron([one, two], tmp_path / "out")
     mean = tensors_of(tmp_path / "out" / "iter_0000020")[QKV]
     expected = tensors_of(one)[QKV].double() * 0.75 + tensors_of(two)[QKV].double() * 0.25
     assert mean.equal(expected.float())
+
+
+def test_a_link_where_the_average_is_written_is_not_followed(tmp_path: Path) -> None:
+    one, two = megatrons(tmp_path / "one", 10), megatrons(tmp_path / "two", 20)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".out.averaging").mkdir()
+    (tmp_path / ".out.averaging" / "recovered.json").symlink_to(elsewhere / "x")
+    with pytest.raises(MergeError, match="is a link, or no file, and what is written here would"):
+        average_megatron([one, two], tmp_path / "out")
+    assert not any(elsewhere.iterdir())
 
 
 def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
@@ -125,7 +141,7 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
     assert not out.exists()
     out.mkdir()
     (out / "x").touch()
-    with pytest.raises(MergeError, match="is not empty; choose a new directory"):
+    with pytest.raises(MergeError, match="is not empty and holds no mergeops.json; choose a new"):
         average_megatron([one, megatrons(tmp_path / "three", 30)], out)
 
 

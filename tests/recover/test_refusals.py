@@ -256,6 +256,13 @@ def test_no_class_but_those_of_the_format_is_unpickled(copied: Copied, tmp_path:
     assert not mark.exists()
 
 
+def test_a_pickle_that_ends_within_a_number(copied: Copied) -> None:
+    folder = copied("fsdp/checkpoint-4")
+    # BININT2: two bytes follow, and one is there.
+    (folder / INNER / ".metadata").write_bytes(b"\x80\x02M\x01")
+    assert "is no whole pickle of a checkpoint (unpack requires a buffer of 2" in problem(folder)
+
+
 def test_a_metadata_that_points_outside(copied: Copied) -> None:
     folder = copied("fsdp/checkpoint-4") / INNER
     content = (folder / ".metadata").read_bytes()

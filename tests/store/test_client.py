@@ -206,3 +206,20 @@ def test_an_answer_that_mlflows_client_cannot_read_is_one_line(message: str) -> 
     # A fault of our own is not the server's.
     with pytest.raises(AttributeError), translated(SERVER, "get run"):
         reads()
+
+
+def test_a_server_that_leads_back_to_a_page_is_not_followed() -> None:
+    from mlflow.store.entities import PagedList
+
+    asked: list[str | None] = []
+
+    def search(page_token: str | None) -> PagedList[int]:
+        asked.append(page_token)
+        following = {None: "a", "a": "b", "b": "a"}
+        return PagedList([len(asked)], following[page_token])
+
+    found = pages(search)
+    assert [list(next(found)) for _ in range(3)] == [[1], [2], [3]]
+    with pytest.raises(TrackingError, match="gives the same page of its answer again and again"):
+        next(found)
+    assert asked == [None, "a", "b"]

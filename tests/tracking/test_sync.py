@@ -182,6 +182,15 @@ def test_a_damaged_record_is_named_and_holds_up_no_other(
     assert again.outcome == "failed"
 
 
+def test_a_record_that_is_no_file_is_not_waited_for(offline: Case) -> None:
+    offline.whole()
+    (kept,) = pending_trials(work(offline))
+    (kept.folder / "trial.json").unlink()
+    os.mkfifo(kept.folder / "trial.json")
+    (failed,) = sync_trials(work(offline), QUIET)
+    assert "trial.json is damaged (ValueError('it is no file')" in failed.problem
+
+
 def test_sync_from_another_directory_forgets_what_it_logged(
     offline: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

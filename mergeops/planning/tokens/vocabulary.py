@@ -6,6 +6,7 @@ happens to be of that size is none, and neither is one of the right name and ano
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ _OUTPUT = re.compile(
     r"|(^|\.)predictions\.bias$"
     r"|^(model\.)?output\.weight$"
 )
+_SPECIAL = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _ROOM = 2**20
 """Ids that any tokenizer may use, and a larger one in proportion: rows are laid out for each."""
 _PER_TOKEN = 16
@@ -95,6 +100,26 @@ def read_vocabulary(directory: Path) -> Vocabulary:
     return Vocabulary(file, str(kind), ids, added)
 
 
+def check_settings(file: Path) -> None:
+    """Hold a tokenizer_config.json against the types that every tokenizer has.
+
+    Raises:
+        SourceError: it is no JSON, or a value has another type.
+    """
+    content = read_json(file)
+    kind = content.get("tokenizer_class")
+    if not isinstance(kind, str | None):
+        raise _wrong(file, "tokenizer_class", kind, "the name of a class")
+    for key in _SPECIAL:
+        token = content.get(key)
+        if isinstance(token, dict) and token.get("__type") == "AddedToken":
+            _content(file, key, token)
+        elif token is not None:
+            _text(file, key, token)
+    for number, token in _listed(file, content, "added_tokens_decoder", dict).items():
+        _content(file, f"added_tokens_decoder[{_shown(number)}]", token)
+
+
 def _listed(file: Path, content: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
     value = content.get(key)
     if value is not None and not isinstance(value, kind):
@@ -106,6 +131,9 @@ def _listed(file: Path, content: Mapping[str, Any], key: str, kind: type[Any]) -
 def _content(file: Path, where: str, token: Any) -> str:
     if not isinstance(token, dict):
         raise _wrong(file, where, token, "an object with a content")
+    for flag in _FLAGS:
+        if not isinstance(token.get(flag, False), bool):
+            raise _wrong(file, f"{where}.{flag}", token[flag], "true or false")
     return _text(file, f"{where}.content", token.get("content"))
 
 
@@ -140,6 +168,26 @@ def _wrong(file: Path, where: str, value: Any, allowed: str) -> SourceError:
 def _shown(value: Any) -> str:
     shown = ascii(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def why_not_read(directory: Path) -> str | None:
+    """Why the library tokenizers cannot read a directory's tokenizer.json; None where it can."""
+    return _why_not_read((directory / TokenizerFile.TOKENIZER).read_bytes())
+
+
+# A search plans many merges of the same tokenizer.
+@functools.lru_cache(maxsize=2)
+def _why_not_read(content: bytes) -> str | None:
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_buffer(content)
+    except BaseException as error:
+        # A panic of Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        return " ".join(str(error).split())[:200]
+    return None
 
 
 def sizes_in(config: Mapping[str, Any]) -> Iterator[int]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mergeops.checkpoint import is_too_deep
 from mergeops.errors import SourceError
 from mergeops.redact import redact, redacted_line
-from mergeops.store import STORAGE_PACKAGES, missing_package
+from mergeops.store import STORAGE_PACKAGES, is_unreadable, missing_package
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +143,10 @@ class RemoteDirectory(Directory):
             return None
         _check_small(f"{self.shown}/{name}", entry.size)
         with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
-            return self.download(name, Path(folder)).read_bytes()
+            arrived = self.download(name, Path(folder))
+            # What the store lists and what it delivers may differ.
+            _check_small(f"{self.shown}/{name}", arrived.stat().st_size)
+            return arrived.read_bytes()
 
     def download(self, name: str, folder: Path) -> Path:
         """Copy one file into ``folder``, which must be empty.
@@ -173,7 +176,14 @@ class RemoteDirectory(Directory):
             ) from error
         except Exception as error:
             package = type(error).__module__.split(".")[0]
-            if not isinstance(error, MlflowException | OSError) and package not in STORAGE_PACKAGES:
+            if isinstance(error, MlflowException | OSError) or package in STORAGE_PACKAGES:
+                pass
+            elif is_unreadable(error):
+                raise SourceError(
+                    f"{self.shown} cannot {what}: the store's answer cannot be read "
+                    f"({type(error).__name__}: {redacted_line(error, 200)})"
+                ) from error
+            else:
                 raise
             raise SourceError(f"{self.shown} cannot {what}: {redacted_line(error)}") from error
 

@@ -95,7 +95,7 @@ def _download(
 
         if not target.is_file():
             version = versions.get(entry.name)
-            bring(directory, entry.name, target, tick, version)
+            bring(directory, entry.name, target, tick, version, size=entry.size)
             size = target.stat().st_size
             if entry.size and size != entry.size:
                 target.unlink()

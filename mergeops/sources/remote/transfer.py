@@ -32,6 +32,8 @@ RANGE_CHUNK = 1 << 16
 """What a cut-off answer loses at most."""
 TRIES = 3
 """Of the rest of a range, in a row, that bring nothing."""
+MOST_PARTS = 10_000
+"""Of an upload, as S3 allows."""
 POLL_S = 0.25
 
 Tick = Callable[[int], None]
@@ -67,17 +69,29 @@ def objects(directory: RemoteDirectory, names: Sequence[str]) -> dict[str, Objec
         with directory.store_errors(f"describe {name}"):
             client, where = _s3(directory, name)
             head = client.head_object(**where)
-            etag = str(head["ETag"]).strip('"')
+            etag = str(head.get("ETag", "")).strip('"')
             part_bytes = 0
             if "-" in etag:
-                part_bytes = client.head_object(**where, PartNumber=1)["ContentLength"]
+                part_bytes = client.head_object(**where, PartNumber=1).get("ContentLength", 0)
             has_md5 = head.get("ServerSideEncryption", "AES256") == "AES256"
-            versions[name] = Object(etag, int(head["ContentLength"]), part_bytes, has_md5)
+            size = head.get("ContentLength", -1)
+            if not etag or size < 0:
+                raise SourceError(
+                    f"{directory.shown} describes {name} without an ETag and a length, which every "
+                    "S3 store sends; check the address of the store"
+                )
+            versions[name] = Object(etag, size, part_bytes, has_md5)
     return versions
 
 
 def bring(
-    directory: RemoteDirectory, name: str, target: Path, tick: Tick, version: Object | None = None
+    directory: RemoteDirectory,
+    name: str,
+    target: Path,
+    tick: Tick,
+    version: Object | None = None,
+    *,
+    size: int = 0,
 ) -> None:
     """Copy one file; what an earlier try left beside ``target`` is gone on with.
 
@@ -87,6 +101,7 @@ def bring(
         target: where to; it is there when it is whole.
         tick: told how far it is.
         version: from ``objects``, the only one that will do.
+        size: bytes that the store lists, no more of which are kept; 0 where it does not say.
 
     Raises:
         SourceError: the store does not deliver it, it changes meanwhile, or it cannot be written.
@@ -100,7 +115,7 @@ def bring(
                 if version is not None:
                     _append(part, here, _ranges(directory, name, version, here), tick)
                 elif is_http(directory.repository):
-                    _stream(directory, name, part, here, tick)
+                    _stream(directory, name, part, here, tick, size)
                 else:
                     return _whole(directory, name, target, tick)
             return os.replace(part, target)
@@ -140,7 +155,8 @@ def etag_of(file: Path, version: Object) -> str | None:
         with open(file, "rb") as content:
             return hashlib.file_digest(content, "md5").hexdigest()
     step = version.part_bytes
-    if not step or -(-version.size // step) != int(plain.group(1)[1:]):
+    count = int(plain.group(1)[1:])
+    if step < 1 or count > MOST_PARTS or -(-version.size // step) != count:
         return None
     sums = []
     with open(file, "rb") as content:
@@ -178,13 +194,22 @@ def _ranges(
             answer = client.get_object(
                 **where, Range=f"bytes={here}-{end - 1}", IfMatch=version.etag
             )
+            lost = None
             try:
                 for chunk in answer["Body"].iter_chunks(RANGE_CHUNK):
                     data += chunk
-            except BotoCoreError:
-                in_vain = 0 if begin + len(data) > here else in_vain + 1
-                if in_vain == TRIES:
-                    raise
+                    if begin + len(data) > end:
+                        raise SourceError(
+                            f"{directory.shown} sends more of {name} than was asked for, from byte "
+                            f"{begin} on; check the address of the store"
+                        )
+            except BotoCoreError as error:
+                lost = error
+            in_vain = 0 if begin + len(data) > here else in_vain + 1
+            if in_vain == TRIES:
+                raise lost or SourceError(
+                    f"{directory.shown} sends nothing of {name} from byte {here} on"
+                )
         return data
 
     starts = iter(range(start, version.size, PART_BYTES))
@@ -201,7 +226,9 @@ def _ranges(
             pool.shutdown(cancel_futures=True)
 
 
-def _stream(directory: RemoteDirectory, name: str, part: Path, here: int, tick: Tick) -> None:
+def _stream(
+    directory: RemoteDirectory, name: str, part: Path, here: int, tick: Tick, size: int
+) -> None:
     from mlflow.utils import rest_utils
 
     untyped: Any = rest_utils
@@ -214,7 +241,8 @@ def _stream(directory: RemoteDirectory, name: str, part: Path, here: int, tick: 
     get = untyped.http_request
     with get(repository._host_creds, path, "GET", stream=True, extra_headers=headers) as answer:
         goes_on = f"bytes {here}-"
-        if answer.status_code == 206 and answer.headers["Content-Range"].startswith(goes_on):
+        said = answer.headers.get("Content-Range", "")
+        if answer.status_code == 206 and said.startswith(goes_on):
             start = here
         elif answer.status_code == 416:
             # Everything was here already, or what is here is of another file.
@@ -229,8 +257,22 @@ def _stream(directory: RemoteDirectory, name: str, part: Path, here: int, tick: 
                 known.write_text(etag, encoding="utf-8")
             else:
                 known.unlink(missing_ok=True)
-        _append(part, start, answer.iter_content(CHUNK), tick)
+        arriving = answer.iter_content(CHUNK)
+        if size:
+            arriving = _no_more(arriving, start, size, f"{directory.shown}/{name}")
+        _append(part, start, arriving, tick)
     known.unlink(missing_ok=True)
+
+
+def _no_more(chunks: Iterator[bytes], start: int, size: int, what: str) -> Iterator[bytes]:
+    """The chunks, as long as they are no more than what the store lists."""
+    for chunk in chunks:
+        start += len(chunk)
+        if start > size:
+            raise SourceError(
+                f"{what} arrives with more than the {size} bytes that the store lists"
+            )
+        yield chunk
 
 
 def _whole(directory: RemoteDirectory, name: str, target: Path, tick: Tick) -> None:

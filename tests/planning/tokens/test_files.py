@@ -17,7 +17,11 @@ from mergeops.engine.execute import merge
 from mergeops.errors import MergeError, SourceError
 from mergeops.planning.tokens.merged import NewToken, merge_vocabularies
 from mergeops.planning.tokens.template import choose_template, read_template
-from mergeops.planning.tokens.vocabulary import embedding_tensors, read_vocabulary
+from mergeops.planning.tokens.vocabulary import (
+    check_settings,
+    embedding_tensors,
+    read_vocabulary,
+)
 from mergeops.planning.tokens.written_files import with_tokens
 
 Make = Callable[..., Any]
@@ -303,6 +307,33 @@ def test_tokens_that_the_tokenizers_config_adds_are_checked_alike(
         assert read_vocabulary(path).ids == VOCAB
     else:
         assert said in read(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tokenizer_class": {}}, "tokenizer_class is {}; allowed is the name of a class"),
+        ({"eos_token": True}, "eos_token is True; allowed is a text"),
+        ({"unk_token": {"content": "x"}}, "unk_token is {'content': 'x'}; allowed is a text"),
+        ({"pad_token": "\ud800"}, "pad_token is '\\ud800'; allowed is a text"),
+        (
+            {"added_tokens_decoder": {"2": {"content": "x", "special": "no"}}},
+            "added_tokens_decoder['2'].special is 'no'; allowed is true or false",
+        ),
+        ({"bos_token": {"__type": "AddedToken", "content": "x", "lstrip": False}}, None),
+        ({"bos_token": None, "add_bos_token": True, "tokenizer_class": None}, None),
+    ],
+)
+def test_settings_of_types_that_transformers_does_not_load_are_refused(
+    tmp_path: Path, settings: dict[str, Any], said: str | None
+) -> None:
+    (file := tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    if said is None:
+        check_settings(file)
+        return
+    with pytest.raises(SourceError) as refused:
+        check_settings(file)
+    assert said in str(refused.value)
 
 
 def test_ids_of_a_large_vocabulary_may_be_as_large_as_it_is(tmp_path: Path) -> None:

@@ -169,6 +169,9 @@ def test_the_commands_merge_and_convert_agree(here: Path) -> None:
     printed = mergeops("convert", "config.yml", cwd=here).stdout
     assert printed == (here / "recipe.yaml").read_text()
     done = mergeops("convert", "config.yml", "recipe.yaml", cwd=here)
+    assert (done.returncode, done.stdout) == (0, "recipe.yaml holds it already\n"), done.stderr
+    (here / "recipe.yaml").write_text("# mine\n")
+    done = mergeops("convert", "config.yml", "recipe.yaml", cwd=here)
     assert done.returncode == 2
     assert "recipe.yaml exists; choose another name, or add --force" in done.stderr
     done = mergeops("convert", "gone.yml", cwd=here)

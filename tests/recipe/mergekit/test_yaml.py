@@ -532,6 +532,9 @@ ERRORS = [
         "line 1: merge_method cannot be read: could not",
     ),
     ("merge_method: linear\n<<: 3\n" + LISTED, "line 1: cannot be read: .*merging"),
+    ("merge_method: !!int ''\n" + LISTED, "line 1: merge_method cannot be read: string index"),
+    ("merge_method: !!timestamp x\n" + LISTED, "merge_method cannot be read: 'NoneType' object"),
+    (f"merge_method: 0x{'f' * 5000}\n" + LISTED, "merge_method cannot be read: Exceeds the limit"),
     ("merge_method: linear\nmodels: &m [*m]\n", "is nested too deeply or too large"),
     (
         "merge_method: linear\nparameters: {weight: .nan}\n" + LISTED,
