@@ -24,7 +24,7 @@ from mergeops.store.connection import (
     reach,
 )
 from mergeops.store.flavours import flavour_of
-from mergeops.store.glances import Subjects, glance
+from mergeops.store.glances import Subjects, glance, look_at_store
 from mergeops.store.keys import (
     flatten,
     hidden,
@@ -95,6 +95,7 @@ __all__ = [
     "link_version",
     "log_inputs",
     "log_params",
+    "look_at_store",
     "missing_package",
     "model_name",
     "new_client",
