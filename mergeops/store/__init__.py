@@ -27,6 +27,7 @@ from mergeops.store.flavours import flavour_of
 from mergeops.store.glances import Subjects, glance, look_at_store
 from mergeops.store.keys import (
     flatten,
+    folded,
     hidden,
     key,
     model_name,
@@ -83,6 +84,7 @@ __all__ = [
     "finish_external_model",
     "flatten",
     "flavour_of",
+    "folded",
     "glance",
     "hidden",
     "is_denied",
