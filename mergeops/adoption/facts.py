@@ -6,6 +6,7 @@ Params are what each trainer's MLflow integration really logs; values are Python
 from __future__ import annotations
 
 import ast
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,7 @@ SHAPE_PARAMS = (
     "num_key_value_heads",
 )
 LOSSES = ("loss", "eval_loss", "train_loss")
+SILENT_AFTER_S = 3600
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,19 @@ def logged(run: Run) -> dict[str, Any]:
         known |= {"architectures": model.architectures, "shape": model.shape}
         found_by["architectures"] = model.found_by
     return {**known, "found_by": found_by}
+
+
+def last_sign_ms(run: Run) -> int:
+    """When a run logged last, in milliseconds since 1970: a metric, or that it began."""
+    logged = [int(metric.timestamp) for metric in run.data._metric_objs or []]
+    return max([int(run.info.start_time or 0), *logged])
+
+
+def is_silent(run: Run) -> bool:
+    """Whether it is RUNNING without a sign of life."""
+    return str(run.info.status) == "RUNNING" and (
+        time.time() - last_sign_ms(run) / 1000 > SILENT_AFTER_S
+    )
 
 
 def metrics(run: Run, choice: CheckpointChoice | None) -> dict[str, float]:

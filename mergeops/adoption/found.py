@@ -33,6 +33,8 @@ class FoundRun:
     run_name: str
     status: str
     """FINISHED, FAILED, KILLED or RUNNING."""
+    is_silent: bool = False
+    """Whether it is RUNNING and has logged nothing for an hour: most likely it was killed."""
     problem: str | None = None
     """Why it cannot be merged, and the way out; None where it can."""
     uri: str | None = None
@@ -91,6 +93,7 @@ def look_at(
         run_id=run.info.run_id,
         run_name=str(run.info.run_name or run.info.run_id[:8]),
         status=str(run.info.status),
+        is_silent=facts.is_silent(run),
         metrics=facts.metrics(run, None),
         not_finite=facts.not_finite(run),
         base_sha256=run.data.tags.get(RunTags.BASE_SHA256),

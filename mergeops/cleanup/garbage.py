@@ -20,7 +20,7 @@ from typing import Any
 from mergeops.checkpoint import alone, locked, read_manifest
 from mergeops.cleanup.disk_usage import Usage, usage
 from mergeops.cleanup.needed import MergeUse, references
-from mergeops.engine import DOOMED, LOCK
+from mergeops.engine import DOOMED, LOCK, PACE
 from mergeops.errors import ConfigError, SourceError, TrackingError
 from mergeops.store import Tracking, only_one
 from mergeops.tracking import FOLDER, NOTES, pending_trials
@@ -259,6 +259,10 @@ def _others(work_dir: Path) -> Iterator[KeptItem]:
         "cache": ("cache", False, "downloads and digests"),
         NOTES: ("notes", False, "what lets a finished run say so at once; small"),
         FOLDER: ("pending", False, "trials that wait for mergeops sync"),
+        PACE: ("notes", False, "how fast this machine has been; small"),
+        "studies": ("notes", False, "what lets a search go on; small"),
+        "controls": ("merge", False, "noise that mergeops controls put in place of sources"),
+        "service": ("service", False, "queue, logs and state of mergeops serve"),
     }
     unknown: Verdict = ("other", False, "not made by mergeops")
     for path in _listed(work_dir):

@@ -80,6 +80,8 @@ def print_adoption(
     if not out.is_terminal:
         out.width = max(out.width, PIPED_WIDTH)
     out.print(table(RUNS, [_run(row) for row in rows]))
+    for line in _legend(rows):
+        out.print(line, style="dim", soft_wrap=True)
     out.print(_groups(adoption, rows))
     for row in rows:
         if row["sharded"] and not row["problem"]:
@@ -123,7 +125,7 @@ def _run(row: dict[str, Any]) -> tuple[str, ...]:
     metrics = row["metrics"]
     return (
         row["run_name"],
-        row["status"],
+        f"{row['status']}, silent" if row["is_silent"] else row["status"],
         _checkpoint(row),
         _place(row["found_by"].get("checkpoint")),
         row["kind"] or "-",
@@ -142,6 +144,21 @@ def _checkpoint(row: dict[str, Any]) -> str:
         text = f"step {row['step']}"
     count = len(row["checkpoints"])
     return f"{text}, 1 of {count}" if count > 1 else text
+
+
+def _legend(rows: list[dict[str, Any]]) -> list[str]:
+    """What is not clear from the table itself."""
+    lines = []
+    if any(len(row["checkpoints"]) > 1 for row in rows):
+        lines.append(
+            "1 of N: the run kept N checkpoints; the best by its own metric is taken, else the "
+            "newest that is whole"
+        )
+    if any(row["is_silent"] for row in rows):
+        lines.append(
+            "silent: RUNNING, but it has logged nothing for an hour; most likely it was killed"
+        )
+    return lines
 
 
 def _groups(adoption: Adoption, rows: list[dict[str, Any]]) -> Table:

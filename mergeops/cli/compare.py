@@ -9,7 +9,7 @@ import click
 from mergeops.cli.console import console, escape
 from mergeops.cli.options import AS_JSON, CONFIG_DIR, OVERRIDES, PATH, Call, options
 from mergeops.report import Compared, board_table, check_page_target, write_page
-from mergeops.tracking import compare_experiments
+from mergeops.tracking import compare_experiments, kept_answer
 
 
 @click.command()
@@ -39,7 +39,15 @@ def compare(
     """Leaderboard of the parents and merges of experiments, with paired differences."""
     if html is not None:
         check_page_target(html)
-    compared = compare_experiments(call.recipe().tracking, experiments, part, reference)
+    recipe = call.recipe()
+    spec, names = recipe.tracking, experiments or (recipe.tracking.experiment,)
+    compared = kept_answer(
+        Compared,
+        recipe,
+        ["compare", names, part, reference],
+        names,
+        lambda: compare_experiments(spec, names, part, reference),
+    )
     if html is not None:
         write_page(compared, html)
     call.show(compared, lambda compared: print_compared(compared, html))

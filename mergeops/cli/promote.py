@@ -37,6 +37,7 @@ from mergeops.promotion import (
 )
 from mergeops.recipe import Recipe
 from mergeops.store import connect_to_server, current_user
+from mergeops.tracking import kept_answer
 
 NAME = click.argument("name", required=False)
 EXPECT = click.option(
@@ -124,7 +125,14 @@ def rollback(call: Call, name: str | None, **wanted: Any) -> None:
 def history(call: Call, name: str | None) -> None:
     """Every promotion, refusal, proposal, rollback and use of the confirm part of NAME."""
     recipe, name = _settings(call, name)
-    call.show(read_history(connect_to_server(recipe.tracking), name), print_history)
+    read = kept_answer(
+        History,
+        recipe,
+        ["history", name],
+        (),
+        lambda: read_history(connect_to_server(recipe.tracking), name),
+    )
+    call.show(read, print_history)
 
 
 @click.command()

@@ -6,7 +6,7 @@ progress, recipe, recover, redact, sources, version.
 
 from mergeops.engine.destination import check_output
 from mergeops.engine.execute import merge, merge_and_pin
-from mergeops.engine.pace import MERGING, SCORING, note_pace, read_pace
+from mergeops.engine.pace import MERGING, PACE, SCORING, note_pace, read_pace
 from mergeops.engine.pouring import Take, pour
 from mergeops.engine.readers import OpenInputs, open_input
 from mergeops.engine.spread import files_of, merge_on
@@ -17,6 +17,7 @@ __all__ = [
     "DOOMED",
     "LOCK",
     "MERGING",
+    "PACE",
     "SCORING",
     "OpenInputs",
     "Take",

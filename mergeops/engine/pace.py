@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mergeops.checkpoint import replace_with
 
-FILE = "pace.json"
+PACE = "pace.json"
 MERGING, SCORING = "merging", "scoring"
 
 
@@ -29,7 +29,7 @@ class Pace:
 def read_pace(work_dir: Path, kind: str) -> Pace | None:
     """The pace so far; None where nothing was done here before."""
     try:
-        raw = json.loads((work_dir / FILE).read_text(encoding="utf-8"))
+        raw = json.loads((work_dir / PACE).read_text(encoding="utf-8"))
         pace = Pace(float(raw[kind]["amount"]), float(raw[kind]["seconds"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -45,5 +45,5 @@ def note_pace(work_dir: Path, kind: str, amount: float, seconds: float) -> None:
     paces = old | {kind: Pace(amount + before.amount / 2, seconds + before.seconds / 2)}
     text = json.dumps({each: asdict(pace) for each, pace in paces.items() if pace})
     # An estimate is worth no error.
-    with suppress(OSError), replace_with(work_dir / FILE, sync=False) as partial:
+    with suppress(OSError), replace_with(work_dir / PACE, sync=False) as partial:
         partial.write_text(text, encoding="utf-8")

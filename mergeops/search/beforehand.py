@@ -36,8 +36,8 @@ class Forecast:
         known = "it is not known how long, since nothing was done in this output.dir before"
         took = f"about {clock(self.seconds)}, by its pace before" if self.seconds else known
         return (
-            f"at most {self.merges} merges, {size_text(self.written)}, and {self.answers} answers "
-            f"of {models} models on {', '.join(self.devices)}: {took}"
+            f"at most {_counted(self.merges)}, {size_text(self.written)}, and {self.answers} "
+            f"answers of {models} models on {', '.join(self.devices)}: {took}"
         )
 
 
@@ -75,11 +75,17 @@ def forecast(recipe: Recipe, tools: Tools, merges: int, kept: int | None = None)
 
 def cost(spent: Spent) -> str:
     """What was done, in one line."""
+    if not spent.merges and not spent.answers:
+        return "it took nothing: all of it was done before"
     return (
-        f"it took {spent.merges} merges, {size_text(spent.written)}, in "
+        f"it took {_counted(spent.merges)}, {size_text(spent.written)}, in "
         f"{clock(spent.merging_s)}, and {spent.answers} answers of {spent.models} models in "
         f"{clock(spent.scoring_s)}"
     )
+
+
+def _counted(merges: int) -> str:
+    return "1 merge" if merges == 1 else f"{merges} merges"
 
 
 def clock(seconds: float) -> str:

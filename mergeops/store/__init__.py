@@ -26,9 +26,10 @@ from mergeops.store.connection import (
     reach,
 )
 from mergeops.store.flavours import flavour_of
-from mergeops.store.glances import Subjects, glance
+from mergeops.store.glances import Subjects, glance, look_at_store
 from mergeops.store.keys import (
     flatten,
+    folded,
     hidden,
     key,
     model_name,
@@ -87,6 +88,7 @@ __all__ = [
     "finish_external_model",
     "flatten",
     "flavour_of",
+    "folded",
     "glance",
     "hidden",
     "is_denied",
@@ -100,6 +102,7 @@ __all__ = [
     "link_version",
     "log_inputs",
     "log_params",
+    "look_at_store",
     "missing_package",
     "model_name",
     "new_client",

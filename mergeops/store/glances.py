@@ -15,12 +15,13 @@ import json
 import os
 import sqlite3
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
+from mergeops.checkpoint import look_at
 from mergeops.errors import TrackingError
 from mergeops.recipe import TrackingSpec
 from mergeops.store.address import chosen_uri
@@ -92,6 +93,41 @@ def glance(spec: TrackingSpec, subjects: Subjects) -> str | None:
     return None
 
 
+def look_at_store(spec: TrackingSpec, experiments: Sequence[str]) -> dict[str, list[int]] | None:
+    """The files that an sqlite store and the artifacts of some experiments are, as ``look_at``
+    sees them; the same later means that nothing was written.
+
+    Returns:
+        None where files do not say all: another kind of store, artifacts elsewhere, an experiment
+        that is not there, or a transaction that is not over.
+    """
+    try:
+        uri = chosen_uri(spec)
+        if not uri.startswith(SQLITE) or chosen_registry(uri, spec.registry_uri) != uri:
+            return None
+        file = database_file(uri).absolute()
+        with contextlib.closing(_reader(file)) as database:
+            places = [_artifacts(database, name) for name in experiments]
+        log, journal = (file.with_name(f"{file.name}{end}") for end in ("-wal", "-journal"))
+        if None in places or journal.exists():
+            return None
+        return look_at([file, *([log] if log.exists() else []), *filter(None, places)])
+    except (*NO_ANSWER, TrackingError):
+        return None
+
+
+def _artifacts(database: sqlite3.Connection, experiment: str) -> Path | None:
+    asked = "SELECT artifact_location FROM experiments WHERE name = ?"
+    (location,) = database.execute(asked, (experiment,)).fetchone()
+    parts = urlsplit(location)
+    path = Path(unquote(parts.path) if parts.scheme == "file" else location)
+    return path if path.is_absolute() and not parts.netloc else None
+
+
+def _reader(file: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{file.as_uri()}?mode=ro", timeout=2, uri=True)
+
+
 def _needs_mlflow() -> bool:
     """Whether only MLflow's client knows how to log in."""
     kept = Path("~/.mlflow/credentials").expanduser()
@@ -103,9 +139,7 @@ def _digest(said: Any) -> str:
 
 
 def _rows(file: Path, of: Subjects) -> list[Any]:
-    with contextlib.closing(
-        sqlite3.connect(f"{file.as_uri()}?mode=ro", timeout=2, uri=True)
-    ) as database:
+    with contextlib.closing(_reader(file)) as database:
 
         def ask(statement: str, *values: Any) -> list[Any]:
             return sorted(database.execute(statement, values).fetchall(), key=repr)

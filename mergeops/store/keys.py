@@ -19,8 +19,12 @@ from mergeops.redact import redact
 KEY_LIMIT = 250
 PARAM_LIMIT = 6000
 TAG_LIMIT = 8000
+VERSION_TAG_LIMIT = 5000
+"""What PostgreSQL's column holds of a registered model's or version's tag."""
 PREFIX = "mergeops."
 """Of every tag that is ours."""
+FACTS = "mergeops.facts"
+"""The tag that others are folded into."""
 
 
 def key(text: str) -> str:
@@ -88,17 +92,33 @@ def hidden(tag: str) -> str:
     return f"mlflow.{tag}"
 
 
+def folded(facts: Mapping[str, str]) -> dict[str, str]:
+    """Facts as one hidden tag, since a model's page lists hidden tags of its versions, too; where
+    they are too long for one, a hidden tag for each."""
+    text = json.dumps(dict(facts))
+    if len(text) <= VERSION_TAG_LIMIT:
+        return {hidden(FACTS): text}
+    return {hidden(tag): value for tag, value in facts.items()}
+
+
 def own_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags of mergeops with those that are hidden under their plain names, beside all others.
+    """Tags of mergeops with those that are hidden or folded under their plain names, beside all
+    others.
 
     Entries of mergeops 0.1 have them in the open; where a tag is both, the hidden one is newer.
     """
     plain = {tag: value for tag, value in tags.items() if not tag.startswith(hidden(PREFIX))}
-    return plain | {
+    own = {
         tag.removeprefix(hidden("")): value
         for tag, value in tags.items()
         if tag.startswith(hidden(PREFIX))
     }
+    try:
+        facts = dict(json.loads(own.pop(FACTS, "{}")))
+    except (ValueError, TypeError):
+        # Anybody may edit a tag.
+        facts = {}
+    return plain | {str(tag): str(value) for tag, value in facts.items()} | own
 
 
 def spellings(tags: Mapping[str, str], tag: str) -> list[str]:

@@ -7,6 +7,7 @@
     trial_page      its registration, description, leaderboard, plot, lineage and card
     ownership       one run and one model a plan, whichever process is at work on it
     finished        what a finished trial stood on, so that the same command again is quick
+    answers         what a command that only reads answered, while nothing was written
     pending, sync   a trial on disk while the server is away, and how it is logged later
     parents         base and sources as models and runs of the same experiment
     score_log       scores onto runs and models, and back
@@ -17,10 +18,11 @@
 
 Nothing here reads weights or scores models.
 
-Stands on: checkpoint, errors, methods, progress, recipe, redact, report, schema, scores,
+Stands on: checkpoint, errors, kernels, methods, progress, recipe, redact, report, schema, scores,
 sources, store, version.
 """
 
+from mergeops.tracking.answers import kept_answer
 from mergeops.tracking.compare import compare_experiments
 from mergeops.tracking.finished import NOTES, Beginning, FinishedTrial, note_finished, recall
 from mergeops.tracking.parents import log_parent
@@ -45,6 +47,7 @@ __all__ = [
     "compare_experiments",
     "find_registered_model",
     "find_version",
+    "kept_answer",
     "log_leaderboard",
     "log_parent",
     "log_search",

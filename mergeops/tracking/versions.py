@@ -12,7 +12,7 @@ from mergeops.store import (
     Tracking,
     elect,
     ensure_registered_model,
-    hidden,
+    folded,
     is_denied,
     is_missing,
     link_version,
@@ -43,7 +43,7 @@ def register(
     """Register a READY model as a candidate version of ``name``, or find the version of its plan.
 
     A reader of MLflow's page sees four tags: the version's status, its score on dev, the difference
-    to the best parent and the verdict; what mergeops needs is hidden.
+    to the best parent and the verdict; what mergeops needs is one hidden tag.
 
     Args:
         standing: what the scores say, where there are some.
@@ -70,7 +70,7 @@ def register(
             "mergeops.run_id": run_id,
             **{tag: run.tags[tag] for key in COPIED if (tag := f"mergeops.{key}") in run.tags},
         }
-        tags = {"mergeops.status": "candidate"} | {hidden(tag): v for tag, v in facts.items()}
+        tags = {"mergeops.status": "candidate"} | folded(facts)
         with tracking.as_default():
             created = client.create_model_version(
                 name,

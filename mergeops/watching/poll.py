@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mergeops.adoption import last_sign_ms
 from mergeops.errors import TrackingError
 from mergeops.store import Tracking, pages
 
@@ -66,7 +67,7 @@ def newly_ended(
     latest = max([cursor_ms, *(run.ended_ms for run in ended)])
     wanted = f"attributes.status = 'RUNNING'{more}"
     for run in _runs(tracking, found.experiment_id, wanted):
-        last_ms = _last_sign(run)
+        last_ms = last_sign_ms(run)
         if run.info.run_id not in seen and now_ms - last_ms > silent_after_s * 1000:
             ended.append(_ended(run, experiment, last_ms))
     return sorted(ended, key=lambda run: (run.ended_ms, run.run_id)), latest
@@ -82,9 +83,3 @@ def _runs(tracking: Tracking, experiment_id: str, wanted: str) -> list[Any]:
 def _ended(run: Any, experiment: str, ended_ms: int) -> EndedRun:
     name = str(run.info.run_name or run.info.run_id[:8])
     return EndedRun(run.info.run_id, name, experiment, str(run.info.status), ended_ms)
-
-
-def _last_sign(run: Any) -> int:
-    """When a run logged last, in milliseconds."""
-    logged = [int(metric.timestamp) for metric in run.data._metric_objs or []]
-    return max([int(run.info.start_time or 0), *logged])

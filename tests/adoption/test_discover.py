@@ -47,6 +47,28 @@ def test_a_run_that_goes_on_is_found_with_what_it_has_so_far(fabricate: Fabricat
     assert fabricate.client.get_run(run_id).info.status == "RUNNING"
 
 
+def test_a_running_run_without_a_sign_of_life_for_an_hour_is_marked_in_the_table(
+    fabricate: Fabricator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_run(fabricate, "going", status="RUNNING")
+    fabricate.save(fabricate.folder / "out/going/checkpoint-4")
+    hf_run(fabricate, "done")
+
+    def shown() -> str:
+        adopted = adopt("old", tracking_uri=fabricate.uri, dry_run=True)
+        print_adoption(adopted, adopted.rows(), None)
+        return capsys.readouterr().out
+
+    assert "silent" not in shown()
+    now = time.time()
+    monkeypatch.setattr("mergeops.adoption.facts.time.time", lambda: now + 3700)
+    said = shown()
+    assert said.count("RUNNING, silent") == 1
+    assert "silent: RUNNING, but it has logged nothing for an hour; most likely it was kil" in said
+    assert "step 4, 1 of 2" in said
+    assert "1 of N: the run kept N checkpoints; the best by its own metric is taken, else" in said
+
+
 def test_a_hub_id_stays_a_hub_id_and_a_directory_becomes_absolute(fabricate: Fabricator) -> None:
     beside = fabricate.folder / "store/bases/tiny"
     shutil.copytree(fabricate.checkpoint, beside)

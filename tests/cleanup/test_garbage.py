@@ -23,6 +23,7 @@ from mergeops.cleanup import garbage as garbage_module
 from mergeops.cleanup.disk_usage import usage
 from mergeops.cleanup.garbage import KeptItem, collect, look, parse_age
 from mergeops.cleanup.needed import references
+from mergeops.engine import MERGING, note_pace
 from mergeops.errors import ConfigError
 from mergeops.promotion.confirm import checkpoint_of
 from mergeops.store.connection import Tracking
@@ -243,10 +244,12 @@ def test_what_this_server_knows_nothing_of_is_kept(work: Path, tracking: Trackin
     (work / "merges" / "notes").mkdir()
     (work / "merges" / "link").symlink_to(folder)
     (work / "thesis").mkdir()
+    note_pace(work, MERGING, 1e6, 1.0)
     found = seen(work, tracking)
     assert not any(item.is_garbage for item in found.values())
     assert found[folder].reason == "this server knows no run of it; another one may"
     assert found[work / "thesis"].reason == "not made by mergeops"
+    assert found[work / "pace.json"].reason == "how fast this machine has been; small"
 
 
 def test_a_stale_partial_goes_unless_a_process_writes_it(work: Path, tracking: Tracking) -> None:

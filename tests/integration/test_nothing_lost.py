@@ -23,6 +23,7 @@ from mergeops.checkpoint import weights_sha256
 from mergeops.errors import AwayError, TrackingError
 from mergeops.progress import Progress
 from mergeops.recipe.settings import OutputSpec, TrackingSpec
+from mergeops.store import own_tags
 from mergeops.store.connection import connect
 from mergeops.tracking.sync import sync_trials
 
@@ -98,7 +99,7 @@ def check_once(case: Case) -> None:
     versions = [
         version
         for version in client.search_model_versions(f"name = '{name}'")
-        if version.tags["mlflow.mergeops.plan_digest"] == case.digest
+        if own_tags(version.tags)["mergeops.plan_digest"] == case.digest
     ]
     assert len(versions) == 1
     names = {entry.path for entry in client.list_artifacts(merge.info.run_id)}

@@ -10,8 +10,10 @@ from mergeops.redact import redact
 from mergeops.store.keys import (
     file_name,
     flatten,
+    folded,
     key,
     model_name,
+    own_tags,
     param_value,
     quoted,
     tag_value,
@@ -94,3 +96,23 @@ def test_credentials_are_taken_out_of_uris(uri: str, shown: str) -> None:
 def test_a_filter_literal_with_an_apostrophe_is_quoted_the_other_way() -> None:
     assert quoted("plain") == "'plain'"
     assert quoted("it's") == '"it\'s"'
+
+
+def test_folded_facts_are_one_hidden_tag_unless_they_are_too_long_for_one() -> None:
+    facts = {"mergeops.role": "merge", "mergeops.parents": "a,b"}
+    assert folded(facts) == {
+        "mlflow.mergeops.facts": '{"mergeops.role": "merge", "mergeops.parents": "a,b"}'
+    }
+    long = facts | {"mergeops.parents": "a" * 5000}
+    assert folded(long) == {
+        "mlflow.mergeops.role": "merge",
+        "mlflow.mergeops.parents": "a" * 5000,
+    }
+    for each in (facts, long):
+        assert own_tags({"team": "us", **folded(each)}) == {"team": "us", **each}
+
+
+def test_facts_that_somebody_edited_are_passed_over() -> None:
+    assert own_tags({"mlflow.mergeops.facts": "[1", "mlflow.mergeops.role": "merge"}) == {
+        "mergeops.role": "merge"
+    }
