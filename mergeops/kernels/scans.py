@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mergeops.kernels.bits import MAGNITUDE, SIGN, WIDTH, kernel, load_all
+from mergeops.kernels.importance import multiply_rows
 from mergeops.kernels.products import tree_sum
 from mergeops.kernels.sparse import sparsify
 from mergeops.kernels.types import (
@@ -19,6 +20,7 @@ from mergeops.kernels.types import (
     RealRows,
     Reals,
     ShortRows,
+    Singles,
 )
 
 DIGIT = 16
@@ -33,6 +35,8 @@ def count_digits(
     m: Index,
     targets: Ints,
     prefixes: Ints,
+    length: Index,
+    factors: Singles,
     rows: BitRows,
     inside: Bits32,
     counts: IntRows,
@@ -44,6 +48,9 @@ def count_digits(
         targets: ``[k]`` int64, which source.
         prefixes: ``[k]`` int64, only magnitudes with this high digit count, by their low digit; -1
             counts all, by their high digit.
+        length: entries of a row.
+        factors: float32, of the chunk's rows, not negative: the magnitudes are multiplied by them;
+            or empty.
         rows, inside: scratch, ``[parts, WIDTH]`` and ``[WIDTH]`` uint32.
         counts: ``[k, bins]`` int64.
 
@@ -54,6 +61,9 @@ def count_digits(
     for start in range(0, m, WIDTH):
         w = min(WIDTH, m - start)
         bad = np.uint32(bad | load_all(low, high, row, start, True, rows, w))
+        if factors.size:
+            for i in range(1, rows.shape[0]):
+                multiply_rows(rows.view(np.float32)[i, :w], start, length, factors)
         for k in range(targets.size):
             bits, bins = rows[targets[k] + 1, :w], counts[k]
             hits = 0

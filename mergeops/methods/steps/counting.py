@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,10 +12,25 @@ from mergeops.kernels import WIDTH, loaded
 from mergeops.methods.steps.fused import Array, Bits, scratch_rows
 
 
+class Magnitudes(NamedTuple):
+    """Keys that kernels know how to count: the magnitudes of task vectors, times a factor for each
+    row of the tensor where there are any."""
+
+    factors: Array = np.empty(0, np.float32)
+    """``[rows]`` float32, not negative; chunks then hold whole rows."""
+    row_length: int = 1
+
+    def of_chunk(self, bits: Bits) -> tuple[int, Array]:
+        """The kernels' arguments: the length of a row, and the factors of the chunk's rows."""
+        first = bits.offset // self.row_length
+        return self.row_length, self.factors[first : first + bits.m // self.row_length]
+
+
 class DigitCounter:
     """Histograms of the task vectors' magnitudes, to which each thread adds on its own.
 
     Args:
+        magnitudes: what is counted.
         prefixes: k pairs (source, high digit): only magnitudes with this high digit count, by their
             low digit; -1 counts all, by their high digits.
         bins: values of a digit.
@@ -22,8 +38,14 @@ class DigitCounter:
     """
 
     def __init__(
-        self, prefixes: Sequence[tuple[int, int]], bins: int, *, each_chunk: bool = False
+        self,
+        magnitudes: Magnitudes,
+        prefixes: Sequence[tuple[int, int]],
+        bins: int,
+        *,
+        each_chunk: bool = False,
     ) -> None:
+        self._magnitudes = magnitudes
         self._rows, self._digits = np.array(prefixes, dtype=np.int64).T.copy()
         self._shape = (len(prefixes), bins)
         self._each_chunk = each_chunk
@@ -40,7 +62,8 @@ class DigitCounter:
         if self._each_chunk:
             counts[:] = 0
         scratch = scratch_rows(int(self._rows.max()) + 2), np.empty(WIDTH, np.uint32)
-        if not loaded("count_digits")(*bits.arguments, self._rows, self._digits, *scratch, counts):
+        which = self._rows, self._digits, *self._magnitudes.of_chunk(bits)
+        if not loaded("count_digits")(*bits.arguments, *which, *scratch, counts):
             return None
         return not_empty(counts, bits.m) if self._each_chunk else np.empty(0, np.int64)
 
