@@ -85,7 +85,10 @@ def not_empty(histograms: Array, m: int) -> Array:
     """
     flat = histograms.reshape(-1)
     indices = np.flatnonzero(flat)
-    return np.array([[-1, *indices], [m, *flat[indices]]], np.int64)
+    found = np.empty((2, 1 + indices.size), np.int64)
+    found[:, 0] = -1, m
+    found[:, 1:] = indices, flat[indices]
+    return found
 
 
 def equal_to(bits: Bits, source: int, key: int) -> Array | None:
