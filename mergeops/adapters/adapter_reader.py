@@ -11,6 +11,10 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mergeops.adapters.adapter import Adapter
 from mergeops.adapters.peft_layers import PeftLayers
@@ -20,12 +24,17 @@ from mergeops.checkpoint import (
     CheckpointReader,
     FileStamp,
     as_tensor,
+    item_size,
     read_range,
     read_tensor,
 )
 from mergeops.errors import SourceError
+from mergeops.kernels import is_loaded, loaded
 from mergeops.lazy_torch import torch
 
+_WIDEST = 8
+"""Bytes of an entry, at most."""
+_FLOATS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 BLOCK_ELEMENTS = 65536
 """B A is computed for blocks of whole rows of about this size, wherever a read begins."""
 KEPT_BYTES = 1 << 28
@@ -69,6 +78,12 @@ class AdapterReader:
         reader, key = self._origin(name)
         if change is None:
             return reader.read(key, start, stop, staging)
+        if (
+            isinstance(change, LowRank)
+            and self._compute == "F32"
+            and self._add_product(name, change, start, stop, staging)
+        ):
+            return self._compute
         if isinstance(change, ByPeft):
             values = self._by_peft(name, change).view(-1)[start:stop]
         else:
@@ -108,6 +123,53 @@ class AdapterReader:
             if begin < end:
                 part = row[begin - token * columns : end - token * columns]
                 values[begin - start : end - start] = part
+
+    def _add_product(
+        self, name: str, change: LowRank, start: int, stop: int, staging: Bytes
+    ) -> bool:
+        """Elements of a matrix plus scale * B A by a kernel, which adds in another order: as in
+        ``_product``, the difference is gone after rounding. False where that is left to torch."""
+        reader, key = self._origin(name)
+        is_plain = not (change.turned or change.is_convolution or change.row)
+        if not is_plain or change.experts != 1 or stop == start or not is_loaded():
+            return False
+        stored = np.empty((stop - start) * _WIDEST, np.uint8)
+        dtype = reader.read(key, start, stop, stored)
+        stored = stored[: (stop - start) * item_size(dtype)]
+        low, high = np.empty(0, np.uint16), np.empty(0, np.uint32)
+        if dtype == "BF16":
+            low = stored.view(np.uint16)
+        elif dtype == "F32":
+            high = stored.view(np.uint32)
+        else:
+            return False
+        columns = self._adapter.tensors[name].shape[-1]
+        a = self._made.get(f"{change.a} as an array", lambda: self._in_double(change.a))
+        rank = a.size // columns
+        first, last = start // columns, -(-stop // columns)
+        b = self._in_double(change.b, first * rank, last * rank)
+        loaded("add_product")(
+            low,
+            high,
+            start,
+            columns,
+            a.reshape(rank, columns),
+            b.reshape(-1, rank),
+            change.scale,
+            np.empty(512),
+            staging[: (stop - start) * item_size("F32")].view(np.float32),
+        )
+        return True
+
+    def _in_double(self, key: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """Elements of one of the adapter's tensors, flattened, float64."""
+        stop = self._own.stored(key).numel if stop is None else stop
+        staging = np.empty((stop - start) * _WIDEST, np.uint8)
+        dtype = self._own.read(key, start, stop, staging)
+        raw = staging[: (stop - start) * item_size(dtype)]
+        if dtype == "BF16":
+            return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return raw.view(_FLOATS[dtype]).astype(np.float64)
 
     def _product(
         self, change: LowRank, shape: tuple[int, ...], start: int, stop: int
@@ -171,11 +233,11 @@ class KeptTensors:
     """Tensors that several reads need, made once; the oldest are forgotten."""
 
     def __init__(self) -> None:
-        self._tensors: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._tensors: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The tensor of this name; of several threads that need it, one makes it."""
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """The tensor or array of this name; of several threads that need it, one makes it."""
         with self._lock:
             if name not in self._tensors:
                 self._tensors[name] = make()

@@ -38,8 +38,8 @@ _COUNTS_PER_ROW = 64
 """As many counts through a row as take the time of sorting it."""
 _OCTAVES = 5
 """Bits of a code's distance from the largest magnitude's: 2**27 bit patterns are 16 octaves."""
-_MOST_MIXED = 64
-"""Different magnitudes of one code that are sorted one by one."""
+_STEPS_PER_ENTRY = 8
+"""As many in a nearly sorted row as take the time of sorting it."""
 
 
 @inlined
@@ -354,6 +354,23 @@ def pack_short(
     return bool(bad < SIGN)
 
 
+@inlined
+def _put_in_order(magnitudes: Array, packed: Array) -> bool:
+    """Sort a row that is nearly sorted by its magnitudes, with what is packed beside them; False
+    where it takes too many steps."""
+    left = magnitudes.size * _STEPS_PER_ENTRY
+    for i in range(1, magnitudes.size):
+        magnitude, moved, at = magnitudes[i], packed[i], i
+        while at > 0 and magnitudes[at - 1] > magnitude:
+            magnitudes[at], packed[at] = magnitudes[at - 1], packed[at - 1]
+            at -= 1
+            left -= 1
+        magnitudes[at], packed[at] = magnitude, moved
+        if left < 0:
+            return False
+    return True
+
+
 @kernel
 def chances_short(
     packed: Bits32,
@@ -362,6 +379,8 @@ def chances_short(
     bits: Index,
     start: Real,
     step: Real,
+    magnitudes: Bits32,
+    ranks: Shorts,
     out: Shorts,
 ) -> bool:
     """As ``chances``.
@@ -370,41 +389,39 @@ def chances_short(
         packed: ``[k]`` uint32 from ``pack_short``, each row sorted; put in the magnitudes' order.
         keys, length, bits: as there.
         start, step: as in ``decide``.
+        magnitudes, ranks: scratch ``[length]``.
         out: ``[k]`` int32, in the entries' own places.
 
     Returns:
         False where too many different magnitudes share a code.
     """
-    up, column = np.uint32(bits), np.uint32((1 << bits) - 1)
+    column = np.uint32((1 << bits) - 1)
     for begin in range(0, packed.size, length):
         ordered, mine = packed[begin : begin + length], keys[begin : begin + length]
         target = out[begin : begin + length]
-        first = 0
-        while first < length:
-            # From first to end: a run of equal codes.
-            code, key = ordered[first] >> up, mine[ordered[first] & column]
-            end, is_mixed = first + 1, False
-            while end < length and ordered[end] >> up == code:
-                is_mixed = is_mixed or mine[ordered[end] & column] != key
-                end += 1
-            if is_mixed:
-                if end - first > _MOST_MIXED:
-                    return False
-                for i in range(first + 1, end):
-                    moved, at = ordered[i], i
-                    while at > first and mine[ordered[at - 1] & column] > mine[moved & column]:
-                        ordered[at] = ordered[at - 1]
-                        at -= 1
-                    ordered[at] = moved
-                # From first to end: a run of equal magnitudes.
-                stop, end, key = end, first + 1, mine[ordered[first] & column]
-                while end < stop and mine[ordered[end] & column] == key:
-                    end += 1
-            # Equal magnitudes share the mean of their ranks.
-            chance = _chance(first + end - 1, start, step)
-            for j in range(first, end):
-                target[ordered[j] & column] = chance
-            first = end
+        for j in range(length):
+            magnitudes[j] = mine[ordered[j] & column]
+        wrong = np.uint32(0)
+        for j in range(1, length):
+            wrong = np.uint32(wrong + np.uint32(magnitudes[j] < magnitudes[j - 1]))
+        if wrong and not _put_in_order(magnitudes, ordered):
+            return False
+        # Equal magnitudes share the mean of their ranks: of the first and the last one's, twice it
+        # is the sum.
+        first = np.int32(0)
+        ranks[0] = first
+        for j in range(1, length):
+            first = first if magnitudes[j] == magnitudes[j - 1] else np.int32(j)
+            ranks[j] = first
+        last = np.int32(length - 1)
+        ranks[length - 1] += last
+        for j in range(length - 2, -1, -1):
+            last = last if magnitudes[j] == magnitudes[j + 1] else np.int32(j)
+            ranks[j] += last
+        for j in range(length):
+            ranks[j] = _chance(ranks[j], start, step)
+        for j in range(length):
+            target[ordered[j] & column] = ranks[j]
     return True
 
 

@@ -292,6 +292,7 @@ def _sort_out(
         # As many rows at a time as stay in a processor's second cache.
         group = max(_SORTED // row_length, 1) * row_length
         rows, *of_group = scratch_rows(2), *np.empty((2, min(group, bits.m)), np.uint32)
+        of_row = np.empty(row_length, np.uint32), np.empty(row_length, np.int32)
         for begin in range(0, bits.m, group):
             keys, packed = (of_entries[: bits.m - begin] for of_entries in of_group)
             which = begin, source, row_length, column_bits
@@ -300,7 +301,7 @@ def _sort_out(
             # numpy sorts integers with the processor's widest registers.
             packed.reshape(-1, row_length).sort(axis=1)
             target = out[begin : begin + packed.size]
-            order = row_length, column_bits, start, step
+            order = row_length, column_bits, start, step, *of_row
             if not loaded("chances_short")(packed, keys, *order, target):
                 break
         else:

@@ -218,7 +218,7 @@ def _count(
 
     total = np.zeros((len(prefixes), bins), np.int64)
     digits = [(row, -1 if shift is None else prefix) for row, prefix in prefixes]
-    counter = DigitCounter(counted or Magnitudes(), digits, bins, each_chunk=is_lowest)
+    counter = DigitCounter(counted or Magnitudes(), digits, bins)
     parts: list[Array] = []
     held = 0
     for counts in scan(look, fused=counter if counted else None):
