@@ -23,6 +23,7 @@ from mergeops.checkpoint import (
     Bytes,
     CheckpointReader,
     FileStamp,
+    as_floats,
     as_tensor,
     item_size,
     read_range,
@@ -34,7 +35,6 @@ from mergeops.lazy_torch import torch
 
 _WIDEST = 8
 """Bytes of an entry, at most."""
-_FLOATS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 BLOCK_ELEMENTS = 65536
 """B A is computed for blocks of whole rows of about this size, wherever a read begins."""
 KEPT_BYTES = 1 << 28
@@ -166,10 +166,7 @@ class AdapterReader:
         stop = self._own.stored(key).numel if stop is None else stop
         staging = np.empty((stop - start) * _WIDEST, np.uint8)
         dtype = self._own.read(key, start, stop, staging)
-        raw = staging[: (stop - start) * item_size(dtype)]
-        if dtype == "BF16":
-            return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        return raw.view(_FLOATS[dtype]).astype(np.float64)
+        return as_floats(staging[: (stop - start) * item_size(dtype)], dtype, "F64")
 
     def _product(
         self, change: LowRank, shape: tuple[int, ...], start: int, stop: int
