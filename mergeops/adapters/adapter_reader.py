@@ -127,8 +127,8 @@ class AdapterReader:
     def _add_product(
         self, name: str, change: LowRank, start: int, stop: int, staging: Bytes
     ) -> bool:
-        """Elements of a matrix plus scale * B A by a kernel, which adds in another order: as in
-        ``_product``, the difference is gone after rounding. False where that is left to torch."""
+        """Elements of a matrix plus scale * B A by a kernel, in float64, with the bits that
+        ``_product`` leads to; False where it is left to that."""
         reader, key = self._origin(name)
         is_plain = not (change.turned or change.is_convolution or change.row)
         if not is_plain or change.experts != 1 or stop == start or not is_loaded():
@@ -201,7 +201,7 @@ class AdapterReader:
         rank = a.shape[0] // change.experts
         if not change.turned and change.experts == 1:
             b = read_range(self._own, change.b, low * rank, high * rank)
-            return b.view(-1, rank).double() @ a
+            return _sum_of_products(b.view(-1, rank).double(), a)
         expert = matrix if change.expert is None else change.expert
         b = self._made.get(change.b, lambda: read_tensor(self._own, change.b).double())
         a = a[expert * rank : (expert + 1) * rank]
@@ -224,6 +224,17 @@ class AdapterReader:
             return made
 
         return self._made.get(name, make)
+
+
+def _sum_of_products(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """B A, float64, added up in the order of the kernel ``add_product``: four ranks at a time."""
+    total = torch.zeros(b.shape[0], a.shape[1], dtype=torch.float64)
+    terms = (b[:, k, None] * a[k] for k in range(a.shape[0]))
+    for _ in range(a.shape[0] // 4):
+        total += (next(terms) + next(terms)) + (next(terms) + next(terms))
+    for term in terms:
+        total += term
+    return total
 
 
 class KeptTensors:
