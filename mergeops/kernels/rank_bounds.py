@@ -2,7 +2,8 @@
 
 A draw mostly says by itself whether its entry stays, whatever the rank, or with a rough one: a
 histogram of a row's magnitudes bounds each entry's rank. Only where the draw lies within the bounds
-are equal and smaller magnitudes counted. Where each entry's chance is wanted, rows are sorted.
+are equal and smaller magnitudes counted. Where each entry's chance is wanted, rows are sorted: see
+``sorted_ranks``.
 """
 
 from __future__ import annotations
@@ -21,29 +22,22 @@ from mergeops.kernels.types import (
     Bits32,
     Bytes,
     Index,
-    Ints,
     Key,
     Keys,
     Real,
     ShortRows,
-    Shorts,
 )
 
-_LOW = (1 << 32) - 1
 _MOST = float((1 << 31) - 1)
 """Largest chance in steps."""
 _HALF = np.uint64(32)
 """Bits to the upper half of two numbers that are kept in one."""
 _COUNTS_PER_ROW = 64
 """As many counts through a row as take the time of sorting it."""
-_OCTAVES = 5
-"""Bits of a code's distance from the largest magnitude's: 2**27 bit patterns are 16 octaves."""
-_STEPS_PER_ENTRY = 8
-"""As many in a nearly sorted row as take the time of sorting it."""
 
 
 @inlined
-def _load_keys(
+def load_keys(
     low: Array, high: Array, row: int, start: int, source: int, rows: Array, keys: Array
 ) -> Any:
     """Magnitude bits of a task vector's entries from ``start`` on; returns as ``load_all``."""
@@ -83,11 +77,11 @@ def magnitudes(
     Returns:
         Whether the base and the source are finite.
     """
-    return bool(_load_keys(low, high, row, 0, source, rows, out) < SIGN)
+    return bool(load_keys(low, high, row, 0, source, rows, out) < SIGN)
 
 
 @inlined
-def _chance(twice_rank: int, start: float, step: float) -> Any:
+def chance_of(twice_rank: int, start: float, step: float) -> Any:
     """What ``ranks.drop_by_rank`` draws against, in steps: MagPrune's probability to stay, which
     grows evenly with the rank."""
     return np.int32(min(max(np.rint(twice_rank * step + start), 0.0), _MOST))
@@ -204,17 +198,17 @@ def decide(
         in_group = begin % group
         if in_group == 0:
             loaded = keys[: min(group, m - begin)]
-            bad |= _load_keys(low, high, row, begin, source, rows, loaded)
+            bad |= load_keys(low, high, row, begin, source, rows, loaded)
         # Magnitudes of the row.
         mine = keys[in_group : in_group + length]
         _find_buckets(mine, shift, places, table)
         # Bounds of the chances in each bucket: as if the entry were its smallest or its largest.
         for b in range(counts.size - 1):
-            least = np.uint64(_chance(2 * counts[b], start, step))
-            most = np.uint64(_chance(2 * (counts[b + 1] - 1), start, step))
+            least = np.uint64(chance_of(2 * counts[b], start, step))
+            most = np.uint64(chance_of(2 * (counts[b + 1] - 1), start, step))
             bounds[b] = least << _HALF | (most + np.uint64(1))
         # Zeros are all equal, so their chance is known: that of their mean rank.
-        of_zeros = np.uint64(_chance(counts[1] - 1, start, step))
+        of_zeros = np.uint64(chance_of(counts[1] - 1, start, step))
         bounds[0] = of_zeros << _HALF | of_zeros
         known[:] = np.int32(-1)
         for at in range(0, length, WIDTH):
@@ -247,191 +241,6 @@ def decide(
                             return TOO_MANY
                         count = counts[b + 1] - counts[b]
                         twice = _twice_rank(mine, magnitude, int(counts[b]), count)
-                        known[b], chance[b] = np.int32(magnitude), _chance(twice, start, step)
+                        known[b], chance[b] = np.int32(magnitude), chance_of(twice, start, step)
                     target[j] = np.uint8(np.int32(draws[j] & MAGNITUDE) < chance[b])
     return FINE if bad < SIGN else NOT_FINITE
-
-
-@kernel
-def pack(
-    low: Bits16,
-    high: Bits32,
-    row: Index,
-    m: Index,
-    source: Index,
-    length: Index,
-    rows: BitRows,
-    keys: Bits32,
-    out: Ints,
-) -> bool:
-    """Magnitude and column of each entry of a task vector in one integer, to be sorted.
-
-    Args:
-        low, high, row, m, source, length, rows, keys: as in ``decide``.
-        out: ``[m]`` int64, magnitude bits above the column's 32 bits.
-
-    Returns:
-        Whether the base and the source are finite.
-    """
-    bad = np.uint32(0)
-    for begin in range(0, m, WIDTH):
-        loaded, target = keys[: min(WIDTH, m - begin)], out[begin : begin + WIDTH]
-        bad |= _load_keys(low, high, row, begin, source, rows, loaded)
-        for j in range(loaded.size):
-            target[j] = np.int64(loaded[j]) << 32
-    for begin in range(0, m, length):
-        target = out[begin : begin + length]
-        for j in range(length):
-            target[j] |= j
-    return bool(bad < SIGN)
-
-
-@kernel
-def chances(packed: Ints, length: Index, start: Real, step: Real, out: Shorts) -> None:
-    """Each entry's chance.
-
-    Args:
-        packed: ``[m]`` int64 from ``pack``, each row sorted.
-        length, start, step: as in ``decide``.
-        out: ``[m]`` int32, in the entries' own places.
-    """
-    for begin in range(0, packed.size, length):
-        ordered, target = packed[begin : begin + length], out[begin : begin + length]
-        first = 0
-        while first < length:
-            # From first to end: a run of equal magnitudes.
-            key = ordered[first] >> 32
-            end = first + 1
-            while end < length and ordered[end] >> 32 == key:
-                end += 1
-            # Equal magnitudes share the mean of their ranks.
-            chance = _chance(first + end - 1, start, step)
-            for j in range(first, end):
-                target[ordered[j] & _LOW] = chance
-            first = end
-
-
-@kernel
-def pack_short(
-    low: Bits16,
-    high: Bits32,
-    row: Index,
-    begin: Index,
-    source: Index,
-    length: Index,
-    bits: Index,
-    rows: BitRows,
-    keys: Bits32,
-    out: Bits32,
-) -> bool:
-    """As ``pack`` in 32 bits, which are sorted in half the time: a code stands for the magnitude.
-
-    Zeros have the lowest code, the largest magnitude of a row has the highest one. Codes order as
-    magnitudes do, but those that are close may share one.
-
-    Args:
-        low, high, row, source, length, rows: as in ``decide``.
-        begin: index in the chunk of the first entry.
-        bits: of a column.
-        keys: ``[k]`` uint32, whole rows: for the magnitudes.
-        out: ``[k]`` uint32, code above the column's bits.
-
-    Returns:
-        Whether the base and the source are finite.
-    """
-    bad = _load_keys(low, high, row, begin, source, rows, keys)
-    last = np.uint32((1 << (32 - bits)) - 1)
-    unit, up = np.uint32(max(bits - _OCTAVES, 0)), np.uint32(bits)
-    for first in range(0, keys.size, length):
-        mine, target = keys[first : first + length], out[first : first + length]
-        top = np.uint32(0)
-        for j in range(length):
-            top = max(top, mine[j])
-        for j in range(length):
-            down = min(np.uint32(top - mine[j]) >> unit, np.uint32(last - np.uint32(1)))
-            code = np.uint32(last - down) if mine[j] > 0 else np.uint32(0)
-            target[j] = np.uint32(np.uint32(code << up) | np.uint32(j))
-    return bool(bad < SIGN)
-
-
-@inlined
-def _put_in_order(magnitudes: Array, packed: Array) -> bool:
-    """Sort a row that is nearly sorted by its magnitudes, with what is packed beside them; False
-    where it takes too many steps."""
-    left = magnitudes.size * _STEPS_PER_ENTRY
-    for i in range(1, magnitudes.size):
-        magnitude, moved, at = magnitudes[i], packed[i], i
-        while at > 0 and magnitudes[at - 1] > magnitude:
-            magnitudes[at], packed[at] = magnitudes[at - 1], packed[at - 1]
-            at -= 1
-            left -= 1
-        magnitudes[at], packed[at] = magnitude, moved
-        if left < 0:
-            return False
-    return True
-
-
-@kernel
-def chances_short(
-    packed: Bits32,
-    keys: Bits32,
-    length: Index,
-    bits: Index,
-    start: Real,
-    step: Real,
-    magnitudes: Bits32,
-    ranks: Shorts,
-    out: Shorts,
-) -> bool:
-    """As ``chances``.
-
-    Args:
-        packed: ``[k]`` uint32 from ``pack_short``, each row sorted; put in the magnitudes' order.
-        keys, length, bits: as there.
-        start, step: as in ``decide``.
-        magnitudes, ranks: scratch ``[length]``.
-        out: ``[k]`` int32, in the entries' own places.
-
-    Returns:
-        False where too many different magnitudes share a code.
-    """
-    column = np.uint32((1 << bits) - 1)
-    for begin in range(0, packed.size, length):
-        ordered, mine = packed[begin : begin + length], keys[begin : begin + length]
-        target = out[begin : begin + length]
-        for j in range(length):
-            magnitudes[j] = mine[ordered[j] & column]
-        wrong = np.uint32(0)
-        for j in range(1, length):
-            wrong = np.uint32(wrong + np.uint32(magnitudes[j] < magnitudes[j - 1]))
-        if wrong and not _put_in_order(magnitudes, ordered):
-            return False
-        # Equal magnitudes share the mean of their ranks: of the first and the last one's, twice it
-        # is the sum.
-        first = np.int32(0)
-        ranks[0] = first
-        for j in range(1, length):
-            first = first if magnitudes[j] == magnitudes[j - 1] else np.int32(j)
-            ranks[j] = first
-        last = np.int32(length - 1)
-        ranks[length - 1] += last
-        for j in range(length - 2, -1, -1):
-            last = last if magnitudes[j] == magnitudes[j + 1] else np.int32(j)
-            ranks[j] += last
-        for j in range(length):
-            ranks[j] = _chance(ranks[j], start, step)
-        for j in range(length):
-            target[ordered[j] & column] = ranks[j]
-    return True
-
-
-@kernel
-def compare(chances: Shorts, offset: Index, key: Key, random: Keys, stays: Bytes) -> None:
-    """As ``decide``, with chances ``[m]`` from ``chances``."""
-    for at in range(0, stays.size, WIDTH):
-        w, skip = min(WIDTH, stays.size - at), (offset + at) % 2
-        draw(key, (offset + at) // 2, random[: (w + skip + 1) // 2])
-        draws = random.view(np.uint32)[skip : skip + w]
-        limits, target = chances[at : at + w], stays[at : at + w]
-        for j in range(w):
-            target[j] = np.uint8(np.int32(draws[j] & MAGNITUDE) < limits[j])

@@ -31,10 +31,8 @@ _NO_WINDOWS = np.empty((0, 4), np.int64)
 _NO_CHANCES, _NO_STAYS = np.empty((0, 0), np.int32), np.empty((0, 0), np.uint8)
 _SHORT = 128
 """Rows with fewer entries are sorted rather than counted."""
-_SORTED = 1 << 16
-"""Entries that are sorted at a time, where rows are shorter."""
-_MOST_COLUMN_BITS = 16
-"""Of 32, the rest of which tells magnitudes apart."""
+_SORTED, _MOST_COLUMN_BITS = 1 << 16, 16
+"""Entries that are sorted at a time, where rows are shorter; bits of 32 for the column."""
 _MOST_REMEMBERED = 1 << 26
 """Bytes of what is found of a tensor in one pass and used in the next."""
 _NO_LOW, _NO_HIGH = np.empty(0, np.uint16), np.empty(0, np.uint32)
@@ -289,7 +287,6 @@ def _sort_out(
     finite."""
     column_bits = max((row_length - 1).bit_length(), 1)
     if column_bits <= _MOST_COLUMN_BITS:
-        # As many rows at a time as stay in a processor's second cache.
         group = max(_SORTED // row_length, 1) * row_length
         rows, *of_group = scratch_rows(2), *np.empty((2, min(group, bits.m)), np.uint32)
         of_row = np.empty(row_length, np.uint32), np.empty(row_length, np.int32)
@@ -300,9 +297,8 @@ def _sort_out(
                 return False
             # numpy sorts integers with the processor's widest registers.
             packed.reshape(-1, row_length).sort(axis=1)
-            target = out[begin : begin + packed.size]
-            order = row_length, column_bits, start, step, *of_row
-            if not loaded("chances_short")(packed, keys, *order, target):
+            which = row_length, column_bits, start, step, *of_row
+            if not loaded("chances_short")(packed, keys, *which, out[begin : begin + packed.size]):
                 break
         else:
             return True
