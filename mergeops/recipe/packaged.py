@@ -53,8 +53,8 @@ def layered(content: Mapping[str, Any]) -> dict[str, Any] | None:
             return None
         layers.append({group: layer})
     merged: dict[str, Any] = {}
-    for layer in [*layers, content]:
-        _merge(merged, layer)
+    for above in (*layers, content):
+        _merge(merged, above)
     return merged
 
 
