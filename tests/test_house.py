@@ -101,12 +101,15 @@ BUILT_ON |= {
     },
 }
 KERNELS = {
+    "adapted",
     "combine",
     "entries",
+    "importance",
     "plain",
     "products",
     "rank_bounds",
     "scans",
+    "sorted_ranks",
     "sparse",
     "types",
     "vote",

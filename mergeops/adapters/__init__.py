@@ -1,6 +1,6 @@
 """Adapters: what PEFT saves beside a base, read as the model that both are together.
 
-Stands on: architectures, checkpoint, errors, lazy_torch, schema.
+Stands on: architectures, checkpoint, errors, kernels, lazy_torch, schema.
 """
 
 from mergeops.adapters.adapter import Adapter, open_adapter

@@ -11,6 +11,10 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mergeops.adapters.adapter import Adapter
 from mergeops.adapters.peft_layers import PeftLayers
@@ -19,13 +23,18 @@ from mergeops.checkpoint import (
     Bytes,
     CheckpointReader,
     FileStamp,
+    as_floats,
     as_tensor,
+    item_size,
     read_range,
     read_tensor,
 )
 from mergeops.errors import SourceError
+from mergeops.kernels import is_loaded, loaded
 from mergeops.lazy_torch import torch
 
+_WIDEST = 8
+"""Bytes of an entry, at most."""
 BLOCK_ELEMENTS = 65536
 """B A is computed for blocks of whole rows of about this size, wherever a read begins."""
 KEPT_BYTES = 1 << 28
@@ -69,6 +78,12 @@ class AdapterReader:
         reader, key = self._origin(name)
         if change is None:
             return reader.read(key, start, stop, staging)
+        if (
+            isinstance(change, LowRank)
+            and self._compute == "F32"
+            and self._add_product(name, change, start, stop, staging)
+        ):
+            return self._compute
         if isinstance(change, ByPeft):
             values = self._by_peft(name, change).view(-1)[start:stop]
         else:
@@ -109,6 +124,50 @@ class AdapterReader:
                 part = row[begin - token * columns : end - token * columns]
                 values[begin - start : end - start] = part
 
+    def _add_product(
+        self, name: str, change: LowRank, start: int, stop: int, staging: Bytes
+    ) -> bool:
+        """Elements of a matrix plus scale * B A by a kernel, in float64, with the bits that
+        ``_product`` leads to; False where it is left to that."""
+        reader, key = self._origin(name)
+        is_plain = not (change.turned or change.is_convolution or change.row)
+        if not is_plain or change.experts != 1 or stop == start or not is_loaded():
+            return False
+        stored = np.empty((stop - start) * _WIDEST, np.uint8)
+        dtype = reader.read(key, start, stop, stored)
+        stored = stored[: (stop - start) * item_size(dtype)]
+        low, high = np.empty(0, np.uint16), np.empty(0, np.uint32)
+        if dtype == "BF16":
+            low = stored.view(np.uint16)
+        elif dtype == "F32":
+            high = stored.view(np.uint32)
+        else:
+            return False
+        columns = self._adapter.tensors[name].shape[-1]
+        a = self._made.get(f"{change.a} as an array", lambda: self._in_double(change.a))
+        rank = a.size // columns
+        first, last = start // columns, -(-stop // columns)
+        b = self._in_double(change.b, first * rank, last * rank)
+        loaded("add_product")(
+            low,
+            high,
+            start,
+            columns,
+            a.reshape(rank, columns),
+            b.reshape(-1, rank),
+            change.scale,
+            np.empty(512),
+            staging[: (stop - start) * item_size("F32")].view(np.float32),
+        )
+        return True
+
+    def _in_double(self, key: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """Elements of one of the adapter's tensors, flattened, float64."""
+        stop = self._own.stored(key).numel if stop is None else stop
+        staging = np.empty((stop - start) * _WIDEST, np.uint8)
+        dtype = self._own.read(key, start, stop, staging)
+        return as_floats(staging[: (stop - start) * item_size(dtype)], dtype, "F64")
+
     def _product(
         self, change: LowRank, shape: tuple[int, ...], start: int, stop: int
     ) -> torch.Tensor:
@@ -142,7 +201,7 @@ class AdapterReader:
         rank = a.shape[0] // change.experts
         if not change.turned and change.experts == 1:
             b = read_range(self._own, change.b, low * rank, high * rank)
-            return b.view(-1, rank).double() @ a
+            return _sum_of_products(b.view(-1, rank).double(), a)
         expert = matrix if change.expert is None else change.expert
         b = self._made.get(change.b, lambda: read_tensor(self._own, change.b).double())
         a = a[expert * rank : (expert + 1) * rank]
@@ -167,15 +226,26 @@ class AdapterReader:
         return self._made.get(name, make)
 
 
+def _sum_of_products(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """B A, float64, added up in the order of the kernel ``add_product``: four ranks at a time."""
+    total = torch.zeros(b.shape[0], a.shape[1], dtype=torch.float64)
+    terms = (b[:, k, None] * a[k] for k in range(a.shape[0]))
+    for _ in range(a.shape[0] // 4):
+        total += (next(terms) + next(terms)) + (next(terms) + next(terms))
+    for term in terms:
+        total += term
+    return total
+
+
 class KeptTensors:
     """Tensors that several reads need, made once; the oldest are forgotten."""
 
     def __init__(self) -> None:
-        self._tensors: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._tensors: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The tensor of this name; of several threads that need it, one makes it."""
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """The tensor or array of this name; of several threads that need it, one makes it."""
         with self._lock:
             if name not in self._tensors:
                 self._tensors[name] = make()

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import stat as file_kind
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +35,7 @@ MOST_JSON_BYTES = 2**28
 """Ten times the largest tokenizer.json of the hub."""
 MOST_JSON_LEVELS = 64
 """Code that goes through nested values calls itself; files of models have a handful of levels."""
+_NESTS = (dict, list)
 
 
 @dataclass(frozen=True)
@@ -215,15 +216,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def is_too_deep(content: Any) -> bool:
     """Whether JSON types are nested more than ``MOST_JSON_LEVELS`` deep."""
-    level: list[Any] = [content]
+    level: list[Any] = [content] if isinstance(content, dict | list) else []
     for _ in range(MOST_JSON_LEVELS + 1):
-        level = [inner for outer in level for inner in _nested_in(outer)]
+        # A tokenizer has 100,000 pairs: this is one expression for the sake of time.
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, _NESTS)
+        ]
     return bool(level)
-
-
-def _nested_in(outer: Any) -> Iterable[Any]:
-    values = outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
-    return [value for value in values if isinstance(value, dict | list)]
 
 
 def weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:

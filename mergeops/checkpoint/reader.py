@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from mergeops.errors import SourceError
 from mergeops.lazy_torch import torch
 
 Bytes = npt.NDArray[np.uint8]
+_FLOATS: dict[str, Any] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 KEPT = 4
 """Ranges that are kept for decoding: scales, and an expert's codes, which are read column by
 column."""
@@ -211,6 +212,23 @@ def as_tensor(staging: Bytes, dtype: str, numel: int) -> torch.Tensor:
         numel: how many elements were read.
     """
     return torch.from_numpy(staging[: numel * item_size(dtype)]).view(torch_dtype(dtype))
+
+
+def as_floats(stored: Bytes, dtype: str, compute: str) -> npt.NDArray[Any]:
+    """Stored numbers in the dtype of the arithmetic, without torch.
+
+    Args:
+        stored: bytes of BF16, F16, F32 or F64.
+        dtype: which.
+        compute: F32 or F64.
+    """
+    wanted = _FLOATS[compute]
+    if dtype == "BF16":
+        values = (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = stored.view(_FLOATS[dtype])
+    with np.errstate(over="ignore"):
+        return values.astype(wanted, copy=False)
 
 
 def read_range(reader: TensorReader, name: str, start: int, stop: int) -> torch.Tensor:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mergeops.checkpoint.dtypes import item_size, torch_dtype
-from mergeops.checkpoint.reader import Bytes, TensorReader, as_tensor, read_range
-from mergeops.lazy_torch import torch
+from mergeops.checkpoint.dtypes import item_size
+from mergeops.checkpoint.reader import Bytes, TensorReader, as_floats
 
 Ints = npt.NDArray[np.int64]
+Rows = npt.NDArray[Any]
+"""``[rows, columns]``, in the compute dtype."""
+_WIDEST = 8
+"""Bytes of an entry, at most."""
 GAP_BYTES = 1 << 16
 """Rows that are nearer to each other than this are read in one go: cheaper than to ask twice."""
 AVERAGE = -2
@@ -66,7 +70,8 @@ class RelaidReader:
         self._table = RowTable(runs, means)
         self._columns = columns
         self._compute = compute
-        self._averages: dict[str, torch.Tensor] = {}
+        self._dtype = np.dtype(np.float64 if compute == "F64" else np.float32)
+        self._averages: dict[str, Rows] = {}
         self._lock = threading.Lock()
 
     def read(self, name: str, start: int, stop: int, staging: Bytes) -> str:
@@ -87,10 +92,10 @@ class RelaidReader:
             reader = self._readers[int(origin[0])]
             return reader.read(name, start + moved, stop + moved, staging)
         rows = self._rows(name, first, last, columns)
-        if (is_average := torch.from_numpy(origin == AVERAGE)).any():
+        if (is_average := origin == AVERAGE).any():
             rows[is_average] = self._average(name, columns)
-        wanted = rows.view(-1)[start - first * columns : stop - first * columns]
-        as_tensor(staging, self._compute, wanted.numel()).copy_(wanted)
+        wanted = rows.reshape(-1)[start - first * columns : stop - first * columns]
+        staging[: wanted.nbytes].view(self._dtype)[:] = wanted
         return self._compute
 
     def prefetch(self, name: str, start: int, stop: int) -> None:
@@ -107,36 +112,36 @@ class RelaidReader:
         """See ``TensorReader``; the other inputs are closed by their own."""
         self._own.close()
 
-    def _rows(self, name: str, first: int, last: int, columns: int) -> torch.Tensor:
+    def _rows(self, name: str, first: int, last: int, columns: int) -> Rows:
         """Rows ``first`` to ``last`` in the compute dtype; those that are an average are zeros."""
         origin, row = self._table.origin[first:last], self._table.row[first:last]
-        rows = torch.zeros(last - first, columns, dtype=torch_dtype(self._compute))
+        rows = np.zeros((last - first, columns), self._dtype)
         for source in np.unique(origin).tolist():
             at = np.flatnonzero(origin == source)
             if source >= 0:
                 rows[at] = self._gather(source, name, row[at], columns)
             elif source < AVERAGE:
                 pairs = self._table.means[AVERAGE - 1 - source]
-                total = torch.zeros(at.size, columns, dtype=torch.float64)
+                total = np.zeros((at.size, columns))
                 for number, begin in pairs:
                     total += self._gather(number, name, row[at] + begin, columns)
-                rows[at] = (total / len(pairs)).to(rows.dtype)
+                rows[at] = total / len(pairs)
         return rows
 
-    def _average(self, name: str, columns: int) -> torch.Tensor:
+    def _average(self, name: str, columns: int) -> Rows:
         """``[columns]``, the mean of all rows that are none themselves; read once a tensor."""
         with self._lock:
             if name not in self._averages:
                 counted = self._table.origin != AVERAGE
-                total = torch.zeros(columns, dtype=torch.float64)
+                total = np.zeros(columns)
                 for first in range(0, counted.size, AVERAGED_ROWS):
                     last = min(first + AVERAGED_ROWS, counted.size)
-                    total += _sum_of_rows(self._rows(name, first, last, columns).double())
+                    total += _sum_of_rows(self._rows(name, first, last, columns))
                 mean = total / int(counted.sum())
-                self._averages[name] = mean.to(torch_dtype(self._compute))
+                self._averages[name] = mean.astype(self._dtype)
             return self._averages[name]
 
-    def _gather(self, number: int, name: str, rows: Ints, columns: int) -> torch.Tensor:
+    def _gather(self, number: int, name: str, rows: Ints, columns: int) -> Rows:
         """Rows of one input, ``[rows, columns]``, in the compute dtype."""
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
@@ -146,20 +151,23 @@ class RelaidReader:
         lows, highs = ordered[begins], ordered[ends - 1] + 1
         offsets = np.cumsum(highs - lows) - (highs - lows)
         reader = self._readers[number]
-        spans = [
-            read_range(reader, name, low * columns, high * columns)
-            for low, high in zip(lows.tolist(), highs.tolist(), strict=True)
-        ]
+        spans = []
+        for low, high in zip(lows.tolist(), highs.tolist(), strict=True):
+            stored = np.empty((high - low) * columns * _WIDEST, np.uint8)
+            dtype = reader.read(name, low * columns, high * columns, stored)
+            spans.append(stored[: (high - low) * columns * item_size(dtype)])
         place = np.empty_like(rows)
         place[order] = ordered + np.repeat(offsets - lows, ends - begins)
-        gathered = torch.cat(spans).view(-1, columns)[torch.from_numpy(place)]
-        return gathered.to(torch_dtype(self._compute))
+        gathered = np.concatenate(spans).reshape(int((highs - lows).sum()), -1)[place]
+        return as_floats(gathered.reshape(-1), dtype, self._compute).reshape(-1, columns)
 
 
-def _sum_of_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Add rows pair by pair: the order, and so the result, is the same on any number of threads."""
+def _sum_of_rows(rows: Rows) -> Rows:
+    """Add rows pair by pair in float64: the order, and so the result, is the same on any number of
+    threads."""
+    rows = rows.astype(np.float64)
     while len(rows) > 1:
         half = len(rows) // 2
         pairs = rows[:half] + rows[half : 2 * half]
-        rows = torch.cat([pairs, rows[2 * half :]])
-    return rows[0]
+        rows = np.concatenate([pairs, rows[2 * half :]])
+    return rows[0]  # type: ignore[no-any-return]

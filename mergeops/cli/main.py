@@ -119,7 +119,7 @@ def main() -> None:
     """Entry point: every expected error is one line on stderr and the exit code of its class."""
     # Libraries make half a million objects that stay. Python would look through them for garbage
     # many times while they load, and once more before it ends: half a second of a small merge.
-    garbage_collector.set_threshold(50_000, 20, 20)
+    garbage_collector.set_threshold(100_000, 20, 20)
     # A name may hold what the terminal's encoding lacks, or half a UTF-16 pair.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -79,7 +79,7 @@ def merge(
     # First: what the words say of it comes after.
     words = [*([f"executor={executor}"] if executor else []), *call.overrides]
     call = dataclasses.replace(call, overrides=tuple(words))
-    more = [f"output.device={device}"]
+    more = []
     if workers is not None:
         more.append(f"executor.workers={workers}")
     if seed is not None:
@@ -87,6 +87,8 @@ def merge(
     if compat:
         more.append(f"compat={compat}")
     recipe = call.recipe(*more, recipe_file=recipe_file)
+    output = dataclasses.replace(recipe.output, device=device)
+    recipe = dataclasses.replace(recipe, output=output)
     if call.cfg:
         return show_recipe(recipe)
     if only_plan:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -124,6 +125,9 @@ class Lane:
 
         Valid until the lane's next ``bits`` or ``load``.
         """
+        if "torch" in sys.modules:
+            # What takes the bits may use torch for a part.
+            self._single.begin()
         raws = self.raw(chunk)
         m, row, dtype = chunk.stop - chunk.start, self._staging.shape[1], raws[0].dtype
         flat = None

@@ -16,7 +16,7 @@ Stands on: nothing.
 
 from mergeops.kernels.blocks import BLOCK, COLUMNS, NOT_FINITE, STRIPS, TOO_MANY, WIDTH
 from mergeops.kernels.cache_folder import user_cache
-from mergeops.kernels.loader import are_kept, loaded
+from mergeops.kernels.loader import are_kept, is_loaded, loaded
 
 __all__ = [
     "BLOCK",
@@ -26,6 +26,7 @@ __all__ = [
     "TOO_MANY",
     "WIDTH",
     "are_kept",
+    "is_loaded",
     "loaded",
     "user_cache",
 ]

@@ -56,6 +56,11 @@ def loaded(name: str) -> Kernel:
         return _kernels()[name]
 
 
+def is_loaded() -> bool:
+    """Whether the kernels can be called at once; nothing is loaded for the question."""
+    return _kernels.cache_info().currsize > 0
+
+
 def are_kept() -> bool:
     """Whether this machine has compiled the kernels before, so that they are loaded in no time."""
     try:

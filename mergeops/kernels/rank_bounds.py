@@ -2,7 +2,8 @@
 
 A draw mostly says by itself whether its entry stays, whatever the rank, or with a rough one: a
 histogram of a row's magnitudes bounds each entry's rank. Only where the draw lies within the bounds
-are equal and smaller magnitudes counted. Where each entry's chance is wanted, rows are sorted.
+are equal and smaller magnitudes counted. Where each entry's chance is wanted, rows are sorted: see
+``sorted_ranks``.
 """
 
 from __future__ import annotations
@@ -21,15 +22,12 @@ from mergeops.kernels.types import (
     Bits32,
     Bytes,
     Index,
-    Ints,
     Key,
     Keys,
     Real,
     ShortRows,
-    Shorts,
 )
 
-_LOW = (1 << 32) - 1
 _MOST = float((1 << 31) - 1)
 """Largest chance in steps."""
 _HALF = np.uint64(32)
@@ -39,7 +37,7 @@ _COUNTS_PER_ROW = 64
 
 
 @inlined
-def _load_keys(
+def load_keys(
     low: Array, high: Array, row: int, start: int, source: int, rows: Array, keys: Array
 ) -> Any:
     """Magnitude bits of a task vector's entries from ``start`` on; returns as ``load_all``."""
@@ -79,11 +77,11 @@ def magnitudes(
     Returns:
         Whether the base and the source are finite.
     """
-    return bool(_load_keys(low, high, row, 0, source, rows, out) < SIGN)
+    return bool(load_keys(low, high, row, 0, source, rows, out) < SIGN)
 
 
 @inlined
-def _chance(twice_rank: int, start: float, step: float) -> Any:
+def chance_of(twice_rank: int, start: float, step: float) -> Any:
     """What ``ranks.drop_by_rank`` draws against, in steps: MagPrune's probability to stay, which
     grows evenly with the rank."""
     return np.int32(min(max(np.rint(twice_rank * step + start), 0.0), _MOST))
@@ -200,17 +198,17 @@ def decide(
         in_group = begin % group
         if in_group == 0:
             loaded = keys[: min(group, m - begin)]
-            bad |= _load_keys(low, high, row, begin, source, rows, loaded)
+            bad |= load_keys(low, high, row, begin, source, rows, loaded)
         # Magnitudes of the row.
         mine = keys[in_group : in_group + length]
         _find_buckets(mine, shift, places, table)
         # Bounds of the chances in each bucket: as if the entry were its smallest or its largest.
         for b in range(counts.size - 1):
-            least = np.uint64(_chance(2 * counts[b], start, step))
-            most = np.uint64(_chance(2 * (counts[b + 1] - 1), start, step))
+            least = np.uint64(chance_of(2 * counts[b], start, step))
+            most = np.uint64(chance_of(2 * (counts[b + 1] - 1), start, step))
             bounds[b] = least << _HALF | (most + np.uint64(1))
         # Zeros are all equal, so their chance is known: that of their mean rank.
-        of_zeros = np.uint64(_chance(counts[1] - 1, start, step))
+        of_zeros = np.uint64(chance_of(counts[1] - 1, start, step))
         bounds[0] = of_zeros << _HALF | of_zeros
         known[:] = np.int32(-1)
         for at in range(0, length, WIDTH):
@@ -243,77 +241,6 @@ def decide(
                             return TOO_MANY
                         count = counts[b + 1] - counts[b]
                         twice = _twice_rank(mine, magnitude, int(counts[b]), count)
-                        known[b], chance[b] = np.int32(magnitude), _chance(twice, start, step)
+                        known[b], chance[b] = np.int32(magnitude), chance_of(twice, start, step)
                     target[j] = np.uint8(np.int32(draws[j] & MAGNITUDE) < chance[b])
     return FINE if bad < SIGN else NOT_FINITE
-
-
-@kernel
-def pack(
-    low: Bits16,
-    high: Bits32,
-    row: Index,
-    m: Index,
-    source: Index,
-    length: Index,
-    rows: BitRows,
-    keys: Bits32,
-    out: Ints,
-) -> bool:
-    """Magnitude and column of each entry of a task vector in one integer, to be sorted.
-
-    Args:
-        low, high, row, m, source, length, rows, keys: as in ``decide``.
-        out: ``[m]`` int64, magnitude bits above the column's 32 bits.
-
-    Returns:
-        Whether the base and the source are finite.
-    """
-    bad = np.uint32(0)
-    for begin in range(0, m, WIDTH):
-        loaded, target = keys[: min(WIDTH, m - begin)], out[begin : begin + WIDTH]
-        bad |= _load_keys(low, high, row, begin, source, rows, loaded)
-        for j in range(loaded.size):
-            target[j] = np.int64(loaded[j]) << 32
-    for begin in range(0, m, length):
-        target = out[begin : begin + length]
-        for j in range(length):
-            target[j] |= j
-    return bool(bad < SIGN)
-
-
-@kernel
-def chances(packed: Ints, length: Index, start: Real, step: Real, out: Shorts) -> None:
-    """Each entry's chance.
-
-    Args:
-        packed: ``[m]`` int64 from ``pack``, each row sorted.
-        length, start, step: as in ``decide``.
-        out: ``[m]`` int32, in the entries' own places.
-    """
-    for begin in range(0, packed.size, length):
-        ordered, target = packed[begin : begin + length], out[begin : begin + length]
-        first = 0
-        while first < length:
-            # From first to end: a run of equal magnitudes.
-            key = ordered[first] >> 32
-            end = first + 1
-            while end < length and ordered[end] >> 32 == key:
-                end += 1
-            # Equal magnitudes share the mean of their ranks.
-            chance = _chance(first + end - 1, start, step)
-            for j in range(first, end):
-                target[ordered[j] & _LOW] = chance
-            first = end
-
-
-@kernel
-def compare(chances: Shorts, offset: Index, key: Key, random: Keys, stays: Bytes) -> None:
-    """As ``decide``, with chances ``[m]`` from ``chances``."""
-    for at in range(0, stays.size, WIDTH):
-        w, skip = min(WIDTH, stays.size - at), (offset + at) % 2
-        draw(key, (offset + at) // 2, random[: (w + skip + 1) // 2])
-        draws = random.view(np.uint32)[skip : skip + w]
-        limits, target = chances[at : at + w], stays[at : at + w]
-        for j in range(w):
-            target[j] = np.uint8(np.int32(draws[j] & MAGNITUDE) < limits[j])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from mergeops.kernels.bits import MAGNITUDE, SIGN, WIDTH, kernel, load_all
+from mergeops.kernels.bits import MAGNITUDE, SIGN, WIDTH, inlined, kernel, load_all
+from mergeops.kernels.importance import multiply_rows
 from mergeops.kernels.products import tree_sum
 from mergeops.kernels.sparse import sparsify
 from mergeops.kernels.types import (
+    Array,
     BitRows,
     Bits16,
     Bits32,
@@ -19,32 +23,54 @@ from mergeops.kernels.types import (
     RealRows,
     Reals,
     ShortRows,
+    Singles,
 )
 
 DIGIT = 16
 """Bits of a digit of a magnitude: the high and the low half."""
 
 
+@inlined
+def _load_magnitudes(
+    low: Array,
+    high: Array,
+    row: int,
+    start: int,
+    length: int,
+    factors: Array,
+    rows: Array,
+    w: int,
+) -> Any:
+    """As ``load_all`` with a base; the task vectors times the factors of the tensor's rows, where
+    there are any."""
+    bad = load_all(low, high, row, start, True, rows, w)
+    if factors.size:
+        for i in range(1, rows.shape[0]):
+            multiply_rows(rows.view(np.float32)[i, :w], start, length, factors)
+    return bad
+
+
 @kernel
-def count_digits(
+def count_high_digits(
     low: Bits16,
     high: Bits32,
     row: Index,
     m: Index,
     targets: Ints,
-    prefixes: Ints,
+    length: Index,
+    factors: Singles,
     rows: BitRows,
-    inside: Bits32,
     counts: IntRows,
 ) -> bool:
-    """Add to the histograms of the task vectors' magnitudes.
+    """Add to the histograms of the task vectors' magnitudes, by their high digits.
 
     Args:
         low, high, row, m: the inputs' bits, the base first; either of the first two is empty.
         targets: ``[k]`` int64, which source.
-        prefixes: ``[k]`` int64, only magnitudes with this high digit count, by their low digit; -1
-            counts all, by their high digit.
-        rows, inside: scratch, ``[parts, WIDTH]`` and ``[WIDTH]`` uint32.
+        length: entries of a row.
+        factors: float32, of the chunk's rows, not negative: the magnitudes are multiplied by them;
+            or empty.
+        rows: scratch ``[parts, WIDTH]`` uint32.
         counts: ``[k, bins]`` int64.
 
     Returns:
@@ -53,23 +79,60 @@ def count_digits(
     bad = np.uint32(0)
     for start in range(0, m, WIDTH):
         w = min(WIDTH, m - start)
-        bad = np.uint32(bad | load_all(low, high, row, start, True, rows, w))
+        bad |= _load_magnitudes(low, high, row, start, length, factors, rows, w)
         for k in range(targets.size):
             bits, bins = rows[targets[k] + 1, :w], counts[k]
-            hits = 0
-            if prefixes[k] < 0:
-                for j in range(w):
-                    bins[(bits[j] & MAGNITUDE) >> np.uint32(DIGIT)] += 1
-            else:
-                # Less the prefix, only magnitudes that have it are below 2**DIGIT; what wraps
-                # round is beyond. So the index of the next hit moves without a branch.
-                least = np.uint32(prefixes[k] << DIGIT)
-                for j in range(w):
-                    digit = np.uint32((bits[j] & MAGNITUDE) - least)
-                    inside[hits] = digit
-                    hits += int(digit < np.uint32(1 << DIGIT))
-                for j in range(hits):
-                    bins[inside[j]] += 1
+            for j in range(w):
+                bins[(bits[j] & MAGNITUDE) >> np.uint32(DIGIT)] += 1
+    return bool(bad < SIGN)
+
+
+@kernel
+def find_low_digits(
+    low: Bits16,
+    high: Bits32,
+    row: Index,
+    m: Index,
+    targets: Ints,
+    length: Index,
+    factors: Singles,
+    prefixes: Ints,
+    rows: BitRows,
+    inside: Bits32,
+    found: BitRows,
+    hits: Ints,
+) -> bool:
+    """The low digits of the magnitudes that have a high digit.
+
+    Args:
+        low, high, row, m, targets, length, factors, rows: as in ``count_high_digits``.
+        prefixes: ``[k]`` int64, the high digits.
+        inside: scratch ``[WIDTH]`` uint32.
+        found: ``[k, m]`` uint32, for the low digits.
+        hits: ``[k]`` int64, for how many there are.
+
+    Returns:
+        Whether all inputs are finite.
+    """
+    bad = np.uint32(0)
+    for k in range(targets.size):
+        hits[k] = 0
+    for start in range(0, m, WIDTH):
+        w = min(WIDTH, m - start)
+        bad |= _load_magnitudes(low, high, row, start, length, factors, rows, w)
+        for k in range(targets.size):
+            bits, target, before = rows[targets[k] + 1, :w], found[k], hits[k]
+            # Less the prefix, only magnitudes that have it are below 2**DIGIT; what wraps round is
+            # beyond. So the index of the next hit moves without a branch.
+            least = np.uint32(prefixes[k] << DIGIT)
+            number = 0
+            for j in range(w):
+                digit = np.uint32((bits[j] & MAGNITUDE) - least)
+                inside[number] = digit
+                number += int(digit < np.uint32(1 << DIGIT))
+            for j in range(number):
+                target[before + j] = inside[j]
+            hits[k] = before + number
     return bool(bad < SIGN)
 
 

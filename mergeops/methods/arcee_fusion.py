@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import MethodView, Scan, method
+from mergeops.methods.steps.counting import Magnitudes
+from mergeops.methods.steps.entry_formulas import Important, row_divergences
+from mergeops.methods.steps.fused import Array, Bits
 from mergeops.methods.steps.reduction import row_sums
 from mergeops.methods.steps.selection import find_keys, magnitude, magnitude_keys
 from mergeops.methods.steps.sparsify import always
@@ -42,7 +45,10 @@ def statistics(scan: Scan, p: ArceeFusion, at: MethodView) -> Importance:
         shape = (-1, at.row_length)
         return _divergence(sources[0].view(shape), base.view(shape))
 
-    of_rows = torch.cat(list(scan(divergences)))
+    def fused(bits: Bits) -> Array | None:
+        return row_divergences(bits, at.row_length, SOFTENING)
+
+    of_rows = torch.cat(list(map(torch.as_tensor, scan(divergences, fused=fused))))
 
     def keys(base: Tensor | None, sources: Tensor, row: int, offset: int) -> Tensor:
         assert base is not None
@@ -50,13 +56,28 @@ def statistics(scan: Scan, p: ArceeFusion, at: MethodView) -> Importance:
 
     # A quartile is an entry: the one at that share of the way through all, rounded down.
     places = [at.numel - quarter * (at.numel - 1) // 4 for quarter in (1, 2, 3)]
-    quartiles = find_keys(scan, keys, places)
+    counted = Magnitudes(of_rows.numpy(), at.row_length)
+    quartiles = find_keys(scan, keys, places, counted)
     low, median, high = (magnitude(key, torch.float32) for key in quartiles)
     # Median + 1.5 interquartile ranges.
     return Importance(median + RANGES * (high - low), of_rows)
 
 
-@method("arcee_fusion", needs_base=True, max_sources=1, statistics=statistics, whole_rows=always)
+def formula(p: ArceeFusion, at: MethodView, n: int) -> Important:
+    """What ``merge`` does."""
+    of_tensor: Importance = at.statistics
+    changes = Magnitudes(of_tensor.divergences.numpy(), at.row_length)
+    return Important(changes, of_tensor.threshold)
+
+
+@method(
+    "arcee_fusion",
+    needs_base=True,
+    max_sources=1,
+    statistics=statistics,
+    whole_rows=always,
+    formula=formula,
+)
 def merge(base: Tensor, sources: Tensor, p: ArceeFusion, at: MethodView) -> Tensor:
     """Merge one chunk.
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import MethodView, Scan, method
 from mergeops.methods.steps.consensus import elect_and_average
+from mergeops.methods.steps.counting import Magnitudes
 from mergeops.methods.steps.fused import Formula
 from mergeops.methods.steps.selection import KEEP_NONE, Cut, find_largest
 from mergeops.methods.steps.sparsify import delta_keys, keep_largest, norm_factors
@@ -164,7 +165,7 @@ def find_windows(
         kept = int(density * numel)
         outliers = min(int(gamma * numel), numel - kept)
         targets += [(i, kept + outliers), (i, outliers)]
-    cuts = find_largest(scan, delta_keys, targets, numel, of_task_vectors=True)
+    cuts = find_largest(scan, delta_keys, targets, numel, counted=Magnitudes())
     return tuple(map(Window, cuts[::2], cuts[1::2]))
 
 

@@ -4,12 +4,13 @@ Stands on: errors, methods, schema.
 """
 
 from mergeops.recipe.choices import WORDS, keys, options_of
-from mergeops.recipe.composition import compose, expand_sweep, packaged_conf
+from mergeops.recipe.composition import compose, expand_sweep
 from mergeops.recipe.executor_settings import EXECUTOR_PLUG_INS, ExecutorSpec
 from mergeops.recipe.files import GROUPS, PACKAGE, converted_text
 from mergeops.recipe.first_conf import FirstConf, tasks_in, write_first_conf
 from mergeops.recipe.merge_uris import MERGE
 from mergeops.recipe.mergekit.read import read_mergekit
+from mergeops.recipe.packaged import packaged_conf
 from mergeops.recipe.recipe import MethodSpec, Recipe, SourceSpec
 from mergeops.recipe.settings import (
     EvaluateSpec,

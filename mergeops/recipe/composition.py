@@ -28,6 +28,7 @@ from mergeops.recipe.files import (
     read_mapping,
     read_recipe_file,
 )
+from mergeops.recipe.packaged import layered, packaged_conf
 from mergeops.recipe.recipe import Recipe
 from mergeops.schema import unknown_key
 
@@ -35,15 +36,6 @@ _FILE_RECIPE = "from_file"
 FILE = "file"
 # Hydra keeps its state in a process singleton.
 _LOCK = threading.Lock()
-
-
-def packaged_conf() -> Path:
-    """The shipped config directory, in a wheel or in a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    for conf in (here / "conf", here.parent / "conf"):
-        if (conf / "recipe.yaml").is_file():
-            return conf
-    raise ConfigError(f"no config directory beside {here}; the installation is incomplete")
 
 
 def compose(
@@ -90,7 +82,11 @@ def compose(
     arguments = [_openly(override) for override in parsed]
     if file_content is not None:
         arguments.insert(0, f"recipe={_FILE_RECIPE}")
-    raw = _compose_plain(arguments, config_dir, file_content, strategies)
+    raw = None
+    if not parsed and config_dir is None:
+        raw = layered(file_content or {})
+    if raw is None:
+        raw = _compose_plain(arguments, config_dir, file_content, strategies)
     _choose_method(raw, parsed)
     _keep_only(raw)
     set_here = {override.key_or_group for override in parsed}
@@ -119,6 +115,8 @@ def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _parse(overrides: Sequence[str]) -> list[Any]:
+    if not overrides:
+        return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

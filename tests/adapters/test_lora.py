@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from mergeops.adapters import AdapterReader, open_adapter
 from mergeops.checkpoint import read_range
 from mergeops.errors import SourceError
+from mergeops.methods import kernels
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -99,6 +100,40 @@ def test_where_a_read_begins_does_not_change_a_bit(tmp_path: Path, columns: int)
     reader = AdapterReader(open_adapter(adapter, base), "F32")
     for start, stop in ((0, 1), (5, 4097), (columns, 3 * columns + 1), (9999, rows * columns)):
         assert read_range(reader, name, start, stop).equal(whole[start:stop])
+    reader.close()
+
+
+@pytest.mark.parametrize("word", ["bfloat16", "float32"])
+@pytest.mark.parametrize("rank", [1, 4, 7])
+def test_a_kernel_adds_the_product_as_torch_does(
+    rank: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So no byte depends on whether the kernels were there already."""
+    generator = torch.Generator().manual_seed(rank)
+    name, shape = "model.layers.0.self_attn.q_proj.weight", (9, 1500)
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    weight = torch.randn(shape, generator=generator).to(getattr(torch, word))
+    save_file({name: weight}, base / "model.safetensors")
+    (base / "config.json").write_text('{"model_type": "x"}')
+    factors = {"A": torch.randn(rank, 1500), "B": torch.randn(9, rank)}
+    save_file(
+        {f"{LAYER}.lora_{part}.weight": factors[part] for part in "AB"},
+        adapter / "adapter_model.safetensors",
+    )
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 3, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    exact = weight.double() + 3 / rank * (factors["B"].double() @ factors["A"].double())
+    assert kernels().result()
+    reader = AdapterReader(open_adapter(adapter, base), "F32")
+    for start, stop in ((0, 9 * 1500), (1499, 4601), (3000, 3001)):
+        found = read_range(reader, name, start, stop)
+        with monkeypatch.context() as patched:
+            patched.setattr("mergeops.adapters.adapter_reader.is_loaded", lambda: False)
+            plain = read_range(reader, name, start, stop)
+        assert found.view(torch.int32).equal(plain.view(torch.int32))
+        torch.testing.assert_close(found.double(), exact.view(-1)[start:stop], rtol=1e-6, atol=1e-6)
     reader.close()
 
 

@@ -13,6 +13,7 @@ import pytest
 from mergeops.checkpoint import is_processor_file, is_small_file
 from mergeops.engine.execute import merge
 from mergeops.errors import SourceError
+from mergeops.planning.companions import indented
 
 Make = Callable[..., Any]
 
@@ -230,3 +231,16 @@ def test_infinity_is_written_as_json(
     out = merged(average(plan_of, models), tmp_path / "out")
     assert "Infinity," not in (out / "config.json").read_text()
     assert read(out)["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"model": {"vocab": {'a"\\\n\x01é\u2028': 0, "": -1}, "merges": [["a", "b"], ["c", "d"]]}},
+        {"list": [[], {}, [[]], [{"k": None}]], "kinds": [True, False, None, 1.5, 1e-05, 2**70]},
+        {},
+        "text",
+    ],
+)
+def test_a_vocabulary_is_written_as_json_writes_it(value: Any) -> None:
+    assert indented(value) == json.dumps(value, indent=2, ensure_ascii=False)

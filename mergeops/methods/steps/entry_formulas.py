@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from mergeops.kernels import WIDTH, loaded
+from mergeops.lazy_torch import torch
+from mergeops.methods.steps.counting import Magnitudes
 from mergeops.methods.steps.fused import Array, Bits, bits_of, scratch_rows
+
+_AT_A_TIME = 1 << 14
+"""Entries of which exponentials and logarithms are taken, where rows are shorter: what there is of
+them stays in a processor's second cache."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,42 @@ class Elected:
         weights = np.array(self.weights, np.float64)
         sums = np.empty((3, WIDTH))
         return _merge("elect_in_double", bits, out, dtype, weights, more=(sums,))
+
+
+@dataclass(frozen=True)
+class Important:
+    """The source where a change is important, and the base elsewhere."""
+
+    changes: Magnitudes
+    """Importance: of changes, times the divergences of their rows."""
+    threshold: float
+
+    def merge(self, bits: Bits, row_length: int, out: Array, dtype: str) -> bool:
+        """See ``Formula.merge``."""
+        of_chunk = self.changes.of_chunk(bits)
+        return _merge("take_important", bits, out, dtype, *of_chunk, self.threshold)
+
+
+def row_divergences(bits: Bits, row_length: int, softening: float) -> Array | None:
+    """Divergence ``[rows]`` float32 of the source's softmax from the base's in each row, as of
+    ``arcee_fusion``; None for an input that is not finite."""
+    found = np.empty(bits.m // row_length, np.float32)
+    group = max(_AT_A_TIME // row_length, 1)
+    buffers = np.empty((2, 2 * min(group * row_length, bits.m)))
+    rows, terms = scratch_rows(2), np.empty(row_length)
+    for first in range(0, found.size, group):
+        of_rows = found[first : first + group]
+        powers, logs = (flat[: 2 * of_rows.size * row_length] for flat in buffers)
+        softmax = powers.reshape(2, -1)
+        which = first * row_length, row_length
+        if not loaded("exponents")(*bits.arguments[:3], *which, rows, softmax):
+            return None
+        # torch's own: the last bits of an exponential are its library's.
+        torch.from_numpy(powers).exp_()
+        loaded("soften")(row_length, softening, terms, softmax)
+        torch.log(torch.from_numpy(powers), out=torch.from_numpy(logs))
+        loaded("diverge")(row_length, softmax, logs.reshape(2, -1), terms, of_rows)
+    return found
 
 
 def overlap(bits: Bits, epsilon: float) -> Array | None:

@@ -31,6 +31,8 @@ _NO_WINDOWS = np.empty((0, 4), np.int64)
 _NO_CHANCES, _NO_STAYS = np.empty((0, 0), np.int32), np.empty((0, 0), np.uint8)
 _SHORT = 128
 """Rows with fewer entries are sorted rather than counted."""
+_SORTED, _MOST_COLUMN_BITS = 1 << 16, 16
+"""Entries that are sorted at a time, where rows are shorter; bits of 32 for the column."""
 _MOST_REMEMBERED = 1 << 26
 """Bytes of what is found of a tensor in one pass and used in the next."""
 _NO_LOW, _NO_HIGH = np.empty(0, np.uint16), np.empty(0, np.uint32)
@@ -283,11 +285,27 @@ def _sort_out(
 ) -> bool:
     """One source's chances ``[m]`` into ``out``, by sorting each row; False for an input not
     finite."""
+    column_bits = max((row_length - 1).bit_length(), 1)
+    if column_bits <= _MOST_COLUMN_BITS:
+        group = max(_SORTED // row_length, 1) * row_length
+        rows, *of_group = scratch_rows(2), *np.empty((2, min(group, bits.m)), np.uint32)
+        of_row = np.empty(row_length, np.uint32), np.empty(row_length, np.int32)
+        for begin in range(0, bits.m, group):
+            keys, packed = (of_entries[: bits.m - begin] for of_entries in of_group)
+            which = begin, source, row_length, column_bits
+            if not loaded("pack_short")(*bits.arguments[:3], *which, rows, keys, packed):
+                return False
+            # numpy sorts integers with the processor's widest registers.
+            packed.reshape(-1, row_length).sort(axis=1)
+            which = row_length, column_bits, start, step, *of_row
+            if not loaded("chances_short")(packed, keys, *which, out[begin : begin + packed.size]):
+                break
+        else:
+            return True
     packed = np.empty(bits.m, np.int64)
     scratch = scratch_rows(2), np.empty(WIDTH, np.uint32)
     if not loaded("pack")(*bits.arguments, source, row_length, *scratch, packed):
         return False
-    # numpy sorts integers with the processor's widest registers.
     packed.reshape(-1, row_length).sort(axis=1)
     loaded("chances")(packed, row_length, start, step, out)
     return True

@@ -19,7 +19,7 @@ import numpy as np
 
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import Scan
-from mergeops.methods.steps.counting import DigitCounter, equal_to, not_empty
+from mergeops.methods.steps.counting import DigitCounter, Magnitudes, equal_to, not_empty
 from mergeops.methods.steps.fused import Array, Bits
 
 DIGIT_BITS = 16
@@ -64,7 +64,7 @@ def find_largest(
     targets: Sequence[tuple[int, int]],
     numel: int,
     *,
-    of_task_vectors: bool = False,
+    counted: Magnitudes | None = None,
 ) -> tuple[Cut, ...]:
     """The cuts that keep exactly the k largest entries of a row, for each target ``(row, k)``.
 
@@ -75,12 +75,11 @@ def find_largest(
         keys: what to compare.
         targets: row, as ``keys`` understands it, and number of entries to keep.
         numel: elements of the tensor.
-        of_task_vectors: whether the keys are the magnitudes of the rows' task vectors: those, the
-            kernels know how to count.
+        counted: the keys, where kernels know how to count them: magnitudes without factors.
     """
     searches = [_Search(row, k) for row, k in targets]
     # Those that keep some entries and drop some.
-    _refine(scan, keys, [s for s in searches if 0 < s.wanted < numel], of_task_vectors)
+    _refine(scan, keys, [s for s in searches if 0 < s.wanted < numel], counted)
     cuts = []
     for search, (_, k) in zip(searches, targets, strict=True):
         if k <= 0:
@@ -88,17 +87,18 @@ def find_largest(
         elif k >= numel:
             cuts.append(KEEP_ALL)
         elif search.wanted < search.ties:
-            cuts.append(Cut(search.prefix, _find_last_tie(scan, keys, search, of_task_vectors)))
+            cuts.append(Cut(search.prefix, _find_last_tie(scan, keys, search, counted)))
         else:
             # All entries with this key stay.
             cuts.append(Cut(search.prefix, numel))
     return tuple(cuts)
 
 
-def find_keys(scan: Scan, keys: Keys, places: Sequence[int]) -> list[int]:
-    """The k-th largest key of row 0 for each k (from 1) of ``places``."""
+def find_keys(scan: Scan, keys: Keys, places: Sequence[int], counted: Magnitudes) -> list[int]:
+    """The k-th largest key of row 0 for each k (from 1) of ``places``; kernels know how to count
+    them."""
     searches = [_Search(0, k) for k in places]
-    _refine(scan, keys, searches, False)
+    _refine(scan, keys, searches, counted)
     return [search.prefix for search in searches]
 
 
@@ -135,14 +135,16 @@ def key_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.int32 if dtype == torch.float32 else torch.int64
 
 
-def _refine(scan: Scan, keys: Keys, searches: Sequence[_Search], of_task_vectors: bool) -> None:
+def _refine(
+    scan: Scan, keys: Keys, searches: Sequence[_Search], counted: Magnitudes | None
+) -> None:
     """Find the searches' keys, a digit more with each pass over the tensor."""
     # Position of the lowest digit that is known; None before the first pass.
     shift: int | None = None
     while searches and shift != 0:
         # Searches with one prefix share a histogram.
         prefixes = sorted({(s.row, s.prefix) for s in searches})
-        counts = _count(scan, keys, prefixes, shift, of_task_vectors)
+        counts = _count(scan, keys, prefixes, shift, counted)
         shift = (counts.bits if shift is None else shift) - DIGIT_BITS
         for search in searches:
             which = prefixes.index((search.row, search.prefix))
@@ -173,7 +175,7 @@ def _count(
     keys: Keys,
     prefixes: Sequence[tuple[int, int]],
     shift: int | None,
-    of_task_vectors: bool,
+    counted: Magnitudes | None,
 ) -> _Counts:
     """Count the digit after the prefix, for pairs of row and prefix.
 
@@ -210,16 +212,16 @@ def _count(
                 digits >>= shift - DIGIT_BITS
                 torch.minimum(digits, others, out=digits)
             counts.append(torch.bincount(digits, minlength=bins)[:bins])
-        counted = torch.stack(counts)
+        stacked = torch.stack(counts)
         # Whatever is longer than this chunk's other values keeps a lane's memory in pieces.
-        return torch.nn.functional.pad(counted, (1, 0), value=sources.shape[1])
+        return torch.nn.functional.pad(stacked, (1, 0), value=sources.shape[1])
 
     total = np.zeros((len(prefixes), bins), np.int64)
     digits = [(row, -1 if shift is None else prefix) for row, prefix in prefixes]
-    counter = DigitCounter(digits, bins, each_chunk=is_lowest)
+    counter = DigitCounter(counted or Magnitudes(), digits, bins)
     parts: list[Array] = []
     held = 0
-    for counts in scan(look, fused=counter if of_task_vectors else None):
+    for counts in scan(look, fused=counter if counted else None):
         if not isinstance(counts, np.ndarray):
             total += counts[:, 1:].numpy()
             if is_lowest:
@@ -273,7 +275,7 @@ def _find_digit(histogram: Array, k: int) -> tuple[int, int]:
     return histogram.size - 1 - position, above
 
 
-def _find_last_tie(scan: Scan, keys: Keys, search: _Search, of_task_vectors: bool) -> int:
+def _find_last_tie(scan: Scan, keys: Keys, search: _Search, counted: Magnitudes | None) -> int:
     """Index of the ``wanted``-th entry whose key is the one found."""
 
     def look(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
@@ -290,7 +292,7 @@ def _find_last_tie(scan: Scan, keys: Keys, search: _Search, of_task_vectors: boo
         if left <= ties:
             break
         left -= ties
-    fused = look_at_bits if of_task_vectors else None
+    fused = look_at_bits if counted else None
     for indices in map(np.asarray, scan(look, start, stop, fused=fused)):
         if left <= indices.size:
             return int(indices[left - 1])

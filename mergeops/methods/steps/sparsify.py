@@ -8,6 +8,7 @@ from mergeops.errors import ConfigError
 from mergeops.kernels import BLOCK
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import Scan
+from mergeops.methods.steps.counting import Magnitudes
 from mergeops.methods.steps.fused import Array, Bits, Formula
 from mergeops.methods.steps.randomness import keep_mask
 from mergeops.methods.steps.reduction import block_sums, row_sums, total
@@ -39,7 +40,7 @@ def find_cuts(scan: Scan, densities: Sequence[float], numel: int) -> tuple[Cut, 
         numel: elements of the tensor.
     """
     targets = [(i, int(density * numel)) for i, density in enumerate(densities)]
-    return find_largest(scan, delta_keys, targets, numel, of_task_vectors=True)
+    return find_largest(scan, delta_keys, targets, numel, counted=Magnitudes())
 
 
 def delta_keys(base: Tensor | None, sources: Tensor, row: int, offset: int) -> Tensor:

@@ -73,10 +73,12 @@ def read_vocabulary(directory: Path) -> Vocabulary:
     decoder = _listed(config, described, "added_tokens_decoder", dict)
     most = max(_ROOM, _PER_TOKEN * (len(tokens) + len(added_tokens) + len(decoder)))
     if isinstance(tokens, dict):
-        ids = {
-            _text(file, "a token of model.vocab", token): _id(file, "model.vocab", i, most, token)
-            for token, i in tokens.items()
-        }
+        ids = tokens
+        if not _are_ids(tokens, most):
+            # Which of them is wrong.
+            for token, i in tokens.items():
+                _text(file, "a token of model.vocab", token)
+                _id(file, "model.vocab", i, most, token)
     else:
         # Unigram: a list of [token, score], the id being the position.
         ids = {_piece(file, i, entry): i for i, entry in enumerate(tokens)}
@@ -118,6 +120,17 @@ def check_settings(file: Path) -> None:
             _text(file, key, token)
     for number, token in _listed(file, content, "added_tokens_decoder", dict).items():
         _content(file, f"added_tokens_decoder[{_shown(number)}]", token)
+
+
+def _are_ids(tokens: Mapping[str, Any], most: int) -> bool:
+    """Whether all are texts with ids, looked at in a fraction of the time of one by one."""
+    try:
+        "".join(tokens).encode()
+    except UnicodeEncodeError:
+        return False
+    return all(type(i) is int for i in tokens.values()) and (
+        not tokens or (min(tokens.values()) >= 0 and max(tokens.values()) < most)
+    )
 
 
 def _listed(file: Path, content: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
