@@ -121,9 +121,8 @@ class _Opening:
             self._replace_rows(module, key)
         if kind in IN_ORDER:
             self._order_layers()
-        for head, embeddings in self._names.tied.items() if self._touches_vocabulary() else ():
-            if head in self._names.tensors and head not in self._base.tensors:
-                self._origins.setdefault(head, TensorOrigin(embeddings))
+        for name in self._names.tensors.keys() - self._base.tensors.keys():
+            self._origins.setdefault(name, TensorOrigin(self._names.tied[name]))
         settled = settle_vocabulary(
             self._names, self._config, self._own, self._origins, self._changes
         )
@@ -224,10 +223,6 @@ class _Opening:
             if found is not expected:
                 return False
         return True
-
-    def _touches_vocabulary(self) -> bool:
-        touched = self._origins.keys() | self._changes.keys()
-        return any(map(self._names.is_vocabulary, touched))
 
     def _check_settings(self) -> None:
         for key, value in self._config.content.items():

@@ -83,7 +83,8 @@ def _heads(
 ) -> dict[str, dict[str, str]]:
     """Tensors that some inputs have and all others tie: head -> input without it -> the tensor
     that it is the same as there, where transformers says so."""
-    lacking = set().union(*views.values()) - set.intersection(*(set(v) for v in views.values()))
+    every = {tensor for view in views.values() for tensor in view}
+    lacking = every - set.intersection(*(set(view) for view in views.values()))
     named = [head for head in HEADS if head in lacking]
     without = [view for view in views.values() if lacking - view.keys()]
     if named and all(len(_candidates(view)) == 1 for view in without):

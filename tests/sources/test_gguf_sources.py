@@ -94,7 +94,7 @@ def test_a_file_of_a_repository_is_read_without_its_other_weights(
         (snapshot / file).write_bytes((place / "q8" / name).read_bytes())
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    asked = []
+    asked: list[tuple[str, str | None, list[str]]] = []
     real = huggingface_hub.snapshot_download
 
     def download(repository: str, **how: Any) -> str:
