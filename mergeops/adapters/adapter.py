@@ -121,9 +121,8 @@ class _Opening:
             self._replace_rows(module, key)
         if kind in IN_ORDER:
             self._order_layers()
-        for head, embeddings in self._names.tied.items() if self._touches_vocabulary() else ():
-            if head in self._names.tensors and head not in self._base.tensors:
-                self._origins.setdefault(head, TensorOrigin(embeddings))
+        for name in self._names.tensors.keys() - self._base.tensors.keys():
+            self._origins.setdefault(name, TensorOrigin(self._names.tied[name]))
         settled = settle_vocabulary(
             self._names, self._config, self._own, self._origins, self._changes
         )
@@ -176,9 +175,9 @@ class _Opening:
         named = self._config.setting("target_modules", [])
         if isinstance(named, str) or self._config.setting("layers_to_transform") is not None:
             return notes
-        there = {group.module for group in found.modules}
-        modules = [t.removesuffix(".weight") for t in self._base.tensors if t.endswith(".weight")]
-        lacking = [m for m in modules if m not in there and self._is_named(m)]
+        there = self._changes.keys() | self._origins.keys()
+        modules = {t.removesuffix(".weight"): t for t in self._base.tensors}
+        lacking = [m for m, t in modules.items() if m != t and t not in there and self._is_named(m)]
         saved = self._config.setting("modules_to_save", [])
         lacking = [m for m in lacking if not any(_is_ending(m, name) for name in saved)]
         if found.modules and lacking:
@@ -225,10 +224,6 @@ class _Opening:
                 return False
         return True
 
-    def _touches_vocabulary(self) -> bool:
-        touched = self._origins.keys() | self._changes.keys()
-        return any(map(self._names.is_vocabulary, touched))
-
     def _check_settings(self) -> None:
         for key, value in self._config.content.items():
             if key not in LORA_SETTINGS and value:
@@ -244,6 +239,7 @@ class _Opening:
         expected = self._names.tensors[target].shape
         if stored.shape[1:] != expected[1:] or not self._names.is_vocabulary(target):
             check_shape(self._config, key, stored.shape, expected)
+        self._names.tensors[target] = dataclasses.replace(stored, name=target)
         self._origins[target] = TensorOrigin(key, own=True)
 
     def _apply(self, group: ModuleTensors) -> None:
@@ -326,14 +322,18 @@ class _Opening:
         if self._config.peft_type == "TRAINABLE_TOKENS":
             named = self._config.setting("token_indices")
         if isinstance(named, Mapping):
-            found = [v for k, v in named.items() if module == k or module.endswith(f".{k}")]
+            found = [v for k, v in named.items() if _is_ending(module, k)]
+            if not found and len(named) == 1:
+                # A head that PEFT tied with the embeddings that are named.
+                found = list(named.values())
             named = found[0] if len(found) == 1 else None
         rows, columns = self._names.tensors[tensor].shape
         tokens = tuple(named) if isinstance(named, list) else ()
         if not tokens or not all(type(t) is int and 0 <= t < rows for t in tokens):
             raise SourceError(
                 f"{self._path}: the tokens of {key} are {named!r}; they are a list of whole "
-                f"numbers from 0 to {rows - 1}"
+                f"numbers from 0 to {rows - 1}; where the vocabulary grew, save the adapter again "
+                "with save_embedding_layers=True"
             )
         check_shape(self._config, key, self._own.tensors[key].shape, (len(tokens), columns))
         if tensor in self._changes:

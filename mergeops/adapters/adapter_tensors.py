@@ -59,6 +59,9 @@ def sort_tensors(peft_type: str, keys: Iterable[str]) -> SortedTensors:
         words = name.split(".")
         if peft_type == "MISS":
             words = [word.replace(*NOW_BEGINS) for word in words]
+        if "original_module" in words:
+            # What a saved module was before it was trained.
+            continue
         at = next((i for i, word in enumerate(words) if word.startswith(beginning)), None)
         if words[-1] == "trainable_tokens_delta":
             rows[".".join(word for word in words[:-1] if word != "token_adapter")] = key
@@ -91,4 +94,4 @@ def _of_model(words: list[str]) -> str:
         at = words.index("modules_to_save")
         rest = words[at + 1 :]
         words = words[:at] + (rest[1:] if rest[:1] == ["default"] else rest)
-    return ".".join(word for word in words if word != "base_layer")
+    return ".".join(word for word in words if word not in ("base_layer", "token_adapter"))

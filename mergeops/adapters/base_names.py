@@ -43,7 +43,8 @@ class BaseNames:
         self._adapter = adapter
         self.base = base
         self.tensors = dict(base.tensors)
-        """The base's, and heads that are no tensors of their own, where one was asked for."""
+        """The base's, with the rows that the adapter gives them, and heads that are no tensors of
+        their own, where one was asked for."""
         self._beginnings: set[tuple[str, str]] = set()
 
     @cached_property
@@ -71,7 +72,8 @@ class BaseNames:
     def is_vocabulary(self, tensor: str) -> bool:
         """Whether a tensor, by its name on disk, has a row for each token."""
         looks = EMBEDDINGS.search(tensor) is not None or tensor.endswith(HEAD_ENDINGS)
-        stored = self.tensors.get(tensor)
+        tensors = self.base.tensors
+        stored = tensors.get(tensor) or tensors.get(self.tied.get(tensor, tensor))
         if not looks and (stored is None or stored.shape[:1] not in self._sizes):
             # What transformers knows is asked only where it may matter: importing it takes seconds.
             return False

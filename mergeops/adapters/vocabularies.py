@@ -76,25 +76,25 @@ def settle_vocabulary(
     else:
         _join(names, origins, changes)
     rows = {
-        name: own.tensors[origin.key].shape[0] if origin.own else names.tensors[origin.key].shape[0]
+        name: (own if origin.own else names.base).tensors[origin.key].shape[0]
         for name, origin in origins.items()
         if names.is_vocabulary(name)
     }
-    grown = {
-        name: n for name, n in rows.items() if n != names.tensors[_known(names, name)].shape[0]
+    before = {
+        name: names.base.tensors[name if name in names.base.tensors else names.tied[name]].shape[0]
+        for name in {*names.base.tensors, *origins}
+        if names.is_vocabulary(name)
     }
+    grown = {name: n for name, n in rows.items() if n != before[name]}
     if grown:
-        ours = {*names.base.tensors, *origins}
-        sizes = {
-            name: rows.get(name, names.tensors[name].shape[0])
-            for name in ours
-            if names.is_vocabulary(name)
-        }
+        sizes = before | rows
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} {n}" for name, n in sorted(sizes.items()))
             raise SourceError(
                 f"{config.shown}: embeddings and head have different numbers of rows with this "
-                f"adapter: {listed}; save it again with save_embedding_layers=True"
+                f"adapter: {listed}; its file lacks the rows of one; "
+                "save it again with save_embedding_layers=True, or its base from the trained model "
+                "by unload().save_pretrained(NEW_DIR), and set the source's base to NEW_DIR"
             )
         settings |= vocabulary_change(names.config, max(grown.values()))
     return SettledVocabulary(origins, changes, settings, tuple(notes))
@@ -121,9 +121,14 @@ def _part(
     touched = origins.keys() | changes.keys()
     for name, first in names.tied.items():
         if name in touched:
+            if name not in apart and first not in touched:
+                origins[first] = origins[name]
             continue
         if name in apart:
-            origins[name] = TensorOrigin(first)
+            # What a change of the other is added to, is in the file where rows were added.
+            origins[name] = origins.get(first, TensorOrigin(first))
+            if first not in changes:
+                origins[name] = TensorOrigin(first)
             continue
         origins[name] = origins.get(first, TensorOrigin(first))
         if first in changes:
@@ -143,10 +148,6 @@ def _join(names: BaseNames, origins: dict[str, TensorOrigin], changes: dict[str,
             changes[first] = change
 
 
-def _known(names: BaseNames, name: str) -> str:
-    return name if name in names.tensors else names.tied[name]
-
-
 def _stays_tied(
     config: AdapterConfig,
     own: Checkpoint,
@@ -159,22 +160,32 @@ def _stays_tied(
     its file: PEFT does not tie all that ensure_weight_tying asks for."""
     ours, theirs = origins.get(embeddings), origins.get(head)
     of_ours, of_theirs = changes.get(embeddings), changes.get(head)
-    if isinstance(of_ours, TokenRows) and theirs is None:
+    if isinstance(of_ours, TokenRows) and isinstance(of_theirs, TokenRows | None):
         # PEFT ties the rows of tokens with the head.
-        return of_theirs in (None, of_ours)
+        return _are_same_rows(own, of_ours, of_theirs) and _are_same_copies(own, ours, theirs)
     if isinstance(of_ours, LowRank) and isinstance(of_theirs, LowRank):
-        return _are_one_product(own, of_ours, of_theirs)
+        return _are_one_product(own, of_ours, of_theirs) and _are_same_copies(own, ours, theirs)
     if of_ours or of_theirs:
         return False
-    if ours is None or not ours.own:
-        return False
-    if theirs is None:
+    copies = [(name, at) for name, at in ((embeddings, ours), (head, theirs)) if at and at.own]
+    if len(copies) == 1:
         # A copy that PEFT saved, e.g. of a vocabulary that grew, and no module of its own.
-        module = embeddings.removesuffix(".weight")
+        module = copies[0][0].rpartition(".")[0]
         trained = config.setting("modules_to_save", [])
         trained = [trained] if isinstance(trained, str) else trained
         return not any(module == name or module.endswith(f".{name}") for name in trained)
-    return theirs.own and _are_equal(own, (ours.key, theirs.key))
+    return bool(copies) and _are_same_copies(own, ours, theirs)
+
+
+def _are_same_copies(own: Checkpoint, one: TensorOrigin | None, other: TensorOrigin | None) -> bool:
+    keys = [origin.key for origin in (one, other) if origin is not None and origin.own]
+    return len(keys) < 2 or _are_equal(own, (keys[0], keys[1]))
+
+
+def _are_same_rows(own: Checkpoint, one: TokenRows, other: TokenRows | None) -> bool:
+    if other is None or other == one:
+        return True
+    return one.tokens == other.tokens and _are_equal(own, (one.key, other.key))
 
 
 def _are_one_product(own: Checkpoint, one: LowRank, other: LowRank) -> bool:

@@ -59,7 +59,7 @@ def tied_setting(config: Mapping[str, Any], value: bool) -> dict[str, Any]:
     what it said otherwise: T5 scales its outputs by this setting, unless another one says how."""
     key = "tie_word_embeddings"
     nested = {k: {key: value} for k, v in config.items() if isinstance(v, Mapping) and key in v}
-    change = {key: value, **nested}
+    change: dict[str, Any] = {key: value, **nested}
     new = {k: {**config[k], **v} if isinstance(v, Mapping) else v for k, v in change.items()}
     try:
         before, after = read_settings(config), read_settings({**config, **new})

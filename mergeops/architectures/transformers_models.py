@@ -243,7 +243,7 @@ def _places(model: Any, tensors: Iterable[str]) -> _Places:
 def _vocabulary(model: Any) -> set[str]:
     import torch
 
-    modules = []
+    modules: list[Any] = []
     # Models that read no tokens raise.
     with contextlib.suppress(NotImplementedError, AttributeError):
         modules = [model.get_input_embeddings()]

@@ -29,8 +29,8 @@ from mergeops.planning.inputs import PlannedInput, read_config_file
 from mergeops.planning.quantisation_left import plain_config
 from mergeops.planning.sentence_models import sentence_modules
 from mergeops.planning.special_tokens import (
-    check_end,
     check_special_tokens,
+    check_tokens,
     reconciled,
     text_settings,
 )
@@ -158,8 +158,12 @@ def find_companions(
     configs = [files[CONFIG], *([settings] if settings else [])]
     code, about_code = _code_files((Path(file.path) for file in configs), trusted=trust_code)
     files |= _copies(code)
-    warnings += [*template.warnings, *about_code, *check_special_tokens(contents)]
-    warnings += check_end(contents, chosen) if chosen is not None else []
+    warnings += [*template.warnings, *about_code]
+    if vocabulary is None:
+        # An adapter may bring a vocabulary that grew.
+        contents = {**contents, CONFIG: changed(contents[CONFIG], home.config_changes)}
+    warnings += check_special_tokens(contents)
+    warnings += check_tokens(contents, chosen) if chosen is not None else []
     return tuple(files[name] for name in sorted(files)), tuple(warnings)
 
 

@@ -21,7 +21,7 @@ from mergeops.planning.pieces import Ingredient, Piece
 from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
 from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
 from mergeops.planning.result_check import check_result
-from mergeops.planning.tied_heads import part_heads, without_copies
+from mergeops.planning.tied_heads import part_heads, tying, without_copies
 from mergeops.planning.tokens.vocabulary_layout import (
     VocabularyLayout,
     lay_out_vocabulary,
@@ -73,7 +73,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     configs = {planned.name: config_of(planned) for planned in inputs}
     headers, told = without_copies(inputs, headers)
     warnings += told
-    views = see(headers, recipe.tied_head, configs[inputs[0].name])
+    views = see(headers, recipe.tied_head, configs)
     assembly = assemble(recipe, method, views.inputs, configs)
     warnings += views.warnings
     if recipe.tokenizer.source == "same":
@@ -95,11 +95,12 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
     if recipe.missing == "leave_out" and not sliced:
         warnings += check_left_out(assembly.pieces, views.inputs)
-    changes = changed(_of_adapter(inputs, vocabulary), views.config)
-    changes = changed(changes, assembly.config)
-    config = changed(result_config(companions), changes)
     shapes = {task.name: task.shape for task in tasks}
     home = next(planned.name for planned in inputs if has_config(planned))
+    changes = changed(_of_adapter(inputs, vocabulary), assembly.config)
+    before = changed(result_config(companions), changes)
+    changes = changed(changes, tying(before, views.config, shapes))
+    config = changed(before, changes)
     fit = read_fit(config, shapes)
     warnings += check_result(fit, config, shapes, home)
     untied, told = part_heads(fit, tasks, inputs, config, is_random=method.is_random)

@@ -94,19 +94,42 @@ def check_special_tokens(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return warnings
 
 
-def check_end(files: Mapping[str, Mapping[str, Any]], tokenizer: Path) -> list[str]:
-    """Warn where the tokenizer ends a text with a token that generation does not stop at.
+def check_tokens(files: Mapping[str, Mapping[str, Any]], tokenizer: Path) -> list[str]:
+    """Warn of tokens that no row of the embeddings stands for, and where the tokenizer ends a text
+    with a token that generation does not stop at.
 
     Args:
         files: name -> content of the result's config.json and generation_config.json.
         tokenizer: the directory that the tokenizer is from.
     """
+    if not has_vocabulary(tokenizer):
+        return []
+    ids = read_vocabulary(tokenizer).ids
+    return [*_check_rows(files[CONFIG], ids), *_check_end(files, tokenizer, ids)]
+
+
+def _check_rows(config: Mapping[str, Any], ids: Mapping[str, int]) -> list[str]:
+    rows = text_settings(config).get("vocab_size")
+    beyond = [(i, token) for token, i in ids.items() if isinstance(rows, int) and i >= rows]
+    if not beyond:
+        return []
+    number, token = min(beyond)
+    return [
+        f"the tokenizer has {len(beyond)} token(s) that the model has no row for, e.g. {token!r}, "
+        f"{number} of {rows} rows: it cannot read them; where a training added them, their rows "
+        "are in none of the inputs"
+    ]
+
+
+def _check_end(
+    files: Mapping[str, Mapping[str, Any]], tokenizer: Path, ids: Mapping[str, int]
+) -> list[str]:
     settings = tokenizer / TokenizerFile.CONFIG
     named = read_json(settings).get(END) if settings.is_file() else None
     token = named.get("content") if isinstance(named, Mapping) else named
-    if not isinstance(token, str) or not has_vocabulary(tokenizer):
+    if not isinstance(token, str):
         return []
-    number = read_vocabulary(tokenizer).ids.get(token)
+    number = ids.get(token)
     speaks = GENERATION_CONFIG if ENDS in files.get(GENERATION_CONFIG, {}) else CONFIG
     content = {**text_settings(files[CONFIG]), **files[speaks]}
     stops = [value for key, value in _ids(content) if key == ENDS]

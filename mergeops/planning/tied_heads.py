@@ -10,6 +10,7 @@ import numpy as np
 
 from mergeops.architectures import ModelFit, read_fit, tied_setting
 from mergeops.checkpoint import CheckpointReader
+from mergeops.planning.architecture import changed
 from mergeops.planning.inputs import PlannedInput, config_of
 from mergeops.planning.plan import TensorTask
 from mergeops.planning.views import View
@@ -25,7 +26,7 @@ def part_heads(
     config: Mapping[str, Any],
     *,
     is_random: bool,
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Mapping[str, Any], list[str]]:
     """Untie in config.json what is written twice and differs: some loaders would drop the head.
 
     Args:
@@ -51,11 +52,29 @@ def part_heads(
         names, numel = (head.name, embeddings.name), head.numel
         if alike and all(p.adapter_base or _are_equal(p, names, numel) for p in inputs):
             continue
-        return tied_setting(config, False), [
-            f"config.json ties {head.name} to {embeddings.name}, and both are written and differ: "
-            "the merge says tie_word_embeddings: false, so that both are loaded"
+        differs = f"config.json ties {head.name} to {embeddings.name}, and both are written and "
+        shapes = {task.name: task.shape for task in tasks}
+        untied = tying(config, tied_setting(config, False), shapes)
+        if not untied:
+            return {}, [f"{differs}differ: transformers 5 loads both, older versions the first"]
+        return untied, [
+            f"{differs}differ: the merge says tie_word_embeddings: false, so that both are loaded"
         ]
     return {}, []
+
+
+def tying(
+    config: Mapping[str, Any], change: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> Mapping[str, Any]:
+    """A change of what config.json ties, or none where parameters that the setting ties, too, would
+    be missing then: BART's encoder and decoder have no embeddings of their own on disk.
+    transformers loads a head that differs from the embeddings all the same."""
+    if not change:
+        return change
+    before, after = read_fit(config, shapes), read_fit(changed(config, change), shapes)
+    if before is None or after is None or len(after.missing) <= len(before.missing):
+        return change
+    return {}
 
 
 def without_copies(

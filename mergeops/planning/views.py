@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergeops.architectures import tied_setting
+from mergeops.architectures import read_fit, tied_setting
 from mergeops.checkpoint import StoredTensor
 from mergeops.errors import MergeError
 
@@ -35,38 +35,76 @@ class Views:
     warnings: tuple[str, ...]
 
 
-def see(headers: Mapping[str, View], tied_head: str, config: Mapping[str, Any]) -> Views:
+def see(
+    headers: Mapping[str, View], tied_head: str, configs: Mapping[str, Mapping[str, Any]]
+) -> Views:
     """Leave out what some inputs lack and no model needs, and settle which have an output head.
+
+    Args:
+        headers: input -> its tensors, by their names in the result.
+        tied_head: what the recipe says: refuse, untie or tie.
+        configs: input -> its config.json; the first's is the result's.
 
     Raises:
         MergeError: only some have an output head, and the recipe does not say what to do.
     """
     views, warnings = _without_computed(headers)
-    heads = [head for head in HEADS if any(head in view for view in views.values())]
-    if len(heads) != 1 or all(heads[0] in view for view in views.values()):
+    config = next(iter(configs.values()))
+    heads = _heads(views, configs)
+    if not heads:
         return Views(views, {}, tuple(warnings))
-    (head,) = heads
-    have = [name for name, view in views.items() if head in view]
-    lack = [name for name, view in views.items() if head not in view]
+    shown = ", ".join(heads)
+    have = [name for name, view in views.items() if heads.keys() <= view.keys()]
+    lack = [name for name in views if name not in have]
     if tied_head == "refuse":
-        stored = views[have[0]][head]
+        size = sum(views[have[0]][head].stop - views[have[0]][head].start for head in heads)
         raise MergeError(
-            f"{head} is in {', '.join(have)} but not in {', '.join(lack)}: one ties its output "
+            f"{shown} is in {', '.join(have)} but not in {', '.join(lack)}: one ties its output "
             "head to the embeddings and the other does not; set tied_head=untie to give the merge "
-            f"a head of its own ({(stored.stop - stored.start) / 1e6:.1f} MB more, exact), or "
+            f"a head of its own ({size / 1e6:.1f} MB more, exact), or "
             f"tied_head=tie to drop that of {', '.join(have)}"
         )
     if tied_head == "tie":
         return Views(
-            {name: {t: s for t, s in view.items() if t != head} for name, view in views.items()},
+            {n: {t: s for t, s in view.items() if t not in heads} for n, view in views.items()},
             tied_setting(config, True),
-            (*warnings, f"the head of {', '.join(have)} is dropped: the merge ties {head}"),
+            (*warnings, f"the head of {', '.join(have)} is dropped: the merge ties {shown}"),
         )
     seen = {}
     for name, view in views.items():
-        seen[name] = view if name in have else {**view, head: _embeddings(name, view)}
-    told = f"{', '.join(lack)} tied {head} to the embeddings; the merge has a head of its own"
+        own = {h: _source(name, view, ties) for h, ties in heads.items() if h not in view}
+        seen[name] = {**view, **own}
+    told = f"{', '.join(lack)} tied {shown} to the embeddings; the merge has a head of its own"
     return Views(seen, tied_setting(config, False), (*warnings, told))
+
+
+def _heads(
+    views: Mapping[str, View], configs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, str]]:
+    """Tensors that some inputs have and all others tie: head -> input without it -> the tensor
+    that it is the same as there, where transformers says so."""
+    every = {tensor for view in views.values() for tensor in view}
+    lacking = every - set.intersection(*(set(view) for view in views.values()))
+    named = [head for head in HEADS if head in lacking]
+    without = [view for view in views.values() if lacking - view.keys()]
+    if named and all(len(_candidates(view)) == 1 for view in without):
+        # What transformers knows is asked only where names do not tell: importing it takes seconds.
+        return {named[0]: {}} if len(named) == 1 else {}
+    found: dict[str, dict[str, str]] = {}
+    for name, view in views.items():
+        absent = lacking - view.keys()
+        shapes = {tensor: stored.shape for tensor, stored in view.items()}
+        fit = read_fit(configs[name], shapes) if absent and configs[name] else None
+        for tensor, first in {} if fit is None else fit.tied_on_disk().items():
+            if tensor in absent:
+                found.setdefault(tensor, {})[name] = first
+    whole = {h: t for h, t in found.items() if all(h in v or n in t for n, v in views.items())}
+    is_one = len({tuple(ties) for ties in whole.values()}) == 1
+    return whole if is_one else {head: {} for head in named[:1]}
+
+
+def _source(name: str, view: View, ties: Mapping[str, str]) -> StoredTensor:
+    return view[ties[name]] if name in ties else _embeddings(name, view)
 
 
 def _without_computed(headers: Mapping[str, View]) -> tuple[dict[str, View], list[str]]:
@@ -88,8 +126,12 @@ def _without_computed(headers: Mapping[str, View]) -> tuple[dict[str, View], lis
     ]
 
 
+def _candidates(view: View) -> Sequence[StoredTensor]:
+    return [stored for tensor, stored in view.items() if _EMBEDDINGS.search(tensor)]
+
+
 def _embeddings(name: str, view: View) -> StoredTensor:
-    candidates: Sequence[StoredTensor] = [s for t, s in view.items() if _EMBEDDINGS.search(t)]
+    candidates = _candidates(view)
     if len(candidates) != 1:
         raise MergeError(
             f"{name} has no output head, and {len(candidates)} tensors that may be its embeddings; "

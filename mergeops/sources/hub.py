@@ -1,4 +1,5 @@
-"""Hugging Face hub repositories as sources: hf://ORG/NAME[@REVISION]."""
+"""Hugging Face hub repositories as sources: hf://ORG/NAME[@REVISION], or one GGUF file of such a
+repository: hf://ORG/NAME[@REVISION]/FILE.gguf."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from mergeops.checkpoint import CONFIG, PICKLED_ADAPTER
 from mergeops.errors import SourceError
-from mergeops.sources.contents import Location, examine
+from mergeops.sources.contents import Location, examine, in_gguf
 from mergeops.sources.find_context import FindContext
 from mergeops.sources.remote.directory import LocalDirectory
 from mergeops.sources.remote.download import NAMES, SUFFIXES
@@ -24,11 +25,18 @@ _SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})
 _NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[^@\s]+)?$")
 
 _URI = re.compile(r"^hf://([\w.-]+(?:/[\w.-]+)?)(?:@([^@\s]+))?$")
+_FILE = re.compile(r"(?<=[^/])/([\w.-]+\.gguf)$")
 
 
 def public_name(uri: str) -> str:
     """ORG/NAME, as cards and configs write it, without scheme and revision."""
-    return uri.removeprefix("hf://").split("@")[0]
+    return repository_and_file(uri)[0].removeprefix("hf://").split("@")[0]
+
+
+def repository_and_file(uri: str) -> tuple[str, str | None]:
+    """A URI, or what follows its scheme, without the GGUF file that it names, and that."""
+    match = _FILE.search(uri)
+    return (uri[: match.start()], match[1]) if match else (uri, None)
 
 
 def is_hub_name(name: str) -> bool:
@@ -70,7 +78,7 @@ def commit_of(name: str, kind: str = "model") -> str | None:
     """
     from huggingface_hub import HfApi
 
-    repository, _, revision = name.partition("@")
+    repository, _, revision = repository_and_file(name)[0].partition("@")
     try:
         return (
             HfApi()
@@ -87,29 +95,38 @@ def find(uri: str, context: FindContext) -> Location:
     """The repository's snapshot on this machine, with its pickled weights where it has no others.
 
     Raises:
-        SourceError: as ``download``; or it holds GGUF files, of which none is downloaded unasked.
+        SourceError: as ``download``; or it holds GGUF files, of which none is downloaded unasked;
+            or it has no file of the name.
     """
+    repository, file = repository_and_file(uri)
+    if file is not None:
+        path = download(repository, file=file)
+        if not (path / file).is_file():
+            raise SourceError(f"{uri}: the repository {repository} has no file {file}")
+        directory = LocalDirectory(path)
+        return Location(directory, in_gguf(directory, file), revision=path.name)
     path = download(uri, code=context.code)
     if examine(LocalDirectory(path)).kind is None and context.pickled:
         path = download(uri, code=context.code, pickled=True)
     location = Location.at(LocalDirectory(path), revision=path.name)
     contents = location.contents
     if contents.kind is None and not contents.convertible and "gguf" in uri.lower():
-        name = public_name(uri)
         raise SourceError(
-            f"{uri} has no safetensors; of its GGUF files one is to be named: `hf download {name} "
-            "FILE.gguf --local-dir DIR`, and name DIR/FILE.gguf as the source"
+            f"{uri} has no safetensors; of its GGUF files one is to be named: {uri}/FILE.gguf"
         )
     return location
 
 
-def download(uri: str, *, code: bool = False, pickled: bool = False) -> Path:
+def download(
+    uri: str, *, code: bool = False, pickled: bool = False, file: str | None = None
+) -> Path:
     """Download a repository's safetensors and small files, or find them in the hub's cache.
 
     Args:
         uri: the repository.
         code: whether Python files are wanted, too.
         pickled: whether pickled weights are wanted, too.
+        file: the only weights that are wanted.
 
     Returns:
         Where they are; the directory is named by the commit.
@@ -120,11 +137,16 @@ def download(uri: str, *, code: bool = False, pickled: bool = False) -> Path:
     """
     match = _URI.match(uri)
     if not match:
-        raise SourceError(f"{uri} is no hub URI; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
+        raise SourceError(
+            f"{uri} is no hub URI; write hf://ORG/NAME or hf://ORG/NAME@REVISION, with /FILE.gguf "
+            "for one such file"
+        )
     repository, revision = match.groups()
     from huggingface_hub import errors, snapshot_download
 
     allow = [*ALLOW, *(PICKLED if pickled else []), *(["*.py"] if code else [])]
+    if file is not None:
+        allow = [file, *(pattern for pattern in ALLOW if pattern != "*.safetensors")]
     try:
         folder = snapshot_download(
             repository, revision=revision, allow_patterns=allow, ignore_patterns=IGNORE

@@ -186,6 +186,17 @@ def test_modules_that_the_file_has_nothing_for_and_a_base_of_four_bits_are_said(
     assert "(2, e.g. model.layers.0.self_attn.v_proj); they stay as in the base" in second
 
 
+def test_modules_that_are_called_otherwise_on_disk_are_not_said_to_be_missing(
+    tmp_path: Path,
+) -> None:
+    adapted = adapt(gpt2(), lora(target_modules=["c_attn"]), tmp_path)
+    file = adapted.base / "model.safetensors"
+    bare = {k.removeprefix("transformer."): v for k, v in load_file(file).items()}
+    save_file(bare, file, metadata={"format": "pt"})
+    assert open_adapter(adapted.adapter, adapted.base).notes == ()
+    check(adapted, tmp_path / "out")
+
+
 def experts(kind: str) -> Any:
     import transformers
 

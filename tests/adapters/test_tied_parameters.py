@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.adapted_models import Adapted, adapt, merged, shaken
+from support.adapted_models import Adapted, adapt, logits, merged, shaken, tiny
 
 from mergeops.adapters import open_adapter
 from mergeops.errors import SourceError
@@ -96,3 +96,55 @@ def test_rows_tied_with_a_head_whose_bias_peft_passes_over_are_refused(
     adapted = adapt(made("bert"), lora(target_modules=["query"], **config), tmp_path)
     with pytest.raises(SourceError, match=r"computes without cls.predictions.decoder.bias then"):
         open_adapter(adapted.adapter, adapted.base)
+
+
+GROWN = 52
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"trainable_token_indices": [3, 50]},
+        {"trainable_token_indices": {"embed_tokens": [3, 50]}},
+        {"target_modules": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True},
+    ],
+    ids=["save", "save-both", "tokens", "named-tokens", "lora", "dora"],
+)
+def test_trained_rows_of_a_vocabulary_that_grew_are_those_of_the_model_in_memory(
+    config: dict[str, Any], tied: bool, tmp_path: Path
+) -> None:
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    tiny(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(GROWN, mean_resizing=False)
+    peft = get_peft_model(model, lora(**{"target_modules": ["q_proj"], **config}))
+    shaken(peft, 5, trained_only=True).save_pretrained(tmp_path / "adapter")
+    expected = logits(peft)
+    found = merged(Adapted(tmp_path / "base", tmp_path / "adapter", expected, None), tmp_path / "o")
+    assert found.shape[-1] == GROWN
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_rows_that_the_file_lacks_have_a_way_out_that_works(tmp_path: Path) -> None:
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    tiny().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(GROWN, mean_resizing=False)
+    # Where embeddings are a target, PEFT does not save the head's new rows.
+    peft = get_peft_model(model, lora(target_modules=["embed_tokens"]))
+    shaken(peft, 5, trained_only=True).save_pretrained(tmp_path / "adapter")
+    expected = logits(peft)
+    adapted = Adapted(tmp_path / "base", tmp_path / "adapter", expected, None)
+    with pytest.raises(SourceError, match=r"lm_head.weight 48.*by unload\(\).save_pretrained"):
+        merged(adapted, tmp_path / "out")
+    peft.unload().save_pretrained(tmp_path / "new")
+    found = merged(Adapted(tmp_path / "new", tmp_path / "adapter", expected, None), tmp_path / "o")
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -193,6 +193,19 @@ def test_ids_beyond_the_vocabulary_and_texts_beyond_the_context_are_said(
     assert any("max_length is 4096, and the model's context has 128 pos" in w for w in warnings)
 
 
+def test_tokens_that_the_model_has_no_row_for_are_said(
+    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rows = read(pair[0])["vocab_size"]
+    tokenizer = read(pair[0], "tokenizer.json")
+    more = [{**tokenizer["added_tokens"][0], "id": rows + i, "content": f"<{i}>"} for i in (1, 0)]
+    added = {"tokenizer": {"added_tokens": [*tokenizer["added_tokens"], *more]}}
+    model = copied(pair[0], tmp_path / "model", **added)
+    (told,) = [w for w in average(plan_of, {"a": model}).warnings if "no row for" in w]
+    assert f"2 token(s) that the model has no row for, e.g. '<0>', {rows} of {rows} rows" in told
+    assert not any("no row for" in w for w in average(plan_of, {"a": pair[0]}).warnings)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_what_is_left_of_a_quantisation_over_plain_weights_is_dropped_and_said(
     nested: bool, plan_of: Make, pair: tuple[Path, Path], tmp_path: Path

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -76,3 +78,41 @@ def test_of_several_files_one_is_to_be_named(place: Path, tmp_path: Path) -> Non
     recipe = {"sources": {"a": {"uri": str(tmp_path)}}, "method": "passthrough"}
     with pytest.raises(SourceError, match=r"2 GGUF files \(tiny.Q4_0.gguf, tiny.Q8_0.gguf\); name"):
         mergeops.merge(recipe, tmp_path / "out")
+
+
+def test_a_file_of_a_repository_is_read_without_its_other_weights(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, name = "a" * 40, "tiny.Q8_0.gguf"
+    folder = tmp_path / "hub" / "models--org--tiny-GGUF"
+    snapshot = folder / "snapshots" / commit
+    for branch in ("main", "v1"):
+        (folder / "refs" / branch).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / branch).write_text(commit)
+    snapshot.mkdir(parents=True)
+    for file in (name, "tiny.Q4_K_M.gguf"):
+        (snapshot / file).write_bytes((place / "q8" / name).read_bytes())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    asked: list[tuple[str, str | None, list[str]]] = []
+    real = huggingface_hub.snapshot_download
+
+    def download(repository: str, **how: Any) -> str:
+        asked.append((repository, how["revision"], how["allow_patterns"]))
+        return str(real(repository, **how))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    expected = merged(one(place / "q8" / name), tmp_path / "expected", monkeypatch)
+    for uri in (f"hf://org/tiny-GGUF/{name}", f"hf://org/tiny-GGUF@v1/{name}"):
+        out = merged(one(uri), tmp_path / f"out-{len(asked)}", monkeypatch)
+        weights = "model.safetensors"
+        assert (out / weights).read_bytes() == (expected / weights).read_bytes()
+    assert {(repository, at) for repository, at, _ in asked} == {
+        ("org/tiny-GGUF", None),
+        ("org/tiny-GGUF", "v1"),
+    }
+    assert all(name in files and "*.safetensors" not in files for *_, files in asked)
+
+
+def one(uri: Path | str) -> dict[str, object]:
+    return {"sources": {"a": {"uri": str(uri)}}, "method": "passthrough"}

@@ -60,8 +60,10 @@ def test_of_a_repository_of_gguf_files_one_is_to_be_named(cache: Path, tmp_path:
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "README.md").write_text("Q4_K_M, Q8_0")
     snapshot = put(cache, tmp_path / "files", "org/tiny-GGUF")
-    with pytest.raises(SourceError, match="hf download org/tiny-GGUF FILE.gguf --local-dir DIR"):
+    with pytest.raises(SourceError, match="one is to be named: hf://org/tiny-GGUF/FILE.gguf"):
         resolve_uri("hf://org/tiny-GGUF", cache_dir=tmp_path / "cache")
+    with pytest.raises(SourceError, match="hf://org/tiny-GGUF has no file other.gguf"):
+        resolve_uri("hf://org/tiny-GGUF/other.gguf", cache_dir=tmp_path / "cache")
     # One that is in the cache is the one that was asked for.
     (snapshot / "tiny.Q8_0.gguf").write_bytes(b"GGUF")
     with pytest.raises(SourceError, match="tiny.Q8_0.gguf cannot be read as a GGUF file"):
