@@ -17,7 +17,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from mergeops.errors import ConfigError
 
@@ -56,7 +56,7 @@ def _inside(outer: Any) -> Iterable[Any]:
     return outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     """Whether a value is a number that a double can hold; true and false are none."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and abs(value) <= sys.float_info.max

@@ -7,7 +7,10 @@ Only tensors are unpickled, by torch's weights-only loader, which runs no code o
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from mergeops.errors import SourceError
 from mergeops.lazy_torch import torch
 from mergeops.progress import Tick
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _MOST_VIEWS = 8
 """Tensors may share their bytes, as tied heads do; a few bytes could describe any number."""
 
@@ -83,6 +87,9 @@ def _convert(path: Path, files: list[Path], folder: Path, progress: Tick | None)
         try:
             save_file(tensors, folder / name, metadata={"format": "pt"})
         except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            if found := _OS_ERROR.search(str(error)):
+                # The disk takes no more; the file is not to blame.
+                raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
             raise _unreadable(file, error) from error
         weight_map |= dict.fromkeys(tensors, name)
         done += file.stat().st_size
@@ -95,6 +102,7 @@ def _convert(path: Path, files: list[Path], folder: Path, progress: Tick | None)
 def _load(file: Path) -> dict[str, torch.Tensor]:
     """The file's tensors, each once: of several names of one tensor (a tied head), the first."""
     try:
+        _check_stored(file)
         try:
             content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:
@@ -135,6 +143,18 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
         tensors[name] = tensor.clone() if storage in storages else tensor.contiguous()
         storages.add(storage)
     return tensors
+
+
+def _check_stored(file: Path) -> None:
+    """Refuse an archive that torch did not write: it maps what is compressed as if it were not, and
+    the tensors would be other numbers."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            is_stored = member.compress_type == zipfile.ZIP_STORED
+            if not is_stored or member.compress_size != member.file_size:
+                raise ValueError(f"{member.filename[:80]} is compressed, which torch never writes")
 
 
 def _unreadable(file: Path, error: Exception) -> SourceError:

@@ -17,9 +17,7 @@ from types import FrameType
 
 import click
 
-from mergeops.cli.console import echo
 from mergeops.errors import AwayError, MergeError, MergeopsError
-from mergeops.progress import printable
 from mergeops.version import __version__
 
 COMMANDS = {
@@ -163,7 +161,7 @@ def main() -> None:
 
 def _as_line(message: str) -> str:
     """The message without line breaks and other signs that a terminal acts on, and not endless."""
-    text = printable(message).replace("\n", "\\n").replace("\t", "\\t")
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
     return (
         text
         if len(text) <= MOST_SHOWN
@@ -176,5 +174,5 @@ def _fail(message: str, code: int) -> None:
         import traceback
 
         traceback.print_exc()
-    echo(f"mergeops: error: {_as_line(message)}", err=True)
+    click.echo(f"mergeops: error: {_as_line(message)}", err=True)
     sys.exit(code)

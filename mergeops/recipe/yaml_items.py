@@ -164,9 +164,10 @@ class YamlItem:
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             # YAML 1.1 takes 1e-5, without a dot, for a text.
             return float(value)
-        if not isinstance(value, bool) and not is_finite(value):
+        number = int(value) if isinstance(value, bool) else value
+        if not is_finite(number):
             raise self.error(f"is {self.shown()}; it takes a number")
-        return float(value)
+        return float(number)
 
     def whole(self) -> int:
         """A whole number."""

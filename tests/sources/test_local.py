@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,27 @@ def test_pickled_weights_that_are_more_than_tensors_are_refused(
     with pytest.raises(SourceError, match=match):
         find(pickled, tmp_path)
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_compressed_archive_is_not_read_as_if_it_were_not(pickled: Path, tmp_path: Path) -> None:
+    file = pickled / "pytorch_model.bin"
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(SourceError, match="is compressed, which torch never writes"):
+        find(pickled, tmp_path)
+
+
+def test_a_full_disk_is_not_the_pickles_fault(pickled: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(SourceError, match="has pickled weights, which are .*: File too large"):
+            find(pickled, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_pickled_shard_that_is_missing_is_named(tmp_path: Path) -> None:
