@@ -33,8 +33,6 @@ class FoundRun:
     run_name: str
     status: str
     """FINISHED, FAILED, KILLED or RUNNING."""
-    is_silent: bool = False
-    """Whether it is RUNNING and has logged nothing for an hour: most likely it was killed."""
     problem: str | None = None
     """Why it cannot be merged, and the way out; None where it can."""
     uri: str | None = None
@@ -72,6 +70,8 @@ class FoundRun:
     """Fact -> where it was read."""
     skipped: tuple[str, ...] = ()
     """What is wrong with checkpoints that were passed over."""
+    is_silent: bool = False
+    """Whether it is RUNNING and has logged nothing for an hour: most likely it was killed."""
 
     def row(self) -> dict[str, Any]:
         """As JSON types, for a table or ``--json``."""

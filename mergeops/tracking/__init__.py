@@ -7,7 +7,7 @@
     trial_page      its registration, description, leaderboard, plot, lineage and card
     ownership       one run and one model a plan, whichever process is at work on it
     finished        what a finished trial stood on, so that the same command again is quick
-    answers         what a command that only reads answered, while nothing was written
+    kept_answers    what a command that only reads answered, while nothing was written
     pending, sync   a trial on disk while the server is away, and how it is logged later
     parents         base and sources as models and runs of the same experiment
     score_log       scores onto runs and models, and back
@@ -22,9 +22,9 @@ Stands on: checkpoint, errors, kernels, methods, progress, recipe, redact, repor
 sources, store, version.
 """
 
-from mergeops.tracking.answers import kept_answer
 from mergeops.tracking.compare import compare_experiments
 from mergeops.tracking.finished import NOTES, Beginning, FinishedTrial, note_finished, recall
+from mergeops.tracking.kept_answers import kept_answer
 from mergeops.tracking.parents import log_parent
 from mergeops.tracking.pending import FOLDER, pending_trials
 from mergeops.tracking.score_log import pooled_estimate, read_scores

@@ -9,7 +9,7 @@ from typing import Any
 
 from mergeops.recipe import Recipe, plain
 from mergeops.sources import Source
-from mergeops.store import flatten, log_inputs, log_params, tag_value
+from mergeops.store import flatten, hidden, log_inputs, log_params, tag_value
 from mergeops.tracking.parents import ensure_parent_model
 from mergeops.tracking.pending import Pending
 from mergeops.tracking.tracked_trial import TrackedTrial, step
@@ -25,7 +25,7 @@ def trial_tags(kept: Pending) -> dict[str, str]:
     tags = {
         "mergeops.role": "merge",
         "mergeops.plan_digest": kept.plan_digest,
-        "mergeops.recipe_sha256": recipe.sha256(),
+        hidden("mergeops.recipe_sha256"): recipe.sha256(),
         "mergeops.method": recipe.method.name,
     }
     if kept.parent_run_id:
@@ -36,7 +36,8 @@ def trial_tags(kept: Pending) -> dict[str, str]:
             own = recipe.sources[name].parameters.get("weight")
             default = getattr(recipe.method.parameters, "weight", "default")
             weight = default if own is None else plain(own)
-            tags[f"mergeops.parent.{source.run_id}"] = tag_value(weight)
+            # For searches; a reader has the names and weights in the description.
+            tags[hidden(f"mergeops.parent.{source.run_id}")] = tag_value(weight)
             runs.append(source.run_id)
     if runs:
         # MLflow cannot search runs by input model, but by tag.

@@ -37,11 +37,11 @@ def open_tags(case: Case) -> None:
         client.set_registered_model_tag("skills", tag.removeprefix("mlflow."), value)
         client.delete_registered_model_tag("skills", tag)
     for number in (1, 2, 3):
-        for tag, value in find_version(case.tracking, "skills", number).tags.items():
+        tags = find_version(case.tracking, "skills", number).tags
+        for tag, value in own_tags(tags).items():
+            client.set_model_version_tag("skills", str(number), tag, value)
+        for tag in tags:
             if tag.startswith("mlflow."):
-                client.set_model_version_tag(
-                    "skills", str(number), tag.removeprefix("mlflow."), value
-                )
                 client.delete_model_version_tag("skills", str(number), tag)
 
 

@@ -54,7 +54,7 @@ def test_lineage_can_be_searched_by_tags(case: Case) -> None:
     run_id, _ = case.whole()
     training = case.sources["math"].run_id
     (found,) = case.tracking.client.search_runs(
-        [case.tracking.experiment_id], f"tags.`mergeops.parent.{training}` = '0.5'"
+        [case.tracking.experiment_id], f"tags.`mlflow.mergeops.parent.{training}` = '0.5'"
     )
     assert found.info.run_id == run_id
     assert found.data.tags["mergeops.parent_run_ids"] == training

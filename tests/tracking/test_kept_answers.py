@@ -19,7 +19,7 @@ from mergeops.promotion import Change, History
 from mergeops.promotion.history import Event
 from mergeops.recipe import Recipe, TrackingSpec
 from mergeops.store import Tracking
-from mergeops.tracking import Beginning, answers, compare_experiments, kept_answer
+from mergeops.tracking import Beginning, compare_experiments, kept_answer, kept_answers
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def ask(
 ) -> Callable[..., Asked]:
     """Asks the same question twice, with ``between`` done in between."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(answers, "Beginning", since)
+    monkeypatch.setattr(kept_answers, "Beginning", since)
     place_of(tracking).mkdir(parents=True)
     (place_of(tracking) / "dev.json").write_text("{}")
 
