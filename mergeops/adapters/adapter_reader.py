@@ -11,7 +11,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from mergeops.errors import SourceError
 from mergeops.kernels import is_loaded, loaded
 from mergeops.lazy_torch import torch
 
+Made = TypeVar("Made")
 _WIDEST = 8
 """Bytes of an entry, at most."""
 BLOCK_ELEMENTS = 65536
@@ -244,7 +245,7 @@ class KeptTensors:
         self._tensors: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, name: str, make: Callable[[], Any]) -> Any:
+    def get(self, name: str, make: Callable[[], Made]) -> Made:
         """The tensor or array of this name; of several threads that need it, one makes it."""
         with self._lock:
             if name not in self._tensors:
@@ -254,4 +255,5 @@ class KeptTensors:
                     self._tensors.popitem(last=False)
                     del sizes[0]
             self._tensors.move_to_end(name)
-            return self._tensors[name]
+            made: Made = self._tensors[name]
+            return made

@@ -69,13 +69,14 @@ class DigitCounter:
             return None
         counted = [np.array([[-1], [bits.m]])]
         for k, digits in enumerate(found[k, : hits[k]] for k in range(number)):
+            # Few are sorted sooner than all bins are looked through.
             if digits.size < bins // 4:
-                values, counts = np.unique(digits, return_counts=True)
+                distinct, counts = np.unique(digits, return_counts=True)
+                counted.append(np.array([distinct + np.int64(k * bins), counts]))
             else:
                 every = np.bincount(digits, minlength=bins)
-                values = np.flatnonzero(every)
-                counts = every[values]
-            counted.append(np.array([values.astype(np.int64) + k * bins, counts]))
+                bin_of = np.flatnonzero(every)
+                counted.append(np.array([bin_of + k * bins, every[bin_of]]))
         return np.concatenate(counted, axis=1)
 
     def total(self) -> Array:

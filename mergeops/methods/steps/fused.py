@@ -297,8 +297,8 @@ def _sort_out(
                 return False
             # numpy sorts integers with the processor's widest registers.
             packed.reshape(-1, row_length).sort(axis=1)
-            which = row_length, column_bits, start, step, *of_row
-            if not loaded("chances_short")(packed, keys, *which, out[begin : begin + packed.size]):
+            order = row_length, column_bits, start, step, *of_row
+            if not loaded("chances_short")(packed, keys, *order, out[begin : begin + packed.size]):
                 break
         else:
             return True
