@@ -249,13 +249,13 @@ def _vocabulary(model: Any) -> set[str]:
         modules = [model.get_input_embeddings()]
     modules = [module for module in modules if isinstance(module, torch.nn.Embedding)]
     modules += [module for module in [model.get_output_embeddings()] if module is not None]
-    own = model.state_dict().keys()
-    found = {
+    own = set(model.state_dict())
+    found: set[str] = own & {
         f"{name}.{part}"
         for name, module in model.named_modules(remove_duplicate=False)
         if any(module is one for one in modules)
         for part in ("weight", "bias")
-    } & own
+    }
     for pair in model.all_tied_weights_keys.items():
         found |= set(pair) if found & set(pair) else set()
     return found

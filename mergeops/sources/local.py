@@ -35,9 +35,10 @@ def find(uri: str, context: FindContext) -> Location:
     location = Location.at(LocalDirectory(path))
     if location.contents.kind is None and not location.contents.has_weights:
         inside = locations_in(location.directory)
-        if len(inside) == 1 and "name one of them" not in str(location.contents.problem):
-            problem = f"{location.contents.problem}; name the checkpoint inside it: "
-            problem += inside[0].directory.shown
+        if inside and "name one of them" not in str(location.contents.problem):
+            what = "the checkpoint" if len(inside) == 1 else "one of the checkpoints"
+            shown = ", ".join(found.directory.shown for found in inside[:5])
+            problem = f"{location.contents.problem}; name {what} inside it: {shown}"
             contents = dataclasses.replace(location.contents, problem=problem)
             return dataclasses.replace(location, contents=contents)
     return location

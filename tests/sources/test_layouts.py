@@ -264,6 +264,12 @@ def test_a_directory_with_a_checkpoint_inside_says_where_it_is(tmp_path: Path) -
     touch(inside, "config.json", "model.safetensors")
     with pytest.raises(SourceError, match=f"; name the checkpoint inside it: {inside}$"):
         resolve_uri(str(tmp_path / "epoch_0_step_9"), cache_dir=tmp_path / "cache")
+    # PEFT writes each of several adapters into a directory of its own.
+    for name in ("code", "math"):
+        touch(tmp_path / "two" / name, "adapter_config.json", "adapter_model.safetensors")
+    places = f"{tmp_path}/two/code, {tmp_path}/two/math"
+    with pytest.raises(SourceError, match=f"; name one of the checkpoints inside it: {places}$"):
+        resolve_uri(str(tmp_path / "two"), cache_dir=tmp_path / "cache")
 
 
 def test_trials_of_a_search_are_told_apart_by_their_losses_or_are_to_be_named(
