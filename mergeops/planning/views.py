@@ -70,7 +70,7 @@ def see(
             tied_setting(config, True),
             (*warnings, f"the head of {', '.join(have)} is dropped: the merge ties {shown}"),
         )
-    seen = {}
+    seen: dict[str, View] = {}
     for name, view in views.items():
         own = {h: _source(name, view, ties) for h, ties in heads.items() if h not in view}
         seen[name] = {**view, **own}
@@ -84,7 +84,7 @@ def _heads(
     """Tensors that some inputs have and all others tie: head -> input without it -> the tensor
     that it is the same as there, where transformers says so."""
     every = {tensor for view in views.values() for tensor in view}
-    lacking = every - set.intersection(*(set(view) for view in views.values()))
+    lacking = {tensor for tensor in every if any(tensor not in v for v in views.values())}
     named = [head for head in HEADS if head in lacking]
     without = [view for view in views.values() if lacking - view.keys()]
     if named and all(len(_candidates(view)) == 1 for view in without):
