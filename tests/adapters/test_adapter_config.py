@@ -68,7 +68,8 @@ def test_config_says_kind_base_and_revision() -> None:
 
 
 def test_rank_zero_of_oft_and_lists_in_the_rank_pattern_of_adalora_are_what_peft_writes() -> None:
-    assert checked({"peft_type": "OFT", "r": 0, "oft_block_size": 8}, "place").problem is None
+    oft = {"peft_type": "OFT", "r": 0, "oft_block_size": 8, "peft_version": "0.21.2"}
+    assert checked(oft, "place").problem is None
     pattern = {"model.layers.0.self_attn.q_proj.lora_E": [True, False]}
     adalora = {"peft_type": "ADALORA", "r": 8, "init_r": 12, "rank_pattern": pattern}
     assert checked(adalora, "place").problem is None

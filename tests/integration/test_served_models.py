@@ -123,6 +123,9 @@ def test_versions_by_stage_and_of_a_deleted_model_are_what_mlflow_downloads(
     client.delete_logged_model(gone.model_id)
     for uri, number in ((f"models:/{name}/Production", "2"), (f"models:/{name}/staging", "1")):
         source = find(uri, trained)
-        theirs = mlflow.artifacts.download_artifacts(uri, dst_path=str(trained.folder / number))
+        to = str(trained.folder / number)
+        theirs = mlflow.artifacts.download_artifacts(
+            uri, dst_path=to, tracking_uri=trained.uri, registry_uri=trained.uri
+        )
         assert source.registered == f"{name}/{number}"
         assert same(source.path, Path(theirs))
