@@ -14,6 +14,7 @@ when it is its turn. All others are looked into, to a bounded depth.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from mergeops.sources.leftovers import unfinished
 from mergeops.sources.logged_model import MLMODEL, read_logged_model
 from mergeops.sources.remote.directory import Directory, DirectoryEntry
 
+_log = logging.getLogger(__name__)
 DEPTH = 8
 MOST_DIRECTORIES = 300
 """Listings of one search: each is a question to an artifact store."""
@@ -52,6 +54,13 @@ def saves_in(root: Directory, entries: list[DirectoryEntry] | None = None) -> It
     left = [MOST_DIRECTORIES]
     seen: set[str] = set()
     yield from _saves(root, "", entries, DEPTH, left, seen)
+    if left[0] < 0:
+        _log.warning(
+            "%s holds more than %d directories, and the rest was not looked at; name the "
+            "checkpoint's own: runs:/RUN_ID/DIRECTORY, or the run's tag mergeops.checkpoint_uri",
+            root.shown,
+            MOST_DIRECTORIES,
+        )
 
 
 def locations_in(
@@ -124,7 +133,8 @@ def _saves(
     left: list[int],
     seen: set[str],
 ) -> Iterator[Save]:
-    if not left[0]:
+    if left[0] <= 0:
+        left[0] = -1
         return
     left[0] -= 1
     entries = directory.entries() if entries is None else entries

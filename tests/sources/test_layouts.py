@@ -12,6 +12,8 @@ from mergeops.adoption.found import FoundRun
 from mergeops.errors import SourceError
 from mergeops.recipe.settings import TrackingSpec
 from mergeops.recover import recover
+from mergeops.sources import saves
+from mergeops.sources.remote.directory import LocalDirectory
 from mergeops.sources.resolution import resolve_uri
 from mergeops.sources.source import Source
 
@@ -286,3 +288,16 @@ def test_trials_of_a_search_are_told_apart_by_their_losses_or_are_to_be_named(
     assert "name one: run-0/checkpoint-2, run-1/checkpoint-2 (runs:/" in str(
         found["silent"].problem
     )
+
+
+def test_a_directory_of_too_many_directories_says_that_some_were_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(saves, "MOST_DIRECTORIES", 4)
+    assert list(saves.saves_in(LocalDirectory(tmp_path))) == []
+    assert caplog.text == ""
+    (tmp_path / "d").mkdir()
+    assert list(saves.saves_in(LocalDirectory(tmp_path))) == []
+    assert "holds more than 4 directories, and the rest was not looked at" in caplog.text
