@@ -26,16 +26,15 @@ from mergeops.checkpoint import (
     as_floats,
     as_tensor,
     item_size,
+    read_bytes,
     read_range,
     read_tensor,
 )
 from mergeops.errors import SourceError
-from mergeops.kernels import is_loaded, loaded
+from mergeops.kernels import KERNEL_DTYPES, TILE, bits_of, is_loaded, loaded
 from mergeops.lazy_torch import torch
 
 Made = TypeVar("Made")
-_WIDEST = 8
-"""Bytes of an entry, at most."""
 BLOCK_ELEMENTS = 65536
 """B A is computed for blocks of whole rows of about this size, wherever a read begins."""
 KEPT_BYTES = 1 << 28
@@ -134,30 +133,23 @@ class AdapterReader:
         is_plain = not (change.turned or change.is_convolution or change.row)
         if not is_plain or change.experts != 1 or stop == start or not is_loaded():
             return False
-        stored = np.empty((stop - start) * _WIDEST, np.uint8)
-        dtype = reader.read(key, start, stop, stored)
-        stored = stored[: (stop - start) * item_size(dtype)]
-        low, high = np.empty(0, np.uint16), np.empty(0, np.uint32)
-        if dtype == "BF16":
-            low = stored.view(np.uint16)
-        elif dtype == "F32":
-            high = stored.view(np.uint32)
-        else:
+        if reader.stored(key).dtype not in KERNEL_DTYPES:
             return False
+        bits = bits_of(*read_bytes(reader, key, start, stop))
+        assert bits is not None
         columns = self._adapter.tensors[name].shape[-1]
         a = self._made.get(f"{change.a} as an array", lambda: self._in_double(change.a))
         rank = a.size // columns
         first, last = start // columns, -(-stop // columns)
         b = self._in_double(change.b, first * rank, last * rank)
         loaded("add_product")(
-            low,
-            high,
+            *bits,
             start,
             columns,
             a.reshape(rank, columns),
             b.reshape(-1, rank),
             change.scale,
-            np.empty(512),
+            np.empty(TILE),
             staging[: (stop - start) * item_size("F32")].view(np.float32),
         )
         return True
@@ -165,9 +157,7 @@ class AdapterReader:
     def _in_double(self, key: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
         """Elements of one of the adapter's tensors, flattened, float64."""
         stop = self._own.stored(key).numel if stop is None else stop
-        staging = np.empty((stop - start) * _WIDEST, np.uint8)
-        dtype = self._own.read(key, start, stop, staging)
-        return as_floats(staging[: (stop - start) * item_size(dtype)], dtype, "F64")
+        return as_floats(*read_bytes(self._own, key, start, stop), "F64")
 
     def _product(
         self, change: LowRank, shape: tuple[int, ...], start: int, stop: int

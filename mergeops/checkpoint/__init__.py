@@ -63,6 +63,7 @@ from mergeops.checkpoint.reader import (
     TensorReader,
     as_floats,
     as_tensor,
+    read_bytes,
     read_range,
     read_tensor,
 )
@@ -152,6 +153,7 @@ __all__ = [
     "older_than",
     "open_checkpoint",
     "quantisation_of",
+    "read_bytes",
     "read_headers",
     "read_json",
     "read_manifest",

@@ -231,14 +231,25 @@ def as_floats(stored: Bytes, dtype: str, compute: str) -> npt.NDArray[Any]:
         return values.astype(wanted, copy=False)
 
 
+def read_bytes(reader: TensorReader, name: str, start: int, stop: int) -> tuple[Bytes, str]:
+    """Elements ``start`` to ``stop`` of a flattened tensor as bytes, and their dtype.
+
+    Raises:
+        SourceError: as ``TensorReader.read``.
+    """
+    staging = np.empty((stop - start) * max(SIZES.values()), np.uint8)
+    dtype = reader.read(name, start, stop, staging)
+    return staging[: (stop - start) * item_size(dtype)], dtype
+
+
 def read_range(reader: TensorReader, name: str, start: int, stop: int) -> torch.Tensor:
     """Elements ``start`` to ``stop`` of a flattened tensor, in the dtype that the reader delivers.
 
     Raises:
         SourceError: as ``TensorReader.read``.
     """
-    staging = np.empty((stop - start) * max(SIZES.values()), np.uint8)
-    return as_tensor(staging, reader.read(name, start, stop, staging), stop - start)
+    stored, dtype = read_bytes(reader, name, start, stop)
+    return as_tensor(stored, dtype, stop - start)
 
 
 def read_tensor(reader: CheckpointReader, name: str) -> torch.Tensor:

@@ -10,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mergeops.checkpoint.dtypes import item_size
-from mergeops.checkpoint.reader import Bytes, TensorReader, as_floats
+from mergeops.checkpoint.reader import Bytes, TensorReader, as_floats, read_bytes
 
 Ints = npt.NDArray[np.int64]
 Rows = npt.NDArray[Any]
 """``[rows, columns]``, in the compute dtype."""
-_WIDEST = 8
-"""Bytes of an entry, at most."""
 GAP_BYTES = 1 << 16
 """Rows that are nearer to each other than this are read in one go: cheaper than to ask twice."""
 AVERAGE = -2
@@ -153,9 +151,8 @@ class RelaidReader:
         reader = self._readers[number]
         spans = []
         for low, high in zip(lows.tolist(), highs.tolist(), strict=True):
-            stored = np.empty((high - low) * columns * _WIDEST, np.uint8)
-            dtype = reader.read(name, low * columns, high * columns, stored)
-            spans.append(stored[: (high - low) * columns * item_size(dtype)])
+            stored, dtype = read_bytes(reader, name, low * columns, high * columns)
+            spans.append(stored)
         place = np.empty_like(rows)
         place[order] = ordered + np.repeat(offsets - lows, ends - begins)
         gathered = np.concatenate(spans).reshape(int((highs - lows).sum()), -1)[place]

@@ -24,7 +24,7 @@ from mergeops.cli.options import (
 )
 from mergeops.engine import WorkPlan
 from mergeops.errors import ConfigError
-from mergeops.recipe import Recipe, converted_text, parse_size, read_mergekit
+from mergeops.recipe import Recipe, converted_text, is_written, parse_size, read_mergekit
 
 COMPAT = click.option(
     "--compat",
@@ -154,8 +154,8 @@ def convert(
         echo(f"mergeops: warning: {note}", err=True)
     text = converted_text(converted, config_file.name)
     if out is not None:
-        is_there = out.is_file() and out.read_bytes() == text.encode()
-        if out.exists() and not is_there and not force:
+        is_there = is_written(out, text)
+        if out.exists() and not (force or is_there):
             raise ConfigError(f"{out} exists; choose another name, or add --force")
         if not is_there:
             out.write_text(text, encoding="utf-8")

@@ -28,8 +28,9 @@ from mergeops.engine import memory
 from mergeops.engine.bad_values import NonFiniteInputError
 from mergeops.engine.devices import is_cuda
 from mergeops.engine.memory import host_buffer
+from mergeops.kernels import bits_of
 from mergeops.lazy_torch import torch
-from mergeops.methods import Bits, bits_of
+from mergeops.methods import Bits
 
 _WIDEST = 8
 

@@ -40,8 +40,8 @@ from mergeops.engine.lanes import Chunk, Lane, Lanes
 from mergeops.engine.memory import buffer_pool
 from mergeops.engine.readers import OpenInputs
 from mergeops.errors import MergeError, SourceError
-from mergeops.kernels import are_kept
-from mergeops.methods import KERNEL_DTYPES, Formula, kernels
+from mergeops.kernels import KERNEL_DTYPES, are_kept
+from mergeops.methods import Formula, kernels
 from mergeops.planning import Plan, TensorTask
 
 READ_AHEAD = 16

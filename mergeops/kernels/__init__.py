@@ -14,18 +14,22 @@ arrays, whose content says nothing, and an array is copied to a slice by a loop.
 Stands on: nothing.
 """
 
-from mergeops.kernels.blocks import BLOCK, COLUMNS, NOT_FINITE, STRIPS, TOO_MANY, WIDTH
+from mergeops.kernels.blocks import BLOCK, COLUMNS, NOT_FINITE, STRIPS, TILE, TOO_MANY, WIDTH
+from mergeops.kernels.bytes_as_bits import KERNEL_DTYPES, bits_of
 from mergeops.kernels.cache_folder import user_cache
 from mergeops.kernels.loader import are_kept, is_loaded, loaded
 
 __all__ = [
     "BLOCK",
     "COLUMNS",
+    "KERNEL_DTYPES",
     "NOT_FINITE",
     "STRIPS",
+    "TILE",
     "TOO_MANY",
     "WIDTH",
     "are_kept",
+    "bits_of",
     "is_loaded",
     "loaded",
     "user_cache",

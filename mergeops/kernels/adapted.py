@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from mergeops.kernels.bits import NO_SHIFT, SHIFT, kernel, value
+from mergeops.kernels.blocks import TILE
 from mergeops.kernels.types import Bits16, Bits32, Index, Real, RealRows, Reals, Singles
 
-_TILE = 512
-"""Entries of which a sum is made at a time: a few rows of A stay in the processor's first cache."""
 _TOGETHER = 4
 """Products that are added before the sum goes back to memory."""
 
@@ -34,13 +33,13 @@ def add_product(
         a: ``[rank, columns]`` float64.
         b: ``[rows, rank]`` float64, from the row of the first entry on.
         scale: of the product.
-        sums: scratch, 512 float64.
+        sums: scratch ``[TILE]`` float64.
         out: ``[n]`` float32.
     """
     at, first_row, rank = 0, begin // columns, a.shape[0]
     while at < out.size:
         row, column = (begin + at) // columns, (begin + at) % columns
-        w = min(_TILE, min(columns - column, out.size - at))
+        w = min(TILE, min(columns - column, out.size - at))
         factors, total = b[row - first_row], sums[:w]
         for j in range(w):
             total[j] = 0.0

@@ -8,6 +8,9 @@ BLOCK = 16384
 
 WIDTH = 2048
 """Entries of a block."""
+TILE = 512
+"""Entries of which a sum of products is made at a time: a few rows of a factor stay in the
+processor's first cache."""
 STRIPS, COLUMNS = 8, 256
 """Of a tile in which products are added: ``STRIPS`` rows of ``COLUMNS`` entries."""
 FINE, NOT_FINITE, TOO_MANY = 0, 1, 2

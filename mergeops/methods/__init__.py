@@ -29,12 +29,11 @@ from mergeops.methods.registry import (
     method,
     names,
 )
-from mergeops.methods.steps.fused import KERNEL_DTYPES, Bits, Formula, bits_of, kernels
+from mergeops.methods.steps.fused import Bits, Formula, kernels
 from mergeops.methods.steps.randomness import random_key
 from mergeops.methods.steps.whole import merge_tensors
 
 __all__ = [
-    "KERNEL_DTYPES",
     "Bits",
     "Formula",
     "FusedLook",
@@ -42,7 +41,6 @@ __all__ = [
     "Method",
     "MethodView",
     "Scan",
-    "bits_of",
     "check_source_count",
     "get",
     "kernels",

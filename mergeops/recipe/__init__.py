@@ -6,7 +6,7 @@ Stands on: errors, methods, schema.
 from mergeops.recipe.choices import WORDS, keys, options_of
 from mergeops.recipe.composition import compose, expand_sweep
 from mergeops.recipe.executor_settings import EXECUTOR_PLUG_INS, ExecutorSpec
-from mergeops.recipe.files import GROUPS, PACKAGE, converted_text
+from mergeops.recipe.files import GROUPS, PACKAGE, converted_text, is_written
 from mergeops.recipe.first_conf import FirstConf, tasks_in, write_first_conf
 from mergeops.recipe.merge_uris import MERGE
 from mergeops.recipe.mergekit.read import read_mergekit
@@ -54,6 +54,7 @@ __all__ = [
     "converted_text",
     "expand_sweep",
     "interpolate",
+    "is_written",
     "keys",
     "numbers",
     "options_of",

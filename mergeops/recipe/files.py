@@ -22,6 +22,11 @@ PACKAGE = "# @package _global_"
 """First line of a recipe that ``recipe=NAME`` finds: Hydra layers its keys at the top."""
 
 
+def is_written(path: Path, text: str) -> bool:
+    """Whether a file holds this text already."""
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
 def read_recipe_file(path: Path, compat: Any = None) -> Converted:
     """A recipe file, native or mergekit's YAML, as a plain dict, and where its keys stand there.
 

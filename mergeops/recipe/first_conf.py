@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeops.errors import ConfigError
+from mergeops.recipe.files import is_written
 
 TEXTS = (".txt", ".md")
 _TASK = re.compile(r"^task:\s*[\"']?([\w./ -]+?)[\"']?\s*(#.*)?$", re.MULTILINE)
@@ -54,8 +55,7 @@ def write_first_conf(conf: FirstConf, folder: Path, *, force: bool = False) -> l
         folder / "evaluate" / "default.yaml": _evaluate(conf),
     }
     for path, text in files.items():
-        is_there = path.is_file() and path.read_bytes() == text.encode()
-        if path.exists() and not is_there and not force:
+        if path.exists() and not (force or is_written(path, text)):
             raise ConfigError(
                 f"{path} is there; add --force to replace it, or choose another directory by --dir"
             )

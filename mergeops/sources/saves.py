@@ -133,10 +133,9 @@ def _saves(
     left: list[int],
     seen: set[str],
 ) -> Iterator[Save]:
-    if left[0] <= 0:
-        left[0] = -1
-        return
     left[0] -= 1
+    if left[0] < 0:
+        return
     entries = directory.entries() if entries is None else entries
     names = {entry.name for entry in entries if not entry.is_dir}
     contents = examine(directory, entries)

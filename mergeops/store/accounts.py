@@ -97,8 +97,7 @@ def account_of(uri: str, user: str, password: str, timeout_s: int) -> tuple[str,
         )
         if answer.status_code in (401, 403):
             return None
-        said = answer.json()["user"]
-        return str(said["username"]), bool(said["is_admin"])
+        return _user_in(answer)
     except MlflowException as error:
         raise AwayError(f"cannot reach the MLflow server at {redact(uri)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -116,11 +115,15 @@ def _current_user(tracking: Tracking) -> tuple[str, bool] | None:
     if not tracking.uri.startswith("http"):
         return None
     try:
-        user = ask(who(tracking.uri), CURRENT_USER, "GET").json()["user"]
-        return str(user["username"]), bool(user["is_admin"])
+        return _user_in(ask(who(tracking.uri), CURRENT_USER, "GET"))
     # A server without accounts has no such page, and proxies answer with pages of their own.
     except Exception:
         return None
+
+
+def _user_in(answer: Any) -> tuple[str, bool]:
+    user = answer.json()["user"]
+    return str(user["username"]), bool(user["is_admin"])
 
 
 def _rights(tracking: Tracking) -> list[tuple[str, bool, str]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+
+from support.loopback_server import served
 
 RUN_ID, MODEL_ID = "0" * 31 + "1", "m-" + "0" * 31 + "1"
 _MODEL = {
@@ -74,8 +73,7 @@ ANSWERS = {
 """What an MLflow server answers, by path."""
 
 
-@contextmanager
-def answering(answers: Path) -> Iterator[str]:
+def answering(answers: Path) -> AbstractContextManager[str]:
     """A server that answers with the file of a path's name, whatever is asked."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -94,12 +92,4 @@ def answering(answers: Path) -> Iterator[str]:
         def do_POST(self) -> None:
             self.do_GET()
 
-        def log_message(self, *args: Any) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
+    return served(Handler)

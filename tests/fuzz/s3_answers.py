@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from support.loopback_server import served
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "s3-key",
@@ -62,8 +62,7 @@ def write_answers(model: Path, folder: Path) -> None:
     (folder / "headers.json").write_text(json.dumps(headers))
 
 
-@contextmanager
-def storing(answers: Path, model: Path) -> Iterator[str]:
+def storing(answers: Path, model: Path) -> AbstractContextManager[str]:
     """A store that answers with what the files say, whatever is asked."""
     try:
         told = json.loads((answers / "headers.json").read_text())
@@ -93,15 +92,7 @@ def storing(answers: Path, model: Path) -> Iterator[str]:
         def do_HEAD(self) -> None:
             self.do_GET()
 
-        def log_message(self, *args: Any) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
+    return served(Handler)
 
 
 def _at(node: Any, *keys: str) -> Any:

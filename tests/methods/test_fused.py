@@ -17,6 +17,7 @@ from mergeops import methods
 from mergeops.engine.execute import Tuning, merge
 from mergeops.engine.lanes import Chunk, Lane
 from mergeops.errors import MergeError, SourceError
+from mergeops.kernels import bits_of
 from mergeops.kernels import loader as native
 from mergeops.kernels.blocks import BLOCK
 from mergeops.methods.steps import fused
@@ -237,7 +238,7 @@ def stored(values: torch.Tensor) -> tuple[Any, str]:
 
 
 def bits_of_rows(rows: torch.Tensor, *, has_base: bool) -> fused.Bits:
-    flat = fused.bits_of(*stored(rows))
+    flat = bits_of(*stored(rows))
     assert flat is not None
     return fused.Bits(*flat, rows.shape[1], len(rows), rows.shape[1], has_base, 0)
 

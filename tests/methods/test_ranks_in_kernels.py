@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mergeops.kernels import bits_of
 from mergeops.methods.steps import fused
-from mergeops.methods.steps.fused import Bits, Drops, Formula, bits_of
+from mergeops.methods.steps.fused import Bits, Drops, Formula
 from mergeops.methods.steps.ranks import drop_by_rank
 
 KINDS = (

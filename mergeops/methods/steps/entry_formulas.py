@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mergeops.kernels import WIDTH, loaded
+from mergeops.kernels import WIDTH, bits_of, loaded
 from mergeops.lazy_torch import torch
 from mergeops.methods.steps.counting import Magnitudes
-from mergeops.methods.steps.fused import Array, Bits, bits_of, scratch_rows
+from mergeops.methods.steps.fused import Array, Bits, scratch_rows
 
 _AT_A_TIME = 1 << 14
 """Entries of which exponentials and logarithms are taken, where rows are shorter: what there is of

@@ -19,14 +19,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from mergeops.kernels import BLOCK, COLUMNS, NOT_FINITE, STRIPS, TOO_MANY, WIDTH, loaded
+from mergeops.kernels import BLOCK, COLUMNS, NOT_FINITE, STRIPS, TOO_MANY, WIDTH, bits_of, loaded
 from mergeops.methods.registry import MethodView
 from mergeops.methods.steps.randomness import STEPS, limit
 
 Array = npt.NDArray[Any]
 
-KERNEL_DTYPES = ("BF16", "F32")
-"""What kernels read and write; other inputs are converted first."""
 _NO_WINDOWS = np.empty((0, 4), np.int64)
 _NO_CHANCES, _NO_STAYS = np.empty((0, 0), np.int32), np.empty((0, 0), np.uint8)
 _SHORT = 128
@@ -35,7 +33,6 @@ _SORTED, _MOST_COLUMN_BITS = 1 << 16, 16
 """Entries that are sorted at a time, where rows are shorter; bits of 32 for the column."""
 _MOST_REMEMBERED = 1 << 26
 """Bytes of what is found of a tensor in one pass and used in the next."""
-_NO_LOW, _NO_HIGH = np.empty(0, np.uint16), np.empty(0, np.uint32)
 
 
 @functools.cache
@@ -54,7 +51,7 @@ def _load() -> bool:
     try:
         # What loads but does not run here must not be found out by a merge.
         bits, out = np.ones(1, np.float32).view(np.uint32), np.zeros(1, np.float32)
-        one = Bits(_NO_LOW, bits, row=1, parts=1, m=1, has_base=False, offset=0)
+        one = Bits(np.empty(0, np.uint16), bits, row=1, parts=1, m=1, has_base=False, offset=0)
         if not Formula([1.0]).merge(one, 1, out.view(np.uint8), "F32") or out[0] != 1.0:
             raise ArithmeticError(f"a compiled kernel gives {out[0]} for 1.0")
     # Whatever is wrong with numba on a machine, a merge can do without it.
@@ -64,15 +61,6 @@ def _load() -> bool:
         logging.getLogger(__name__).warning("merging without compiled kernels: %s", error)
         return False
     return True
-
-
-def bits_of(stored: Array, dtype: str) -> tuple[Array, Array] | None:
-    """Bytes of this format as ``Bits.low`` and ``Bits.high``; None for formats that are neither."""
-    if dtype == "BF16":
-        return stored.view(np.uint16), _NO_HIGH
-    if dtype == "F32":
-        return _NO_LOW, stored.view(np.uint32)
-    return None
 
 
 def scratch_rows(n: int, width: int = WIDTH) -> Array:

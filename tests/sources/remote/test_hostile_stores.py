@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 from fuzz.s3_answers import ENVIRONMENT, storing, write_answers
+from support.loopback_server import served
 
 from mergeops.errors import SourceError
 from mergeops.sources import resolve_uri
@@ -117,14 +117,9 @@ def test_a_server_that_sends_more_than_it_lists_fills_no_disk(tmp_path: Path) ->
                 self.wfile.write(bytes(1 << 20))
                 sent.append(1)
 
-        def log_message(self, *arguments: Any) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    place = open_remote("mlflow-artifacts:/m", f"http://127.0.0.1:{server.server_port}")
-    assert isinstance(place, RemoteDirectory)
-    with pytest.raises(SourceError, match="more than the 5 bytes that the store lists"):
-        fetch(place, tmp_path / "cache")
+    with served(Handler) as address:
+        place = open_remote("mlflow-artifacts:/m", address)
+        assert isinstance(place, RemoteDirectory)
+        with pytest.raises(SourceError, match="more than the 5 bytes that the store lists"):
+            fetch(place, tmp_path / "cache")
     assert len(sent) < 100
-    server.shutdown()
