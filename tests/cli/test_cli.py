@@ -297,7 +297,14 @@ def test_a_command_that_is_ended_says_how_to_go_on(
     command = [sys.executable, "-m", "mergeops", "merge", "recipe.yaml", "out"]
     with open(tmp_path / ".out.partial" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        running = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            # What a shell starts in the background has SIGINT ignored, and hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert running.stderr
         for line in running.stderr:
             if "waiting for it" in line:

@@ -4,6 +4,7 @@ with artifacts that come through the server, from its disk and from S3."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,17 @@ def trained(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     full_and_adapter: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Fabricator:
-    """An experiment of its own on a server."""
+) -> Iterator[Fabricator]:
+    """An experiment of its own on a server, which is this process's."""
     import mlflow
 
     uri = request.getfixturevalue(request.param).uri
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment(request.node.name)
-    return Fabricator(client, uri, tmp_path, *full_and_adapter, experiment=experiment)
+    yield Fabricator(client, uri, tmp_path, *full_and_adapter, experiment=experiment)
+    mlflow.set_tracking_uri(before)
 
 
 def find(uri: str, trained: Fabricator) -> Source:
@@ -123,9 +125,6 @@ def test_versions_by_stage_and_of_a_deleted_model_are_what_mlflow_downloads(
     client.delete_logged_model(gone.model_id)
     for uri, number in ((f"models:/{name}/Production", "2"), (f"models:/{name}/staging", "1")):
         source = find(uri, trained)
-        to = str(trained.folder / number)
-        theirs = mlflow.artifacts.download_artifacts(
-            uri, dst_path=to, tracking_uri=trained.uri, registry_uri=trained.uri
-        )
+        theirs = mlflow.artifacts.download_artifacts(uri, dst_path=str(trained.folder / number))
         assert source.registered == f"{name}/{number}"
         assert same(source.path, Path(theirs))
