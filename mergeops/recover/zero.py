@@ -9,6 +9,7 @@ parameters are in ``model_states.pt``
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,28 +88,67 @@ def _experts(path: Path, names: Sequence[str]) -> list[str]:
 
 def _universal(path: Path, names: Sequence[str]) -> ShardedModel:
     """What ds_to_universal.py made: each parameter in float32, in a file of its own; frozen ones
-    and buffers are where they were."""
+    and buffers are where they were.
+
+    Of ZeRO-3 the files hold flat numbers, padded, whose shapes are in the files of the processes.
+    """
     tensors: dict[str, ShardedTensor] = {}
     stamps: dict[str, FileStamp] = {}
-    if MODEL in names:
-        whole = _whole(path, _experts(path, names))
-        tensors, stamps = dict(whole.tensors), dict(whole.stamps)
-    parameters = sorted(entry.name for entry in (path / UNIVERSAL).iterdir() if entry.is_dir())
-    for name in parameters:
-        file = f"{UNIVERSAL}/{name}/{UNIVERSAL_FILE}"
-        if not (path / file).is_file():
-            raise SourceError(
-                f"{path / file} is missing: the conversion to a universal checkpoint did not "
-                "finish; run ds_to_universal.py again"
-            )
-        try:
-            tensors[name] = _one_piece(path, name, read_torch_file(path, file, {})["param"])
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise _damaged(path / file, error) from error
-        stamps[file] = stamp(path / file)
+    shapes: dict[str, tuple[int, ...]] = {}
+    states: Mapping[str, Any] = {}
+    where = path
+    try:
+        if MODEL in names:
+            whole = _whole(path, _experts(path, names))
+            tensors, stamps = dict(whole.tensors), dict(whole.stamps)
+            states = read_torch_file(path, MODEL, _DEEPSPEED)
+        elif files := _partition_files(path, names)["model"]:
+            _check_all_there(path, {"model": files})
+            models = []
+            for rank in range(len(files)):
+                where = path / files[rank]
+                models.append(read_torch_file(path, where.name, _DEEPSPEED))
+                stamps[where.name] = stamp(where)
+            states, where = models[0], path / files[0]
+            tensors = {tensor.name: tensor for tensor in _untrained(path, models)}
+            for group in states["param_shapes"]:
+                shapes |= group
+        there = {entry.name for entry in (path / UNIVERSAL).iterdir() if entry.is_dir()}
+        for name in sorted(there | shapes.keys()):
+            file = f"{UNIVERSAL}/{name}/{UNIVERSAL_FILE}"
+            if name not in there or not (path / file).is_file():
+                raise SourceError(
+                    f"{path / file} is missing: the conversion to a universal checkpoint did not "
+                    "finish; run ds_to_universal.py again"
+                )
+            where = path / file
+            content = read_torch_file(path, file, {})
+            if isinstance(content, PickledTensor):
+                tensors[name] = _partitioned(name, shapes[name], [[_checked(where, content)]], 0)
+            else:
+                tensors[name] = _one_piece(path, name, content["param"])
+            stamps[file] = stamp(where)
+        # For the second name of a tied parameter the conversion writes the 16-bit copy.
+        tensors |= _second_names(tensors, states)
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
+        raise _damaged(where, error) from error
+    for tensor in tensors.values():
+        check_covered(path, tensor)
     if not tensors:
         raise SourceError(f"{path / UNIVERSAL} holds no parameter; run ds_to_universal.py again")
     return ShardedModel(path, tensors, stamps)
+
+
+def _second_names(
+    tensors: Mapping[str, ShardedTensor], states: Mapping[str, Any]
+) -> dict[str, ShardedTensor]:
+    """Tied parameters under their second names, which model_states.pt lists."""
+    shared = (states.get("shared_params") or {}).items()
+    return {
+        str(name): dataclasses.replace(tensors[first], name=str(name))
+        for name, first in shared
+        if first in tensors
+    }
 
 
 def _whole(path: Path, experts: Sequence[str] = ()) -> ShardedModel:
@@ -134,7 +174,8 @@ def _whole(path: Path, experts: Sequence[str] = ()) -> ShardedModel:
     return ShardedModel(path, tensors, {file: stamp(path / file) for file in (MODEL, *experts)})
 
 
-def _partitions(path: Path, names: Sequence[str]) -> ShardedModel:
+def _partition_files(path: Path, names: Sequence[str]) -> dict[str, dict[int, str]]:
+    """The files of the processes: ``model`` or ``optim`` -> rank -> name."""
     files: dict[str, dict[int, str]] = {"model": {}, "optim": {}}
     for name in names:
         if match := PARTITION.fullmatch(name):
@@ -145,6 +186,11 @@ def _partitions(path: Path, names: Sequence[str]) -> ShardedModel:
                     "DeepSpeed's ds_to_universal.py, and save the model from there"
                 )
             files[kind][rank] = name
+    return files
+
+
+def _partitions(path: Path, names: Sequence[str]) -> ShardedModel:
+    files = _partition_files(path, names)
     where = path
     try:
         processes = _processes(path, files)
@@ -169,6 +215,7 @@ def _partitions(path: Path, names: Sequence[str]) -> ShardedModel:
             groups.append([_checked(where, group) for group in states["fp32_flat_groups"]])
         where = path / files["model"][0]
         tensors = {tensor.name: tensor for tensor in _tensors(path, models, groups)}
+        tensors |= _second_names(tensors, models[0])
     except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
         raise _damaged(where, error) from error
     for tensor in tensors.values():
@@ -184,6 +231,11 @@ def _processes(path: Path, files: Mapping[str, Mapping[int, str]]) -> int:
             f"{path} has neither {MODEL} nor optim_states.pt files of processes, in which ZeRO-3 "
             "keeps the weights: the save did not finish; use an earlier checkpoint of the run"
         )
+    return _check_all_there(path, files)
+
+
+def _check_all_there(path: Path, files: Mapping[str, Mapping[int, str]]) -> int:
+    """How many processes there were, of each of which every kind of file is there."""
     processes = max(rank for ranks in files.values() for rank in ranks) + 1
     for kind, ranks in files.items():
         missing = [rank for rank in range(processes) if rank not in ranks]
@@ -200,26 +252,26 @@ def _tensors(
 ) -> Iterator[ShardedTensor]:
     first = models[0]
     processes = len(models)
-    for name in first["buffer_names"]:
-        if isinstance(first["module"].get(name), PickledTensor):
-            yield _one_piece(path, name, first["module"][name])
-    found: dict[str, ShardedTensor] = {}
-    for name, shape in (first.get("frozen_param_shapes") or {}).items():
-        parts = [[model["frozen_param_fragments"][name]] for model in models]
-        found[name] = _partitioned(name, shape, parts, 0)
+    yield from _untrained(path, models)
     offset = 0
     for shapes in first["param_shapes"]:
         for name, shape in shapes.items():
-            found[name] = _partitioned(name, shape, groups, offset)
+            yield _partitioned(name, shape, groups, offset)
             offset += -(-math.prod(shape) // processes)
     there = sum(group.shape[0] for group in groups[0])
     if offset != there:
         raise ValueError(f"its parameters are {offset} numbers of a process, {there} are stored")
-    for name, other in (first.get("shared_params") or {}).items():
-        if other in found:
-            same = found[other]
-            found[name] = ShardedTensor(name, same.dtype, same.shape, same.pieces, same.is_flat)
-    yield from found.values()
+
+
+def _untrained(path: Path, models: Sequence[Mapping[str, Any]]) -> Iterator[ShardedTensor]:
+    """Buffers and frozen parameters, which model_states.pt of ZeRO-3 holds."""
+    first = models[0]
+    for name in first["buffer_names"]:
+        if isinstance(first["module"].get(name), PickledTensor):
+            yield _one_piece(path, name, first["module"][name])
+    for name, shape in (first.get("frozen_param_shapes") or {}).items():
+        parts = [[model["frozen_param_fragments"][name]] for model in models]
+        yield _partitioned(name, shape, parts, 0)
 
 
 def _partitioned(

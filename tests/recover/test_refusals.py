@@ -113,31 +113,6 @@ def test_an_expert_or_the_rest_of_the_model_is_missing(tmp_path: Path) -> None:
     assert "has files of experts, but no mp_rank_00_model_states.pt" in problem(place)
 
 
-def test_a_universal_checkpoint_is_read_where_each_parameter_has_its_file(tmp_path: Path) -> None:
-    run = write_zero2(tmp_path, {"a": torch.ones(2, dtype=torch.bfloat16), "frozen": torch.ones(1)})
-    place = (run / "global_step2").rename(run / "global_step2_universal")
-    for name in ("a", "b.weight"):
-        (place / "zero" / name).mkdir(parents=True)
-        torch.save({"param": torch.full((2, 2), 3.0)}, place / "zero" / name / "fp32.pt")
-        torch.save({"param": torch.full((2, 2), 9.0)}, place / "zero" / name / "exp_avg.pt")
-    (run / "latest").unlink()
-    (run / "latest_universal").write_text("global_step2_universal")
-    found = leftover(run)
-    assert found is not None and found.shards is not None
-    assert found.step == 2
-    assert {n: t.dtype for n, t in found.shards.tensors.items()} == {
-        "a": "F32",
-        "b.weight": "F32",
-        "frozen": "F32",
-    }
-    with ShardedReader(found.shards) as reader:
-        assert read_range(reader, "a", 0, 4).tolist() == [3.0] * 4
-    (place / "zero" / "a" / "fp32.pt").unlink()
-    assert "zero/a/fp32.pt is missing: the conversion to a universal checkpoint" in problem(run)
-    (run / "latest_universal").write_text("global_step4_universal")
-    assert "latest_universal names 'global_step4_universal'" in problem(run)
-
-
 def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
     run = write_zero2(tmp_path, {"a": torch.ones(2)})
     (run / "global_step2" / "mp_rank_00_model_states.pt").unlink()

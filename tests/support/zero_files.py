@@ -107,21 +107,52 @@ def write_zero3(
     return folder
 
 
-def write_zero2(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
-    """A run's directory with ``latest`` and ``global_step2`` of ZeRO-2: the model's file only."""
+def write_zero2(
+    folder: Path, tensors: Mapping[str, Tensor], shared: Mapping[str, str] | None = None
+) -> Path:
+    """A run's directory with ``latest`` and ``global_step2`` of ZeRO-2: the model's file only.
+
+    Args:
+        folder: the directory.
+        tensors: the weights.
+        shared: the second name of a tied parameter -> its first.
+    """
     place = folder / "global_step2"
     place.mkdir(parents=True)
     states = {
         "module": OrderedDict(tensors),
         "buffer_names": [],
         "param_shapes": [OrderedDict((n, t.shape) for n, t in tensors.items())],
-        "shared_params": {},
+        "shared_params": dict(shared or {}),
         "dp_world_size": 2,
         "ds_version": "0.19.8",
     }
     torch.save(states, place / "mp_rank_00_model_states.pt")
     (folder / "latest").write_text("global_step2")
     return folder
+
+
+def make_universal(run: Path, tensors: Mapping[str, Tensor], *, flat: bool) -> Path:
+    """Make of ``global_step2`` in a run's directory what ds_to_universal.py 0.19.8 makes of it.
+
+    Args:
+        run: as ``write_zero2`` or ``write_zero3`` made it.
+        tensors: the trained weights.
+        flat: whether a parameter's file is its numbers and padding, as of ZeRO-3; else a mapping
+            with the tensor as ``param``.
+    """
+    place = (run / "global_step2").rename(run / "global_step2_universal")
+    for optimizer in place.glob("*optim_states.pt"):
+        optimizer.unlink()
+    for name, tensor in tensors.items():
+        folder = place / "zero" / name
+        folder.mkdir(parents=True)
+        padded = torch.cat([tensor.float().flatten(), torch.zeros(tensor.numel() % 2)])
+        torch.save(padded if flat else {"param": tensor.float()}, folder / "fp32.pt")
+        torch.save(torch.ones_like(padded), folder / "exp_avg.pt")
+    (run / "latest").unlink()
+    (run / "latest_universal").write_text(place.name)
+    return place
 
 
 def _part(tensor: Tensor, rank: int, processes: int) -> Tensor:
