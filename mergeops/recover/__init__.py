@@ -16,8 +16,9 @@ from mergeops.recover.finding import (
     world_size_of,
 )
 from mergeops.recover.fitting import open_on_base
+from mergeops.recover.lora import adapter_settings
 from mergeops.recover.megatron import Averaged, average_megatron
-from mergeops.recover.recovery import Recovered, adapter_settings, recover
+from mergeops.recover.recovery import Recovered, recover
 from mergeops.recover.sharded import ShardedModel, ShardedTensor
 from mergeops.recover.sharded_reader import ShardedReader
 

@@ -42,6 +42,7 @@ from mergeops.recover.fitting import (
     same_experts,
     without_tied_head,
 )
+from mergeops.recover.lora import adapter_settings, check_rank
 from mergeops.recover.names import adapter_names
 from mergeops.recover.sharded import ShardedModel
 from mergeops.recover.sharded_reader import ShardedReader
@@ -131,49 +132,14 @@ class _Draft:
     base: Checkpoint | None
 
 
-def adapter_settings(directory: Path, found: Leftover, base: Path | None = None) -> Path:
-    """The directory in which the settings of an adapter lie that was left in pieces.
-
-    Raises:
-        SourceError: they lie nowhere, or the adapter cannot be put together.
-    """
-    places = [directory, found.path, found.path.parent, *([] if base is None else [base])]
-    config_from = next((place for place in places if (place / ADAPTER_CONFIG).is_file()), None)
-    if config_from is None:
-        raise SourceError(
-            f"{directory} holds the tensors of a LoRA adapter, but no {ADAPTER_CONFIG}: its rank, "
-            "alpha and targets are in no file; write it with the training's own settings, "
-            f"LoraConfig(...).save_pretrained({str(directory)!r}), and run the command again"
-        )
-    if found.kind == "slices":
-        raise SourceError(
-            f"{found.path} holds slices of an adapter's tensors, and how large the whole ones are "
-            "stands in no file; save the adapter whole, with model.save_pretrained(DIR)"
-        )
-    return config_from
-
-
 def _adapter(directory: Path, found: Leftover, shards: ShardedModel, base: Path | None) -> _Draft:
     config_from = adapter_settings(directory, found, base)
     model = dataclasses.replace(shards, tensors=adapter_names(found.path, shards.tensors))
-    _check_rank(config_from / ADAPTER_CONFIG, model)
+    check_rank(config_from / ADAPTER_CONFIG, model)
     notes: tuple[str, ...] = ()
     if left := len(shards.tensors) - len(model.tensors):
         notes = (f"{left} tensors of the base, which the adapter does not have, were left out",)
     return _Draft(model, True, config_from, tokenizer_directory([directory]), notes, None)
-
-
-def _check_rank(config: Path, model: ShardedModel) -> None:
-    """Refuse the settings of another adapter."""
-    said = read_json(config)
-    patterns = said.get("rank_pattern")
-    allowed = [said.get("r"), *(patterns.values() if isinstance(patterns, dict) else [])]
-    for name, tensor in model.tensors.items():
-        if ".lora_A" in name and tensor.shape[0] not in allowed:
-            raise SourceError(
-                f"{config} says r={said.get('r')!r}, but {name} has rank {tensor.shape[0]}: it is "
-                "of another adapter; write that of this training"
-            )
 
 
 def _model(directory: Path, found: Leftover, shards: ShardedModel, base: Path | None) -> _Draft:

@@ -201,7 +201,11 @@ def test_zeros_that_the_base_does_not_have_are_no_weights(
 
 def test_an_adapter_needs_its_settings(written: Path, copied: Copied, tmp_path: Path) -> None:
     folder = copied("lora/checkpoint-4")
-    with pytest.raises(SourceError, match=r"its rank, alpha and targets are in no file; write it"):
+    known = r"LoraConfig\(r=4, lora_alpha=(?:8|ALPHA), target_modules=\['q_proj'\]\)"
+    with pytest.raises(SourceError, match=rf"alpha is in no file; write it.*{known}"):
+        recover(folder, tmp_path / "out")
+    (folder / "lora_train_meta.json").write_text('{"r": 4, "lora_alpha": 8}')
+    with pytest.raises(SourceError, match=rf"lora_train_meta.json says lora_alpha=8; .*{known}"):
         recover(folder, tmp_path / "out")
     (folder / "adapter_config.json").write_text('{"r": 16, "lora_alpha": 16}')
     with pytest.raises(
