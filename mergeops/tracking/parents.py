@@ -62,7 +62,12 @@ def ensure_parent_model(tracking: Tracking, source: Source) -> str:
             model_type=role_of(source),
         )
         # Not simply the one that was made: another process may have been faster.
-        model = _elected_model(tracking, wanted) or created
+        model = finish_external_model(client, _elected_model(tracking, wanted) or created)
+        # MLflow stamps a model before others see it: an older one may have come to light since.
+        elected = _elected_model(tracking, wanted) or model
+        if model.model_id == created.model_id != elected.model_id:
+            delete_model(tracking, created)
+        model = elected
     return str(finish_external_model(client, model).model_id)
 
 

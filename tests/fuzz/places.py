@@ -195,7 +195,7 @@ def _leave_pieces(inputs: Path, model: Any) -> None:
     """What sharded trainings leave, of one process each."""
     import torch
     import torch.distributed.checkpoint as dcp
-    from support.zero_files import write_zero2, write_zero3
+    from support.zero_files import make_universal, write_zero2, write_zero3
 
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     dcp.save(
@@ -207,6 +207,7 @@ def _leave_pieces(inputs: Path, model: Any) -> None:
     dcp.save(weights, storage_writer=slices, no_dist=True)
     write_zero2(inputs / "zero2", weights)
     write_zero3(inputs / "zero3", weights, 2)
+    make_universal(write_zero3(inputs / "universal", weights, 2), weights, flat=True)
     (inputs / "verl").mkdir()
     torch.save(weights, inputs / "verl" / "model_world_size_1_rank_0.pt")
     for folder in ("iter_0000001", "iter_0000002"):
@@ -526,6 +527,11 @@ KINDS = (
     FuzzKind("slices", ("in/slices/*.safetensors",), merge_pieces("slices"), 2),
     FuzzKind("zero 2", ("in/zero2/*/*.pt", "in/zero2/latest"), merge_pieces("zero2")),
     FuzzKind("zero 3", ("in/zero3/*/*.pt",), merge_pieces("zero3"), 2),
+    FuzzKind(
+        "universal",
+        ("in/universal/*/*.pt", "in/universal/*/zero/*/*.pt"),
+        merge_pieces("universal"),
+    ),
     FuzzKind("verl", ("in/verl/*.pt",), merge_pieces("verl")),
     FuzzKind("megatron", ("in/iter_*/*",), average, 2, ()),
     FuzzKind("GGUF", ("in/gguf/*.gguf",), merge_gguf, 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.tracking_case import Case, make_scores, make_source
@@ -35,6 +36,27 @@ def test_a_base_and_a_source_of_equal_weights_are_two_models(case: Case) -> None
     base = make_source("base", sha256="a" * 64)
     source = make_source("math", sha256="a" * 64)
     assert ensure_parent_model(case.tracking, base) != ensure_parent_model(case.tracking, source)
+
+
+def test_an_older_model_that_comes_to_light_late_is_the_one(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, source = case.tracking.client, make_source("math", sha256="a" * 64)
+    older = ensure_parent_model(case.tracking, source)
+    search, looks = client.search_logged_models, []
+
+    def late(*arguments: Any, **more: Any) -> list[Any]:
+        looks.append(arguments)
+        models = list(search(*arguments, **more))
+        # Before this process made its own, and when it looks once more at once.
+        return [model for model in models if len(looks) > 2 or model.model_id != older]
+
+    monkeypatch.setattr(client, "search_logged_models", late)
+    assert ensure_parent_model(case.tracking, source) == older
+    assert len(looks) == 3
+    wanted = f"tags.`mergeops.weights_sha256` = '{source.sha256}'"
+    [model] = search([case.tracking.experiment_id], wanted)
+    assert model.model_id == older
 
 
 def test_a_training_run_that_this_server_does_not_know_is_a_param_only(case: Case) -> None:
