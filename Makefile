@@ -21,8 +21,8 @@ MINUTES ?= 60
 # models are made once.
 WORKERS := -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 5 --dist loadfile
 
-.PHONY: help install demo check quick test test-all soak fuzz parity old-files bench lint format types docs lock sbom audit
-.PHONY: wheel ui clean
+.PHONY: help install demo check quick test test-all soak fuzz parity old-files leftovers bench lint format types docs
+.PHONY: lock sbom audit wheel ui clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -92,6 +92,21 @@ parity: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare merges with mergekit's,
 
 old-files: $(VENV)/.dev .venv-old/.old ## Merge what transformers 4.57 and PEFT 0.17 write
 	$(BIN)/python -m pytest tests/old_files
+
+# The libraries that shard, beside our torch and transformers; their own tests are not run.
+.venv-sharded/.sharded: $(VENV)/.dev
+	$(PYTHON) -m venv --without-pip .venv-sharded
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$(echo .venv-sharded/lib/python3*/site-packages)/ours.pth
+	DS_BUILD_OPS=0 $(BIN)/python -m pip --python .venv-sharded/bin/python install --quiet \
+		--no-build-isolation deepspeed==0.19.8
+	$(BIN)/python -m pip --python .venv-sharded/bin/python install --quiet --no-deps \
+		megatron-core==0.16.1 nemo-automodel==0.7.0 torchtune==0.6.1
+	touch $@
+
+leftovers: $(VENV)/.dev .venv-sharded/.sharded ## Put together what DeepSpeed, Megatron-Core and NeMo Automodel write
+	.venv-sharded/bin/python -m pytest tests/recover/test_zero.py tests/recover/test_megatron.py \
+		tests/recover/test_automodel.py tests/recover/test_llama_names.py
 
 bench: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare speed and memory with mergekit's: SIZE=1b|300m|tiny METHODS= PAIRS=5
 	$(BIN)/python -m benchmarks --size $(SIZE) --methods $(METHODS) --pairs $(PAIRS) $(RESUME)
