@@ -22,7 +22,7 @@ MINUTES ?= 60
 WORKERS := -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 5 --dist loadfile
 
 .PHONY: help install demo check quick test test-all soak fuzz parity old-files leftovers bench lint format types docs
-.PHONY: lock sbom audit wheel ui clean
+.PHONY: service lock sbom audit wheel ui clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ demo: $(VENV)/.demo ## Train runs, adopt them, merge, score, promote: MODEL=tiny
 
 ui: $(VENV)/.demo ## Open the demo's MLflow UI on http://127.0.0.1:5000
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(OUT)/mlflow.db --port 5000
+
+service: $(VENV)/.demo ## Serve the demo's proposals on a page; its address is printed
+	cd $(OUT) && MLFLOW_TRACKING_URI=sqlite:///$(abspath $(OUT))/mlflow.db $(abspath $(BIN))/mergeops serve --config-dir conf
 
 check: $(VENV)/.dev ## Check style and types, and run the quick tests, all at once
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target types lint quick

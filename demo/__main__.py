@@ -15,8 +15,12 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from demo.train import Prepared
 
 MODEL_NAME = "skills"
 EXPERIMENT = "merges"
@@ -84,6 +88,9 @@ def demo(model: str, seed: int, out: Path) -> None:
     if promoted:
         chapter("8. Load the champion from the registry, and generate")
         generate(f"models:/{MODEL_NAME}@champion", prepared.tasks)
+
+    chapter("9. The service: two more runs end while it watches")
+    watch(model, seed, prepared)
     farewell(time.monotonic() - started, promoted)
 
 
@@ -103,7 +110,11 @@ def write_config(model: str, tasks: Path) -> None:
     for name, content in files.items():
         path = Path("conf") / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in content.items()))
+        write_yaml(path, content)
+
+
+def write_yaml(path: Path, content: dict[str, object]) -> None:
+    path.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in content.items()))
 
 
 def mergeops(*words: str, allowed: tuple[int, ...] = (0,)) -> int:
@@ -153,6 +164,32 @@ def generate(uri: str, tasks: Path) -> None:
         )[0]["generated_text"]
         right = item["choices"][item["answer"]]
         click.echo(f"  {item['prompt']!r} -> {answer.strip()!r} (right: {right!r})")
+
+
+def watch(model: str, seed: int, prepared: Prepared) -> None:
+    """Serve, let two runs end, and show what the watch made of them, proposed or honestly not."""
+    from demo.service import serving, settled
+    from demo.train import train_late
+
+    nightly = Path("nightly.yaml")
+    if not nightly.exists():
+        settings = {
+            "experiments": [prepared.experiment],
+            # Those that began before are merged already.
+            "filter": f"attributes.start_time > {int(time.time() * 1000)}",
+            "overrides": ["method=linear"],
+            "every_s": 3,
+        }
+        write_yaml(nightly, settings)
+    with serving() as client:
+        mergeops("watch", "add", str(nightly))
+        train_late(Path.cwd(), prepared, model, seed)
+        settled(client, nightly.stem, runs=2)
+        mergeops("watch", "report", nightly.stem)
+        mergeops("jobs", "list")
+    click.echo(
+        "`make service` serves the page again: look at what was proposed, approve or reject."
+    )
 
 
 def farewell(seconds: float, promoted: bool) -> None:

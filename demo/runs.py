@@ -45,6 +45,8 @@ class FineTune:
     """A LoRA adapter instead of all weights."""
     log_checkpoints: bool = False
     """Log the checkpoints to MLflow as well (HF_MLFLOW_LOG_ARTIFACTS)."""
+    is_late: bool = False
+    """It ends while the service watches."""
 
 
 def planned(model: str, seed: int) -> list[FineTune]:
@@ -74,4 +76,6 @@ def planned(model: str, seed: int) -> list[FineTune]:
     run("clock", "clock", rate=1.3 * rate)
     run("ordering", "comparison", "sorting", rate=0.7 * rate, steps=steps * 6 // 7)
     run("words-lora", "spelling", "dates", rate=schedule.adapter_learning_rate, adapter=True)
+    run("everything-again", steps=2 * steps, is_late=True)
+    run("clock-units", "clock", "units", is_late=True)
     return runs

@@ -82,9 +82,27 @@ def prepare(out: Path, model: str, seed: int) -> Prepared:
         if not stages.done("tasks"):
             stages.finish("tasks", {"names": write_tasks(out / "tasks", seed)})
         base = _make_base(processes, progress, stages, out, model, seed, tracking_uri)
-        runs = [run for run in planned(model, seed) if not stages.done(run.name)]
+        runs = [run for run in planned(model, seed) if not run.is_late]
         _train_all(processes, progress, stages, out, base, tracking_uri, runs)
     return Prepared(base, out / "tasks", tracking_uri, EXPERIMENT)
+
+
+def train_late(out: Path, prepared: Prepared, model: str, seed: int) -> None:
+    """Train the runs that end while the service watches, skipping what is finished.
+
+    Args:
+        out: as of ``prepare``, as are ``model`` and ``seed``.
+        prepared: what ``prepare`` gave.
+    Raises:
+        UnexpectedEndError: as of ``prepare``.
+    """
+    out = out.resolve()
+    processes = multiprocessing.get_context("forkserver")
+    stages = _Stages(out / "stages")
+    runs = [run for run in planned(model, seed) if run.is_late]
+    with _progress() as progress:
+        uri = prepared.tracking_uri
+        _train_all(processes, progress, stages, out, prepared.base, uri, runs)
 
 
 class _Stages:
@@ -218,9 +236,10 @@ def _train_all(
     tracking_uri: str,
     runs: list[FineTune],
 ) -> None:
-    """Train ``runs``, ``AT_ONCE`` at a time, each in its own process."""
-    waiting = list(runs)
-    bars = {run.name: progress.add_task(run.name, total=run.steps) for run in runs}
+    """Train those of ``runs`` that are not finished, ``AT_ONCE`` at a time, each in its own
+    process."""
+    waiting = [run for run in runs if not stages.done(run.name)]
+    bars = {run.name: progress.add_task(run.name, total=run.steps) for run in waiting}
     running: dict[Connection, _Running] = {}
     try:
         while waiting or running:
