@@ -15,22 +15,14 @@ from mergeops.store import seen
 
 SOURCE_KEY = re.compile(r"base|base_adapter|sources\.[^.=]+(\.uri|\.base)?")
 """Keys whose value is the URI of a checkpoint."""
-SCHEMES = (["runs"], ["models"])
 
 
 def complete_overrides(
     ctx: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """What may stand where the cursor is; bash cuts words at ``=``, so there the part behind it."""
+    """What may stand where the cursor is."""
     before = [str(word) for word in ctx.params.get(parameter.name or "") or ()]
-    incomplete, before, cut = _joined(incomplete, before)
     key, equals, value = incomplete.partition("=")
-    prefix = f"{key}="
-    if not incomplete and before and _takes_names(before[-1]):
-        # click takes the sign itself away, and a key without one is no word of its own.
-        key, equals, value, prefix = before[-1], "=", "", ""
-    elif len(before) > 1 and before[-1] == "=":
-        key, equals, value, prefix = before[-2], "=", incomplete, ""
     if equals:
         config_dir = ctx.params.get("config_dir")
         if SOURCE_KEY.fullmatch(key):
@@ -38,7 +30,7 @@ def complete_overrides(
         else:
             found = values(key, Path(config_dir) if config_dir else None)
         return [
-            CompletionItem((prefix + name)[cut:], help=about)
+            CompletionItem(f"{key}={name}", help=about)
             for name, about in found.items()
             if name.startswith(value)
         ]
@@ -54,26 +46,12 @@ def complete_uris(
     ctx: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Runs and versions that commands of this user saw, for an argument that is one."""
-    start, _, cut = _joined(incomplete, [str(ctx.params.get(parameter.name or "") or "")])
     found = seen(_server(map(str, ctx.params.get("overrides") or ())))
     return [
-        CompletionItem(uri[cut:], help=about)
+        CompletionItem(uri, help=about)
         for uri, about in found.items()
-        if uri.startswith(start)
+        if uri.startswith(incomplete)
     ]
-
-
-def _joined(incomplete: str, before: list[str]) -> tuple[str, list[str], int]:
-    """The word at the cursor, whole, the words before it, and how much of it is not asked for:
-    bash cuts words at colons, too."""
-    if incomplete.startswith("/") and before[-1:] == [":"] and before[-2:-1] in SCHEMES:
-        scheme = f"{before[-2]}:"
-        return scheme + incomplete, before[:-2], len(scheme)
-    return incomplete, before, 0
-
-
-def _takes_names(key: str) -> bool:
-    return key in (*GROUPS, *WORDS, "strategy") or SOURCE_KEY.fullmatch(key) is not None
 
 
 def _server(words: Iterable[str]) -> str | None:

@@ -16,7 +16,9 @@ import sys
 from types import FrameType
 
 import click
+from click.shell_completion import add_completion_class
 
+from mergeops.cli.bash_words import BashWords
 from mergeops.errors import AwayError, MergeError, MergeopsError
 from mergeops.version import __version__
 
@@ -101,6 +103,9 @@ def cli() -> None:
 
     Recipes are Hydra configs: FILE.yaml, recipe=NAME, method=ties, KEY=VALUE, +KEY=VALUE, ~KEY.
     """
+
+
+add_completion_class(BashWords)
 
 
 class _Stopped(KeyboardInterrupt):

@@ -53,6 +53,10 @@ def test_methods_are_offered_behind_the_equals_sign(folder: Path) -> None:
     # bash cuts words at "=", so the part behind it is a word of its own.
     assert completed(folder, "bash", "run", "method", "=", "sle") == ["slerp"]
     assert "slerp" in completed(folder, "bash", "run", "method", "=")
+    keys = completed(
+        folder, "bash", "run", "recipe", "=", "mine", "method", "=", "ties", "method.d"
+    )
+    assert keys == ["method.density="]
 
 
 def test_recipes_of_the_config_directory_are_offered_beside_the_packaged_ones(
@@ -87,6 +91,12 @@ def test_runs_that_a_command_saw_are_offered_where_a_source_goes(
     # bash cuts words at "=" and at ":".
     assert completed(folder, "bash", "run", "base", "=", "ru") == ["runs:/9b0d", "runs:/4f2c"]
     assert completed(folder, "bash", "run", "base", "=", "runs", ":", "/4") == ["/4f2c"]
+    assert completed(folder, "bash", "open", "runs", ":", "/4") == ["/4f2c"]
+    assert (
+        completed(folder, "bash", "lineage", "models", ":")
+        == ["/merged/1"]
+        == completed(folder, "bash", "lineage", "models", ":", "/")
+    )
 
 
 def test_what_was_seen_is_kept_for_the_newest_and_never_fails(
