@@ -59,7 +59,7 @@ def _use(
     versions: list[ModelVersion],
     in_use: set[str],
 ) -> MergeUse:
-    tags = [*(run.data.tags for run in runs), *(own_tags(version.tags) for version in versions)]
+    tags = [own_tags(one) for one in (*(r.data.tags for r in runs), *(v.tags for v in versions))]
     digests = [t["mergeops.weights_sha256"] for t in tags if "mergeops.weights_sha256" in t]
     experiments = tuple(sorted({str(run.info.experiment_id) for run in runs}))
     needed = []
@@ -76,7 +76,7 @@ def _use(
         name = f"run {run.info.run_id[:8]}"
         if _is_running(run):
             needed.append(f"{name} is RUNNING")
-        if {run.info.run_id, run.data.tags.get("mergeops.model_id", "")} & in_use:
+        if {run.info.run_id, own_tags(run.data.tags).get("mergeops.model_id", "")} & in_use:
             needed.append(f"a trial that is RUNNING merges {name}")
     if versions:
         unneeded = ", ".join(
@@ -91,7 +91,7 @@ def _use(
 
 
 def _plan(run: Run) -> str:
-    return str(run.data.tags.get("mergeops.plan_digest", ""))
+    return own_tags(run.data.tags).get("mergeops.plan_digest", "")
 
 
 def _is_of(version: ModelVersion, plan_digest: str, runs: list[Run]) -> bool:
@@ -99,7 +99,7 @@ def _is_of(version: ModelVersion, plan_digest: str, runs: list[Run]) -> bool:
     as in MLflow's own pages anybody can register one."""
     if own_tags(version.tags).get("mergeops.plan_digest") == plan_digest:
         return True
-    models = {run.data.tags.get("mergeops.model_id") for run in runs} - {None}
+    models = {own_tags(run.data.tags).get("mergeops.model_id") for run in runs} - {None}
     sources = {f"models:/{model_id}" for model_id in models}
     return version.source in sources or version.run_id in {run.info.run_id for run in runs}
 
@@ -107,8 +107,9 @@ def _is_of(version: ModelVersion, plan_digest: str, runs: list[Run]) -> bool:
 def _parents_of_running(runs: list[Run]) -> set[str]:
     parents: set[str] = set()
     for run in filter(_is_running, runs):
+        tags = own_tags(run.data.tags)
         for tag in ("mergeops.parent_run_ids", "mergeops.parent_model_ids"):
-            parents |= {parent for parent in run.data.tags.get(tag, "").split(",") if parent}
+            parents |= {parent for parent in tags.get(tag, "").split(",") if parent}
     return parents
 
 

@@ -136,7 +136,7 @@ class Ancestors:
         Args:
             below: the runs of its descendants, on the way from the root of the tree to it.
         """
-        tags, run_id = run.data.tags, str(run.info.run_id)
+        tags, run_id = own_tags(run.data.tags), str(run.info.run_id)
         role = tags.get("mergeops.role", "")
         if role in ("base", "source") and not below:
             # This run holds a parent's scores; another one trained it.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.scores import Estimate
-from mergeops.store import Tracking, is_missing, or_none, pages, quoted, with_tags
+from mergeops.store import Tracking, is_missing, or_none, pages, quoted, run_filters
 from mergeops.tracking import find_registered_model, find_version, pooled_estimate
 
 if TYPE_CHECKING:
@@ -81,9 +81,10 @@ class FamilyRecords:
         experiment_id = str(child.info.experiment_id)
 
         def read() -> Estimate | None:
-            wanted = with_tags(weights_sha256=sha256, role=role)
-            runs = self._client.search_runs([experiment_id], wanted, max_results=1)
-            return pooled_estimate(runs[0].data.metrics) if runs else None
+            for wanted in run_filters(role, weights_sha256=sha256):
+                for run in self._client.search_runs([experiment_id], wanted, max_results=1):
+                    return pooled_estimate(run.data.metrics)
+            return None
 
         return self._once(("score", experiment_id, sha256, role), read) if sha256 else None
 
@@ -91,11 +92,11 @@ class FamilyRecords:
         """A run of the plan in any experiment."""
 
         def read() -> Run | None:
-            wanted = with_tags(plan_digest=plan_digest, role="merge")
             for experiments in pages(self._client.search_experiments):
                 ids = [experiment.experiment_id for experiment in experiments]
-                for run in self._client.search_runs(ids, wanted, max_results=1):
-                    return run
+                for wanted in run_filters("merge", plan_digest=plan_digest):
+                    for run in self._client.search_runs(ids, wanted, max_results=1):
+                        return run
             return None
 
         return self._once(("trial", plan_digest), read)

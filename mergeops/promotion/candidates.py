@@ -72,7 +72,7 @@ def candidates(tracking: Tracking, name: str) -> list[RegisteredMerge]:
         if run is None or run.info.lifecycle_stage == "deleted":
             # Nothing can be logged onto it any more.
             continue
-        tags, metrics = run.data.tags, run.data.metrics
+        tags, metrics = own_tags(run.data.tags), run.data.metrics
         merges.append(
             RegisteredMerge(
                 version=int(version.version),

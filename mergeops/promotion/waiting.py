@@ -12,7 +12,7 @@ from typing import Any
 from mergeops.errors import TrackingError
 from mergeops.promotion.audit import Change
 from mergeops.promotion.changes import CHALLENGER, proposal
-from mergeops.store import Tracking, pages
+from mergeops.store import Tracking, own_tags, pages
 from mergeops.tracking import find_version
 
 
@@ -74,7 +74,7 @@ def read_trial_file(tracking: Tracking, run_id: str, name: str) -> bytes:
 
 def _with_evidence(tracking: Tracking, change: Change) -> WaitingProposal:
     version = find_version(tracking, change.name, change.to)
-    run_id = str(version.run_id or version.tags.get("mergeops.run_id", ""))
+    run_id = str(version.run_id or own_tags(version.tags).get("mergeops.run_id", ""))
     evidence: dict[str, Any] = {}
     try:
         evidence = json.loads(read_trial_file(tracking, run_id, "gate.json"))

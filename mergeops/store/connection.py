@@ -125,11 +125,14 @@ class Tracking:
             self.client.set_experiment_tag(experiment_id, NOTE, note)
         return experiment_id
 
-    def search_runs(self, filter_string: str) -> list[Run]:
-        """All runs of the experiment that match, oldest first."""
+    def search_runs(self, *filters: str) -> list[Run]:
+        """All runs of the experiment that match one of the filters, oldest first."""
         order, search = ["attributes.start_time ASC"], self.client.search_runs
-        in_pages = pages(search, [self.experiment_id], filter_string, order_by=order)
-        return [run for page in in_pages for run in page]
+        found: dict[str, Run] = {}
+        for wanted in filters:
+            for page in pages(search, [self.experiment_id], wanted, order_by=order):
+                found |= {run.info.run_id: run for run in page}
+        return sorted(found.values(), key=lambda run: int(run.info.start_time))
 
     @contextmanager
     def as_default(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ from mergeops.recipe import TrackingSpec
 from mergeops.store.address import chosen_uri
 from mergeops.store.client import chosen_registry
 from mergeops.store.database import SQLITE, database_file
-from mergeops.store.keys import quoted
+from mergeops.store.keys import hidden, quoted
 from mergeops.store.no_redirects import NoRedirects
 
 OTHER_WAYS_IN = (
@@ -39,6 +39,8 @@ OTHER_WAYS_IN = (
     "MLFLOW_WORKSPACE",
 )
 """Settings that only MLflow's client understands."""
+WEIGHTS = (hidden("mergeops.weights_sha256"), "mergeops.weights_sha256")
+"""The tag of a run that names its weights; before 0.2 in the open."""
 ANSWER_BYTES = 1 << 26
 NO_ANSWER = (
     OSError,
@@ -172,8 +174,9 @@ def _rows(file: Path, of: Subjects) -> list[Any]:
         for sha256 in of.weights:
             runs = ask(
                 "SELECT r.run_uuid, r.lifecycle_stage FROM runs r JOIN tags t USING (run_uuid) "
-                "WHERE r.experiment_id = ? AND t.key = 'mergeops.weights_sha256' AND t.value = ?",
+                "WHERE r.experiment_id = ? AND t.key IN (?, ?) AND t.value = ?",
                 experiment[0][0],
+                *WEIGHTS,
                 sha256,
             )
             said.append(runs)
@@ -201,13 +204,15 @@ def _answers(server: _Server, of: Subjects) -> list[Any]:
         said.append(_sorted(server.get("registered-models/get", name=name)))
         said.append(_sorted(server.get("model-versions/search", filter=f"name = {quoted(name)}")))
     for sha256 in of.weights:
-        wanted = {
-            "experiment_ids": place,
-            "filter": f"tags.`mergeops.weights_sha256` = '{sha256}'",
-            "run_view_type": "ALL",
-        }
-        runs = server.post("runs/search", wanted).get("runs", [])
-        said.append(sorted([run["info"]["run_id"], run["info"]["lifecycle_stage"]] for run in runs))
+        found = []
+        for tag in WEIGHTS:
+            wanted = {
+                "experiment_ids": place,
+                "filter": f"tags.`{tag}` = '{sha256}'",
+                "run_view_type": "ALL",
+            }
+            found += [run["info"] for run in server.post("runs/search", wanted).get("runs", [])]
+        said.append(sorted([info["run_id"], info["lifecycle_stage"]] for info in found))
     return said
 
 

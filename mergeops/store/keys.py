@@ -86,6 +86,23 @@ def with_tags(**tags: str) -> str:
     return " and ".join(f"tags.`mergeops.{name}` = {quoted(value)}" for name, value in tags.items())
 
 
+def run_filters(role: str, **facts: str) -> tuple[str, str]:
+    """MLflow's filters on runs of a role with these facts, hidden and, as versions before 0.2 kept
+    them, in the open; MLflow's filters have no OR."""
+    names = {f"{PREFIX}{name}": value for name, value in facts.items()}
+    both = {hidden(tag): value for tag, value in names.items()}, names
+    first, second = (
+        " and ".join(f"tags.`{tag}` = {quoted(value)}" for tag, value in spelled.items())
+        for spelled in both
+    )
+    return f"{with_tags(role=role)} and {first}", f"{with_tags(role=role)} and {second}"
+
+
+def hidden_facts(facts: Mapping[str, str]) -> dict[str, str]:
+    """Facts by name as hidden tags, one each, so that runs can be searched by them."""
+    return {hidden(f"{PREFIX}{name}"): tag_value(value) for name, value in facts.items()}
+
+
 def hidden(tag: str) -> str:
     """The tag as it is kept where nobody has to look at it: MLflow's pages show no tag that begins
     with ``mlflow.``, and its search finds them all."""

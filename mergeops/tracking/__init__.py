@@ -27,14 +27,14 @@ from mergeops.tracking.finished import NOTES, Beginning, FinishedTrial, note_fin
 from mergeops.tracking.kept_answers import kept_answer
 from mergeops.tracking.parents import log_parent
 from mergeops.tracking.pending import FOLDER, pending_trials
-from mergeops.tracking.score_log import pooled_estimate, read_scores
+from mergeops.tracking.score_log import read_scores
 from mergeops.tracking.score_records import ScoreRecords
 from mergeops.tracking.search_page import TrialLine, log_search
 from mergeops.tracking.searches import SearchRun, search_run
 from mergeops.tracking.sync import raise_if_failed, sync_trials
 from mergeops.tracking.trial_page import log_leaderboard, log_unregistered, register_trial
 from mergeops.tracking.trials import open_trial, read_recipe, reopen
-from mergeops.tracking.versions import find_registered_model, find_version
+from mergeops.tracking.versions import find_registered_model, find_version, pooled_estimate
 
 __all__ = [
     "FOLDER",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.redact import redact
-from mergeops.store import Tracking, run_name, tag_value
+from mergeops.store import Tracking, hidden_facts, run_name, tag_value
 from mergeops.version import __version__
 
 if TYPE_CHECKING:
@@ -43,13 +43,20 @@ class LoggedRun:
         self.tracking.client.set_tag(self.run_id, "mlflow.note.content", tag_value(markdown))
 
     def set_tags(self, **tags: str) -> None:
-        """Set tags of the run, each below ``mergeops.``."""
+        """Set tags that a reader of the run's page sees, each below ``mergeops.``."""
         from mlflow.entities import RunTag
 
         self.tracking.client.log_batch(
             self.run_id,
             tags=[RunTag(f"mergeops.{name}", tag_value(value)) for name, value in tags.items()],
         )
+
+    def keep(self, **facts: str) -> None:
+        """Keep facts that mergeops alone needs as tags of the run that its page does not show."""
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(tag, value) for tag, value in hidden_facts(facts).items()]
+        self.tracking.client.log_batch(self.run_id, tags=tags)
 
     def end_after(self, error: BaseException) -> None:
         """End the run KILLED where the user stopped it, else FAILED."""
@@ -68,7 +75,7 @@ def create_run(tracking: Tracking, name: str, tags: Mapping[str, str]) -> Run:
         "mlflow.user": user,
         "mlflow.source.name": "mergeops",
         "mlflow.source.type": "LOCAL",
-        "mergeops.version": __version__,
+        **hidden_facts({"version": __version__}),
     }
     return tracking.client.create_run(
         tracking.experiment_id, tags={**every_run, **tags}, run_name=run_name(name)

@@ -11,12 +11,13 @@ import socket
 import uuid
 from typing import TYPE_CHECKING
 
-from mergeops.store import Tracking, elect, or_none, with_tags
+from mergeops.store import Tracking, elect, or_none, own_tags, run_filters, with_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
-OWNER = "mergeops.owner"
+OWNER = "owner"
+"""Among what mergeops keeps of a run: who writes to it."""
 
 
 def new_owner() -> str:
@@ -33,7 +34,7 @@ def elect_run(tracking: Tracking, plan_digest: str) -> Run | None:
                 delete_model(tracking, model)
             tracking.client.delete_run(run.info.run_id)
 
-    runs = tracking.search_runs(with_tags(plan_digest=plan_digest, role="merge"))
+    runs = tracking.search_runs(*run_filters("merge", plan_digest=plan_digest))
     return elect(runs, remove, lambda run: (not _is_complete(run), *run_age(run)))
 
 
@@ -60,4 +61,4 @@ def _merge_models(tracking: Tracking, run_id: str, plan_digest: str) -> list[Log
 
 
 def _is_complete(run: Run) -> bool:
-    return bool(run.data.tags.get("mergeops.complete") == "true")
+    return own_tags(run.data.tags).get("mergeops.complete") == "true"

@@ -12,11 +12,13 @@ from mergeops.store import (
     elect,
     finish_external_model,
     flatten,
+    hidden_facts,
     log_inputs,
     log_params,
     model_name,
     only_one,
     or_none,
+    run_filters,
     with_tags,
 )
 from mergeops.tracking.logged_run import create_run
@@ -101,7 +103,7 @@ def _log_parent(tracking: Tracking, source: Source, scores: Scores | None) -> st
 
 def _parent_run(tracking: Tracking, source: Source, model_id: str) -> str:
     def elected() -> Run | None:
-        runs = tracking.search_runs(with_tags(weights_sha256=source.sha256, role=role_of(source)))
+        runs = tracking.search_runs(*run_filters(role_of(source), weights_sha256=source.sha256))
         return elect(runs, remove, run_age)
 
     def remove(run: Run) -> None:
@@ -110,12 +112,9 @@ def _parent_run(tracking: Tracking, source: Source, model_id: str) -> str:
 
     run = elected()
     if run is None:
-        tags = {
-            "mergeops.role": role_of(source),
-            "mergeops.weights_sha256": source.sha256,
-            "mergeops.model_id": model_id,
-            **({"mergeops.source_run_id": source.run_id} if source.run_id else {}),
-        }
+        facts = {"weights_sha256": source.sha256, "model_id": model_id}
+        facts |= {"source_run_id": source.run_id} if source.run_id else {}
+        tags = {"mergeops.role": role_of(source), **hidden_facts(facts)}
         created = create_run(tracking, source.name, tags)
         run = elected() or created
     return str(run.info.run_id)

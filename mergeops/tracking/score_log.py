@@ -13,7 +13,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,6 @@ from mergeops.scores import (
     CORPUS,
     MEAN,
     UNKNOWN,
-    Estimate,
     GroupRule,
     ItemResult,
     Scores,
@@ -32,12 +31,21 @@ from mergeops.scores import (
     estimate,
     pooled_value,
 )
-from mergeops.store import Tracking, key, log_inputs, log_params, tag_value
+from mergeops.store import (
+    Tracking,
+    hidden,
+    hidden_facts,
+    key,
+    log_inputs,
+    log_params,
+    own_tags,
+    tag_value,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-_DONE = "mergeops.scores_sha256"
+_DONE = "scores_sha256"
 DIGEST_LIMIT = 12
 """MLflow would take 36, but shows them in full at the head of every column."""
 ALL_TASKS = "all tasks"
@@ -87,10 +95,16 @@ class Scored(Entry):
 
 def entries(scores: Scores) -> list[BoardEntry]:
     """Every number of ``scores`` as MLflow takes it, ``pooled`` and the ends of its 95 % interval
-    last, in the order of the Models tab's columns; confirm keys begin with ``confirm/``."""
+    first, in the order of a run's page; confirm keys begin with ``confirm/``."""
     prefix = "" if scores.part == "dev" else f"{scores.part}/"
     suffix = "" if scores.part == "dev" else f" ({scores.part})"
-    board = []
+    # Two numbers over the same questions that are counted otherwise are not of one column.
+    digests = sorted(task.digest for task in scores.tasks.values())
+    digest = dataset_digest(*digests, "pooled", *scores.counted)
+    everything = f"{ALL_TASKS}{suffix}"
+    board = [BoardEntry(f"{prefix}pooled", scores.pooled, everything, digest)]
+    for name, end in zip(("low", "high"), estimate(scores).interval or (), strict=False):
+        board.append(BoardEntry(f"{prefix}pooled_{name}", end, everything, digest))
     for name, task in scores.tasks.items():
         digest = dataset_digest(*filter(None, (task.digest, task.chosen)))
         dataset = f"{name}{suffix}"
@@ -105,13 +119,6 @@ def entries(scores: Scores) -> list[BoardEntry]:
         metric = key(f"{prefix}{name}/{members[rule.tasks[0]].metric}")
         value = pooled_value(members, {name: rule})
         board.append(BoardEntry(metric, value, f"{name}{suffix}", digest))
-    # Two numbers over the same questions that are counted otherwise are not of one column.
-    digests = sorted(task.digest for task in scores.tasks.values())
-    digest = dataset_digest(*digests, "pooled", *scores.counted)
-    everything = f"{ALL_TASKS}{suffix}"
-    board.append(BoardEntry(f"{prefix}pooled", scores.pooled, everything, digest))
-    for name, end in zip(("low", "high"), estimate(scores).interval or (), strict=False):
-        board.append(BoardEntry(f"{prefix}pooled_{name}", end, everything, digest))
     return board
 
 
@@ -123,19 +130,10 @@ def dataset_digest(*digests: str) -> str:
     return digest[:DIGEST_LIMIT]
 
 
-def pooled_estimate(metrics: Mapping[str, float]) -> Estimate | None:
-    """A run's pooled dev score from its metrics, without an interval where none was logged; None
-    where it has no score."""
-    if (value := metrics.get("pooled")) is None:
-        return None
-    low, high = metrics.get("pooled_low"), metrics.get("pooled_high")
-    return Estimate(value, None if low is None or high is None else (low, high))
-
-
 def are_logged(tracking: Tracking, run_id: str, scores: Scores) -> bool:
     """Whether a run's scores on the part are these."""
-    tags = tracking.client.get_run(run_id).data.tags
-    return bool(tags.get(f"{_DONE}.{scores.part}") == _sha256(scores))
+    tags = own_tags(tracking.client.get_run(run_id).data.tags)
+    return tags.get(f"mergeops.{_DONE}.{scores.part}") == _sha256(scores)
 
 
 def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -> None:
@@ -147,9 +145,8 @@ def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -
 
     client = tracking.client
     digest = _sha256(scores)
-    done_tag = f"{_DONE}.{scores.part}"
     run = client.get_run(run_id)
-    if run.data.tags.get(done_tag) == digest:
+    if own_tags(run.data.tags).get(f"mergeops.{_DONE}.{scores.part}") == digest:
         return
     is_higher_better = any(task.higher_is_better for task in scores.tasks.values())
     numbers = entries(scores)
@@ -179,11 +176,12 @@ def log_scores(tracking: Tracking, run_id: str, model_id: str, scores: Scores) -
         client.log_batch(run_id, metrics=metrics[start : start + 500])
     log_params(client, run_id, {"evaluate": scores.settings})
     _log_items(tracking, run_id, scores)
-    tags = [
-        RunTag(f"mergeops.questions.{scores.part}", numbers[-1].digest),
-        RunTag(f"mergeops.higher_is_better.{scores.part}", str(is_higher_better).lower()),
-        RunTag(done_tag, digest),
-    ]
+    facts = {
+        f"questions.{scores.part}": numbers[0].digest,
+        f"higher_is_better.{scores.part}": str(is_higher_better).lower(),
+        f"{_DONE}.{scores.part}": digest,
+    }
+    tags = [RunTag(tag, value) for tag, value in hidden_facts(facts).items()]
     if len(finite) < len(numbers):
         lost = sorted(entry.key for entry in numbers if not math.isfinite(entry.value))
         tags.append(RunTag(f"mergeops.not_finite.{scores.part}", tag_value(", ".join(lost))))
@@ -232,9 +230,10 @@ def scored_runs(
         unreadable: told the name and the error of a run whose scores are not there any more; None
             raises the error.
     """
-    wanted = f"tags.`{_DONE}.{part}` != '' and attributes.status = 'FINISHED'"
+    tag, finished = f"mergeops.{_DONE}.{part}", "attributes.status = 'FINISHED'"
+    wanted = [f"tags.`{spelled}` != '' and {finished}" for spelled in (hidden(tag), tag)]
     scored = []
-    for run in tracking.search_runs(wanted):
+    for run in tracking.search_runs(*wanted):
         name = run.info.run_name or run.info.run_id
         try:
             scores = read_scores(tracking, run.info.run_id, part)
@@ -245,7 +244,7 @@ def scored_runs(
                 raise
             unreadable(name, error)
             continue
-        tags = run.data.tags
+        tags = own_tags(run.data.tags)
         origin = Origin(
             experiment=tracking.spec.experiment,
             run_id=run.info.run_id,

@@ -15,7 +15,7 @@ from typing import Any
 
 from mergeops.errors import AwayError, TrackingError
 from mergeops.scores import Scores, estimate
-from mergeops.store import Tracking, flatten, log_params, tag_value, with_tags
+from mergeops.store import Tracking, flatten, hidden_facts, log_params, run_filters, tag_value
 from mergeops.tracking.logged_run import LoggedRun, create_run
 from mergeops.tracking.trial_inputs import PARENT_RUN
 
@@ -32,7 +32,7 @@ class SearchRun(LoggedRun):
     def log_best(self, run_id: str, scores: Scores) -> None:
         """Name the best trial and its pooled dev score, with the score's interval."""
         client = self.tracking.client
-        client.set_tag(self.run_id, "mergeops.best_run_id", run_id)
+        self.keep(best_run_id=run_id)
         pooled = estimate(scores)
         named = {"best/pooled": pooled.value}
         if pooled.interval is not None:
@@ -76,8 +76,8 @@ class SearchRun(LoggedRun):
         Args:
             sources: digest of what is merged.
         """
-        runs = self.tracking.search_runs(with_tags(study_sources=sources, role="search"))
-        self.set_tags(study_sources=sources)
+        runs = self.tracking.search_runs(*run_filters("search", study_sources=sources))
+        self.keep(study_sources=sources)
         reports = []
         for run in sorted(runs, key=lambda run: -run.info.start_time):
             if run.info.run_id == self.run_id:
@@ -134,7 +134,7 @@ class SearchRun(LoggedRun):
         from mlflow.entities import Metric, Param
 
         if self._candidates is None:
-            runs = self.tracking.search_runs(with_tags(candidate_of=self.run_id))
+            runs = self.tracking.search_runs(*run_filters("candidate", candidate_of=self.run_id))
             self._candidates = {run.data.tags.get("mergeops.candidate", "") for run in runs}
         if str(number) in self._candidates:
             return
@@ -142,8 +142,8 @@ class SearchRun(LoggedRun):
             PARENT_RUN: self.run_id,
             "mergeops.role": "candidate",
             "mergeops.candidate": str(number),
-            "mergeops.candidate_of": self.run_id,
             "mergeops.state": state,
+            **hidden_facts({"candidate_of": self.run_id}),
         }
         if reason:
             tags["mergeops.error"] = tag_value(reason)
@@ -169,12 +169,12 @@ def search_run(
         settings: JSON types, logged as parameters.
     """
     client = tracking.client
-    earlier = tracking.search_runs(with_tags(search_digest=digest, role="search"))
+    earlier = tracking.search_runs(*run_filters("search", search_digest=digest))
     if earlier:
         search = SearchRun(tracking, earlier[0].info.run_id)
         client.update_run(search.run_id, "RUNNING")
     else:
-        tags = {"mergeops.role": "search", "mergeops.search_digest": digest}
+        tags = {"mergeops.role": "search", **hidden_facts({"search_digest": digest})}
         search = SearchRun(tracking, create_run(tracking, name, tags).info.run_id)
     log_params(client, search.run_id, settings)
     try:

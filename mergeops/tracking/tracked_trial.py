@@ -14,7 +14,7 @@ from mergeops.redact import redact
 from mergeops.report import Leaderboard, Standing
 from mergeops.scores import Scores
 from mergeops.sources import Source
-from mergeops.store import is_missing, model_name, upload
+from mergeops.store import is_missing, model_name, own_tags, upload
 from mergeops.tracking.logged_run import LoggedRun
 from mergeops.tracking.ownership import OWNER, elect_model
 from mergeops.tracking.parents import log_parent
@@ -137,7 +137,7 @@ class TrackedTrial(LoggedRun):
                 raise TrackingError(f"the model of run {self.run_id} was deleted as it was made")
         self.model_id = model.model_id
         self._log_output(self.model_id)
-        self.set_tags(model_id=self.model_id, weights_sha256=weights_sha256)
+        self.keep(model_id=self.model_id, weights_sha256=weights_sha256)
         upload(self.tracking, model, checkpoint, progress=progress)
         client.finalize_logged_model(self.model_id, "READY")
         return self.model_id
@@ -187,7 +187,7 @@ class TrackedTrial(LoggedRun):
         # promotion, not to the merge.
         raw["promote"].pop("hooks")
         self.log_text(yaml.safe_dump(redact(raw), sort_keys=False), "recipe.yaml")
-        self.set_tags(recipe_sha256=recipe.sha256())
+        self.keep(recipe_sha256=recipe.sha256())
 
     log_text = step(instead=Pending.write_text)(LoggedRun.log_text)
     log_figure = step(instead=Pending.write_figure)(LoggedRun.log_figure)
@@ -220,7 +220,7 @@ class TrackedTrial(LoggedRun):
     def _finish(self) -> None:
         client = self.tracking.client
         if not self.complete:
-            self.set_tags(complete="true")
+            self.keep(complete="true")
             self.complete = True
         if client.get_run(self.run_id).info.status != "FINISHED":
             client.set_terminated(self.run_id, "FINISHED")
@@ -252,7 +252,7 @@ class TrackedTrial(LoggedRun):
                 "another process that logs the same plan; finished work is kept, so run the same "
                 "command again"
             )
-        writer = run.data.tags.get(OWNER, self.owner)
+        writer = own_tags(run.data.tags).get(f"mergeops.{OWNER}", self.owner)
         if writer != self.owner:
             host, process, *_ = [*writer.split(":"), "?"]
             raise TrackingError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from mergeops.recipe import Recipe, plain
 from mergeops.sources import Source
-from mergeops.store import flatten, hidden, log_inputs, log_params, tag_value
+from mergeops.store import flatten, hidden, hidden_facts, log_inputs, log_params, tag_value
 from mergeops.tracking.parents import ensure_parent_model
 from mergeops.tracking.pending import Pending
 from mergeops.tracking.tracked_trial import TrackedTrial, step
@@ -24,9 +24,9 @@ def trial_tags(kept: Pending) -> dict[str, str]:
     recipe = kept.recipe
     tags = {
         "mergeops.role": "merge",
-        "mergeops.plan_digest": kept.plan_digest,
-        hidden("mergeops.recipe_sha256"): recipe.sha256(),
         "mergeops.method": recipe.method.name,
+        "mergeops.sources": tag_value(", ".join(_weighted(recipe))),
+        **hidden_facts({"plan_digest": kept.plan_digest, "recipe_sha256": recipe.sha256()}),
     }
     if kept.parent_run_id:
         tags[PARENT_RUN] = kept.parent_run_id
@@ -36,13 +36,19 @@ def trial_tags(kept: Pending) -> dict[str, str]:
             own = recipe.sources[name].parameters.get("weight")
             default = getattr(recipe.method.parameters, "weight", "default")
             weight = default if own is None else plain(own)
-            # For searches; a reader has the names and weights in the description.
             tags[hidden(f"mergeops.parent.{source.run_id}")] = tag_value(weight)
             runs.append(source.run_id)
     if runs:
         # MLflow cannot search runs by input model, but by tag.
-        tags["mergeops.parent_run_ids"] = tag_value(",".join(runs))
+        tags |= hidden_facts({"parent_run_ids": ",".join(runs)})
     return tags
+
+
+def weight_of(recipe: Recipe, source: str) -> float | None:
+    """A source's weight; None where it is not one number."""
+    default = getattr(recipe.method.parameters, "weight", None)
+    weight = recipe.sources[source].parameters.get("weight", default)
+    return weight if isinstance(weight, float) else None
 
 
 @step()
@@ -55,7 +61,7 @@ def log_trial_inputs(trial: TrackedTrial, kept: Pending) -> None:
     inputs = [LoggedModelInput(model_id) for model_id in models.values()]
     log_inputs(client, trial.run_id, trial.check_owner, models=inputs)
     log_params(client, trial.run_id, _params(recipe), trial.check_owner)
-    trial.set_tags(parent_model_ids=",".join(models.values()), parents=",".join(models))
+    trial.keep(parent_model_ids=",".join(models.values()), parents=",".join(models))
     trial.log_recipe(recipe)
     trial.log_json(kept.plan, "plan.json")
     lock = {
@@ -67,11 +73,16 @@ def log_trial_inputs(trial: TrackedTrial, kept: Pending) -> None:
     trial.log_json(lock, "lock.json")
 
 
+def _weighted(recipe: Recipe) -> list[str]:
+    weights = {name: weight_of(recipe, name) for name in recipe.sources}
+    return [name if weight is None else f"{name} {weight:g}" for name, weight in weights.items()]
+
+
 def _params(recipe: Recipe) -> dict[str, str]:
     raw = recipe.weights_dict()
     method = raw.pop("method")
     name = method.pop("name")
-    return {"method": name, **flatten({**raw, "method": method})}
+    return {"method": name, **flatten({"method": method, **raw})}
 
 
 def _pinned(source: Source, model_id: str) -> dict[str, Any]:

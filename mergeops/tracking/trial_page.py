@@ -12,6 +12,7 @@ from mergeops.report import (
     CardParent,
     Leaderboard,
     Node,
+    Row,
     Standing,
     board_markdown,
     lineage_svg,
@@ -22,7 +23,8 @@ from mergeops.sources import Source, short_name
 from mergeops.store import or_none
 from mergeops.tracking.pending import Pending
 from mergeops.tracking.tracked_trial import TrackedTrial, step
-from mergeops.tracking.versions import register
+from mergeops.tracking.trial_inputs import weight_of
+from mergeops.tracking.versions import register, shown
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -93,6 +95,10 @@ def _log_page(trial: TrackedTrial, kept: Pending, version: int | None) -> None:
         part=board.part if board else "dev",
     )
     trial.log_text(card, "model_card.md")
+    score = _own_row(trial)
+    is_dev = board is not None and board.part == "dev"
+    if said := shown(score.estimate if score and is_dev else None, trial.standing):
+        trial.set_tags(**said)
     trial.describe(_description(trial, kept, runs, version))
 
 
@@ -148,14 +154,17 @@ def _weighted(kept: Pending) -> list[str]:
 
 
 def _weight(kept: Pending, name: str) -> str | None:
-    default = getattr(kept.recipe.method.parameters, "weight", None)
-    weight = kept.recipe.sources[name].parameters.get("weight", default)
-    return f"weight {weight:g}" if isinstance(weight, float) else None
+    weight = weight_of(kept.recipe, name)
+    return None if weight is None else f"weight {weight:g}"
+
+
+def _own_row(trial: TrackedTrial) -> Row | None:
+    rows = trial.board.rows if trial.board else ()
+    return next((row for row in rows if row.name == trial.name), None)
 
 
 def _result(trial: TrackedTrial) -> str:
-    rows = trial.board.rows if trial.board else ()
-    own = next((row for row in rows if row.name == trial.name), None)
+    own = _own_row(trial)
     if trial.board is None or own is None:
         return ""
     return f" Score on {trial.board.part}: **{own.estimate}**."

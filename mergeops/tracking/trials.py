@@ -17,7 +17,7 @@ from mergeops.errors import AwayError, TrackingError
 from mergeops.recipe import Recipe
 from mergeops.schema import read_yaml
 from mergeops.sources import Source
-from mergeops.store import Tracking, only_one
+from mergeops.store import Tracking, hidden_facts, only_one, own_tags
 from mergeops.tracking.logged_run import create_run
 from mergeops.tracking.ownership import OWNER, elect_run, new_owner
 from mergeops.tracking.pending import Pending, folder_of
@@ -107,8 +107,9 @@ def reopen(tracking: Tracking, run_id: str) -> TrackedTrial:
         TrackingError: the run is none of a merge.
     """
     run = tracking.client.get_run(run_id)
-    digest = run.data.tags.get("mergeops.plan_digest")
-    if run.data.tags.get("mergeops.role") != "merge" or digest is None:
+    tags = own_tags(run.data.tags)
+    digest = tags.get("mergeops.plan_digest")
+    if tags.get("mergeops.role") != "merge" or digest is None:
         raise TrackingError(f"run {run_id} is no mergeops trial; its tag mergeops.role differs")
     return _trial_of(tracking, run, digest)
 
@@ -131,12 +132,12 @@ def read_recipe(tracking: Tracking, run_id: str) -> dict[str, Any]:
 
 
 def _open(tracking: Tracking, kept: Pending) -> TrackedTrial:
-    from mlflow.entities import RunTag
-
     client = tracking.client
     run, owner = elect_run(tracking, kept.plan_digest), new_owner()
     if run is None:
-        created = create_run(tracking, kept.name, {**trial_tags(kept), OWNER: owner})
+        created = create_run(
+            tracking, kept.name, {**trial_tags(kept), **hidden_facts({OWNER: owner})}
+        )
         # Not simply the one that was made: another machine may have been faster.
         run = elect_run(tracking, kept.plan_digest) or created
     if kept.parent_run_id and PARENT_RUN not in run.data.tags:
@@ -146,18 +147,18 @@ def _open(tracking: Tracking, kept: Pending) -> TrackedTrial:
     if trial.complete:
         return trial
     trial.owner = owner
-    if run.data.tags.get(OWNER) != owner:
-        count = int(run.data.tags.get("mergeops.resumed", "0")) + 1
-        tags = [RunTag(OWNER, owner), RunTag("mergeops.resumed", str(count))]
-        client.log_batch(run.info.run_id, tags=tags)
+    tags = own_tags(run.data.tags)
+    if tags.get(f"mergeops.{OWNER}") != owner:
+        count = int(tags.get("mergeops.resumed", "0")) + 1
+        trial.keep(**{OWNER: owner, "resumed": str(count)})
         client.update_run(run.info.run_id, "RUNNING")
-        if "mergeops.error" in run.data.tags:
+        if "mergeops.error" in tags:
             client.delete_tag(run.info.run_id, "mergeops.error")
     return trial
 
 
 def _trial_of(tracking: Tracking, run: Run, plan_digest: str) -> TrackedTrial:
-    tags = run.data.tags
+    tags = own_tags(run.data.tags)
     return TrackedTrial(
         tracking,
         run.info.run_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mergeops.errors import TrackingError
@@ -20,7 +21,6 @@ from mergeops.store import (
     quoted,
     tag_value,
 )
-from mergeops.tracking.score_log import pooled_estimate
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -61,31 +61,40 @@ def register(
             f"model {model_id} is {model.status}, not READY; only a complete upload is registered"
         )
     run = client.get_run(run_id).data
-    score = pooled_estimate(run.metrics)
-    version = _elected_version(tracking, name, run.tags["mergeops.plan_digest"], run_id)
+    score, tags = pooled_estimate(run.metrics), own_tags(run.tags)
+    version = _elected_version(tracking, name, tags["mergeops.plan_digest"], run_id)
     if version is None:
         ensure_registered_model(client, name, ABOUT)
         facts = {
             "mergeops.role": "merge",
             "mergeops.run_id": run_id,
-            **{tag: run.tags[tag] for key in COPIED if (tag := f"mergeops.{key}") in run.tags},
+            **{tag: tags[tag] for key in COPIED if (tag := f"mergeops.{key}") in tags},
         }
-        tags = {"mergeops.status": "candidate"} | folded(facts)
         with tracking.as_default():
             created = client.create_model_version(
                 name,
                 source=f"models:/{model_id}",
                 run_id=run_id,
-                tags=tags,
+                tags={"mergeops.status": "candidate"} | folded(facts),
                 description=_described(description, score, standing),
                 model_id=model_id,
             )
         version = _elected_version(tracking, name, facts["mergeops.plan_digest"], run_id) or created
-    for tag, value in _shown(score, standing).items():
+    for fact, value in shown(score, standing).items():
+        tag = f"mergeops.{fact}"
         if version.tags.get(tag) != value:
             client.set_model_version_tag(name, version.version, tag, value)
     link_version(client, client.get_logged_model(model_id), name, int(version.version))
     return int(version.version)
+
+
+def pooled_estimate(metrics: Mapping[str, float]) -> Estimate | None:
+    """A run's pooled dev score from its metrics, without an interval where none was logged; None
+    where it has no score."""
+    if (value := metrics.get("pooled")) is None:
+        return None
+    low, high = metrics.get("pooled_low"), metrics.get("pooled_high")
+    return Estimate(value, None if low is None or high is None else (low, high))
 
 
 def find_registered_model(tracking: Tracking, name: str) -> RegisteredModel:
@@ -146,16 +155,17 @@ def _elected_version(
     return elect(own, remove, lambda version: int(version.version))
 
 
-def _shown(score: Estimate | None, standing: Standing | None) -> dict[str, str]:
-    """What a reader of the version's page sees beside its status."""
-    shown = {}
+def shown(score: Estimate | None, standing: Standing | None) -> dict[str, str]:
+    """What the numbers say, for a reader of a run's or a version's page: score, difference and
+    verdict, as far as they are known."""
+    facts = {}
     if score is not None:
-        shown["mergeops.score"] = f"{score} on dev"
+        facts["score"] = f"{score} on dev"
     if standing is not None:
         parent = standing.parent
-        shown["mergeops.difference"] = tag_value(f"{parent.difference} to {parent.reference}")
-        shown["mergeops.verdict"] = standing.outcome
-    return shown
+        facts["difference"] = tag_value(f"{parent.difference} to {parent.reference}")
+        facts["verdict"] = standing.outcome
+    return facts
 
 
 def _described(name: str, score: Estimate | None, standing: Standing | None) -> str:

@@ -14,6 +14,8 @@ import mlflow
 import pytest
 from support.user_place import command, environment, mergeops
 
+from mergeops.store import own_tags
+
 pytestmark = pytest.mark.integration
 
 
@@ -46,6 +48,7 @@ def runs(place: Path, role: str) -> list[mlflow.entities.Run]:
 
 WITHOUT = """
 import sys
+from mergeops.store import own_tags
 from mergeops.cli.main import main
 try:
     main()
@@ -181,7 +184,7 @@ def test_kill_in_the_middle_of_a_merge_leaves_nothing_that_looks_finished(place:
     (run,) = runs(place, "merge")
     assert run.info.run_id == killed.info.run_id == trial["run_id"]
     assert run.info.status == "FINISHED"
-    assert run.data.tags["mergeops.resumed"] == "1"
+    assert own_tags(run.data.tags)["mergeops.resumed"] == "1"
     assert len(client.search_model_versions("name = 'merged'")) == 1
     assert [p.name for p in merges.iterdir()] == [trial["plan_digest"][:16]]
 

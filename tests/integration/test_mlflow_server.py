@@ -15,7 +15,7 @@ from support.tracking_case import Case, make_scores
 from mergeops.errors import TrackingError
 from mergeops.promotion.candidates import candidates
 from mergeops.promotion.champion import make_champion, rollback
-from mergeops.store import Subjects, glance
+from mergeops.store import Subjects, glance, own_tags
 from mergeops.tracking.score_log import scored_runs
 
 pytestmark = pytest.mark.integration
@@ -33,7 +33,7 @@ def test_a_whole_trial_from_run_to_champion_and_back(
     assert run.data.metrics["pooled"] == 0.625
     assert len(run.inputs.model_inputs) == 3
     assert [output.model_id for output in run.outputs.model_outputs] == [
-        run.data.tags["mergeops.model_id"]
+        own_tags(run.data.tags)["mergeops.model_id"]
     ]
     assert [scored.scores for scored in scored_runs(case.tracking) if scored.kind == "merge"] == [
         make_scores()
@@ -71,7 +71,7 @@ def test_a_glance_at_a_server_says_whether_anything_changed(
         runs=(run_id, training),
         version=("skills", version),
         names=("skills",),
-        models=(client.get_run(run_id).data.tags["mergeops.model_id"],),
+        models=(own_tags(client.get_run(run_id).data.tags)["mergeops.model_id"],),
         weights=(case.base.sha256,),
     )
     seen = [glance(spec, about)]

@@ -70,8 +70,8 @@ def check_once(case: Case) -> None:
     runs = [
         run
         for run in client.search_runs([experiment], max_results=5000)
-        if run.data.tags.get("mergeops.plan_digest") == case.digest
-        or run.data.tags.get("mergeops.weights_sha256") in digests
+        if own_tags(run.data.tags).get("mergeops.plan_digest") == case.digest
+        or own_tags(run.data.tags).get("mergeops.weights_sha256") in digests
     ]
     roles = {"merge": 1, "source": 2, "base": 1}
     assert Counter(run.data.tags["mergeops.role"] for run in runs) == roles
@@ -81,7 +81,7 @@ def check_once(case: Case) -> None:
             assert len(client.get_metric_history(run.info.run_id, name)) == 1, name
         assert len(run.data.metrics) == 7
     merge = next(run for run in runs if run.data.tags["mergeops.role"] == "merge")
-    assert merge.data.tags["mergeops.complete"] == "true"
+    assert own_tags(merge.data.tags)["mergeops.complete"] == "true"
     models = [
         model
         for model in client.search_logged_models([experiment], max_results=5000)

@@ -10,6 +10,7 @@ import pytest
 from support.tracking_case import Case, make_scores, make_source
 
 from mergeops.errors import TrackingError
+from mergeops.store import own_tags
 from mergeops.tracking import log_parent
 from mergeops.tracking.parents import ensure_parent_model
 
@@ -86,7 +87,7 @@ def test_a_parent_has_one_run_with_its_scores_on_run_and_model(case: Case) -> No
 def test_a_merge_that_is_a_source_of_the_next_one_is_its_own_model_and_run(case: Case) -> None:
     run_id, version = case.whole()
     client = case.tracking.client
-    model_id = client.get_run(run_id).data.tags["mergeops.model_id"]
+    model_id = own_tags(client.get_run(run_id).data.tags)["mergeops.model_id"]
     merged = make_source(
         "stage1", uri=f"models:/skills/{version}", run_id=run_id, model_id=model_id
     )

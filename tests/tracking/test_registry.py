@@ -72,7 +72,7 @@ def test_the_models_page_links_to_its_version_once(case: Case) -> None:
     run_id, version = case.whole()
     case.whole()
     client = case.tracking.client
-    model_id = client.get_run(run_id).data.tags["mergeops.model_id"]
+    model_id = own_tags(client.get_run(run_id).data.tags)["mergeops.model_id"]
     linked = client.get_logged_model(model_id).tags["mlflow.modelVersions"]
     assert json.loads(linked) == [{"name": "skills", "version": version}]
 

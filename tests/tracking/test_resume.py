@@ -15,6 +15,7 @@ from mergeops.checkpoint import weights_sha256
 from mergeops.errors import AwayError, TrackingError
 from mergeops.progress import Progress
 from mergeops.recipe.settings import OutputSpec
+from mergeops.store import own_tags
 from mergeops.tracking import sync_trials
 
 ALL_FAULTS = "MERGEOPS_ALL_FAULTS"
@@ -107,7 +108,7 @@ def check_whole_and_single(case: Any, version: int) -> None:
     assert {str(model.status) for model in models} == {"READY"}
     assert {len(model.metrics or []) for model in models} == {7}
     merge = next(run for run in runs if run.data.tags["mergeops.role"] == "merge")
-    assert merge.data.tags["mergeops.complete"] == "true"
+    assert own_tags(merge.data.tags)["mergeops.complete"] == "true"
     whole = client.get_run(merge.info.run_id)
     outputs = [output.model_id for output in whole.outputs.model_outputs]
     inputs = [model.model_id for model in whole.inputs.model_inputs]
@@ -176,7 +177,7 @@ def test_a_resumed_run_is_marked_and_its_error_is_gone(case: Any) -> None:
     assert failed.data.tags["mergeops.error"] == "ValueError: broken at s3://bucket/x"
     run_id, _ = case.whole()
     assert run_id == log.run_id
-    tags = case.tracking.client.get_run(run_id).data.tags
+    tags = own_tags(case.tracking.client.get_run(run_id).data.tags)
     assert tags["mergeops.resumed"] == "1"
     assert "mergeops.error" not in tags
 

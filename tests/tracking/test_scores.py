@@ -14,11 +14,10 @@ from support.tracking_case import Case, make_scores
 from mergeops.errors import TrackingError
 from mergeops.scores import CORPUS, MEAN, UNITS, UNKNOWN, GroupRule, Scores
 from mergeops.scores.intervals import Estimate
-from mergeops.tracking import log_parent, score_log
+from mergeops.tracking import log_parent, pooled_estimate, score_log
 from mergeops.tracking.score_log import (
     dataset_digest,
     entries,
-    pooled_estimate,
     read_scores,
     scored_runs,
 )
@@ -54,18 +53,18 @@ def test_a_runs_score_comes_back_with_its_interval_and_an_old_one_without() -> N
 def test_confirm_keys_and_datasets_are_apart_from_dev() -> None:
     confirm = entries(make_scores(part="confirm", stderr=None))
     assert [e.key for e in confirm] == [
-        "confirm/arithmetic/acc",
-        "confirm/dates/acc",
         "confirm/pooled",
         "confirm/pooled_low",
         "confirm/pooled_high",
+        "confirm/arithmetic/acc",
+        "confirm/dates/acc",
     ]
     assert [e.dataset for e in confirm] == [
+        "all tasks (confirm)",
+        "all tasks (confirm)",
+        "all tasks (confirm)",
         "arithmetic (confirm)",
         "dates (confirm)",
-        "all tasks (confirm)",
-        "all tasks (confirm)",
-        "all tasks (confirm)",
     ]
     dev = {e.digest for e in entries(make_scores())}
     assert dev.isdisjoint(e.digest for e in confirm)
@@ -73,7 +72,7 @@ def test_confirm_keys_and_datasets_are_apart_from_dev() -> None:
 
 def test_the_pooled_dataset_depends_on_all_questions() -> None:
     def pooled(**right: int) -> str:
-        return entries(make_scores(right=right))[-1].digest
+        return entries(make_scores(right=right))[0].digest
 
     assert pooled(arithmetic=1, dates=2) == pooled(dates=0, arithmetic=0)
     assert pooled(arithmetic=1) != pooled(arithmetic=1, dates=1)

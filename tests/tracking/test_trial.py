@@ -12,9 +12,11 @@ import yaml
 from support.tracking_case import Case, make_recipe, make_scores, make_source
 
 from mergeops.errors import TrackingError
+from mergeops.lineage import find_family
 from mergeops.recipe.recipe import Recipe
 from mergeops.recipe.settings import PromoteSpec
 from mergeops.report import leaderboard_of, standing_of
+from mergeops.store import own_tags
 from mergeops.tracking import (
     log_leaderboard,
     log_parent,
@@ -24,6 +26,7 @@ from mergeops.tracking import (
     reopen,
     search_run,
 )
+from mergeops.tracking.score_log import scored_runs
 
 
 def artifact(case: Case, run_id: str, name: str, folder: Path) -> str:
@@ -57,8 +60,8 @@ def test_lineage_can_be_searched_by_tags(case: Case) -> None:
         [case.tracking.experiment_id], f"tags.`mlflow.mergeops.parent.{training}` = '0.5'"
     )
     assert found.info.run_id == run_id
-    assert found.data.tags["mergeops.parent_run_ids"] == training
-    assert len(found.data.tags["mergeops.parent_model_ids"].split(",")) == 3
+    assert own_tags(found.data.tags)["mergeops.parent_run_ids"] == training
+    assert len(own_tags(found.data.tags)["mergeops.parent_model_ids"].split(",")) == 3
 
 
 def test_the_training_run_of_a_source_is_left_as_it_was(case: Case) -> None:
@@ -228,7 +231,7 @@ def test_scores_and_versions_need_the_model_first(case: Case) -> None:
 
 def test_a_model_that_was_deleted_is_named(case: Case) -> None:
     run_id, _ = case.whole()
-    model_id = case.tracking.client.get_run(run_id).data.tags["mergeops.model_id"]
+    model_id = own_tags(case.tracking.client.get_run(run_id).data.tags)["mergeops.model_id"]
     case.tracking.client.delete_logged_model(model_id)
     with pytest.raises(TrackingError, match=f"model {model_id} of run {run_id} was deleted"):
         case.whole()
@@ -292,13 +295,51 @@ def test_a_merge_below_its_parent_is_not_sent_to_the_gate(case: Case) -> None:
     assert "try another method" in note
 
 
+def test_a_reader_of_a_run_sees_what_it_merges_and_what_came_of_it(case: Case) -> None:
+    parents = {"math": make_scores("math", right={"arithmetic": 6, "dates": 2})}
+    with case.trial() as log:
+        log.log_model(case.checkpoint, case.weights)
+        log.log_scores(make_scores())
+        board = leaderboard_of({log.name: make_scores()}, parents)
+        log_leaderboard(log, board, standing_of(make_scores(), parents))
+        register_trial(log)
+    tags = case.tracking.client.get_run(log.run_id).data.tags
+    # MLflow's pages show no tag that begins with "mlflow.".
+    assert {tag: value for tag, value in tags.items() if not tag.startswith("mlflow.")} == {
+        "mergeops.role": "merge",
+        "mergeops.method": "task_arithmetic",
+        "mergeops.sources": "math 0.5, dates 0.25",
+        "mergeops.score": "0.625 [0.386, 0.815] on dev",
+        "mergeops.difference": "+0.125 [-0.093, +0.360] to math",
+        "mergeops.verdict": "not shown",
+    }
+
+
+def test_runs_that_an_earlier_version_logged_are_found_and_read(case: Case) -> None:
+    run_id, _ = case.whole()
+    client, place = case.tracking.client, case.tracking.experiment_id
+    own = "mlflow.mergeops."
+    # Version 0.1 had all its tags in the open, but for one a parent.
+    for run in client.search_runs([place]):
+        for tag, value in run.data.tags.items():
+            if tag.startswith(own) and not tag.startswith(f"{own}parent."):
+                client.set_tag(run.info.run_id, tag.removeprefix("mlflow."), value)
+                client.delete_tag(run.info.run_id, tag)
+    before = client.search_runs([place])
+    assert case.whole()[0] == run_id
+    assert len(client.search_runs([place])) == len(before)
+    scored = {each.name: each.origin.weights_sha256 for each in scored_runs(case.tracking)}
+    assert scored["task_arithmetic density=0.5"] == case.weights
+    assert find_family(case.tracking, f"runs:/{run_id}").sha256 == case.weights
+
+
 def test_a_merge_that_is_to_be_no_version_has_its_page_and_none(case: Case) -> None:
     with case.trial() as log:
         log.log_model(case.checkpoint, case.weights)
         log_unregistered(log)
     client = case.tracking.client
     run = client.get_run(log.run_id)
-    assert (run.info.status, run.data.tags["mergeops.complete"]) == ("FINISHED", "true")
+    assert (run.info.status, own_tags(run.data.tags)["mergeops.complete"]) == ("FINISHED", "true")
     note = run.data.tags["mlflow.note.content"]
     assert "not registered." in note and "score it with `evaluate.tasks=[...]`" in note
     assert client.search_registered_models() == []
