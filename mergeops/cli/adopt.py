@@ -67,7 +67,7 @@ def adopt(
 
 LOSSES = ("eval loss", "best", "last")
 RUNS = ("run", "status", "checkpoint", "found in", "kind", "size", *LOSSES, "group")
-PIPED_WIDTH = 120
+PIPED_WIDTH = 132
 """Columns where nobody watches: a file or a pager may be as wide as it likes."""
 
 
