@@ -144,21 +144,28 @@ class Progress:
 
     @contextmanager
     def _told(self, task: Task) -> Iterator[None]:
-        """A line every half minute, also where nothing moves: it is still at work."""
-        ended = threading.Event()
+        """A line every half minute, also where nothing moves: it is still at work. A program is
+        told of the beginning and the end, too."""
+        ended, is_json = threading.Event(), self._mode == "json"
 
         def tell() -> None:
-            while not ended.wait(self._every_s):
-                told = json.dumps(task.to_dict()) if self._mode == "json" else f"· {task}"
-                self._write(told)
+            self._write(json.dumps(task.to_dict()) if is_json else f"· {task}")
 
-        teller = threading.Thread(target=tell, name="progress", daemon=True)
+        def keep_telling() -> None:
+            while not ended.wait(self._every_s):
+                tell()
+
+        if is_json:
+            tell()
+        teller = threading.Thread(target=keep_telling, name="progress", daemon=True)
         teller.start()
         try:
             yield
         finally:
             ended.set()
             teller.join()
+            if is_json:
+                tell()
 
     @contextmanager
     def _drawn(self, task: Task) -> Iterator[None]:

@@ -111,12 +111,19 @@ def test_the_time_left_is_the_time_that_the_rest_takes_at_the_pace_so_far() -> N
 
 
 def test_a_program_gets_json_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = json.loads(lines_of(capsys, "json")[0])
-    assert shown.pop("seconds") < 5
-    expected = {"task": "merging b", "done": 5 * 10**8, "total": 2 * 10**9, "unit": "bytes"}
-    assert shown == expected
+    first, *_, last = map(json.loads, lines_of(capsys, "json"))
+    assert first.pop("seconds") <= last.pop("seconds") < 5
+    assert first == {"task": "merging a", "done": 0, "total": None, "unit": "bytes"}
+    assert last == {"task": "merging b", "done": 5 * 10**8, "total": 2 * 10**9, "unit": "bytes"}
     Progress("json").step("note")
     assert json.loads(capsys.readouterr().err) == {"step": "note"}
+
+
+def test_a_program_is_told_of_work_that_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("json").bar("scoring") as tick:
+        tick(3, 3)
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(each["done"], each["total"]) for each in told] == [(0, None), (3, 3)]
 
 
 def test_none_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
