@@ -114,7 +114,7 @@ class _Opening:
         found = sort_tensors(kind, self._own.tensors)
         self._check_complete(found)
         for name, key in found.replaced.items():
-            self._replace(name, key)
+            self._replace(name, key, found.untrained.get(name))
         for group in found.modules:
             self._apply(group)
         for module, key in found.rows.items():
@@ -126,15 +126,11 @@ class _Opening:
         settled = settle_vocabulary(
             self._names, self._config, self._own, self._origins, self._changes
         )
-        tensors = dict(self._base.tensors)
-        for name, origin in settled.origins.items():
-            source = self._own if origin.own else self._base
-            tensors[name] = dataclasses.replace(source.tensors[origin.key], name=name)
         return Adapter(
             config=self._config,
             base=self._base,
             adapter=self._own,
-            tensors=tensors,
+            tensors=settled.tensors,
             origins=settled.origins,
             changes=settled.changes,
             layers=self._layers,
@@ -232,7 +228,7 @@ class _Opening:
                     "setting of another version of PEFT, or of another library"
                 )
 
-    def _replace(self, name: str, key: str) -> None:
+    def _replace(self, name: str, key: str, untrained: str | None = None) -> None:
         """A tensor of the adapter takes the place of one of the base."""
         stored = self._own.tensors[key]
         target = self._names.on_disk(name, key)
@@ -240,7 +236,7 @@ class _Opening:
         if stored.shape[1:] != expected[1:] or not self._names.is_vocabulary(target):
             check_shape(self._config, key, stored.shape, expected)
         self._names.tensors[target] = dataclasses.replace(stored, name=target)
-        self._origins[target] = TensorOrigin(key, own=True)
+        self._origins[target] = TensorOrigin(key, own=True, untrained=untrained)
 
     def _apply(self, group: ModuleTensors) -> None:
         parts = {

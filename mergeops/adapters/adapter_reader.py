@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from mergeops.adapters.adapter import Adapter
 from mergeops.adapters.peft_layers import PeftLayers
-from mergeops.adapters.weight_changes import ByPeft, LowRank, TensorOrigin, TokenRows
+from mergeops.adapters.weight_changes import ByPeft, LowRank, TensorOrigin, TokenRows, ZeroEnd
 from mergeops.checkpoint import (
     Bytes,
     CheckpointReader,
@@ -78,6 +78,10 @@ class AdapterReader:
         reader, key = self._origin(name)
         if change is None:
             return reader.read(key, start, stop, staging)
+        if isinstance(change, ZeroEnd):
+            staging[: (stop - start) * item_size(reader.stored(key).dtype)] = 0
+            end = reader.stored(key).numel
+            return reader.read(key, min(start, end), min(stop, end), staging)
         if (
             isinstance(change, LowRank)
             and self._compute == "F32"

@@ -38,6 +38,8 @@ class SortedTensors:
     modules: tuple[ModuleTensors, ...]
     replaced: dict[str, str]
     """Tensor of the model, by its name in memory -> key of the one that takes its place."""
+    untrained: dict[str, str]
+    """Tensor of a saved module, by its name in memory -> key of what it was before."""
     rows: dict[str, str]
     """Module whose rows of some tokens are replaced -> key of the rows."""
     shared: dict[str, str]
@@ -49,6 +51,7 @@ def sort_tensors(peft_type: str, keys: Iterable[str]) -> SortedTensors:
     beginning = OTHER_BEGINNINGS.get(peft_type, f"{peft_type.lower()}_")
     modules: dict[tuple[str, int], ModuleTensors] = {}
     replaced: dict[str, str] = {}
+    untrained: dict[str, str] = {}
     rows: dict[str, str] = {}
     shared: dict[str, str] = {}
     keys = list(keys)
@@ -60,7 +63,7 @@ def sort_tensors(peft_type: str, keys: Iterable[str]) -> SortedTensors:
         if peft_type == "MISS":
             words = [word.replace(*NOW_BEGINS) for word in words]
         if "original_module" in words:
-            # What a saved module was before it was trained.
+            untrained[".".join(word for word in words if word != "original_module")] = key
             continue
         at = next((i for i, word in enumerate(words) if word.startswith(beginning)), None)
         if words[-1] == "trainable_tokens_delta":
@@ -78,7 +81,7 @@ def sort_tensors(peft_type: str, keys: Iterable[str]) -> SortedTensors:
                 part = part.replace(f".{named}", "", 1)
             found = modules.setdefault((module, depth), ModuleTensors(module, depth))
             found.parts[part] = key
-    return SortedTensors(tuple(modules.values()), replaced, rows, shared)
+    return SortedTensors(tuple(modules.values()), replaced, untrained, rows, shared)
 
 
 def _adapter_name(keys: Iterable[str]) -> str | None:

@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mergeops.architectures import ModelFit, expert_matrices, read_fit
+from mergeops.architectures import (
+    VOCABULARY_SIZES,
+    ModelFit,
+    expert_matrices,
+    read_fit,
+    token_rows,
+)
 from mergeops.checkpoint import Checkpoint
 from mergeops.errors import SourceError
 
@@ -74,18 +80,27 @@ class BaseNames:
         looks = EMBEDDINGS.search(tensor) is not None or tensor.endswith(HEAD_ENDINGS)
         tensors = self.base.tensors
         stored = tensors.get(tensor) or tensors.get(self.tied.get(tensor, tensor))
-        if not looks and (stored is None or stored.shape[:1] not in self._sizes):
+        if not looks and (
+            stored is None or not stored.shape or token_rows(stored.shape) not in self._sizes
+        ):
             # What transformers knows is asked only where it may matter: importing it takes seconds.
             return False
         if self.fit is None:
             return looks
         return self._parameters.get(tensor, tensor) in self.fit.vocabulary
 
+    def is_input(self, tensor: str) -> bool:
+        """Whether a tensor, by its name on disk, is what the model reads tokens with: PEFT ties
+        rows of tokens to the rows of no other."""
+        if self.fit is None or not self.fit.embeddings:
+            return True
+        return self._parameters.get(tensor, tensor) == self.fit.embeddings
+
     @cached_property
-    def _sizes(self) -> set[tuple[int, ...]]:
+    def _sizes(self) -> set[int]:
         """Of vocabularies, wherever the config has one."""
         parts = [self.config, *(v for v in self.config.values() if isinstance(v, Mapping))]
-        return {(part["vocab_size"],) for part in parts if isinstance(part.get("vocab_size"), int)}
+        return {part["vocab_size"] for part in parts if isinstance(part.get("vocab_size"), int)}
 
     @cached_property
     def _parameters(self) -> dict[str, str]:
@@ -211,9 +226,10 @@ class BaseNames:
         return [DiskPiece(matrix.tensor, matrix.expert, matrix.row) for matrix in matrices]
 
 
-def vocabulary_change(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+def vocabulary_change(config: Mapping[str, Any], before: int, rows: int) -> dict[str, Any]:
     """What config.json says of a vocabulary of another size."""
     text = config.get("text_config")
     if isinstance(text, Mapping) and "vocab_size" in text:
         return {"text_config": {"vocab_size": rows}}
-    return {"vocab_size": rows}
+    sizes = {key: rows for key in VOCABULARY_SIZES if config.get(key) == before}
+    return sizes or {"vocab_size": rows}

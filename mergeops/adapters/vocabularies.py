@@ -7,6 +7,7 @@ of its own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,15 @@ from mergeops.adapters.base_names import (
     BaseNames,
     vocabulary_change,
 )
-from mergeops.adapters.weight_changes import Change, LowRank, TensorOrigin, TokenRows
-from mergeops.architectures import tied_setting
-from mergeops.checkpoint import Checkpoint, CheckpointReader, read_tensor
+from mergeops.adapters.weight_changes import (
+    Change,
+    LowRank,
+    TensorOrigin,
+    TokenRows,
+    ZeroEnd,
+)
+from mergeops.architectures import tied_setting, token_rows
+from mergeops.checkpoint import Checkpoint, CheckpointReader, StoredTensor, read_tensor
 from mergeops.errors import SourceError
 
 
@@ -26,6 +33,8 @@ from mergeops.errors import SourceError
 class SettledVocabulary:
     """What becomes of embeddings and head."""
 
+    tensors: dict[str, StoredTensor]
+    """Those of base and adapter together."""
     origins: Mapping[str, TensorOrigin]
     changes: Mapping[str, Change]
     config_changes: Mapping[str, Any]
@@ -54,13 +63,14 @@ def settle_vocabulary(
     origins, changes = dict(origins), dict(changes)
     touched = origins.keys() | changes.keys()
     if not any(map(names.is_vocabulary, touched)):
-        return SettledVocabulary(origins, changes, {}, ())
+        return SettledVocabulary(_together(names, own, origins), origins, changes, {}, ())
     notes = []
     settings: dict[str, Any] = {}
     apart = {
         name: first
         for name, first in names.tied.items()
-        if {name, first} & touched and not _stays_tied(config, own, name, first, origins, changes)
+        if {name, first} & touched
+        and not _stays_tied(config, names, own, (name, first), origins, changes)
     }
     for name, first in names.tied.items():
         if first in touched and name not in apart:
@@ -75,29 +85,38 @@ def settle_vocabulary(
         )
     else:
         _join(names, origins, changes)
-    rows = {
-        name: (own if origin.own else names.base).tensors[origin.key].shape[0]
-        for name, origin in origins.items()
-        if names.is_vocabulary(name)
-    }
+    tensors = _together(names, own, origins)
+    sizes = {name: token_rows(t.shape) for name, t in tensors.items() if names.is_vocabulary(name)}
     before = {
-        name: names.base.tensors[name if name in names.base.tensors else names.tied[name]].shape[0]
-        for name in {*names.base.tensors, *origins}
-        if names.is_vocabulary(name)
+        name: token_rows(names.base.tensors[names.tied.get(name, name)].shape) for name in sizes
     }
-    grown = {name: n for name, n in rows.items() if n != before[name]}
-    if grown:
-        sizes = before | rows
+    if sizes != before:
+        rows = max(sizes.values())
+        for name in sizes.keys() - touched:
+            # transformers adds zeros to BART's final_logits_bias, [1, tokens].
+            if tensors[name].shape[:1] == (1,) and sizes[name] < rows:
+                tensors[name] = dataclasses.replace(tensors[name], shape=(1, rows))
+                changes[name], sizes[name] = ZeroEnd(), rows
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} {n}" for name, n in sorted(sizes.items()))
             raise SourceError(
                 f"{config.shown}: embeddings and head have different numbers of rows with this "
-                f"adapter: {listed}; its file lacks the rows of one; "
-                "save it again with save_embedding_layers=True, or its base from the trained model "
-                "by unload().save_pretrained(NEW_DIR), and set the source's base to NEW_DIR"
+                f"adapter: {listed}; its file lacks the rows of some; save its base from the "
+                "trained model by unload().save_pretrained(NEW_DIR), and set the source's base to "
+                "NEW_DIR"
             )
-        settings |= vocabulary_change(names.config, max(grown.values()))
-    return SettledVocabulary(origins, changes, settings, tuple(notes))
+        settings |= vocabulary_change(names.config, max(before.values()), rows)
+    return SettledVocabulary(tensors, origins, changes, settings, tuple(notes))
+
+
+def _together(
+    names: BaseNames, own: Checkpoint, origins: Mapping[str, TensorOrigin]
+) -> dict[str, StoredTensor]:
+    tensors = dict(names.base.tensors)
+    for name, origin in origins.items():
+        source = own if origin.own else names.base
+        tensors[name] = dataclasses.replace(source.tensors[origin.key], name=name)
+    return tensors
 
 
 def _check_bias(names: BaseNames, config: AdapterConfig, name: str, change: Change | None) -> None:
@@ -125,10 +144,12 @@ def _part(
                 origins[first] = origins[name]
             continue
         if name in apart:
-            # What a change of the other is added to, is in the file where rows were added.
-            origins[name] = origins.get(first, TensorOrigin(first))
+            # What the other was before it was trained, is in the file where rows were added.
+            origin = origins.get(first, TensorOrigin(first))
             if first not in changes:
-                origins[name] = TensorOrigin(first)
+                untrained = origin.untrained
+                origin = TensorOrigin(untrained or first, own=untrained is not None)
+            origins[name] = origin
             continue
         origins[name] = origins.get(first, TensorOrigin(first))
         if first in changes:
@@ -150,19 +171,22 @@ def _join(names: BaseNames, origins: dict[str, TensorOrigin], changes: dict[str,
 
 def _stays_tied(
     config: AdapterConfig,
+    names: BaseNames,
     own: Checkpoint,
-    head: str,
-    embeddings: str,
+    pair: tuple[str, str],
     origins: Mapping[str, TensorOrigin],
     changes: Mapping[str, Change],
 ) -> bool:
     """Whether two tensors that the base ties have one value with the adapter, too, by what is in
     its file: PEFT does not tie all that ensure_weight_tying asks for."""
+    head, embeddings = pair
     ours, theirs = origins.get(embeddings), origins.get(head)
     of_ours, of_theirs = changes.get(embeddings), changes.get(head)
-    if isinstance(of_ours, TokenRows) and isinstance(of_theirs, TokenRows | None):
-        # PEFT ties the rows of tokens with the head.
-        return _are_same_rows(own, of_ours, of_theirs) and _are_same_copies(own, ours, theirs)
+    rows = [(n, c) for n in (embeddings, head) if isinstance(c := changes.get(n), TokenRows)]
+    if rows and isinstance(of_ours, TokenRows | None) and isinstance(of_theirs, TokenRows | None):
+        # PEFT ties the rows of tokens of the input embeddings with the head's.
+        tied = names.is_input(rows[0][0]) if len(rows) == 1 else _are_same_rows(own, *rows)
+        return tied and _are_same_copies(own, ours, theirs)
     if isinstance(of_ours, LowRank) and isinstance(of_theirs, LowRank):
         return _are_one_product(own, of_ours, of_theirs) and _are_same_copies(own, ours, theirs)
     if of_ours or of_theirs:
@@ -182,9 +206,8 @@ def _are_same_copies(own: Checkpoint, one: TensorOrigin | None, other: TensorOri
     return len(keys) < 2 or _are_equal(own, (keys[0], keys[1]))
 
 
-def _are_same_rows(own: Checkpoint, one: TokenRows, other: TokenRows | None) -> bool:
-    if other is None or other == one:
-        return True
+def _are_same_rows(own: Checkpoint, *named: tuple[str, TokenRows]) -> bool:
+    one, other = (rows for _, rows in named)
     return one.tokens == other.tokens and _are_equal(own, (one.key, other.key))
 
 

@@ -13,6 +13,8 @@ class TensorOrigin:
     """Its name in the file."""
     own: bool = False
     """Whether it is in the adapter's file, not in the base's."""
+    untrained: str | None = None
+    """Key of what a saved module was before it was trained, where the adapter's file has it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class TokenRows:
 
 
 @dataclass(frozen=True)
+class ZeroEnd:
+    """Entries of tokens that were added are zeros, as transformers adds them to BART's
+    ``final_logits_bias``."""
+
+
+@dataclass(frozen=True)
 class ByPeft:
     """PEFT's own layer makes it."""
 
@@ -53,7 +61,7 @@ class ByPeft:
     is_bias: bool = False
 
 
-Change = LowRank | TokenRows | ByPeft
+Change = LowRank | TokenRows | ZeroEnd | ByPeft
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,16 @@ from mergeops.architectures.kept_fits import (
     read_settings,
     tied_setting,
 )
-from mergeops.architectures.model_fit import ModelFit
+from mergeops.architectures.model_fit import (
+    VOCABULARY_SIZES,
+    ModelFit,
+    token_rows,
+    with_token_rows,
+)
 
 __all__ = [
     "ONE_EXPERT",
+    "VOCABULARY_SIZES",
     "ModelFit",
     "converted_gguf",
     "cut_into_experts",
@@ -23,4 +29,6 @@ __all__ = [
     "read_original",
     "read_settings",
     "tied_setting",
+    "token_rows",
+    "with_token_rows",
 ]

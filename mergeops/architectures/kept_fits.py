@@ -92,6 +92,7 @@ def _fit(answer: Mapping[str, Any]) -> ModelFit:
         parts={name: tuple(tensors) for name, tensors in answer["parts"].items()},
         converted=frozenset(answer["converted"]),
         vocabulary=frozenset(answer["vocabulary"]),
+        embeddings=answer["embeddings"],
         operations={name: tuple(done) for name, done in answer["operations"].items()},
         layers=answer["layers"],
         missing=tuple(answer["missing"]),

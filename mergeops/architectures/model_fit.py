@@ -7,8 +7,22 @@ from dataclasses import dataclass, field
 
 Shape = tuple[int, ...]
 
+VOCABULARY_SIZES = ("vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input")
+"""What config.json calls the size of a vocabulary: that of Marian's decoder, and that of the
+embeddings that Gemma 3n has for each layer, too."""
 EXPERTS_JOINED = (("MergeModulelist",), ("MergeModulelist", "Concatenate"))
 """What transformers does to experts that lie one by one on disk: ``ModelFit.operations``."""
+
+
+def token_rows(shape: Shape) -> int:
+    """How many tokens a tensor with a row for each of them has; BART's ``final_logits_bias`` is
+    ``[1, tokens]``."""
+    return shape[1] if len(shape) == 2 and shape[0] == 1 else shape[0]
+
+
+def with_token_rows(shape: Shape, rows: int) -> Shape:
+    """The shape that such a tensor has with another number of tokens."""
+    return (1, rows) if len(shape) == 2 and shape[0] == 1 else (rows, *shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +43,9 @@ class ModelFit:
     operations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Parameter of ``converted`` -> what is done to its parts, by transformers' names."""
     vocabulary: frozenset[str] = frozenset()
-    """Parameters with a row for each token: embeddings, head and its bias."""
+    """Parameters with a row for each token: embeddings, head and its bias; see ``token_rows``."""
+    embeddings: str = ""
+    """The parameter that transformers calls the input embeddings; empty where there is none."""
     layers: Mapping[str, str] = field(default_factory=dict)
     """Module -> embedding, linear, conv1d (its weight is [inputs, outputs]) or transposed_experts
     (theirs are [experts, inputs, outputs])."""

@@ -177,8 +177,9 @@ def _load(cls: Any, settings: Any, tensors: Mapping[str, Shape]) -> ModelFit:
         parts=placed.parts,
         converted=frozenset(placed.converted),
         operations=placed.operations,
-        vocabulary=frozenset(_vocabulary(bare)),
         layers=_layers(bare),
+        embeddings=_embeddings(bare),
+        vocabulary=frozenset(_vocabulary(bare)),
         missing=tuple(sorted(told.get("missing_keys", ()))),
         unexpected=tuple(tensor for tensor, name in placed.lost.items() if name in unexpected),
         mismatched={
@@ -240,7 +241,16 @@ def _places(model: Any, tensors: Iterable[str]) -> _Places:
     return _Places(parts, converted, operations, lost, doubled)
 
 
+def _embeddings(model: Any) -> str:
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        wanted = model.get_input_embeddings()
+        return next((f"{name}.weight" for name, m in model.named_modules() if m is wanted), "")
+    return ""
+
+
 def _vocabulary(model: Any) -> set[str]:
+    """Embeddings, head and its bias, and what transformers makes larger with them, as BART's
+    ``final_logits_bias``; the model is left with another vocabulary."""
     import torch
 
     modules: list[Any] = []
@@ -258,7 +268,14 @@ def _vocabulary(model: Any) -> set[str]:
     }
     for pair in model.all_tied_weights_keys.items():
         found |= set(pair) if found & set(pair) else set()
-    return found
+    # Marian's cannot be made larger without values.
+    found |= {name for name in own if name.endswith("final_logits_bias")}
+    before = {name: value.shape for name, value in model.state_dict().items()}
+    # Models of two vocabularies, or of none, raise, each in its way.
+    with contextlib.suppress(Exception), torch.device("meta"):
+        rows = model.get_input_embeddings().weight.shape[0]
+        model.resize_token_embeddings(rows + 1, mean_resizing=False)
+    return found | {n for n, value in model.state_dict().items() if value.shape != before.get(n)}
 
 
 def _layers(model: Any) -> dict[str, str]:

@@ -39,6 +39,7 @@ from mergeops.planning.tokens.template import choose_template
 from mergeops.planning.tokens.vocabulary import check_settings, has_vocabulary, why_not_read
 from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
 from mergeops.planning.tokens.written_files import WITH_TOKENS, with_tokens, with_vocabulary
+from mergeops.planning.used_settings import told_differences
 
 SENSES = ("vision", "audio", "mel_bins", "image_token", "speech")
 """Parts of the names of settings that models have which take more than text."""
@@ -118,6 +119,9 @@ def find_companions(
         ends = next((p for p in inputs if p.name == template.holder), speaker)
         contents, told = reconciled(contents, home, speaker, ends)
         warnings += told
+    warnings += told_differences(
+        inputs, contents, home, owners[chosen] if chosen else None, same_ids=vocabulary is None
+    )
     files = {name: _copy(place / name) for name, place in places.items()}
     for name, content in contents.items():
         path = places[name] / name

@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from mergeops.architectures import token_rows, with_token_rows
 from mergeops.checkpoint import FLOATS, StoredTensor, TokenizerFile, tokenizer_directory
 from mergeops.errors import MergeError, key_of
 from mergeops.methods import Method, check_source_count
 from mergeops.planning.config_check import check_same_architecture
 from mergeops.planning.inputs import PlannedInput, config_of, has_config
-from mergeops.planning.tokens.vocabulary import has_vocabulary, read_vocabulary
+from mergeops.planning.tokens.vocabulary import (
+    has_vocabulary,
+    names_token_rows,
+    read_vocabulary,
+)
 from mergeops.recipe import Recipe
 
 Headers = Mapping[str, StoredTensor]
@@ -233,12 +238,12 @@ def _shape_message(
     first: str, name: str, pairs: Sequence[tuple[StoredTensor, StoredTensor]]
 ) -> str:
     ours, theirs = pairs[0]
-    if all(_is_vocabulary(*pair) for pair in pairs):
+    if _is_vocabulary(pairs):
         return (
-            f"vocabulary sizes differ: {ours.name} has {ours.shape[0]} rows in {first} and "
-            f"{theirs.shape[0]} in {name}; rows are matched by token with tokenizer.source=base "
-            f"(the tokens of {first}), tokenizer.source={name} (those of {name}) or "
-            "tokenizer.source=union (all of them); in mergekit's YAML, tokenizer_source"
+            f"vocabulary sizes differ: {ours.name} has {token_rows(ours.shape)} rows in {first} "
+            f"and {token_rows(theirs.shape)} in {name}; rows are matched by token with "
+            f"tokenizer.source=base (the tokens of {first}), tokenizer.source={name} (those of "
+            f"{name}) or tokenizer.source=union (all of them); in mergekit's YAML, tokenizer_source"
         )
     listed = "; ".join(
         f"{a.name} is {list(a.shape)} in {first} and {list(b.shape)} in {name}"
@@ -252,7 +257,10 @@ def _shape_message(
     )
 
 
-def _is_vocabulary(ours: StoredTensor, theirs: StoredTensor) -> bool:
-    return any(word in ours.name for word in ("embed", "wte", "lm_head")) and (
-        ours.shape[1:] == theirs.shape[1:]
-    )
+def _is_vocabulary(pairs: Sequence[tuple[StoredTensor, StoredTensor]]) -> bool:
+    """Whether two vocabularies explain all shapes: two numbers of rows, in embeddings at least."""
+    shapes = [(ours.shape, theirs.shape) for ours, theirs in pairs]
+    if any(not a or not b or with_token_rows(a, 1) != with_token_rows(b, 1) for a, b in shapes):
+        return False
+    named = any("embed" in ours.name or names_token_rows(ours.name) for ours, _ in pairs)
+    return named and len({(token_rows(a), token_rows(b)) for a, b in shapes}) == 1

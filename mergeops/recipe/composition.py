@@ -169,14 +169,16 @@ def _compose_plain(
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir {config_dir} is not a directory")
     with _LOCK, _search_path(config_dir):
-        _store_nodes(file_content, strategies)
         GlobalHydra.instance().clear()
         try:
+            _store_nodes(file_content, strategies)
             with hydra.initialize_config_dir(str(packaged_conf()), version_base="1.3"):
                 config = hydra.compose("recipe", overrides=arguments)
             raw = OmegaConf.to_container(config, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(one_line(error) + _ending(error, config_dir)) from error
+            key = getattr(error, "full_key", None)
+            where = f"{key}: " if key else ""
+            raise ConfigError(where + one_line(error) + _ending(error, config_dir)) from error
     if isinstance(raw, dict) and isinstance(raw.get("recipe"), dict):
         raise ConfigError(
             f"a recipe that {' '.join(a for a in arguments if a.startswith('recipe='))} names must "

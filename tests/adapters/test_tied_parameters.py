@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 48, "d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2},
     ),
     "bart": ("BartForConditionalGeneration", {**BOTH, "decoder_ffn_dim": 32}),
+    "marian": ("MarianMTModel", {**BOTH, "decoder_ffn_dim": 32, "pad_token_id": 3}),
+    "gemma3n": (
+        "Gemma3nForCausalLM",
+        {
+            **SIZES,
+            **{"num_key_value_heads": 2, "head_dim": 16, "layer_types": ["full_attention"]},
+            **{"vocab_size_per_layer_input": 48, "hidden_size_per_layer_input": 8},
+            **{"laurel_rank": 4, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0]},
+        },
+    ),
 }
 
 
@@ -148,3 +159,55 @@ def test_rows_that_the_file_lacks_have_a_way_out_that_works(tmp_path: Path) -> N
     peft.unload().save_pretrained(tmp_path / "new")
     found = merged(Adapted(tmp_path / "new", tmp_path / "adapter", expected, None), tmp_path / "o")
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("bart", {}),
+        ("bart", {"modules_to_save": ["shared"]}),
+        ("bart", {"trainable_token_indices": {"shared": [3, 50]}}),
+        ("marian", {"modules_to_save": ["shared"]}),
+        ("t5", {"modules_to_save": ["shared"]}),
+    ],
+    ids=["bart", "bart-save", "bart-tokens", "marian-save", "t5-save"],
+)
+def test_an_encoder_decoder_grows_with_all_that_its_vocabulary_has(
+    name: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    target = "q" if name == "t5" else "q_proj"
+    check(
+        trained(name, {**config, "target_modules": [target]}, tmp_path, GROWN), name, tmp_path / "o"
+    )
+
+
+@pytest.mark.parametrize("tokens", [[3, 5], {"shared": [3, 5]}], ids=["of-the-input", "of-shared"])
+def test_rows_are_tied_where_they_are_the_input_embeddings_alone(
+    tokens: Any, tmp_path: Path
+) -> None:
+    # Marian's input embeddings are its encoder's, and PEFT ties nothing to the shared ones.
+    config = {"target_modules": ["q_proj"], "trainable_token_indices": tokens}
+    check(trained("marian", config, tmp_path), "marian", tmp_path / "out")
+
+
+def test_embeddings_that_grew_and_are_in_no_file_have_a_way_out_that_works(tmp_path: Path) -> None:
+    adapted = trained("gemma3n", {"target_modules": ["q_proj"]}, tmp_path, GROWN)
+    with pytest.raises(SourceError, match=r"embed_tokens_per_layer.weight 48.*by unload\(\)"):
+        open_adapter(adapted.adapter, adapted.base)
+    check(dataclasses.replace(adapted, base=tmp_path / "new"), "gemma3n", tmp_path / "out")
+
+
+def trained(name: str, config: dict[str, Any], folder: Path, rows: int | None = None) -> Adapted:
+    """An adapter of a base that was loaded, and the base that PEFT gives back, in ``new``."""
+    import transformers
+    from peft import get_peft_model
+
+    made(name).save_pretrained(folder / "base")
+    model = getattr(transformers, MODELS[name][0]).from_pretrained(folder / "base")
+    if rows is not None:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    peft = get_peft_model(model, lora(**config))
+    shaken(peft, 5, trained_only=True).save_pretrained(folder / "adapter")
+    expected = logits(peft)
+    peft.unload().save_pretrained(folder / "new")
+    return Adapted(folder / "base", folder / "adapter", expected, 0 * expected)

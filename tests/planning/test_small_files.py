@@ -257,3 +257,54 @@ def test_infinity_is_written_as_json(
 )
 def test_a_vocabulary_is_written_as_json_writes_it(value: Any) -> None:
     assert indented(value) == json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def test_settings_of_generation_in_which_inputs_differ_are_said_with_whose_the_merge_has(
+    plan_of: Make, tiny_llama: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    # What transformers takes where a file says nothing is no difference.
+    more = {
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": 50,
+        "do_sample": False,
+        "output_scores": True,
+    }
+    a = copied(pair[0], tmp_path / "a", generation_config={"eos_token_id": [2, 9]})
+    b = copied(pair[1], tmp_path / "b", generation_config=more)
+    plan = average(plan_of, {"a": a, "b": b, "c": tiny_llama(like=pair[0], seed=2)})
+    assert plan.warnings == (
+        "generation_config.json: eos_token_id is [2, 9] in a and 2 in b, c; temperature is unset "
+        "in a, c and 0.6 in b; top_p is unset in a, c and 0.9 in b; the merge has a's",
+    )
+
+
+def test_special_tokens_in_which_inputs_differ_are_said_for_each_file(
+    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ids = {"pad_token_id": 2}
+    token = {"pad_token": {"__type": "AddedToken", "content": "</s>"}, "padding_side": "left"}
+    b = copied(pair[1], tmp_path / "b", config=ids, generation_config=ids, tokenizer_config=token)
+    assert average(plan_of, {"a": pair[0], "b": b}).warnings == (
+        "generation_config.json: pad_token_id is 3 in a and 2 in b; the merge has a's",
+        "tokenizer_config.json: pad_token is '<pad>' in a and '</s>' in b; padding_side is unset "
+        "in a and 'left' in b; the merge has a's",
+    )
+    c = copied(pair[1], tmp_path / "c", config=ids)
+    assert average(plan_of, {"a": pair[0], "c": c}).warnings == (
+        "config.json: pad_token_id is 3 in a and 2 in c; the merge has a's",
+    )
+    # Without a file for it, transformers generates by config.json.
+    d = copied(pair[1], tmp_path / "d", drop=("generation_config.json",), config=ids)
+    assert average(plan_of, {"a": pair[0], "d": d}).warnings == (
+        "generation_config.json: pad_token_id is 3 in a and 2 in d; the merge has a's",
+    )
+
+
+def test_many_settings_that_differ_are_counted(
+    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    many = {f"setting_{i}": i for i in range(8)}
+    b = copied(pair[1], tmp_path / "b", generation_config=many)
+    (note,) = average(plan_of, {"a": pair[0], "b": b}).warnings
+    assert "setting_5 is unset in a and 5 in b; and 2 more; the merge has a's" in note

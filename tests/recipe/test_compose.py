@@ -245,6 +245,15 @@ def test_a_recipe_file_may_stand_among_the_overrides(tmp_path: Path) -> None:
         compose(["a.yml"], recipe_file=path)
 
 
+def test_a_reference_to_another_key_that_cannot_be_read_is_refused_with_its_key(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: of-${[]}\nsources: {x: {uri: u}}\n")
+    with pytest.raises(ConfigError, match=r"^name: mismatched input '\]'"):
+        compose([], recipe_file=path)
+
+
 def test_a_recipe_that_hydra_cannot_layer_says_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "recipe").mkdir()
     (tmp_path / "recipe" / "mine.yaml").write_text("base: b\nsources: {x: {uri: u}}\n")

@@ -1,7 +1,7 @@
 """The tokens of one input, from its tokenizer.json, and its tensors with a row for each of them.
 
-Such a tensor is known by its name and by a first dimension that is the vocabulary's: one that only
-happens to be of that size is none, and neither is one of the right name and another size.
+Such a tensor is known by its name, or by what transformers says of the model, and by a number of
+rows that is the vocabulary's: one that only happens to be of that size is none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergeops.architectures import read_fit, token_rows
 from mergeops.checkpoint import FLOATS, StoredTensor, TokenizerFile, read_json
 from mergeops.errors import MergeError, SourceError
 
@@ -22,7 +23,7 @@ _INPUT = re.compile(
 _OUTPUT = re.compile(
     r"(^|\.)(lm_head|lm_head\.decoder|embed_out|proj_out|vocab_projector|generator_lm_head"
     r"|predictions\.decoder)\.(weight|bias)$"
-    r"|(^|\.)predictions\.bias$"
+    r"|(^|\.)predictions\.bias$|(^|\.)final_logits_bias$"
     r"|^(model\.)?output\.weight$"
 )
 _SPECIAL = (
@@ -220,24 +221,32 @@ def names_token_rows(tensor: str) -> bool:
 
 def embedding_tensors(
     name: str, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]
-) -> tuple[int, list[str]]:
-    """The number of rows of an input's vocabulary, and the tensors that have so many.
+) -> tuple[int, list[str], list[str]]:
+    """The number of rows of an input's vocabulary, the tensors that have so many, and those that
+    transformers knows to have a row for each token, and which have another number.
 
     Raises:
         MergeError: no tensor looks like an embedding.
     """
-    inputs = [n for n, t in tensors.items() if _INPUT.search(n) and _is_rows(t)]
-    outputs = [n for n, t in tensors.items() if _OUTPUT.search(n) and _is_rows(t)]
-    if not inputs and not outputs:
+    fit = read_fit(config, {n: t.shape for n, t in tensors.items()})
+    known = [] if fit is None else [n for n, p in fit.in_memory().items() if p in fit.vocabulary]
+    found = [
+        n
+        for n, t in tensors.items()
+        if _is_rows(t) and (n in known or _INPUT.search(n) or _OUTPUT.search(n))
+    ]
+    if not found:
         raise MergeError(
             f"{name} has no tensor that looks like an embedding (embed_tokens, wte, shared, "
             "word_embeddings, ...); its rows cannot be matched by token, leave tokenizer.source out"
         )
-    sizes = {tensors[tensor].shape[0] for tensor in [*inputs, *outputs]}
+    sizes = {n: token_rows(tensors[n].shape) for n in found}
     # A config may be older than the last resize, the tensors are not.
-    named = [size for size in sizes_in(config) if size in sizes]
-    rows = named[0] if named else tensors[[*inputs, *outputs][0]].shape[0]
-    return rows, [n for n in [*inputs, *outputs] if tensors[n].shape[0] == rows]
+    named = [size for size in sizes_in(config) if size in sizes.values()]
+    first = next((n for n in found if _INPUT.search(n)), found[0])
+    rows = named[0] if named else sizes[first]
+    others = [n for n in found if n in known and sizes[n] != rows]
+    return rows, [n for n in found if sizes[n] == rows], others
 
 
 def _is_rows(tensor: StoredTensor) -> bool:

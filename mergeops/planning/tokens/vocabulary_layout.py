@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergeops.architectures import with_token_rows
 from mergeops.checkpoint import (
     VOCABULARY_FILES,
     StoredTensor,
@@ -61,6 +62,8 @@ class _Input:
     rows: int
     columns: Mapping[str, int]
     """Tensors with a row for each token -> elements in a row."""
+    others: Sequence[str]
+    """Tensors with another number of rows for tokens."""
     directory: Path | None
     """Where its tokenizer is."""
 
@@ -128,7 +131,7 @@ def resized(headers: Headers, layout: VocabularyLayout) -> dict[str, dict[str, S
     """The headers as they are when every input's rows are laid out."""
     return {
         name: {
-            tensor: dataclasses.replace(stored, shape=(layout.rows, *stored.shape[1:]))
+            tensor: dataclasses.replace(stored, shape=with_token_rows(stored.shape, layout.rows))
             if tensor in layout.columns[name]
             else stored
             for tensor, stored in tensors.items()
@@ -139,6 +142,14 @@ def resized(headers: Headers, layout: VocabularyLayout) -> dict[str, dict[str, S
 
 def _check_heads(known: Sequence[_Input]) -> None:
     """A row that is another input's must be in the tensor of the same name there."""
+    for k in known:
+        if k.others:
+            raise MergeError(
+                f"{k.planned.name} has a vocabulary of {k.rows} rows, and its {k.others[0]} has "
+                "another number of them: rows of two vocabularies cannot be matched by the tokens "
+                "of one tokenizer; give both one size with transformers' resize_token_embeddings, "
+                "and save the model"
+            )
     one, *others = known
     for other in others:
         if one.columns.keys() != other.columns.keys():
@@ -152,9 +163,9 @@ def _check_heads(known: Sequence[_Input]) -> None:
 
 
 def _describe(planned: PlannedInput, tensors: Mapping[str, StoredTensor]) -> _Input:
-    rows, names = embedding_tensors(planned.name, tensors, config_of(planned))
-    columns = {name: tensors[name].shape[1] if tensors[name].shape[1:] else 1 for name in names}
-    return _Input(planned, rows, columns, tokenizer_directory(planned.directories))
+    rows, names, others = embedding_tensors(planned.name, tensors, config_of(planned))
+    columns = {name: tensors[name].numel // rows for name in names}
+    return _Input(planned, rows, columns, others, tokenizer_directory(planned.directories))
 
 
 def _vocabularies(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mergeops.architectures import VOCABULARY_SIZES
 from mergeops.checkpoint import TokenizerFile
 from mergeops.planning.tokens.merged import NewToken
 from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
@@ -71,7 +72,7 @@ def _resized(config: Mapping[str, Any], layout: VocabularyLayout) -> dict[str, A
     for key, value in config.items():
         if isinstance(value, Mapping):
             changed[key] = _resized(value, layout)
-        elif key == "vocab_size" and value == layout.old_rows:
+        elif key in VOCABULARY_SIZES and value == layout.old_rows:
             changed[key] = layout.rows
         else:
             changed[key] = value

@@ -31,7 +31,7 @@ CHUNK = 1 << 20
 RANGE_CHUNK = 1 << 16
 """What a cut-off answer loses at most."""
 TRIES = 3
-"""Of the rest of a range, in a row, that bring nothing."""
+"""Of the rest of a range, in a row, that bring neither it nor a chunk."""
 MOST_PARTS = 10_000
 """Of an upload, as S3 allows."""
 POLL_S = 0.25
@@ -205,10 +205,13 @@ def _ranges(
                         )
             except BotoCoreError as error:
                 lost = error
-            in_vain = 0 if begin + len(data) > here else in_vain + 1
+            came = begin + len(data) - here
+            # A store that sends a byte a time would never end.
+            in_vain = 0 if came >= min(RANGE_CHUNK, end - here) else in_vain + 1
             if in_vain == TRIES:
                 raise lost or SourceError(
-                    f"{directory.shown} sends nothing of {name} from byte {here} on"
+                    f"{directory.shown} sends {f'only {came} bytes' if came else 'nothing'} of "
+                    f"{name} from byte {here} on"
                 )
         return data
 

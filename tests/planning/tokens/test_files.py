@@ -169,6 +169,7 @@ def test_which_tensors_have_a_row_for_each_token() -> None:
         stored("lm_head.decoder.bias", 10),
         stored("cls.predictions.bias", 10),
         stored("embed_out.weight", 10, 4),
+        stored("final_logits_bias", 1, 10),
     ]
     no = [
         stored("lm_head.dense.weight", 10, 10),
@@ -180,12 +181,12 @@ def test_which_tensors_have_a_row_for_each_token() -> None:
         stored("wte.weight", 10, 4, dtype="I8"),
     ]
     tensors = {tensor.name: tensor for tensor in [*no, *yes]}
-    rows, names = embedding_tensors("a", tensors, {"text_config": {"vocab_size": 10}})
-    assert rows == 10
+    rows, names, others = embedding_tensors("a", tensors, {"text_config": {"vocab_size": 10}})
+    assert (rows, others) == (10, [])
     assert sorted(names) == sorted(tensor.name for tensor in yes)
     # A config that nobody updated says nothing.
     only = {"lm_head.weight": stored("lm_head.weight", 10, 4)}
-    assert embedding_tensors("a", only, {"vocab_size": 7}) == (10, ["lm_head.weight"])
+    assert embedding_tensors("a", only, {"vocab_size": 7}) == (10, ["lm_head.weight"], [])
     with pytest.raises(MergeError, match="a has no tensor that looks like an embedding"):
         embedding_tensors("a", {no[2].name: no[2]}, {})
 

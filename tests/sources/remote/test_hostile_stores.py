@@ -58,6 +58,11 @@ def empty(headers: dict[str, Any]) -> None:
     headers["GET"]["headers"]["Content-Length"] = "0"
 
 
+def dripping(headers: dict[str, Any]) -> None:
+    """It sends a byte an answer: ten thousand requests for a small file."""
+    headers["GET"]["headers"]["Content-Length"] = "1"
+
+
 def doubled(headers: dict[str, Any]) -> None:
     """It says that there is half, and sends all of it."""
     half = int(headers["HEAD"]["headers"]["Content-Length"]) // 2
@@ -74,6 +79,7 @@ def doubled(headers: dict[str, Any]) -> None:
             "cannot describe model.safetensors: the store's answer cannot be read (ValueError",
         ),
         (empty, "sends nothing of model.safetensors from byte 0 on"),
+        (dripping, "sends only 1 bytes of model.safetensors from byte 2 on"),
         (doubled, "sends more of model.safetensors than was asked for"),
     ],
 )
