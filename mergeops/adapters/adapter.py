@@ -17,7 +17,7 @@ from mergeops.adapters.adapter_tensors import ModuleTensors, SortedTensors, sort
 from mergeops.adapters.base_names import EMBEDDINGS, BaseNames
 from mergeops.adapters.kinds import LORA_SETTINGS
 from mergeops.adapters.lora_factors import LoraFactors, check_shape
-from mergeops.adapters.module_patterns import module_pattern
+from mergeops.adapters.module_patterns import is_ending, module_pattern
 from mergeops.adapters.replicated_layers import with_replicated_layers
 from mergeops.adapters.single_experts import with_single_experts
 from mergeops.adapters.vocabularies import settle_vocabulary
@@ -106,6 +106,8 @@ class _Opening:
         self._origins: dict[str, TensorOrigin] = {}
         self._changes: dict[str, Change] = {}
         self._layers: dict[str, AdaptedLayer] = {}
+        self._bypassed: list[str] = []
+        """Outputs of a torch.nn.MultiheadAttention, whose weight torch takes without its layer."""
 
     def opened(self) -> Adapter:
         kind = self._config.peft_type
@@ -151,7 +153,7 @@ class _Opening:
         modules = {name.rpartition(".")[0] for name in self._base.tensors}
         named = setting("modules_to_save", [])
         for name in [named] if isinstance(named, str) else named:
-            is_in = [any(_is_ending(m, name) for m in group) for group in (modules, kept)]
+            is_in = [any(is_ending(m, name) for m in group) for group in (modules, kept)]
             if is_in == [True, False]:
                 missing.append(f"modules_to_save {name}")
         if missing:
@@ -168,6 +170,11 @@ class _Opening:
                 f"{self._path} was trained on {name}, the same model with weights of 4 bits; it is "
                 f"applied to the weights of {self._base.path}"
             )
+        if self._bypassed:
+            notes.append(
+                f"{self._path} adapts {self._bypassed[0]} alone, the output of a "
+                "torch.nn.MultiheadAttention, which computes without that: it stays as in the base"
+            )
         named = self._config.setting("target_modules", [])
         if isinstance(named, str) or self._config.setting("layers_to_transform") is not None:
             return notes
@@ -175,7 +182,7 @@ class _Opening:
         modules = {t.removesuffix(".weight"): t for t in self._base.tensors}
         lacking = [m for m, t in modules.items() if m != t and t not in there and self._is_named(m)]
         saved = self._config.setting("modules_to_save", [])
-        lacking = [m for m in lacking if not any(_is_ending(m, name) for name in saved)]
+        lacking = [m for m in lacking if not any(is_ending(m, name) for name in saved)]
         if found.modules and lacking:
             notes.append(
                 f"{self._path}: {ADAPTER_CONFIG} names modules that {ADAPTER} has nothing for "
@@ -215,7 +222,7 @@ class _Opening:
                 where = f"{self._path}: {key}"
                 found = module_pattern(where, named, False).matches(module)
             else:
-                found = any(_is_ending(module, name) for name in named)
+                found = any(is_ending(module, name) for name in named)
             if found is not expected:
                 return False
         return True
@@ -246,7 +253,10 @@ class _Opening:
         }
         if self._config.peft_type == "LORA":
             self._check_parts(group.module, parts)
-        if self._config.peft_type == "LN_TUNING":
+        attention, _, last = group.module.rpartition(".")
+        if last == "out_proj" and not group.depth and self._names.is_attention(attention):
+            self._bypassed.append(group.module)
+        elif self._config.peft_type == "LN_TUNING":
             for part, key in parts.items():
                 self._replace(f"{group.module}.{part.removeprefix('ln_tuning_layers.')}", key)
         elif self._config.peft_type != "LORA" or not self._is_plain(parts):
@@ -318,7 +328,7 @@ class _Opening:
         if self._config.peft_type == "TRAINABLE_TOKENS":
             named = self._config.setting("token_indices")
         if isinstance(named, Mapping):
-            found = [v for k, v in named.items() if _is_ending(module, k)]
+            found = [v for k, v in named.items() if is_ending(module, k)]
             if not found and len(named) == 1:
                 # A head that PEFT tied with the embeddings that are named.
                 found = list(named.values())
@@ -337,8 +347,3 @@ class _Opening:
                 f"{self._path}: {key} and another change of {tensor} lie on top of each other"
             )
         self._changes[tensor] = TokenRows(key, tokens)
-
-
-def _is_ending(module: str, name: str) -> bool:
-    """Whether a name is a module's, or its last parts."""
-    return module == name or module.endswith(f".{name}")

@@ -121,6 +121,10 @@ class BaseNames:
             return True
         return any(parameter == name or name.endswith(f".{parameter}") for name in self.tensors)
 
+    def is_attention(self, module: str) -> bool:
+        """Whether a module is a torch.nn.MultiheadAttention, with its projections in one tensor."""
+        return self.has(f"{module}.in_proj_weight") and not self.has(f"{module}.weight")
+
     def on_disk(self, tensor: str, key: str) -> str:
         """The tensor on disk that is a whole parameter.
 
@@ -197,10 +201,10 @@ class BaseNames:
 
     def _hint(self, tensor: str) -> str:
         module = tensor.rpartition(".")[0]
-        if tensor.endswith(".weight") and self.has(f"{module}.in_proj_weight"):
+        if tensor.endswith(".weight") and self.is_attention(module):
             return (
-                ": it is a torch.nn.MultiheadAttention, whose projections PEFT adapts together and "
-                "mergeops does not; leave this source out, or train it again without this module"
+                ": it is a torch.nn.MultiheadAttention, on which only plain LoRA is applied; leave "
+                "this source out, or train it again with LoRA and without lora_bias"
             )
         module = module.rpartition(".")[2]
         if module not in ("score", "classifier", "qa_outputs", "v_head"):

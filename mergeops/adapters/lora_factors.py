@@ -14,6 +14,9 @@ from mergeops.errors import SourceError
 
 OF_CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 """How models call layers whose weight may be [inputs, outputs]."""
+TWICE = 2.0
+"""PEFT up to 0.21 adds the change of a MultiheadAttention's out_proj twice, in training too:
+findings/peft-adds-the-output-of-attention-twice.sh."""
 
 
 class LoraFactors:
@@ -36,6 +39,7 @@ class LoraFactors:
         Raises:
             SourceError: a factor is missing, or factors, config and base do not fit.
         """
+        attention = self._attention(group)
         is_embedding = any(part.startswith("lora_embedding") for part in group.parts)
         keys = {
             part[-8 if part.endswith("weight") else -1]: key for part, key in group.parts.items()
@@ -61,7 +65,9 @@ class LoraFactors:
                     "LoRA is supported on matrices of real numbers"
                 )
         module = tensor if group.depth or self._of_parameters(group.module) else group.module
-        rank, scale = self._rank_and_scale(module)
+        rank, scale = self._rank_and_scale(attention or module)
+        if attention is not None and group.depth:
+            scale *= TWICE
         experts = first.shape[0] if len(first.shape) == 3 else 1
         if pieces[0].expert is not None:
             experts = 1 + max(piece.expert or 0 for piece in pieces)
@@ -100,8 +106,23 @@ class LoraFactors:
         check_shape(self._config, b.name, b.shape, (weight.shape[0], rank, *b.shape[2:]))
         return LowRank(a.name, b.name, scale, is_convolution=True)
 
+    def _attention(self, group: ModuleTensors) -> str | None:
+        """The torch.nn.MultiheadAttention that a module is, or is the output of; PEFT adapts its
+        projections together, with one rank and scale."""
+        module = group.module.removesuffix(".out_proj") if group.depth else group.module
+        if not self._names.is_attention(module):
+            return None
+        if self._config.content.get("fan_in_fan_out"):
+            raise SourceError(
+                f"{self._config.shown}: fan_in_fan_out is true, with which PEFT turns the change "
+                f"of one half of {module}, a torch.nn.MultiheadAttention; leave this source out"
+            )
+        return module
+
     def _parameter(self, group: ModuleTensors) -> str:
         """The adapted parameter of a module: its weight, or one of ``target_parameters``."""
+        if not group.depth and self._names.is_attention(group.module):
+            return f"{group.module}.in_proj_weight"
         named = self._of_parameters(group.module)
         if not named:
             return f"{group.module}.weight"

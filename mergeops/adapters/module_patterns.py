@@ -206,3 +206,8 @@ def of_pattern(where: str, patterns: Mapping[str, Value], module: str, default: 
         if module_pattern(where, pattern, True).matches(module):
             return value
     return default
+
+
+def is_ending(module: str, name: str) -> bool:
+    """Whether a name is a module's, or its last parts."""
+    return module == name or module.endswith(f".{name}")
