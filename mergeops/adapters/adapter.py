@@ -178,7 +178,7 @@ class _Opening:
         named = self._config.setting("target_modules", [])
         if isinstance(named, str) or self._config.setting("layers_to_transform") is not None:
             return notes
-        there = self._changes.keys() | self._origins.keys()
+        there = {*self._changes, *self._origins, *(f"{m}.weight" for m in self._bypassed)}
         modules = {t.removesuffix(".weight"): t for t in self._base.tensors}
         lacking = [m for m, t in modules.items() if m != t and t not in there and self._is_named(m)]
         saved = self._config.setting("modules_to_save", [])

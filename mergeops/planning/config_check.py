@@ -13,6 +13,7 @@ from mergeops.architectures import read_settings
 from mergeops.errors import MergeError, about, key_of
 from mergeops.planning.stacks import is_per_layer
 
+TIES = "tie_word_embeddings"
 MEANING = (
     "model_type",
     "architectures",
@@ -31,7 +32,7 @@ MEANING = (
     "hidden_act",
     "hidden_activation",
     "activation_function",
-    "tie_word_embeddings",
+    TIES,
 )
 """Settings that change what the weights mean, or how many there are."""
 ABOUT_THE_FILE = (
@@ -118,6 +119,12 @@ def _compare(
         if key.rpartition(".")[2] in MEANING:
             if one is None or two is None:
                 continue
+            if not mixed and key.rpartition(".")[2] == TIES:
+                raise MergeError(
+                    f"{differs}: one ties its output head to the embeddings and the other does "
+                    "not; set tied_head=untie to give the merge a head of its own (exact), or "
+                    "tied_head=tie to drop the head"
+                )
             if not mixed:
                 raise MergeError(
                     f"{label} and {name} have different architectures: {differs}; choose "
@@ -154,8 +161,7 @@ def _is_passed_over(
         # An older word for rope_type.
         return True
     # Which of two heads a multimodal model has, the setting at the top decides.
-    top = "tie_word_embeddings"
-    return last == top and len(parts) > 1 and top in left and left.get(top) == right.get(top)
+    return last == TIES and len(parts) > 1 and TIES in left and left.get(TIES) == right.get(TIES)
 
 
 def _contradicted(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mergeops.planning.pieces import Ingredient, Piece
 from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
 from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
 from mergeops.planning.result_check import check_result
-from mergeops.planning.tied_heads import part_heads, tying, without_copies
+from mergeops.planning.tied_heads import part_heads, tying, with_own_heads, without_copies
 from mergeops.planning.tokens.vocabulary_layout import (
     VocabularyLayout,
     lay_out_vocabulary,
@@ -61,20 +61,23 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     warnings = [*recipe.notes, *check_configs(inputs, recipe), *renamed]
     warnings += [note for planned in inputs for note in planned.notes]
     chosen = _tokenizer_input(recipe, inputs)
-    vocabulary = None
-    if recipe.tokenizer.source != "same":
-        with about("tokenizer"):
-            vocabulary, told = lay_out_vocabulary(
-                recipe.tokenizer, inputs, headers, has_base=planned_base is not None
-            )
-        warnings += told
-        if vocabulary is not None:
-            headers = {**resized(headers, vocabulary)}
     configs = {planned.name: config_of(planned) for planned in inputs}
     headers, told = without_copies(inputs, headers)
     warnings += told
     views = see(headers, recipe.tied_head, configs)
-    assembly = assemble(recipe, method, views.inputs, configs)
+    vocabulary, seen = None, views.inputs
+    if recipe.tokenizer.source != "same":
+        named, own = with_own_heads(inputs, seen)
+        with about("tokenizer"):
+            vocabulary, told = lay_out_vocabulary(
+                recipe.tokenizer, named, own, has_base=planned_base is not None
+            )
+        warnings += told
+        if vocabulary is not None:
+            inputs, seen = named, {**resized(own, vocabulary)}
+            planned_base, planned_sources = (inputs[0], inputs[1:]) if base else (None, inputs)
+            chosen = _tokenizer_input(recipe, inputs)
+    assembly = assemble(recipe, method, seen, configs)
     warnings += views.warnings
     if recipe.tokenizer.source == "same":
         warnings += check_tokenizers(chosen, inputs)
@@ -94,7 +97,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         warnings.append(f"{wide} is stored as float64, so the arithmetic is done in float64")
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
     if recipe.missing == "leave_out" and not sliced:
-        warnings += check_left_out(assembly.pieces, views.inputs)
+        warnings += check_left_out(assembly.pieces, seen)
     shapes = {task.name: task.shape for task in tasks}
     home = next(planned.name for planned in inputs if has_config(planned))
     changes = changed(_of_adapter(inputs, vocabulary), assembly.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,26 @@ def without_copies(
                 told.append(f"{head} of {planned.name} is left out: it is {embeddings} once more")
         views[planned.name] = view
     return views, told
+
+
+def with_own_heads(
+    inputs: Sequence[PlannedInput], views: Mapping[str, View]
+) -> tuple[list[PlannedInput], dict[str, View]]:
+    """Heads that a recipe unties have names of their own, and are read from the embeddings: where
+    rows are matched by token, some of a head's are another input's head's.
+
+    Args:
+        inputs: what is merged.
+        views: input -> its tensors, a tied head being the embeddings.
+    """
+    named: list[PlannedInput] = []
+    own: dict[str, View] = {}
+    for planned in inputs:
+        view = views[planned.name]
+        names = {n: planned.renamed.get(t.name, t.name) for n, t in view.items() if t.name != n}
+        named.append(dataclasses.replace(planned, renamed={**planned.renamed, **names}))
+        own[planned.name] = {n: dataclasses.replace(t, name=n) for n, t in view.items()}
+    return named, own
 
 
 def _are_equal(planned: PlannedInput, pair: tuple[str, str], size: int) -> bool:

@@ -291,20 +291,30 @@ def test_the_digest_depends_on_the_layout(
     assert len(digests) == len(settings)
 
 
-def test_tied_and_untied_heads_with_different_vocabularies_are_refused(
-    plan_of: Make, base: Path, tiny_llama: Make, tmp_path: Path
+@pytest.mark.parametrize("first", ["tied", "larger"])
+def test_a_tied_head_is_untied_where_rows_are_matched_by_token(
+    plan_of: Make, base: Path, tiny_llama: Make, tmp_path: Path, first: str
 ) -> None:
-    larger = extended(base, tmp_path / "larger", ["<|x|>"], seed=1)
-    tied = tiny_llama(tied=True)
-    match = "lm_head.weight is in larger but not in tied, and their vocabularies differ"
-    with pytest.raises(MergeError, match=match):
-        plan_of(
-            {"name": "linear"},
-            None,
-            {"tied": tied, "larger": larger},
-            tokenizer={"source": "union"},
-            tied_head="untie",
-        )
+    places = {
+        "tied": tiny_llama(tied=True),
+        "larger": extended(base, tmp_path / "larger", ["<|x|>"], seed=1),
+    }
+    order = sorted(places, key=lambda name: name != first)
+    plan = plan_of(
+        {"name": "linear"},
+        None,
+        {name: places[name] for name in order},
+        tokenizer={"source": "union"},
+        tied_head="untie",
+    )
+    out = merge(plan, tmp_path / "out")
+    found, tied, larger = (tensors_of(p) for p in (out, places["tied"], places["larger"]))
+    # The tied model's head is its embeddings; the row that it lacks is that of the other's head.
+    for name in (HEAD, EMBEDDINGS):
+        expected = torch.cat([tied[EMBEDDINGS], larger[name][128:]])
+        torch.testing.assert_close(found[name], (expected + larger[name]) / 2)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    generates(out)
 
 
 def test_layers_of_models_with_different_vocabularies_are_stacked(
