@@ -44,6 +44,7 @@ from mergeops.checkpoint.layout import (
     quantisation_of,
     read_headers,
     read_json,
+    read_small,
     stamp,
     weight_files,
 )
@@ -159,6 +160,7 @@ __all__ = [
     "read_manifest",
     "read_range",
     "read_slices",
+    "read_small",
     "read_tensor",
     "recognise",
     "remember",

@@ -190,6 +190,18 @@ def stamp(file: Path) -> FileStamp:
     return FileStamp.of(status)
 
 
+def read_small(path: Path) -> bytes:
+    """What one of a source's small files holds.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a source's file.
 

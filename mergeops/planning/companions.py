@@ -21,6 +21,7 @@ from mergeops.checkpoint import (
     is_processor_file,
     is_small_file,
     read_json,
+    read_small,
     tokenizer_directory,
 )
 from mergeops.errors import SourceError
@@ -232,10 +233,7 @@ def _content(companion: Companion) -> bytes:
     if companion.text is not None:
         return companion.text.encode()
     source = Path(companion.path)
-    try:
-        content = source.read_bytes()
-    except OSError as error:
-        raise SourceError(f"{source} cannot be read: {error.strerror or error}") from error
+    content = read_small(source)
     if hashlib.sha256(content).hexdigest() != companion.sha256:
         raise SourceError(
             f"{source} changed after the merge was planned; run the command again when nobody "

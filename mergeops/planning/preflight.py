@@ -6,7 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mergeops.architectures import token_rows, with_token_rows
-from mergeops.checkpoint import FLOATS, StoredTensor, TokenizerFile, tokenizer_directory
+from mergeops.checkpoint import (
+    FLOATS,
+    StoredTensor,
+    TokenizerFile,
+    read_small,
+    tokenizer_directory,
+)
 from mergeops.errors import MergeError, key_of
 from mergeops.methods import Method, check_source_count
 from mergeops.planning.config_check import check_same_architecture
@@ -160,11 +166,11 @@ def check_tokenizers(chosen: PlannedInput, inputs: Sequence[PlannedInput]) -> li
     if len(readable) < 2:
         return []
     (first, place), *others = readable
-    content = (place / TokenizerFile.TOKENIZER).read_bytes()
+    content = read_small(place / TokenizerFile.TOKENIZER)
     reference = read_vocabulary(place).ids
     warnings = []
     for name, other in others:
-        if (other / TokenizerFile.TOKENIZER).read_bytes() == content:
+        if read_small(other / TokenizerFile.TOKENIZER) == content:
             continue
         theirs = read_vocabulary(other).ids
         _check_ids(first, reference, name, theirs)

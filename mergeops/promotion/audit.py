@@ -23,6 +23,8 @@ AUDIT = "mergeops.promotion."
 """Written hidden, as every tag of a registered model: see ``store.hidden``."""
 PROMOTE, ROLLBACK = "promote", "rollback"
 REFUSED, PROPOSED, REJECTED = "refused", "proposed", "rejected"
+TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+"""UTC to the microsecond, which sorts as a text."""
 
 
 @dataclass(frozen=True)
@@ -97,4 +99,13 @@ def add_entry(tracking: Tracking, change: Change) -> None:
 
 def now() -> str:
     """UTC to the microsecond."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.datetime.now(datetime.UTC).strftime(TIME)
+
+
+def dated_last(tracking: Tracking, change: Change) -> Change:
+    """The change behind all entries: the clock of this machine may be behind another's, or back."""
+    last = max((entry.at for entry in audit(tracking, change.name)), default="")
+    if change.at > last:
+        return change
+    after = datetime.datetime.strptime(last, TIME) + datetime.timedelta(microseconds=1)
+    return dataclasses.replace(change, at=after.strftime(TIME))

@@ -15,7 +15,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergeops.errors import TrackingError
-from mergeops.promotion.audit import PROMOTE, PROPOSED, REJECTED, ROLLBACK, Change, add_entry
+from mergeops.promotion.audit import (
+    PROMOTE,
+    PROPOSED,
+    REJECTED,
+    ROLLBACK,
+    Change,
+    add_entry,
+    dated_last,
+)
 from mergeops.store import (
     Tracking,
     hidden,
@@ -76,6 +84,7 @@ def apply(tracking: Tracking, change: Change, check_lock: LockCheck) -> Change:
     """Make a change; after a crash the next command completes it."""
     # A writer that lost the lock may not write over the change of the one that has it.
     check_lock()
+    change = dated_last(tracking, change)
     _set(tracking, change.name, IN_PROGRESS, change.to_dict())
     _finish(tracking, change, check_lock)
     return change

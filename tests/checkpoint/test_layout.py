@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mergeops.checkpoint import open_checkpoint
 from mergeops.checkpoint.header import encode_header, read_header
-from mergeops.checkpoint.layout import read_json, weight_files
+from mergeops.checkpoint.layout import read_json, read_small, weight_files
 from mergeops.checkpoint.reader import CheckpointReader, read_range, read_tensor
 from mergeops.errors import SourceError
 
@@ -137,3 +137,9 @@ def test_a_pipe_and_a_file_of_a_gigabyte_are_no_json(tmp_path: Path) -> None:
         file.truncate(2**30)
     with pytest.raises(SourceError, match=r"large has 1073741824 bytes; allowed are 268435456"):
         read_json(tmp_path / "large")
+
+
+def test_a_small_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(SourceError, match=r"tokenizer.json cannot be read: Is a directory"):
+        read_small(tmp_path / "tokenizer.json")

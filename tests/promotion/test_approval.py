@@ -8,6 +8,7 @@ import pytest
 from support.tracking_case import Case
 
 from mergeops.errors import GateRefusedError, TrackingError
+from mergeops.promotion import champion
 from mergeops.promotion.approval import approve, reject
 from mergeops.promotion.audit import Change, audit
 from mergeops.promotion.champion import make_champion, rollback
@@ -165,6 +166,20 @@ def test_rollback_needs_no_approval_and_takes_an_expected_champion(registered: C
         rollback(registered.tracking, "skills", user="ann", expect_current=1)
     change = rollback(registered.tracking, "skills", user="ann", expect_current=2)
     assert change.to == 1
+
+
+def test_a_clock_that_goes_back_changes_no_order_of_the_audit(
+    registered: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = registered.tracking
+    for version in (1, 2):
+        make_champion(tracking, "skills", version, VERDICT, passed=True, user="ann")
+    monkeypatch.setattr(champion, "now", lambda: "2020-01-01T00:00:00.000000Z")
+    back = rollback(tracking, "skills", user="ann")
+    assert [change.to for change in audit(tracking, "skills")] == [1, 2, 1]
+    # The same again finds it done, and does not undo it.
+    assert rollback(tracking, "skills", user="ann") == back
+    assert aliases(tracking, "skills")["champion"] == 1
 
 
 def test_a_proposal_that_its_proposer_promotes_without_approval_is_not_called_approved(

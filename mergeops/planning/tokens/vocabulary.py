@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.architectures import read_fit, token_rows
-from mergeops.checkpoint import FLOATS, StoredTensor, TokenizerFile, read_json
+from mergeops.checkpoint import FLOATS, StoredTensor, TokenizerFile, read_json, read_small
 from mergeops.errors import MergeError, SourceError
 
 _INPUT = re.compile(
@@ -186,7 +186,7 @@ def _shown(value: Any) -> str:
 
 def why_not_read(directory: Path) -> str | None:
     """Why the library tokenizers cannot read a directory's tokenizer.json; None where it can."""
-    return _why_not_read((directory / TokenizerFile.TOKENIZER).read_bytes())
+    return _why_not_read(read_small(directory / TokenizerFile.TOKENIZER))
 
 
 # A search plans many merges of the same tokenizer.

@@ -13,6 +13,7 @@ from mergeops.checkpoint import (
     VOCABULARY_FILES,
     StoredTensor,
     TokenizerFile,
+    read_small,
     tokenizer_directory,
 )
 from mergeops.errors import MergeError
@@ -212,7 +213,7 @@ def _same_files(one: _Input, other: _Input) -> bool:
     for name in (*VOCABULARY_FILES, TokenizerFile.ADDED_TOKENS):
         files = [directory / name for directory in (one.directory, other.directory)]
         present = [file.is_file() for file in files]
-        if any(present) and (not all(present) or files[0].read_bytes() != files[1].read_bytes()):
+        if any(present) and (not all(present) or read_small(files[0]) != read_small(files[1])):
             return False
         compared += all(present)
     return compared > 0
