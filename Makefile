@@ -146,8 +146,7 @@ sbom: .venv-tools/.tools ## Write what the lock pins as a CycloneDX SBOM: dist/s
 		--output-format JSON --output-file dist/sbom.cdx.json docker/requirements.lock
 
 audit: .venv-tools/.tools ## Ask the advisory database about every pinned package; one that it does not know fails
-	.venv-tools/bin/pip-audit --strict --require-hashes --disable-pip --requirement docker/requirements.lock
-	.venv-tools/bin/pip-audit --strict --require-hashes --disable-pip --requirement docker/mlflow.lock
+	.ci/audit .venv-tools/bin/pip-audit
 
 wheel: $(VENV)/.dev ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

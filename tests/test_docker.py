@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -245,3 +246,22 @@ def test_the_service_is_started_by_words_that_it_takes() -> None:
         assert command is not None
         command.make_context(name, words if name == "serve" else [*words, "--database", "x"])
     assert "mergeops" in read_config(KUBERNETES / "service.yaml").hosts
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "echo 'Traceback (most recent call last):' >&2; echo 'ConnectionError: no way' >&2",
+            "docker/requirements.lock: no answer about advisories; run it where they are reached "
+            "(ConnectionError: no way)\n",
+        ),
+        ("echo 'Found 1 known vulnerability'", "Found 1 known vulnerability\n"),
+    ],
+)
+def test_an_audit_that_fails_says_why_in_one_line(said: str, told: str, tmp_path: Path) -> None:
+    audit = tmp_path / "pip-audit"
+    audit.write_text(f"#!/bin/sh\n{said}\nexit 1\n")
+    audit.chmod(0o755)
+    done = subprocess.run([".ci/audit", audit], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, told)

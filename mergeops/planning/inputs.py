@@ -145,6 +145,7 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         checkpoint = open_checkpoint(source.path)
         tensors, stamps = checkpoint.tensors, checkpoint.stamps
         check_filled(source.path, tensors)
+        notes = _about_others(source, stamps)
     elif is_sharded(source.path):
         model = open_on_base(source.path, source.adapter_base)
         tensors, stamps = model.stored, dict(model.stamps)
@@ -177,3 +178,16 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         notes=notes,
     )
     return planned, tensors
+
+
+def _about_others(source: Source, stamps: Mapping[str, FileStamp]) -> tuple[str, ...]:
+    """Weights that lie beside the model and are no part of it, e.g. the head of a reward model."""
+    found = [file.name for file in sorted(source.path.glob("*.safetensors"))]
+    # Mistral's own format of the same weights.
+    others = [n for n in found if n not in stamps and not n.startswith("consolidated")]
+    if not others:
+        return ()
+    return (
+        f"{source.name} has {', '.join(others)} beside its model, which transformers does not load "
+        "with it: the merge is without",
+    )

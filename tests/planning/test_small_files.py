@@ -308,3 +308,15 @@ def test_many_settings_that_differ_are_counted(
     b = copied(pair[1], tmp_path / "b", generation_config=many)
     (note,) = average(plan_of, {"a": pair[0], "b": b}).warnings
     assert "setting_5 is unset in a and 5 in b; and 2 more; the merge has a's" in note
+
+
+def test_weights_beside_the_model_that_are_no_part_of_it_are_said(
+    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a = copied(pair[0], tmp_path / "a")
+    for name in ("value_head.safetensors", "consolidated.safetensors"):
+        shutil.copy(a / "model.safetensors", a / name)
+    assert average(plan_of, {"a": a, "b": pair[1]}).warnings == (
+        "a has value_head.safetensors beside its model, which transformers does not load with it: "
+        "the merge is without",
+    )
