@@ -101,6 +101,11 @@ def check_range(where: str, value: float, low: float | None, high: float | None)
         raise ConfigError(f"{where} is {value!r}; allowed: {allowed}")
 
 
+def key_of_field(name: str) -> str:
+    """What a user writes for a field; a Python keyword as a key has an underscore behind it."""
+    return name.removesuffix("_")
+
+
 def with_defaults(cls: type[Any]) -> set[str]:
     """The names of a dataclass's fields that have a default."""
     return {
@@ -127,16 +132,17 @@ def build(cls: type[Any], raw: Any, prefix: str, given: Mapping[str, Any] | None
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{prefix.rstrip('.')} is {raw!r}; it takes a mapping")
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {key_of_field(f.name): f.name for f in dataclasses.fields(cls)}
     values: dict[str, Any] = dict(given or {})
     for key, value in raw.items():
         if key not in fields:
             raise unknown_key(prefix, str(key), fields)
-        values[key] = convert(f"{prefix}{key}", value, hints[key])
+        name = fields[key]
+        values[name] = convert(f"{prefix}{key}", value, hints[name])
     optional = with_defaults(cls)
-    for name in fields:
+    for key, name in fields.items():
         if name not in values and name not in optional:
-            raise ConfigError(f"{prefix}{name} is missing")
+            raise ConfigError(f"{prefix}{key} is missing")
     return cls(**values)
 
 

@@ -39,7 +39,7 @@ from mergeops.scores import Scores
 from mergeops.sources import Source
 from mergeops.store import Tracking, connect
 from mergeops.tracking import ScoreRecords, log_parent
-from mergeops.workshop import Spent, Workshop
+from mergeops.workshop import Spent, Workshop, check_is_model
 
 __all__ = ["Spent", "Tools"]
 
@@ -61,6 +61,7 @@ class Tools(Workshop):
     def __init__(
         self, recipe: Recipe, progress: Progress, *, tracking: Tracking | None = None
     ) -> None:
+        check_is_model(recipe, "a tracked trial")
         super().__init__(recipe, progress)
         self.evaluate = recipe.evaluate
         self.trust_remote_code = recipe.trust_remote_code

@@ -22,6 +22,7 @@ from mergeops.engine import (
     plan_work,
 )
 from mergeops.errors import ConfigError
+from mergeops.extraction import Extracted, merge_as_adapter
 from mergeops.methods import get
 from mergeops.planning import Digests, Plan, make_plan, merge_dir, resolve_with_merges
 from mergeops.progress import Progress
@@ -192,6 +193,19 @@ class Workshop:
         return self.merge(plan, source.name)
 
 
+def check_is_model(recipe: Recipe, what: str) -> None:
+    """Refuse a recipe for an adapter where full weights are made.
+
+    Raises:
+        ConfigError: ``what`` is what makes them.
+    """
+    if recipe.output.is_adapter:
+        raise ConfigError(
+            f"output.as is adapter, which `mergeops merge RECIPE OUT` writes and {what} does not; "
+            "leave it out here"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Merged:
     """What ``merge_only`` did."""
@@ -201,15 +215,20 @@ class Merged:
     plan: Plan = dataclasses.field(repr=False)
     was_there: bool
     """Whether the merge was in the directory already; its bytes were not read again."""
+    adapter: Extracted | None = None
+    """What it consists of where it is written as an adapter of its base."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
-        return {
+        result = {
             "checkpoint": str(self.checkpoint),
             "plan_digest": self.plan.digest,
             "was_there": self.was_there,
             "warnings": list(self.plan.warnings),
         }
+        if self.adapter is not None:
+            result["adapter"] = self.adapter.noted()
+        return result
 
 
 def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Merged:
@@ -220,12 +239,29 @@ def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Merged:
     """
     before = check_output(out)
     workshop = Workshop(recipe, progress)
+    if recipe.output.is_adapter:
+        return _merge_as_adapter(recipe, out, workshop)
     resolved = workshop.resolve(recipe, hash_later=True)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     workshop.warn(plan)
     plan = workshop.merge_and_pin(plan, f"into {out}", out)[1]
     # Another merge would have been refused.
     return Merged(out, plan, before is not None)
+
+
+def _merge_as_adapter(recipe: Recipe, out: Path, workshop: Workshop) -> Merged:
+    if not workshop.executor.is_here:
+        raise ConfigError(
+            f"output.as is adapter, which is made on this machine, and executor is "
+            f"{workshop.executor.name}; leave one of them out"
+        )
+    resolved = workshop.resolve(recipe)
+    plan = make_plan(recipe, resolved.base, resolved.sources)
+    workshop.warn(plan)
+    made = merge_as_adapter(
+        plan, resolved.base, out, device=workshop.device, progress=workshop.progress
+    )
+    return Merged(out, plan, made.was_there, made)
 
 
 def plan_only(recipe: Recipe, progress: Progress, *, bandwidth: float | None = None) -> WorkPlan:
@@ -241,6 +277,7 @@ def plan_only(recipe: Recipe, progress: Progress, *, bandwidth: float | None = N
         ConfigError: the recipe makes merges first.
         MergeopsError: as ``merge_only`` before the first tensor is read.
     """
+    check_is_model(recipe, "--plan")
     if recipe.merges:
         first = next(iter(recipe.merges))
         raise ConfigError(

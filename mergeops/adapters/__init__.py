@@ -12,6 +12,7 @@ from mergeops.adapters.adapter_config import (
 )
 from mergeops.adapters.adapter_reader import AdapterReader
 from mergeops.adapters.kinds import EXACT, INPUT_DEPENDENT
+from mergeops.adapters.weight_changes import LowRank
 
 __all__ = [
     "EXACT",
@@ -19,6 +20,7 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "AdapterReader",
+    "LowRank",
     "checked",
     "in_full_precision",
     "open_adapter",

@@ -10,6 +10,7 @@ import click
 from mergeops import workshop
 from mergeops.checkpoint import size_text
 from mergeops.cli.console import console, echo, table
+from mergeops.cli.extract import ranks_text
 from mergeops.cli.mergekit_flags import translated
 from mergeops.cli.options import (
     AS_JSON,
@@ -105,6 +106,8 @@ def merge(
             f"{out} holds this merge already (plan {plan}), with all files in their sizes; "
             f"`mergeops verify {out}` reads every byte"
         )
+    if merged.adapter is not None:
+        text += f"\nas an adapter of its base: {ranks_text(merged.adapter)}"
     call.show(merged, text)
 
 

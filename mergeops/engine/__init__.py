@@ -5,25 +5,31 @@ progress, recipe, recover, redact, sources, version.
 """
 
 from mergeops.engine.destination import check_output
-from mergeops.engine.execute import merge, merge_and_pin
+from mergeops.engine.execute import CARD, merge, merge_and_pin
+from mergeops.engine.jobs import Job, work_of
 from mergeops.engine.pace import MERGING, PACE, SCORING, note_pace, read_pace
 from mergeops.engine.pouring import Take, pour
 from mergeops.engine.readers import OpenInputs, open_input
+from mergeops.engine.records import default_card, manifest_content
 from mergeops.engine.spread import files_of, merge_on
 from mergeops.engine.work_plan import WorkPlan, plan_work
 from mergeops.engine.working_directory import DOOMED, LOCK
 
 __all__ = [
+    "CARD",
     "DOOMED",
     "LOCK",
     "MERGING",
     "PACE",
     "SCORING",
+    "Job",
     "OpenInputs",
     "Take",
     "WorkPlan",
     "check_output",
+    "default_card",
     "files_of",
+    "manifest_content",
     "merge",
     "merge_and_pin",
     "merge_on",
@@ -32,4 +38,5 @@ __all__ = [
     "plan_work",
     "pour",
     "read_pace",
+    "work_of",
 ]

@@ -28,15 +28,20 @@ def manifest_content(plan: Plan) -> dict[str, Any]:
     }
 
 
-def default_card(plan: Plan) -> str:
-    """A README.md with the metadata that model hubs read."""
+def default_card(plan: Plan, *, is_adapter: bool = False) -> str:
+    """A README.md with the metadata that model hubs read.
+
+    Args:
+        plan: of the merge.
+        is_adapter: whether it is written as an adapter of its base.
+    """
     inputs = [*([plan.base] if plan.base else []), *plan.sources]
     uris = [str(redact(planned.uri)) for planned in inputs]
     names = [(short_name(uri) or uri).split("@")[0] for uri in uris]
     metadata = {
-        "base_model": names,
-        "base_model_relation": "merge",
-        "library_name": "transformers",
+        "base_model": names[:1] if is_adapter else names,
+        "base_model_relation": "adapter" if is_adapter else "merge",
+        "library_name": "peft" if is_adapter else "transformers",
         "tags": ["merge", "mergeops"],
     }
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mergeops.extraction.extraction import Extracted, extract
+from mergeops.extraction.adapter_draft import Extracted
+from mergeops.extraction.extraction import extract
 from mergeops.extraction.low_rank import Rank
 from mergeops.progress import Progress
 from mergeops.recipe import compose

@@ -11,6 +11,7 @@ from mergeops.errors import MergeError
 
 LINEAR = ("linear", "conv1d")
 Tensors = Mapping[str, StoredTensor]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,28 @@ class TensorPlace:
         return self.kind in LINEAR and self.is_weight
 
 
-def places(base: Tensors, tuned: Tensors, fit: ModelFit) -> list[TensorPlace]:
+def places(
+    base: Tensors, tuned: Shapes, fit: ModelFit, called: str = "the fine-tune"
+) -> list[TensorPlace]:
     """Where each tensor of both is in the model.
+
+    Args:
+        base: by the names of the files.
+        tuned: shapes by the same names.
+        fit: of the base.
+        called: what messages call the tuned one.
 
     Raises:
         MergeError: one has a tensor that the other lacks, or in another shape.
     """
     for name in sorted(base.keys() | tuned.keys()):
         if name not in tuned or name not in base:
-            lacking = "the fine-tune" if name in base else "the base"
+            lacking = called if name in base else "the base"
             raise MergeError(f"{lacking} has no {name}; an adapter changes tensors that both have")
-        if base[name].shape != tuned[name].shape:
+        if base[name].shape != tuned[name]:
             raise MergeError(
-                f"{name} is {list(base[name].shape)} in the base and {list(tuned[name].shape)} in "
-                "the fine-tune; an adapter keeps every shape, so give the base the same vocabulary "
+                f"{name} is {list(base[name].shape)} in the base and {list(tuned[name])} in "
+                f"{called}; an adapter keeps every shape, so give the base the same vocabulary "
                 "first"
             )
     in_memory = fit.in_memory()

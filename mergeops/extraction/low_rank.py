@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from mergeops.errors import ConfigError
 from mergeops.lazy_torch import Tensor, torch
+
+HELD = 2.0**-26
+"""Of the largest singular value: what is smaller is less than the rounding of float32 factors."""
+ROUNDING = {"float32": 2.0**-22, "float64": 2.0**-46}
+"""Of a weight's length, by what it was merged in: what is smaller may be rounding."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,42 @@ def factorize(change: Tensor, rank: Rank) -> FactorPair:
         rank: how many directions stay.
     """
     left, values, right = torch.linalg.svd(change, full_matrices=False)
-    kept = rank.of(values)
+    return _pair(change, left, values, right, rank.of(values))
+
+
+def factorize_whole(change: Tensor, rounding: float) -> FactorPair:
+    """All directions of a change but those that rounding alone made.
+
+    Args:
+        change: ``[outputs, inputs]`` float64, longer than ``rounding``.
+        rounding: singular values up to this one may be that.
+    """
+    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    # What is longer than rounding, but nowhere in one direction, is of full rank.
+    kept = int((values > max(HELD * float(values[0]), rounding)).sum()) or len(values)
+    return _pair(change, left, values, right, kept)
+
+
+def factorize_sum(pairs: Sequence[tuple[Tensor, Tensor]]) -> FactorPair | None:
+    """The sum of products in as few directions as it has; None where it is zero.
+
+    Args:
+        pairs: each ``[outputs, r]`` and ``[r, inputs]`` float64, of any r.
+    """
+    if not pairs:
+        return None
+    b, a = torch.cat([b for b, _ in pairs], dim=1), torch.cat([a for _, a in pairs])
+    from_b, rows = torch.linalg.qr(b)
+    from_a, columns = torch.linalg.qr(a.T)
+    # Orthogonal factors leave singular values as they are.
+    left, values, right = torch.linalg.svd(rows @ columns.T, full_matrices=False)
+    if not float(values[0]):
+        return None
+    kept = int((values > HELD * float(values[0])).sum())
+    return _pair(b @ a, from_b @ left, values, right @ from_a.T, kept)
+
+
+def _pair(change: Tensor, left: Tensor, values: Tensor, right: Tensor, kept: int) -> FactorPair:
     # The singular values are shared out, so that both factors are of one size.
     roots = values[:kept].sqrt()
     b = (left[:, :kept] * roots).float()

@@ -6,6 +6,7 @@ sources.
 
 from mergeops.planning.alignment import read_inputs
 from mergeops.planning.architecture import is_before_layers, layer_of
+from mergeops.planning.companions import write_companions
 from mergeops.planning.inputs import PlannedInput
 from mergeops.planning.merges_first import Digests, merge_dir, resolve_with_merges
 from mergeops.planning.plan import Plan, Shard, TensorTask, write_small_files
@@ -31,5 +32,6 @@ __all__ = [
     "names_token_rows",
     "read_inputs",
     "resolve_with_merges",
+    "write_companions",
     "write_small_files",
 ]

@@ -15,12 +15,13 @@ from mergeops.recipe.executor_settings import EXECUTOR_PLUG_INS, ExecutorSpec
 from mergeops.recipe.files import GROUPS
 from mergeops.recipe.recipe import DtypeSpec, Recipe
 from mergeops.recipe.settings import (
+    AS,
     EvaluateSpec,
     OutputSpec,
     PromoteSpec,
     TrackingSpec,
 )
-from mergeops.schema import did_you_mean
+from mergeops.schema import did_you_mean, key_of_field
 
 HYDRA = {
     "hydra.run": "output.dir is where work is kept",
@@ -54,6 +55,7 @@ WORDS = {
     "evaluate.backend": ("auto", "mergeops", "hf", "vllm"),
     "evaluate.dtype": ("auto", "bfloat16", "float16", "float32"),
     "missing": ("refuse", "leave_out"),
+    "output.as": AS,
     "mixed_architectures": ("refuse", "allow"),
     "tied_head": ("refuse", "untie", "tie"),
     "tokenizer.source": ("same", "base", "union"),
@@ -69,7 +71,7 @@ def keys(method: str | None = None) -> list[str]:
         hints = typing.get_type_hints(settings)
         for f in dataclasses.fields(settings):
             if not dataclasses.is_dataclass(hints[f.name]) and f.name != "parameters":
-                found.append(f"{group}.{f.name}")
+                found.append(f"{group}.{key_of_field(f.name)}")
     if method in methods.names():
         found += [f"method.{each.name}" for each in methods.get(method).describe()]
     return sorted({*found, *GROUPS, "only"})

@@ -225,6 +225,7 @@ class Recipe:
         raw["rules"] = [{"match": rule.match, **rule.parameters} for rule in self.rules]
         raw["slices"] = plain_slices(self.slices)
         raw["modules"] = plain_modules(self.modules)
+        raw["output"] = self.output.to_dict()
         raw["search"] = self.search.to_dict()
         raw["executor"] = self.executor.to_dict()
         raw["merges"] = {name: merge.weights_dict() for name, merge in self.merges.items()}
@@ -332,7 +333,9 @@ def _merges(raw: Any) -> dict[str, Recipe]:
         try:
             if not isinstance(recipe, Mapping):
                 raise ConfigError(f"it is {recipe!r}; write a recipe")
-            merges[str(name)] = Recipe.from_dict(recipe, made=tuple(merges))
+            merge = merges[str(name)] = Recipe.from_dict(recipe, made=tuple(merges))
+            if merge.output.is_adapter:
+                raise ConfigError("output.as is adapter, and what is merged again is a model")
         except ConfigError as error:
             raise ConfigError(f"merges.{name}: {error}") from error
     return merges

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.errors import ConfigError
-from mergeops.schema import build, check_choice, check_range, convert, unknown_key
+from mergeops.schema import (
+    build,
+    check_choice,
+    check_range,
+    convert,
+    key_of_field,
+    unknown_key,
+)
+
+AS = MODEL, ADAPTER = ("model", "adapter")
+"""What a merge may be written as."""
 
 _UNITS = {
     "B": 1,
@@ -35,6 +45,24 @@ class OutputSpec:
     cache_limit: str | None = None
     """What downloads may take on disk, as shard_size is written; the longest unused leave first.
     Null takes what the disk has."""
+    as_: str = MODEL
+    """What ``mergeops merge`` writes: model, the full weights; or adapter, a LoRA adapter of the
+    base, where the merge is one."""
+
+    def __post_init__(self) -> None:
+        check_choice("output.as", self.as_, AS)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether an adapter is wanted."""
+        return self.as_ == ADAPTER
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``build`` reads it; what every recipe had before there was a choice is left out."""
+        plain = {key_of_field(name): value for name, value in asdict(self).items()}
+        if self.as_ == MODEL:
+            del plain["as"]
+        return plain
 
 
 @dataclass(frozen=True)
