@@ -33,7 +33,7 @@ FLOORS = (
     ("sources", "testing"),
     ("adoption", "planning", "tracking"),
     ("engine", "lineage"),
-    ("cleanup", "extraction", "inspection"),
+    ("cleanup", "extraction", "inspection", "mixture"),
     ("workshop",),
     ("tools",),
     ("pipeline",),

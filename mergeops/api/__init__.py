@@ -19,8 +19,8 @@ win over the packaged ones. Every result has ``to_dict``, which is what the comm
     >>> mergeops.verify("out").problems
     ()
 
-Stands on: adoption, checkpoint, errors, extraction, inspection, lineage, pipeline, progress,
-promotion, recipe, recover, report, search, sources, store, tracking, workshop.
+Stands on: adoption, checkpoint, errors, extraction, inspection, lineage, mixture, pipeline,
+progress, promotion, recipe, recover, report, search, sources, store, tracking, workshop.
 """
 
 from mergeops.api.merging import (
@@ -28,6 +28,7 @@ from mergeops.api.merging import (
     extract,
     inspect,
     merge,
+    moe,
     recover,
     run,
     search,
@@ -43,6 +44,7 @@ __all__ = [
     "inspect",
     "lineage",
     "merge",
+    "moe",
     "promote",
     "recover",
     "rollback",

@@ -1,4 +1,5 @@
-"""The words about recipes and weights: merge, run, search, inspect, verify, recover, extract."""
+"""The words about recipes and weights: merge, run, search, inspect, verify, recover, moe and
+extract."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from mergeops import inspection, pipeline, workshop
 from mergeops.api.recipes import ConfigDir, RecipeLike, as_recipe
 from mergeops.checkpoint import verify_checkpoint
 from mergeops.extraction import Extracted, Rank, extract_by_uri
+from mergeops.mixture import Mixture, mixture_of
 from mergeops.progress import Progress
 from mergeops.recover import Recovered
 from mergeops.recover import recover as put_together
@@ -213,6 +215,38 @@ def recover(
         with bars.bar(f"fetching {base}", is_bytes=True) as tick:
             place = locate(os.fspath(base), progress=lambda _what, done, total: tick(done, total))
     return put_together(Path(directory), Path(out), base=place, dry_run=dry_run, progress=bars)
+
+
+def moe(
+    recipe: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+) -> Mixture:
+    """Make dense models the experts of one, that routes each token to a few of them.
+
+    Args:
+        recipe: a YAML file of mergekit-moe.
+        out: a new directory, or one that holds this very model.
+        seed: of random gates.
+        device: of the arithmetic, and of the base where hidden gates run it.
+        progress: show bars on stderr.
+
+    Raises:
+        ConfigError: the file is wrong, or prompts make no gate.
+        EvaluationError: the base cannot be run for hidden gates.
+        SourceError: a model is not there, not whole or no checkpoint.
+        MergeError: the models do not fit each other, or the result cannot be written.
+
+    >>> import mergeops
+    >>> mergeops.moe("moe.yml", "experts")
+    Traceback (most recent call last):
+    mergeops.errors.ConfigError: moe.yml cannot be read: No such file or directory
+    """
+    bars = Progress(quiet=not progress)
+    return mixture_of(Path(recipe), Path(out), seed=seed, device=device, progress=bars)
 
 
 def extract(

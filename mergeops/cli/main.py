@@ -44,6 +44,8 @@ COMMANDS = {
     "lineage": "The family tree of a model, back to its training runs and bases.",
     "merge": "Merge what RECIPE_FILE says into the directory OUT; nothing is scored or tracked.",
     "methods": "List the merge methods, or explain one with its parameters and paper.",
+    "moe": "Make the dense models of RECIPE the experts of one, OUT, that sends each token to a "
+    "few.",
     "open": "Open the page of MLflow: the leaderboard, a run, a registered model or one of its "
     "versions.",
     "promote": "Move NAME@champion to a merge, if it is better on the confirm part.",

@@ -14,7 +14,7 @@ from mergeops.evaluate.items import (
     part_sketches,
     with_clusters,
 )
-from mergeops.evaluate.model import Model
+from mergeops.evaluate.model import Model, load_model, load_tokenizer
 from mergeops.evaluate.own_files import task_files
 from mergeops.evaluate.seat import Pourable, Seat
 from mergeops.evaluate.task_origins import TaskPlaces, task_places
@@ -33,7 +33,9 @@ __all__ = [
     "asked_digest",
     "check_clusters",
     "check_directions",
+    "load_model",
     "load_tasks",
+    "load_tokenizer",
     "part_digests",
     "part_sizes",
     "part_sketches",

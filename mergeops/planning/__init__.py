@@ -6,12 +6,20 @@ sources.
 
 from mergeops.planning.alignment import read_inputs
 from mergeops.planning.architecture import is_before_layers, layer_of
-from mergeops.planning.companions import write_companions
+from mergeops.planning.companions import find_companions, result_config, write_companions
 from mergeops.planning.inputs import PlannedInput
 from mergeops.planning.merges_first import Digests, merge_dir, resolve_with_merges
-from mergeops.planning.plan import Plan, Shard, TensorTask, write_small_files
+from mergeops.planning.plan import (
+    Plan,
+    Shard,
+    TensorPart,
+    TensorTask,
+    cut_into_shards,
+    write_small_files,
+)
 from mergeops.planning.planner import make_plan
 from mergeops.planning.preflight import check_configs, check_tensors, check_tokenizers
+from mergeops.planning.result_check import check_result
 from mergeops.planning.tokens.vocabulary import names_token_rows
 from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
 
@@ -20,11 +28,15 @@ __all__ = [
     "Plan",
     "PlannedInput",
     "Shard",
+    "TensorPart",
     "TensorTask",
     "VocabularyLayout",
     "check_configs",
+    "check_result",
     "check_tensors",
     "check_tokenizers",
+    "cut_into_shards",
+    "find_companions",
     "is_before_layers",
     "layer_of",
     "make_plan",
@@ -32,6 +44,7 @@ __all__ = [
     "names_token_rows",
     "read_inputs",
     "resolve_with_merges",
+    "result_config",
     "write_companions",
     "write_small_files",
 ]

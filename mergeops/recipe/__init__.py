@@ -9,6 +9,8 @@ from mergeops.recipe.executor_settings import EXECUTOR_PLUG_INS, ExecutorSpec
 from mergeops.recipe.files import GROUPS, PACKAGE, converted_text, is_written
 from mergeops.recipe.first_conf import FirstConf, tasks_in, write_first_conf
 from mergeops.recipe.merge_uris import MERGE
+from mergeops.recipe.mergekit.model_names import ModelName
+from mergeops.recipe.mergekit.moe_document import Expert, MixtureSpec, read_mixture
 from mergeops.recipe.mergekit.read import read_mergekit
 from mergeops.recipe.packaged import packaged_conf
 from mergeops.recipe.recipe import MethodSpec, Recipe, SourceSpec
@@ -33,10 +35,13 @@ __all__ = [
     "WORDS",
     "EvaluateSpec",
     "ExecutorSpec",
+    "Expert",
     "FirstConf",
     "HooksSpec",
     "MatchedValue",
     "MethodSpec",
+    "MixtureSpec",
+    "ModelName",
     "Module",
     "OutputSpec",
     "PromoteSpec",
@@ -62,6 +67,7 @@ __all__ = [
     "parse_size",
     "plain",
     "read_mergekit",
+    "read_mixture",
     "tasks_in",
     "write_first_conf",
 ]

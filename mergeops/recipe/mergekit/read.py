@@ -71,8 +71,8 @@ def refuse_other_configs(document: YamlItem, path: Path) -> None:
     content = document.entries("method and sources")
     if {"experts", "gate_mode"} & content.keys():
         raise ConfigError(
-            f"{path} is a config of mergekit-moe (it has experts, no merge_method); making experts "
-            "of dense models is not done here, only merging models that have experts"
+            f"{path} is a config of mergekit-moe (it has experts, no merge_method); `mergeops moe "
+            f"{path} OUT` makes the dense models experts of one"
         )
     if "genome" in content:
         raise ConfigError(
