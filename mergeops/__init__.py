@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         rollback,
         run,
         search,
+        transplant,
         verify,
     )
     from mergeops.recipe import Recipe
@@ -48,6 +49,7 @@ __all__ = [
     "rollback",
     "run",
     "search",
+    "transplant",
     "verify",
 ]
 
@@ -77,7 +79,7 @@ class _Face(ModuleType):
     """
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name in ("lineage", "recover", "search") and isinstance(value, ModuleType):
+        if name in ("lineage", "recover", "search", "transplant") and isinstance(value, ModuleType):
             value.__class__ = _Room
         super().__setattr__(name, value)
 

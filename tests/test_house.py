@@ -33,7 +33,7 @@ FLOORS = (
     ("sources", "testing"),
     ("adoption", "planning", "tracking"),
     ("engine", "lineage"),
-    ("cleanup", "extraction", "inspection", "mixture"),
+    ("cleanup", "extraction", "inspection", "mixture", "transplant"),
     ("workshop",),
     ("tools",),
     ("pipeline",),

@@ -20,7 +20,8 @@ win over the packaged ones. Every result has ``to_dict``, which is what the comm
     ()
 
 Stands on: adoption, checkpoint, errors, extraction, inspection, lineage, mixture, pipeline,
-progress, promotion, recipe, recover, report, search, sources, store, tracking, workshop.
+progress, promotion, recipe, recover, report, search, sources, store, tracking, transplant,
+workshop.
 """
 
 from mergeops.api.merging import (
@@ -32,6 +33,7 @@ from mergeops.api.merging import (
     recover,
     run,
     search,
+    transplant,
     verify,
 )
 from mergeops.api.registered import adopt, compare, lineage, promote, rollback
@@ -50,5 +52,6 @@ __all__ = [
     "rollback",
     "run",
     "search",
+    "transplant",
     "verify",
 ]

@@ -1,5 +1,5 @@
-"""The words about recipes and weights: merge, run, search, inspect, verify, recover, moe and
-extract."""
+"""The words about recipes and weights: merge, run, search, inspect, verify, recover, moe,
+transplant and extract."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mergeops.recover import Recovered
 from mergeops.recover import recover as put_together
 from mergeops.search import SearchResult, run_search, with_strategy
 from mergeops.sources import locate
+from mergeops.transplant import Transplant, transplant_by_uri
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,49 @@ def moe(
     """
     bars = Progress(quiet=not progress)
     return mixture_of(Path(recipe), Path(out), seed=seed, device=device, progress=bars)
+
+
+def transplant(
+    model: str | os.PathLike[str],
+    donor: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    method: str = "omp",
+    k: int = 16,
+    device: str = "auto",
+    progress: bool = False,
+) -> Transplant:
+    """Write a model with the vocabulary and tokenizer of another.
+
+    Args:
+        model: gives the weights, a directory or a URI that a recipe may name.
+        donor: gives the vocabulary.
+        out: a new directory, or one that holds this very model.
+        method: of tokens that the model lacks: ``omp``, sparse sums of those that both have, or
+            ``mean``, the mean of the pieces that the model's tokenizer cuts them into.
+        k: tokens in a sum.
+        device: of the copying.
+        progress: show bars on stderr.
+
+    Raises:
+        ConfigError: a method or number is out of range.
+        SourceError: an input is not there, not whole or no checkpoint.
+        MergeError: the vocabularies share too little, or the result cannot be written.
+
+    >>> import mergeops
+    >>> made = mergeops.transplant("models/math", "models/base", "moved")
+    >>> made.new, mergeops.verify("moved").problems
+    (0, ())
+    """
+    return transplant_by_uri(
+        os.fspath(model),
+        os.fspath(donor),
+        Path(out),
+        method=method,
+        k=k,
+        device=device,
+        progress=Progress(quiet=not progress),
+    )
 
 
 def extract(

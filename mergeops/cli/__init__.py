@@ -2,5 +2,6 @@
 
 Stands on: adoption, checkpoint, cleanup, client, engine, errors, executors, extraction,
 inspection, lineage, methods, mixture, pipeline, progress, promotion, recipe, recover, redact,
-report, scores, search, service, sources, store, tools, tracking, version, watching, workshop.
+report, scores, search, service, sources, store, tools, tracking, transplant, version, watching,
+workshop.
 """

@@ -60,6 +60,7 @@ COMMANDS = {
     "submit": "Queue COMMAND with its arguments as a job of the service.",
     "sync": "Log trials that were kept while the server was away; nothing is merged or "
     "scored again.",
+    "transplant": "Write MODEL with the vocabulary and tokenizer of DONOR into OUT.",
     "verify": "Rehash a merged checkpoint and name every file that differs from its manifest.",
     "watch": "Continuous merging: every training run that ends is tried; what is better is "
     "proposed.",

@@ -20,7 +20,13 @@ from mergeops.planning.plan import (
 from mergeops.planning.planner import make_plan
 from mergeops.planning.preflight import check_configs, check_tensors, check_tokenizers
 from mergeops.planning.result_check import check_result
-from mergeops.planning.tokens.vocabulary import names_token_rows
+from mergeops.planning.tokens.vocabulary import (
+    Vocabulary,
+    embedding_tensors,
+    has_vocabulary,
+    names_token_rows,
+    read_vocabulary,
+)
 from mergeops.planning.tokens.vocabulary_layout import VocabularyLayout
 
 __all__ = [
@@ -30,19 +36,23 @@ __all__ = [
     "Shard",
     "TensorPart",
     "TensorTask",
+    "Vocabulary",
     "VocabularyLayout",
     "check_configs",
     "check_result",
     "check_tensors",
     "check_tokenizers",
     "cut_into_shards",
+    "embedding_tensors",
     "find_companions",
+    "has_vocabulary",
     "is_before_layers",
     "layer_of",
     "make_plan",
     "merge_dir",
     "names_token_rows",
     "read_inputs",
+    "read_vocabulary",
     "resolve_with_merges",
     "result_config",
     "write_companions",

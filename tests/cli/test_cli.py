@@ -49,6 +49,7 @@ FROZEN = {
     "extract": "BASE TUNED OUT --rank --energy --max-rank --others --json --progress --quiet"
     " --debug",
     "moe": "RECIPE_FILE OUT --seed --device --json --progress --quiet --debug",
+    "transplant": "MODEL DONOR OUT --method --k --device --json --progress --quiet --debug",
     "average": "DIRECTORIES OUT --weights --dry-run --json --progress --quiet --debug",
     "recover": "DIRECTORY OUT --base --dry-run --json --progress --quiet --debug",
     "reject": "NAME OVERRIDES --version --reason --config-dir --json --progress --quiet --debug",
