@@ -134,6 +134,7 @@ class AdapterDraft:
         factorize: makes the two factors of a change.
         others: one of ``OTHERS``.
         rounding: of a weight's length; a change that is no longer is none.
+        way_out: what to do about a change that an adapter cannot hold.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class AdapterDraft:
         others: str,
         *,
         rounding: float = 0.0,
+        way_out: str = "--others=leave_out leaves it as the base's",
     ) -> None:
         self._fit = fit
         self._before = before
@@ -152,6 +154,7 @@ class AdapterDraft:
         self._factorize = factorize
         self._others = others
         self._rounding = rounding
+        self._way_out = way_out
         self._factors: dict[str, FactorPair] = {}
         self._is_conv1d: set[str] = set()
         self._other: dict[str, tuple[TensorPlace, float]] = {}
@@ -195,7 +198,7 @@ class AdapterDraft:
                 what = "has a bias" if place.module else "is put together of several tensors"
                 raise MergeError(
                     f"{place.tensor} changed, and its module {what}, which no adapter saves "
-                    "beside LoRA; --others=leave_out leaves it as the base's"
+                    f"beside LoRA; {self._way_out}"
                 )
         self._modules = sorted({str(place.module) for place, _ in self._other.values()})
         for place in found:

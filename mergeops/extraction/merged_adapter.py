@@ -96,6 +96,7 @@ def merge_as_adapter(
             factorize,
             "save",
             rounding=rounding,
+            way_out="write the full weights (output.as=model)",
         )
         with progress.bar("factorizing") as tick:
             for i, place in enumerate(found):

@@ -169,6 +169,10 @@ def test_conv1d_of_gpt2_is_turned(tiny_lora: Make, tmp_path: Path) -> None:
     renamed = {f"s{name}": path for name, path in sources.items()}
     made = check(recipe_of(tmp_path / "base", renamed), tmp_path / "base", tmp_path)
     assert {m["rank"] for m in made["matrices"]} == {8}
+    # A bias that changed has no place beside LoRA.
+    biased = renamed | {"b": tiny_lora(tmp_path / "base", bias="lora_only", **modules)}
+    with pytest.raises(MergeError, match=r"beside LoRA; write the full weights \(output.as=model"):
+        mergeops.merge(recipe_of(tmp_path / "base", biased), tmp_path / "x", overrides=[AS_ADAPTER])
 
 
 def test_a_merge_of_full_rank_is_refused_with_its_rank(
