@@ -50,7 +50,7 @@ def merge(base: Tensor | None, sources: Tensor, p: Cart, at: MethodView) -> Tens
     if kept == 0:
         return mean.to(sources.dtype)
 
-    def combine(matrices: Tensor) -> Tensor:
+    def combine(matrices: Tensor, noise: Tensor) -> Tensor:
         total = torch.zeros_like(matrices[0])
         for matrix in matrices:
             left, values, right = decompose(matrix).largest(kept)

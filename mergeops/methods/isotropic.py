@@ -39,7 +39,14 @@ class IsoCts(IsoC):
         check_range("method.common_share", self.common_share, 0.0, 1.0)
 
 
-@method("iso_c", source_parameters=("weight",), needs_base=True, min_sources=2, takes_matrices=True)
+@method(
+    "iso_c",
+    version=2,
+    source_parameters=("weight",),
+    needs_base=True,
+    min_sources=2,
+    takes_matrices=True,
+)
 def merge_common(base: Tensor, sources: Tensor, p: IsoC, at: MethodView) -> Tensor:
     """Iso-C: add up the task vectors, and give all directions of the sum their mean length.
 
@@ -58,7 +65,12 @@ def merge_common(base: Tensor, sources: Tensor, p: IsoC, at: MethodView) -> Tens
 
 
 @method(
-    "iso_cts", source_parameters=("weight",), needs_base=True, min_sources=2, takes_matrices=True
+    "iso_cts",
+    version=2,
+    source_parameters=("weight",),
+    needs_base=True,
+    min_sources=2,
+    takes_matrices=True,
 )
 def merge_common_and_own(base: Tensor, sources: Tensor, p: IsoCts, at: MethodView) -> Tensor:
     """Iso-CTS: the main directions of the sum and each task's own ones, all of one length.
@@ -78,22 +90,23 @@ def merge_common_and_own(base: Tensor, sources: Tensor, p: IsoCts, at: MethodVie
     return merge_matrices(base, sources, at.per_source["weight"], at, combine, scale=p.scale)
 
 
-def _flatten_sum(matrices: Tensor) -> Tensor:
-    left, values, right = decompose(matrices.sum(dim=0))
+def _flatten_sum(matrices: Tensor, noise: Tensor) -> Tensor:
+    left, values, right = decompose(matrices.sum(dim=0), float(noise.norm()))
     # The mean is over all directions that the shape has, the null space included.
     mean = values.sum() / min(matrices.shape[1:])
     return left @ right * mean
 
 
-def _flatten_common_and_own(matrices: Tensor, *, common_share: float) -> Tensor:
+def _flatten_common_and_own(matrices: Tensor, noise: Tensor, *, common_share: float) -> Tensor:
     n, rows, columns = matrices.shape
     size = min(rows, columns)
     # The tasks share what is not common in equal parts, rounded as in the authors' code.
     own = round((size - int(size * common_share)) / n)
-    common = decompose(matrices.sum(dim=0)).largest(size - own * n)
+    common = decompose(matrices.sum(dim=0), float(noise.norm())).largest(size - own * n)
     # What each task has outside of the common directions: (I - U U^T) Delta_k.
     outside = [matrix - common.left @ (common.left.T @ matrix) for matrix in matrices]
-    parts = [*(decompose(matrix).largest(own) for matrix in outside), common]
+    each = zip(outside, noise.tolist(), strict=True)
+    parts = [*(decompose(matrix, least).largest(own) for matrix, least in each), common]
     left = nearest_orthonormal(torch.cat([part.left for part in parts], dim=1))
     right = nearest_orthonormal(torch.cat([part.right for part in parts]))
     mean = torch.cat([part.values for part in parts]).sum() / size

@@ -29,7 +29,7 @@ class Svc:
         check_range("method.least_response", self.least_response, 1e-6, None)
 
 
-@method("svc", source_parameters=("weight",), needs_base=True, takes_matrices=True)
+@method("svc", version=2, source_parameters=("weight",), needs_base=True, takes_matrices=True)
 def merge(base: Tensor, sources: Tensor, p: Svc, at: MethodView) -> Tensor:
     """Merge one chunk.
 
@@ -46,8 +46,8 @@ def merge(base: Tensor, sources: Tensor, p: Svc, at: MethodView) -> Tensor:
     return merge_matrices(base, sources, at.per_source["weight"], at, combine, scale=p.scale)
 
 
-def _calibrated_sum(matrices: Tensor, *, least_response: float) -> Tensor:
-    left, values, right = decompose(matrices.sum(dim=0))
+def _calibrated_sum(matrices: Tensor, noise: Tensor, *, least_response: float) -> Tensor:
+    left, values, right = decompose(matrices.sum(dim=0), float(noise.norm()))
     # u_r^T Delta = sigma_r v_r^T of the sum, and u_r^T Delta_k of each task.
     summed = values[:, None] * right
     responses = []

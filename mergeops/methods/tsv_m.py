@@ -22,7 +22,7 @@ class TsvM:
     """Factor on the merged change."""
 
 
-@method("tsv_m", source_parameters=("weight",), needs_base=True, takes_matrices=True)
+@method("tsv_m", version=2, source_parameters=("weight",), needs_base=True, takes_matrices=True)
 def merge(base: Tensor, sources: Tensor, p: TsvM, at: MethodView) -> Tensor:
     """Merge one chunk.
 
@@ -39,12 +39,15 @@ def merge(base: Tensor, sources: Tensor, p: TsvM, at: MethodView) -> Tensor:
     return merge_matrices(base, sources, at.per_source["weight"], at, combine, scale=p.scale)
 
 
-def combine(matrices: Tensor) -> Tensor:
+def combine(matrices: Tensor, noise: Tensor) -> Tensor:
     """The task matrices ``[n, r, c]`` as one ``[r, c]``."""
     n, rows, columns = matrices.shape
     # Each task has an equal share of the directions that a matrix of this shape can have.
     share = max(min(rows, columns) // n, 1)
-    tasks = [decompose(matrix).largest(share) for matrix in matrices]
+    tasks = [
+        decompose(matrix, least).largest(share)
+        for matrix, least in zip(matrices, noise.tolist(), strict=True)
+    ]
     values = torch.cat([task.values for task in tasks])
     # Orthogonalized: no task's direction has a part in another's.
     left = nearest_orthonormal(torch.cat([task.left for task in tasks], dim=1))

@@ -59,7 +59,7 @@ class Swudi:
         check_range("method.rank_share", self.rank_share, 0.0, 1.0)
 
 
-@method("wudi", source_parameters=("weight",), needs_base=True, takes_matrices=True)
+@method("wudi", version=2, source_parameters=("weight",), needs_base=True, takes_matrices=True)
 def merge_exactly(base: Tensor, sources: Tensor, p: Wudi, at: MethodView) -> Tensor:
     """WUDI in closed form: the change that interferes least with every task's own.
 
@@ -78,7 +78,7 @@ def merge_exactly(base: Tensor, sources: Tensor, p: Wudi, at: MethodView) -> Ten
     return _merge(base, sources, p, at, None)
 
 
-@method("actmat", source_parameters=("weight",), needs_base=True, takes_matrices=True)
+@method("actmat", version=2, source_parameters=("weight",), needs_base=True, takes_matrices=True)
 def merge_by_covariance(base: Tensor, sources: Tensor, p: Wudi, at: MethodView) -> Tensor:
     """ACTMat: RegMean without data, a task's change standing for its inputs' covariance.
 
@@ -94,13 +94,13 @@ def merge_by_covariance(base: Tensor, sources: Tensor, p: Wudi, at: MethodView) 
         ``[m]``. Tensors that are no matrices, embeddings and heads: the mean of the task vectors.
     """
 
-    def combine(matrices: Tensor) -> Tensor:
-        return _minimum(matrices, [1.0] * len(matrices), None)
+    def combine(matrices: Tensor, noise: Tensor) -> Tensor:
+        return _minimum(matrices, noise, [1.0] * len(matrices), None)
 
     return merge_matrices(base, sources, at.per_source["weight"], at, combine, scale=p.scale)
 
 
-@method("swudi", source_parameters=("weight",), needs_base=True, takes_matrices=True)
+@method("swudi", version=2, source_parameters=("weight",), needs_base=True, takes_matrices=True)
 def merge_smoothly(base: Tensor, sources: Tensor, p: Swudi, at: MethodView) -> Tensor:
     """SWUDI: WUDI in closed form, the smaller directions left as the sum of the task vectors.
 
@@ -126,7 +126,7 @@ def merge_smoothly(base: Tensor, sources: Tensor, p: Swudi, at: MethodView) -> T
     return _merge(base, sources, p, at, solved)
 
 
-@method("aswudi", source_parameters=("weight",), needs_base=True, takes_matrices=True)
+@method("aswudi", version=2, source_parameters=("weight",), needs_base=True, takes_matrices=True)
 def merge_adaptively(base: Tensor, sources: Tensor, p: Wudi, at: MethodView) -> Tensor:
     """ASWUDI: WUDI in closed form for as many directions as a matrix effectively has.
 
@@ -157,8 +157,8 @@ def _merge(
 ) -> Tensor:
     """Each matrix by the minimum, with tasks weighed by one over their squared length."""
 
-    def combine(matrices: Tensor) -> Tensor:
-        return _minimum(matrices, _squared_lengths(matrices), solved)
+    def combine(matrices: Tensor, noise: Tensor) -> Tensor:
+        return _minimum(matrices, noise, _squared_lengths(matrices), solved)
 
     return merge_matrices(base, sources, at.per_source["weight"], at, combine, scale=p.scale)
 
@@ -168,7 +168,9 @@ def _squared_lengths(matrices: Tensor) -> list[float]:
     return [length if length > 0 else 1.0 for length in matrices.square().sum(dim=(1, 2)).tolist()]
 
 
-def _minimum(matrices: Tensor, divisors: list[float], solved: Filter | None) -> Tensor:
+def _minimum(
+    matrices: Tensor, noise: Tensor, divisors: list[float], solved: Filter | None
+) -> Tensor:
     """Delta of the file's docstring for ``[n, r, c]``; no filter is f = 1."""
     rows, columns = matrices.shape[1:]
     # A^T A = C, A^T-wise stacked: [n * r, c].
@@ -182,7 +184,9 @@ def _minimum(matrices: Tensor, divisors: list[float], solved: Filter | None) -> 
     else:
         eigenvalues, vectors = torch.linalg.eigh(stacked.T @ stacked)
         eigenvalues, right = eigenvalues.flip(0).clamp(min=0.0), vectors.flip(1).T
-    rank = int((eigenvalues > negligible(eigenvalues, (columns,))).sum())
+    # What C gets from the rounding of the tasks.
+    rounded = float((noise.square() / noise.new_tensor(divisors)).sum())
+    rank = int((eigenvalues > max(negligible(eigenvalues, (columns,)), rounded)).sum())
     if rank == 0:
         return torch.zeros_like(matrices[0])
     eigenvalues, right = eigenvalues[:rank], right[:rank]

@@ -217,3 +217,16 @@ def test_magmax_takes_the_largest_change_and_the_positive_one_of_equal_ones() ->
 def test_costs_say_what_a_merge_computes() -> None:
     costs = {name: methods.get(name).cost for name in ("linear", "ties", "tsv_m")}
     assert costs == {"linear": "element-wise", "ties": "statistics", "tsv_m": "matrices"}
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"cart"}))
+def test_what_rounding_adds_to_a_lora_is_no_direction(name: str) -> None:
+    """A base with a LoRA is read as float32: its task vector is of low rank but for rounding."""
+    base = 0.05 * task_vectors((96, 80), 1)[0]
+    base[:, 3] *= 100  # As models have it.
+    base = base.float().double()
+    left, right = task_vectors((96, 4), 2, seed=1), task_vectors((4, 80), 2, seed=2)
+    deltas = 2e-4 * left @ right
+    exact = merge_tensors(name, base + deltas, base) - base
+    rounded = merge_tensors(name, (base + deltas).float(), base.float()).double() - base
+    assert float((rounded - exact).norm() / exact.norm()) < 2e-3

@@ -9,8 +9,9 @@ from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import MethodView
 from mergeops.methods.steps.weighting import multiply, weighted_sum
 
-Combine = Callable[[Tensor], Tensor]
-"""``combine(matrices [n, r, c] float64) -> [r, c]``: n task vectors of one matrix as one."""
+Combine = Callable[[Tensor, Tensor], Tensor]
+"""``combine(matrices [n, r, c], noise [n]) -> [r, c]``, float64: n task vectors of a matrix as one;
+``noise`` is the singular value up to which rounding alone decides a direction of each."""
 
 
 def merge_matrices(
@@ -42,8 +43,11 @@ def merge_matrices(
     n = len(deltas)
     if at.is_matrix:
         # [n, m] -> [experts, n, r, c].
-        matrices = deltas.view(n, -1, *at.shape[-2:]).transpose(0, 1)
-        change = torch.stack([combine(of_expert) for of_expert in matrices]).view(-1)
+        split = (n, -1, *at.shape[-2:])
+        matrices = deltas.view(split).transpose(0, 1)
+        noise = _rounding(sources.view(split)).T * deltas.new_tensor(weights).abs()
+        pairs = zip(matrices, noise, strict=True)
+        change = torch.stack([combine(*of_expert) for of_expert in pairs]).view(-1)
         change *= scale
     else:
         change = weighted_sum(deltas, [scale / n] * n)
@@ -65,14 +69,33 @@ class SingularFactors(NamedTuple):
         return SingularFactors(self.left[:, :k], self.values[:k], self.right[:k])
 
 
-def decompose(matrix: Tensor) -> SingularFactors:
+def decompose(matrix: Tensor, noise: float = 0.0) -> SingularFactors:
     """The singular value decomposition of ``[r, c]`` float64, without the null space.
 
     What spans the null space is any basis of it: rounding chooses one, so no method may use it.
+
+    Args:
+        matrix: what is decomposed.
+        noise: singular values up to this one are left out, too.
     """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    rank = int((values > negligible(values, matrix.shape)).sum())
+    rank = int((values > max(negligible(values, matrix.shape), noise)).sum())
     return SingularFactors(left, values, right).largest(rank)
+
+
+def _rounding(weights: Tensor) -> Tensor:
+    """The singular value that rounding to their dtype can give matrices: ``[n, e, r, c]`` ->
+    ``[n, e]`` float64.
+
+    A LoRA is added to its base before it is rounded, so its task vector is not of low rank any
+    more: the other directions hold rounding errors, of about 0.2 times this length. A change that
+    a format of 16 bits holds is longer.
+    """
+    # A matrix of random entries of sizes s has singular values up to the lengths of the longest row
+    # and column of s, added up; rounding's s is at most half a unit in the last place.
+    squares = weights.double().square()
+    longest = squares.sum(dim=-1).sqrt().amax(dim=-1) + squares.sum(dim=-2).sqrt().amax(dim=-1)
+    return longest * torch.finfo(weights.dtype).eps
 
 
 def negligible(values: Tensor, shape: Sequence[int]) -> float:
