@@ -12,7 +12,18 @@ import torch
 from mergeops import methods
 from mergeops.methods.steps.whole import merge_tensors
 
-NAMES = ["actmat", "aswudi", "cart", "iso_c", "iso_cts", "svc", "swudi", "tsv_m", "wudi"]
+NAMES = [
+    "actmat",
+    "aswudi",
+    "cart",
+    "dc_merge",
+    "iso_c",
+    "iso_cts",
+    "svc",
+    "swudi",
+    "tsv_m",
+    "wudi",
+]
 OF_ONE = ["actmat", "aswudi", "svc", "swudi", "tsv_m", "wudi"]
 """Those that give one source back."""
 OF_EQUAL = ["actmat", "cart", "svc", "wudi"]
