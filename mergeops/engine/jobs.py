@@ -8,7 +8,14 @@ from typing import Any
 
 from mergeops import methods
 from mergeops.engine.lanes import InputTensor
-from mergeops.planning import Plan, PlannedInput, TensorTask, names_token_rows
+from mergeops.planning import (
+    Plan,
+    PlannedInput,
+    TensorTask,
+    layer_depths,
+    layer_of,
+    names_token_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,8 @@ class Job:
     has_base: bool
     parameters: Any
     """The method's parameters, with those that the rules set for this tensor."""
+    depth: float | None
+    """As ``MethodView.depth``."""
 
     @property
     def view(self) -> methods.MethodView:
@@ -30,6 +39,7 @@ class Job:
             per_source=self.task.per_source,
             shape=self.task.shape,
             has_token_rows=names_token_rows(self.task.name),
+            depth=self.depth,
         )
 
 
@@ -64,6 +74,7 @@ def work_of(plan: Plan) -> Work:
     parameters = method.parameters(**plan.parameters)
     uses_base = method.uses_base(plan.base is not None)
     first_used = 1 if plan.base is not None and not uses_base else 0
+    depths = layer_depths(task.name for task in plan.tasks)
     parts: dict[str, list[tuple[int, str]]] = {}
     for task in plan.tasks:
         named = [*([task.base] if task.base else []), *task.sources]
@@ -81,6 +92,7 @@ def work_of(plan: Plan) -> Work:
                 tuple(InputTensor(readers[number], name) for number, name in parts[task.name]),
                 task.base is not None if task.sources else uses_base,
                 dataclasses.replace(parameters, **task.shared),
+                depths[task.name] if layer_of(task.name) else None,
             )
             for task in plan.tasks
         },

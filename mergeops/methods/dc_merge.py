@@ -82,8 +82,8 @@ def _in_common_basis(matrices: Tensor, noise: Tensor, *, p: DcMerge) -> Tensor:
         aligned.append((left.T @ task.left) * values @ (task.right @ right.T))
     merged = _aggregated(torch.stack(aligned), p)
     if p.mask:
-        own = [torch.ones(2 * [len(task.values)]).to(merged) for task in tasks]
-        merged *= torch.block_diag(*own)
+        task_of = torch.cat([torch.full_like(task.values, i) for i, task in enumerate(tasks)])
+        merged *= task_of[:, None] == task_of
     return left @ merged @ right
 
 

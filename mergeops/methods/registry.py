@@ -48,6 +48,9 @@ class MethodView:
     has_token_rows: bool = False
     """Whether each row belongs to a token: embeddings and heads, which no method for matrices
     takes as the matrix of a linear layer."""
+    depth: float | None = None
+    """Of the layer that the tensor is in: from 0, the first, to 1, the last; None outside of the
+    layers."""
 
     @property
     def row_length(self) -> int:

@@ -5,8 +5,7 @@ sources.
 """
 
 from mergeops.planning.alignment import read_inputs
-from mergeops.planning.architecture import is_before_layers, layer_of
-from mergeops.planning.companions import find_companions, result_config, write_companions
+from mergeops.planning.architecture import is_before_layers, layer_depths, layer_of
 from mergeops.planning.inputs import PlannedInput
 from mergeops.planning.merges_first import Digests, merge_dir, resolve_with_merges
 from mergeops.planning.plan import (
@@ -47,6 +46,7 @@ __all__ = [
     "find_companions",
     "has_vocabulary",
     "is_before_layers",
+    "layer_depths",
     "layer_of",
     "make_plan",
     "merge_dir",

@@ -31,6 +31,7 @@ def merge_tensors(
     digests: Sequence[str] | None = None,
     tensor: str = "",
     has_token_rows: bool = False,
+    depth: float | None = None,
     chunk: int | None = None,
     compute: torch.dtype | None = None,
 ) -> Tensor:
@@ -47,6 +48,7 @@ def merge_tensors(
         digests: what identifies the sources to random methods; their positions by default.
         tensor: the tensor's name, to random methods.
         has_token_rows: whether it is an embedding or a head, to methods that take matrices.
+        depth: of its layer, from 0 to 1, to methods that go by it; None outside of the layers.
         chunk: about how many elements at a time, a multiple of ``methods.BLOCK``; all by default.
             What an operation makes is as large.
         compute: dtype of the arithmetic; that of the sources by default.
@@ -74,6 +76,7 @@ def merge_tensors(
         keys=tuple(random_key(seed, d, tensor) for d in digests or map(str, range(n))),
         shape=tuple(sources[0].shape),
         has_token_rows=has_token_rows,
+        depth=depth,
     )
     if method.check is not None:
         method.check(view.per_source, p)
