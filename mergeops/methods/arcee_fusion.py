@@ -55,7 +55,7 @@ def statistics(scan: Scan, p: ArceeFusion, at: MethodView) -> Importance:
         return magnitude_keys(_importance(base, sources[0], of_rows, offset, at.row_length))
 
     # A quartile is an entry: the one at that share of the way through all, rounded down.
-    places = [at.numel - quarter * (at.numel - 1) // 4 for quarter in (1, 2, 3)]
+    places = [(0, at.numel - quarter * (at.numel - 1) // 4) for quarter in (1, 2, 3)]
     counted = Magnitudes(of_rows.numpy(), at.row_length)
     quartiles = find_keys(scan, keys, places, counted)
     low, median, high = (magnitude(key, torch.float32) for key in quartiles)

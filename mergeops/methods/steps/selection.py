@@ -94,10 +94,15 @@ def find_largest(
     return tuple(cuts)
 
 
-def find_keys(scan: Scan, keys: Keys, places: Sequence[int], counted: Magnitudes) -> list[int]:
-    """The k-th largest key of row 0 for each k (from 1) of ``places``; kernels know how to count
-    them."""
-    searches = [_Search(0, k) for k in places]
+def find_keys(
+    scan: Scan,
+    keys: Keys,
+    targets: Sequence[tuple[int, int]],
+    counted: Magnitudes | None = None,
+) -> list[int]:
+    """The k-th largest key of a row, for each target ``(row, k)``, k from 1; see
+    ``find_largest``."""
+    searches = [_Search(row, k) for row, k in targets]
     _refine(scan, keys, searches, counted)
     return [search.prefix for search in searches]
 
@@ -128,6 +133,24 @@ def magnitude_keys(values: Tensor) -> Tensor:
 def magnitude(key: int, dtype: torch.dtype) -> float:
     """The number whose key this is."""
     return float(torch.tensor(key, dtype=key_dtype(dtype)).view(dtype))
+
+
+def signed_keys(values: Tensor) -> Tensor:
+    """Integers, not negative, that order like the numbers but for the last bit."""
+    bits = values.view(key_dtype(values.dtype))
+    # Those of negative numbers order the other way round.
+    ordered = torch.where(bits < 0, bits.bitwise_not(), bits ^ torch.iinfo(bits.dtype).min)
+    return (ordered >> 1) & torch.iinfo(bits.dtype).max
+
+
+def number(key: int, dtype: torch.dtype) -> float:
+    """A number with this key, of ``signed_keys``."""
+    width = torch.iinfo(key_dtype(dtype)).bits
+    is_negative = key < 1 << (width - 2)
+    # Half of all keys are those of negative numbers.
+    bits = (1 << (width - 1)) - 1 - 2 * key if is_negative else 2 * key - (1 << (width - 1))
+    size = magnitude(bits, dtype)
+    return -size if is_negative else size
 
 
 def key_dtype(dtype: torch.dtype) -> torch.dtype:
