@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mergeops.activations import Measured, find, measure, prompts_sha256
 from mergeops.checkpoint import has_tokenizer, read_manifest, weights_sha256
 from mergeops.engine import (
     MERGING,
     WorkPlan,
     check_output,
+    choose_devices,
     merge_and_pin,
     merge_on,
     note_pace,
@@ -63,13 +65,51 @@ class Workshop:
         self.notes: list[str] = []
         """What was said of plans and merges, once each."""
 
-    def resolve(self, recipe: Recipe, *, hash_later: bool = False) -> Resolved:
+    def resolve(
+        self, recipe: Recipe, *, hash_later: bool = False, measure: bool = True
+    ) -> Resolved:
         """Find and pin the recipe's base and sources, once; merges among them are made first.
 
         Args:
             recipe: what names them.
             hash_later: leave those unhashed that ``merge`` may hash while it merges them.
+            measure: measure the sources' activations, where the method needs them.
         """
+        if recipe.method.prompts is None:
+            return self._resolve(recipe, hash_later=hash_later)
+        resolved = self._resolve(recipe)
+        if measure:
+            self.measure(recipe, resolved)
+        return resolved
+
+    def measure(self, recipe: Recipe, resolved: Resolved) -> list[Measured]:
+        """Measure the activations of each source that the method needs, or find them measured.
+
+        Args:
+            recipe: with ``method.prompts``.
+            resolved: its sources, pinned.
+        """
+        assert recipe.method.prompts is not None, "the method needs none"
+        prompts, kind = Path(recipe.method.prompts), get(recipe.method.name).activations
+        digest, measured = prompts_sha256(prompts), []
+        for name, source in resolved.sources.items():
+            found = find(self.work_dir, kind, source.sha256, digest)
+            if found is None:
+                model = self.full_checkpoint(recipe, source)
+                with self.progress.bar(f"measuring {name}") as tick:
+                    found = measure(
+                        model,
+                        source.sha256,
+                        prompts,
+                        kind,
+                        self.work_dir,
+                        device=choose_devices(self.device)[0],
+                        progress=tick,
+                    )
+            measured.append(found)
+        return measured
+
+    def _resolve(self, recipe: Recipe, *, hash_later: bool = False) -> Resolved:
         # Random numbers are drawn for a source's digest, and merges are found by it; workers hash
         # before they merge.
         is_late = not get(recipe.method.name).is_random or not self.executor.is_here
@@ -285,7 +325,7 @@ def plan_only(recipe: Recipe, progress: Progress, *, bandwidth: float | None = N
             "planned with; plan each merge by its own recipe"
         )
     workshop = Workshop(recipe, progress)
-    resolved = workshop.resolve(recipe, hash_later=True)
+    resolved = workshop.resolve(recipe, hash_later=True, measure=False)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     workshop.warn(plan)
     return plan_work(plan, recipe.executor, bandwidth=bandwidth)

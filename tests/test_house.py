@@ -28,7 +28,7 @@ FLOORS = (
     ("checkpoint", "client", "schema"),
     ("architectures", "recover", "scores"),
     ("adapters", "methods", "report"),
-    ("recipe",),
+    ("activations", "recipe"),
     ("evaluate", "executors", "store"),
     ("sources", "testing"),
     ("adoption", "planning", "tracking"),

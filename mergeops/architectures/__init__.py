@@ -11,12 +11,8 @@ from mergeops.architectures.kept_fits import (
     read_settings,
     tied_setting,
 )
-from mergeops.architectures.model_fit import (
-    VOCABULARY_SIZES,
-    ModelFit,
-    token_rows,
-    with_token_rows,
-)
+from mergeops.architectures.model_fit import ModelFit
+from mergeops.architectures.transformers_models import in_silence
 
 __all__ = [
     "ONE_EXPERT",
@@ -25,6 +21,7 @@ __all__ = [
     "converted_gguf",
     "cut_into_experts",
     "expert_matrices",
+    "in_silence",
     "read_fit",
     "read_original",
     "read_settings",

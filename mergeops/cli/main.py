@@ -56,6 +56,7 @@ COMMANDS = {
     "run": "One tracked trial: find the sources, merge, score merge and parents, log, register.",
     "search": "Many trials, the best chosen on the dev part: strategy=greedy_soup, optuna, ...",
     "serve": "Serve the merge service here: page, API, queue, and a worker.",
+    "statistics": "Activations of models, measured by a file of prompts: make, list.",
     "strategies": "List the strategies of a search, or explain one with its parameters.",
     "submit": "Queue COMMAND with its arguments as a job of the service.",
     "sync": "Log trials that were kept while the server was away; nothing is merged or "

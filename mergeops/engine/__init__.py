@@ -1,12 +1,12 @@
 """From a plan to a checkpoint: streaming, resumable, on any device.
 
-Stands on: adapters, checkpoint, errors, executors, kernels, lazy_torch, methods, planning,
-progress, recipe, recover, redact, sources, version.
+Stands on: activations, adapters, checkpoint, errors, executors, kernels, lazy_torch, methods,
+planning, progress, recipe, recover, redact, sources, version.
 """
 
 from mergeops.engine.destination import check_output
-from mergeops.engine.execute import CARD, merge, merge_and_pin
-from mergeops.engine.jobs import Job, work_of
+from mergeops.engine.devices import choose_devices
+from mergeops.engine.execute import merge, merge_and_pin
 from mergeops.engine.pace import MERGING, PACE, SCORING, note_pace, read_pace
 from mergeops.engine.pouring import Take, pour
 from mergeops.engine.readers import OpenInputs, open_input
@@ -27,7 +27,7 @@ __all__ = [
     "Take",
     "WorkPlan",
     "check_output",
-    "default_card",
+    "choose_devices",
     "files_of",
     "manifest_content",
     "merge",

@@ -23,6 +23,8 @@ SCRATCH = 3
 """Copies of its inputs in the compute dtype that an operation may make besides."""
 MATRIX_SCRATCH = 8
 """The same of methods that decompose matrices, in double precision, with their factors."""
+MOMENTS = 5
+"""Copies of a matrix of moments that a method may hold."""
 LEAST_CHUNK = 1 << 15
 """Elements below which a second lane is worth less than longer chunks."""
 
@@ -88,6 +90,9 @@ def held(plan: Plan, lanes: int, chunk: int, work: Work | None = None) -> int:
     result = SPAN * max(_entries(work, job, chunk) * item_size(job.task.dtype) for job in jobs)
     # As many results as can be under way and wait to be hashed, see TensorStream.
     results = (2 * lanes + UNHASHED + 1) * result
+    if plan.activations:
+        # Of the moments of a matrix's inputs: their sum, its factor and what is under way.
+        lane += MOMENTS * STORED * max(job.view.row_length for job in jobs) ** 2
     return PROCESS + lanes * lane + results + _kept_whole(plan)
 
 

@@ -37,6 +37,7 @@ from mergeops.engine.bad_values import (
 from mergeops.engine.devices import chunk_for, is_cuda
 from mergeops.engine.jobs import Job, work_of
 from mergeops.engine.lanes import Chunk, Lane, Lanes
+from mergeops.engine.measured_inputs import MeasuredInputs
 from mergeops.engine.memory import buffer_pool
 from mergeops.engine.readers import OpenInputs
 from mergeops.errors import MergeError, SourceError
@@ -121,6 +122,7 @@ class TensorStream:
             self._kernels = _start_kernels(plan.bytes_to_write, fused)
         self._work = work_of(plan)
         self._method = self._work.method
+        self._measured = MeasuredInputs(plan, self._work)
         jobs = self._work.jobs.values()
         most = max(len(job.parts) for job in jobs)
         self._chunk = chunk or chunk_for(most, devices[0], lanes)
@@ -217,7 +219,8 @@ class TensorStream:
 
     def _merger(self, job: Job) -> MergeChunk:
         task, p = job.task, job.parameters
-        view = dataclasses.replace(job.view, keys=self._work.keys(job, self._seed))
+        keys = self._work.keys(job, self._seed)
+        view = dataclasses.replace(job.view, keys=keys, activations=self._measured.of(job))
         is_taken = task.kind == "take"
         formula: Formula | None = None
         if task.numel and not is_taken:

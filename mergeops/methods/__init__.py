@@ -13,7 +13,8 @@ depend on where:
 * ``statistics``, where a method needs it, runs first: it scans the whole tensor, as often as it
   likes, and its result is handed to every ``merge`` of the tensor;
 * ``whole_rows``, where a method needs it, makes chunks of whole rows of the last dimension, in
-  ``merge`` and in ``statistics`` alike: entry i may then depend on all of its row.
+  ``merge`` and in ``statistics`` alike: entry i may then depend on all of its row;
+* ``activations``, where a method needs them, are measured of the sources before the merge.
 
 Stands on: errors, kernels, lazy_torch, schema.
 """
@@ -24,19 +25,20 @@ from mergeops.methods.registry import (
     Method,
     MethodView,
     Scan,
-    check_source_count,
     get,
     method,
     names,
 )
 from mergeops.methods.steps.fused import Bits, Formula, kernels
+from mergeops.methods.steps.layer_activations import LayerActivations
 from mergeops.methods.steps.randomness import random_key
-from mergeops.methods.steps.whole import merge_tensors
+from mergeops.methods.steps.whole import check_source_count, merge_tensors
 
 __all__ = [
     "Bits",
     "Formula",
     "FusedLook",
+    "LayerActivations",
     "Look",
     "Method",
     "MethodView",

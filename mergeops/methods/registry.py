@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
-from mergeops.errors import ConfigError, MergeError
+from mergeops.errors import ConfigError
 from mergeops.lazy_torch import Tensor
 from mergeops.methods.plugins import distribution, import_module, offers
+from mergeops.methods.steps.layer_activations import LayerActivations
 from mergeops.schema import attribute_docstrings, with_defaults
 
 LEAST_EXPERT = 8
@@ -51,6 +52,9 @@ class MethodView:
     depth: float | None = None
     """Of the layer that the tensor is in: from 0, the first, to 1, the last; None outside of the
     layers."""
+    activations: Sequence[LayerActivations] | None = None
+    """What was measured of each source's weight, to methods that ask for it; None where nothing was
+    of one of them."""
 
     @property
     def row_length(self) -> int:
@@ -146,6 +150,8 @@ class Method:
     """Whether chunks must hold whole matrices, where a tensor is one or several of them."""
     formula: FormulaFunction | None = None
     """``formula(p, at, n)``: what ``merge`` does with n sources; a ``fused.Formula`` or None."""
+    activations: str = ""
+    """What has to be measured of the sources first: ``gram``, ``fisher``, or nothing."""
 
     def uses_base(self, present: bool) -> bool:
         """Whether ``merge`` gets the base's chunks, for a recipe with or without a base."""
@@ -229,6 +235,7 @@ def method(
     whole_rows: WholeRowsFunction | None = None,
     takes_matrices: bool = False,
     formula: FormulaFunction | None = None,
+    activations: str = "",
 ) -> Callable[[MergeFunction], MergeFunction]:
     """Register a merge function; the annotation of its third argument names its parameters."""
 
@@ -261,6 +268,7 @@ def method(
             whole_rows=whole_rows,
             takes_matrices=takes_matrices,
             formula=formula,
+            activations=activations,
         )
         return merge
 
@@ -325,20 +333,3 @@ def _load_plugin(name: str) -> str:
 
 def _is_own(merge: MergeFunction) -> bool:
     return merge.__module__.startswith("mergeops.methods.")
-
-
-def check_source_count(method: Method, n: int) -> None:
-    """Refuse too few or too many sources.
-
-    Raises:
-        MergeError: says how many the method takes.
-    """
-    low, high = method.min_sources, method.max_sources
-    if low <= n and (high is None or n <= high):
-        return
-    if high is None:
-        allowed = f"at least {low}"
-    else:
-        allowed = f"exactly {low}" if low == high else f"{low} to {high}"
-    plural = "" if (high or low) == 1 else "s"
-    raise MergeError(f"{method.name} takes {allowed} source{plural}, not {n}")

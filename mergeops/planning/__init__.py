@@ -1,12 +1,13 @@
 """From a recipe and headers to a plan, or a refusal; no tensor is read.
 
-Stands on: adapters, architectures, checkpoint, errors, methods, recipe, recover, schema,
-sources.
+Stands on: activations, adapters, architectures, checkpoint, errors, methods, recipe, recover,
+schema, sources.
 """
 
 from mergeops.planning.alignment import read_inputs
 from mergeops.planning.architecture import is_before_layers, layer_depths, layer_of
 from mergeops.planning.inputs import PlannedInput
+from mergeops.planning.measured_sources import disk_name
 from mergeops.planning.merges_first import Digests, merge_dir, resolve_with_merges
 from mergeops.planning.plan import (
     Plan,
@@ -41,10 +42,7 @@ __all__ = [
     "check_result",
     "check_tensors",
     "check_tokenizers",
-    "cut_into_shards",
-    "embedding_tensors",
-    "find_companions",
-    "has_vocabulary",
+    "disk_name",
     "is_before_layers",
     "layer_depths",
     "layer_of",

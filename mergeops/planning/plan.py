@@ -113,6 +113,15 @@ def cut_into_shards(tasks: Iterable[TensorTask], limit: int) -> tuple[Shard, ...
     )
 
 
+@dataclass(frozen=True)
+class PlannedActivations:
+    """What was measured of one source."""
+
+    path: str
+    """The directory; no part of the digest."""
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that ``execute.merge`` needs to know."""
@@ -135,6 +144,8 @@ class Plan:
     """What differs in config.json from the file that is copied, e.g. the number of layers."""
     vocabulary: VocabularyLayout | None = None
     """Where rows of embeddings come from, where inputs have different vocabularies."""
+    activations: tuple[PlannedActivations, ...] = ()
+    """Of each source, in order, for methods that need them."""
     warnings: tuple[str, ...] = ()
     """What the user should know; no part of the digest."""
 
@@ -167,6 +178,8 @@ class Plan:
             "compute": self.compute,
             "seed": self.seed,
         }
+        if self.activations:
+            content["activations"] = [measured.sha256 for measured in self.activations]
         renamed = {planned.name: dict(planned.renamed) for planned in self.inputs}
         if any(renamed.values()):
             content["renamed"] = list(renamed.values())

@@ -16,12 +16,14 @@ from mergeops.planning.assembly import assemble
 from mergeops.planning.companions import find_companions, result_config
 from mergeops.planning.inputs import PlannedInput, config_of, has_config
 from mergeops.planning.left_out import check_left_out
+from mergeops.planning.measured_sources import find_measured, note_unmeasured, planned_activations
 from mergeops.planning.parameters import TensorParameters, resolve_parameters
 from mergeops.planning.pieces import Ingredient, Piece
 from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
 from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
 from mergeops.planning.result_check import check_result
-from mergeops.planning.tied_heads import part_heads, tying, with_own_heads, without_copies
+from mergeops.planning.tied_heads import part_heads, tying, without_copies
+from mergeops.planning.tokens.vocabulary import names_token_rows
 from mergeops.planning.tokens.vocabulary_layout import (
     VocabularyLayout,
     lay_out_vocabulary,
@@ -95,7 +97,10 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
     if compute != "float64" and (wide := _stored_in_64_bits(assembly.pieces)):
         compute = "float64"
         warnings.append(f"{wide} is stored as float64, so the arithmetic is done in float64")
+    measured = find_measured(recipe, method, planned_sources)
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
+    token_rows = {task.name: names_token_rows(task.name) for task in tasks}
+    warnings += note_unmeasured(measured, inputs, tasks, token_rows)
     if recipe.missing == "leave_out" and not sliced:
         warnings += check_left_out(assembly.pieces, seen)
     shapes = {task.name: task.shape for task in tasks}
@@ -122,6 +127,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         compute=compute,
         seed=recipe.seed,
         recipe=recipe.weights_dict(),
+        activations=planned_activations(measured),
         warnings=tuple(warnings),
     )
 

@@ -12,8 +12,9 @@ from mergeops.recipe.merge_uris import MERGE
 from mergeops.recipe.mergekit.model_names import ModelName
 from mergeops.recipe.mergekit.moe_document import Expert, MixtureSpec, read_mixture
 from mergeops.recipe.mergekit.read import read_mergekit
+from mergeops.recipe.method_spec import MethodSpec
 from mergeops.recipe.packaged import packaged_conf
-from mergeops.recipe.recipe import MethodSpec, Recipe, SourceSpec
+from mergeops.recipe.recipe import Recipe, SourceSpec
 from mergeops.recipe.settings import (
     EvaluateSpec,
     HooksSpec,

@@ -19,6 +19,7 @@ from mergeops import methods
 from mergeops.errors import ConfigError
 from mergeops.recipe.executor_settings import ExecutorSpec
 from mergeops.recipe.merge_uris import check_uris
+from mergeops.recipe.method_spec import MethodSpec, check_measured, read_method
 from mergeops.recipe.settings import (
     EvaluateSpec,
     OutputSpec,
@@ -79,15 +80,6 @@ class Rule:
     """A glob over tensor names, e.g. ``*.mlp.*``."""
     parameters: Mapping[str, Value | Mapping[str, Value]]
     """A number, a list (gradient over depth), or one of these for each source by name."""
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """The merge method and its global parameters (see ``mergeops methods NAME``)."""
-
-    name: str
-    parameters: Any
-    """The method's own frozen parameter dataclass."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +169,7 @@ class Recipe:
             if key not in known:
                 raise unknown_key("", str(key), known)
 
-        spec, method = _method(raw.get("method"))
+        spec, method = read_method(raw.get("method"))
         sources = _sources(raw.get("sources") or {}, method)
         given = {
             "method": spec,
@@ -193,6 +185,7 @@ class Recipe:
         built: Recipe = build(cls, rest, "", given=given)
         if built.slices and built.modules:
             raise ConfigError("slices and modules are both given; write the slices into modules")
+        check_measured(built.method, {n: merge.method for n, merge in built.merges.items()})
         if built.base_adapter is not None and built.base is None:
             raise ConfigError(
                 f"base_adapter is {built.base_adapter!r}, but base is missing: the model that it "
@@ -213,7 +206,7 @@ class Recipe:
         """The recipe as plain JSON types, in the shape that ``from_dict`` reads."""
         bare = dataclasses.replace(self, origins={}, notes=())
         raw = {k: v for k, v in dataclasses.asdict(bare).items() if k not in UNWRITTEN}
-        raw["method"] = {"name": self.method.name, **dataclasses.asdict(self.method.parameters)}
+        raw["method"] = self.method.to_dict()
         raw["sources"] = {
             name: {
                 "uri": s.uri,
@@ -251,18 +244,6 @@ class Recipe:
         content = self.to_dict()
         del content["executor"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _method(raw: Any) -> tuple[MethodSpec, methods.Method]:
-    if raw is None:
-        raise ConfigError(f"method is missing; choose one of: {', '.join(methods.names())}")
-    if isinstance(raw, str):
-        raw = {"name": raw}
-    if not isinstance(raw, Mapping) or "name" not in raw:
-        raise ConfigError(f"method is {raw!r}; write method=NAME, or a mapping with a name")
-    method = methods.get(str(raw["name"]))
-    parameters = {k: v for k, v in raw.items() if k != "name"}
-    return MethodSpec(method.name, build(method.parameters, parameters, "method.")), method
 
 
 def _sources(raw: Any, method: methods.Method) -> dict[str, SourceSpec]:

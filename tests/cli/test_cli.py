@@ -60,6 +60,9 @@ FROZEN = {
     "run": "OVERRIDES --dry-run --multirun --config-dir --cfg --json --progress --quiet --debug",
     "search": "OVERRIDES --dry-run --config-dir --cfg --json --progress --quiet --debug",
     "open": "WHAT OVERRIDES --print --config-dir --json --debug",
+    "statistics": "",
+    "statistics list": "OVERRIDES --config-dir --json --debug",
+    "statistics make": "OVERRIDES --config-dir --json --progress --quiet --debug",
     "strategies": "NAME --json --debug",
     "serve": "--host --port --database --workers --state --device --tags --config --config-dir"
     " --debug",

@@ -32,6 +32,8 @@ from mergeops.methods.steps.whole import merge_tensors
 from mergeops.planning.plan import Plan
 
 Make = Callable[..., Any]
+NAMES = [name for name in methods.names() if not methods.get(name).activations]
+"""Methods that need nothing but weights."""
 EMBEDDINGS = "model.embed_tokens.weight"
 
 
@@ -72,7 +74,7 @@ def leftovers(out: Path) -> list[str]:
     return [path.name for path in out.parent.iterdir() if out.name in path.name]
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_every_method_gives_what_it_gives_on_tensors_at_hand(
     name: str, plan_of: Make, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -101,7 +103,7 @@ def test_every_method_gives_what_it_gives_on_tensors_at_hand(
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("name", [*methods.names(), "model_stock by rows"])
+@pytest.mark.parametrize("name", [*NAMES, "model_stock by rows"])
 def test_chunks_and_lanes_do_not_change_a_byte(
     name: str, fused: bool, plan_of: Make, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -767,7 +769,7 @@ def test_every_refusal_is_one_line(ties: Plan, tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_cuda_writes_the_same_bytes_as_the_cpu(
     name: str, plan_of: Make, models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -13,9 +13,9 @@ from mergeops.methods.registry import (
     Look,
     Method,
     MethodView,
-    check_source_count,
     get,
 )
+from mergeops.methods.steps.layer_activations import LayerActivations
 from mergeops.methods.steps.randomness import random_key
 from mergeops.schema import build
 
@@ -32,6 +32,7 @@ def merge_tensors(
     tensor: str = "",
     has_token_rows: bool = False,
     depth: float | None = None,
+    activations: Sequence[LayerActivations] | None = None,
     chunk: int | None = None,
     compute: torch.dtype | None = None,
 ) -> Tensor:
@@ -49,6 +50,7 @@ def merge_tensors(
         tensor: the tensor's name, to random methods.
         has_token_rows: whether it is an embedding or a head, to methods that take matrices.
         depth: of its layer, from 0 to 1, to methods that go by it; None outside of the layers.
+        activations: what was measured of each source's weight, to methods that ask for it.
         chunk: about how many elements at a time, a multiple of ``methods.BLOCK``; all by default.
             What an operation makes is as large.
         compute: dtype of the arithmetic; that of the sources by default.
@@ -77,6 +79,7 @@ def merge_tensors(
         shape=tuple(sources[0].shape),
         has_token_rows=has_token_rows,
         depth=depth,
+        activations=activations,
     )
     if method.check is not None:
         method.check(view.per_source, p)
@@ -133,3 +136,20 @@ def _per_source(
         key: tuple(map(float, written.get(key, (getattr(p, key),) * n)))
         for key in method.source_parameters
     }
+
+
+def check_source_count(method: Method, n: int) -> None:
+    """Refuse too few or too many sources.
+
+    Raises:
+        MergeError: says how many the method takes.
+    """
+    low, high = method.min_sources, method.max_sources
+    if low <= n and (high is None or n <= high):
+        return
+    if high is None:
+        allowed = f"at least {low}"
+    else:
+        allowed = f"exactly {low}" if low == high else f"{low} to {high}"
+    plural = "" if (high or low) == 1 else "s"
+    raise MergeError(f"{method.name} takes {allowed} source{plural}, not {n}")
