@@ -156,7 +156,7 @@ def inspect(
     bars = Progress(quiet=not progress)
     composed = as_recipe(recipe, overrides, config_dir)
     inspection.check_recipe(composed)
-    resolved = workshop.Workshop(composed, bars).resolve(composed)
+    resolved = workshop.Workshop(composed, bars).resolve(composed, measure=False)
     with bars.bar("comparing weights") as tick:
         return inspection.inspect(composed, resolved, with_ranks=with_ranks, progress=tick)
 

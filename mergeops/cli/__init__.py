@@ -1,6 +1,6 @@
 """The command line: one module a command; it parses, calls and prints.
 
 Stands on: activations, adoption, checkpoint, cleanup, client, engine, errors, executors,
-extraction, inspection, lineage, methods, pipeline, progress, promotion, recipe, recover, redact, report,
-scores, search, service, sources, store, tools, tracking, version, watching, workshop.
+extraction, inspection, lineage, methods, pipeline, progress, promotion, recipe, recover, redact,
+report, scores, search, service, sources, store, tools, tracking, version, watching, workshop.
 """

@@ -43,7 +43,7 @@ def inspect(call: Call, plot: Path | None, no_rank: bool) -> None:
         raise ConfigError(f"--plot {plot} is a file; name a directory")
     recipe = call.recipe()
     inspection.check_recipe(recipe)
-    resolved = Workshop(recipe, call.progress).resolve(recipe)
+    resolved = Workshop(recipe, call.progress).resolve(recipe, measure=False)
     with call.progress.bar("comparing weights") as tick:
         seen = inspection.inspect(recipe, resolved, with_ranks=not no_rank, progress=tick)
     plots = save_figures(seen, plot) if plot is not None else []

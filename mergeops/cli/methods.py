@@ -17,6 +17,8 @@ COSTS = {
     "matrices": "holds each matrix whole and decomposes it in float64: seconds to minutes each",
 }
 """What the cost classes of ``Method.cost`` mean."""
+PROMPTS = "each source reads a file of prompts once, before it is merged"
+"""What a method costs besides that asks for activations."""
 
 
 def describe(name: str | None) -> list[dict[str, Any]]:
@@ -47,6 +49,7 @@ def _plain(method: Method) -> dict[str, Any]:
         "sources": {"min": method.min_sources, "max": method.max_sources},
         "random": method.is_random,
         "cost": method.cost,
+        "prompts": method.activations or None,
         "parameters": [
             {
                 "name": parameter.name,
@@ -69,7 +72,7 @@ def print_page(described: list[dict[str, Any]]) -> None:
             method["name"],
             _count(method["sources"]),
             "needed" if method["needs_base"] else "-",
-            method["cost"],
+            f"{method['cost']}, prompts" if method["prompts"] else method["cost"],
             method["about"],
         )
         for method in described
@@ -78,6 +81,7 @@ def print_page(described: list[dict[str, Any]]) -> None:
     out.print(table(("method", "sources", "base", "cost", "what it does"), rows, ruled=False))
     for cost, about in COSTS.items():
         out.print(f"[dim]{cost}: {about}[/]")
+    out.print(f"[dim]prompts: {PROMPTS}[/]")
     out.print("\n[dim]mergeops methods NAME explains one and its parameters[/]")
 
 
@@ -88,8 +92,12 @@ def _print_one(method: dict[str, Any]) -> None:
     base = "a base" if method["needs_base"] else "no base"
     chance = "; random, by the recipe's seed" if method["random"] else ""
     out.print(f"takes {_count(method['sources'])} sources and {base}{chance}")
-    out.print(f"cost: {method['cost']}, {COSTS[method['cost']]}\n")
+    out.print(f"cost: {method['cost']}, {COSTS[method['cost']]}")
     rows = []
+    if method["prompts"]:
+        out.print(f"prompts: {PROMPTS}")
+        rows.append(("method.prompts", "-", "The file of texts (.txt, .jsonl); has to be given."))
+    out.print()
     for parameter in method["parameters"]:
         keys = f"method.{parameter['name']}"
         if parameter["per_source"]:

@@ -51,7 +51,7 @@ def forecast(recipe: Recipe, tools: Tools, merges: int, kept: int | None = None)
     Raises:
         MergeopsError: a source or a task cannot be read.
     """
-    resolved = tools.resolve(recipe)
+    resolved = tools.resolve(recipe, measure=False)
     parents = [*resolved.sources.values(), *([resolved.base] if resolved.base else [])]
     tasks = tools.load_tasks()
     items = sum(part_sizes(tasks, "dev").values()) if tasks else 0

@@ -232,7 +232,8 @@ def _with_method(recipe: Recipe, name: str) -> Recipe:
     # A value that the recipe does not set is another method's default, not a wish.
     defaults = recipe.method.parameters.__class__()
     wished = {k: v for k, v in raw["method"].items() if k in own and v != getattr(defaults, k)}
-    raw["method"] = {"name": name, **wished}
+    prompts = {"prompts": recipe.method.prompts} if method.activations else {}
+    raw["method"] = {"name": name, **prompts, **wished}
     kept = ("uri", "base", *method.source_parameters)
     raw["sources"] = {
         source: {k: v for k, v in spec.items() if k in kept}

@@ -142,3 +142,10 @@ def test_a_space_that_cannot_be_is_refused_with_its_key(raw: dict[str, Any], mes
 def test_a_method_that_needs_a_base_is_refused_without_one() -> None:
     with pytest.raises(ConfigError, match="ties needs a base, and base is null"):
         space({"method": ["linear", "ties"]}, base=None, method="linear")
+
+
+def test_methods_that_read_prompts_read_the_same_ones() -> None:
+    read = {"name": "regmean", "prompts": "p.txt"}
+    own = space({"method": ["regmean", "fisher", "linear"]}, method=read, sources={"a": "/a"})
+    assert own.made({"method": "fisher"}).method.prompts == "p.txt"
+    assert own.made({"method": "linear"}).method.prompts is None

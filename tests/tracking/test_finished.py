@@ -12,7 +12,7 @@ import pytest
 from support.tracking_case import Case, make_recipe, make_source
 
 from mergeops import methods
-from mergeops.recipe import Recipe
+from mergeops.recipe import MethodSpec, Recipe
 from mergeops.sources import Resolved
 from mergeops.tracking import Beginning, FinishedTrial, finished, note_finished, recall
 
@@ -177,3 +177,13 @@ def test_what_may_change_without_a_sign_leaves_no_note(
     assert noted.known() is None
     commits.clear()  # No network.
     assert noted.known() is None
+
+
+def test_another_file_of_prompts_is_noticed(noted: Noted, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\n")
+    method = MethodSpec("fisher", methods.get("fisher").parameters(), str(prompts))
+    assert noted.keep(dataclasses.replace(noted.recipe, method=method))
+    assert noted.known(method=method) == RESULT
+    touched(prompts)
+    assert noted.known(method=method) is None
