@@ -13,6 +13,10 @@ from mergeops.checkpoint import CONFIG, open_checkpoint, read_json
 from mergeops.errors import SourceError
 from mergeops.lazy_torch import Tensor, torch
 
+HELD = 1 << 29
+"""Bytes of inputs that are held before their products are added: each time, all sums are gone
+through."""
+
 
 @dataclass
 class Weight:
@@ -72,6 +76,9 @@ class Look(Protocol):
     def see(self, ids: Tensor, number: int, sums: Sums) -> None:
         """Add what a prompt ``[t]`` shows; ``number`` is its place among the prompts."""
 
+    def finish(self, sums: Sums) -> None:
+        """Add what is left when all prompts were seen."""
+
     @property
     def layers(self) -> dict[str, dict[str, Any]]:
         """As ``kept_activations.Measured.layers``."""
@@ -82,6 +89,9 @@ class _OfWeights:
         self._model = model
         self._weights = weights
         self.shapes: Mapping[str, Sequence[int]] = {}
+
+    def finish(self, sums: Sums) -> None:
+        """Nothing is left."""
 
     @property
     def layers(self) -> dict[str, dict[str, Any]]:
@@ -100,6 +110,8 @@ class Grams(_OfWeights):
 
     def __init__(self, model: Any, weights: Mapping[str, Weight]) -> None:
         super().__init__(model, {n: w for n, w in weights.items() if w.module is not None})
+        self._rows: dict[str, list[Tensor]] = {}
+        self._held = 0
 
     def prepare(self, prompts: Sequence[Tensor]) -> None:
         """See which layers have the same inputs."""
@@ -123,10 +135,12 @@ class Grams(_OfWeights):
         before: list[Tensor] = []
 
         def look(name: str, weight: Weight, inputs: Tensor) -> None:
-            rows = inputs.detach().reshape(-1, inputs.shape[-1]).double()
+            rows = inputs.detach().reshape(-1, inputs.shape[-1])
             weight.tokens += len(rows)
             if weight.key == name:
-                sums.add(name, rows.T @ rows)
+                # A copy, since the model may overwrite what it has used.
+                self._rows.setdefault(name, []).append(rows.clone())
+                self._held += rows.nbytes
                 before[:] = [inputs]
             elif not before or before[0] is not inputs:
                 raise SourceError(
@@ -134,6 +148,16 @@ class Grams(_OfWeights):
                 )
 
         self._run(ids, look)
+        if self._held > HELD:
+            self.finish(sums)
+
+    def finish(self, sums: Sums) -> None:
+        """Add the products of the inputs that are held."""
+        for name, parts in self._rows.items():
+            rows = torch.cat(parts).double()
+            parts.clear()
+            sums.add(name, rows.T @ rows)
+        self._rows, self._held = {}, 0
 
     def _run(self, ids: Tensor, look: Callable[[str, Weight, Tensor], None]) -> None:
         def hook(name: str, weight: Weight) -> Callable[[Any, tuple[Tensor, ...]], None]:

@@ -76,6 +76,7 @@ def measure(
                 look.see(ids, number, sums)
                 if progress is not None:
                     progress(number + 1, len(whole))
+            look.finish(sums)
         about = {
             "sha256": file_sha256(folder / FILE),
             "kind": kind,

@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergeops.activations import Measured, find, kept_in, measure, measuring
+from mergeops.activations import Measured, find, kept_in, looks, measure, measuring
 from mergeops.activations.kept_activations import OpenMeasured
 from mergeops.activations.looks import Grams, Weight
 from mergeops.activations.sums import Sums
 from mergeops.checkpoint import adapter_sha256, weights_sha256
 from mergeops.engine import merge, pour
 from mergeops.errors import ConfigError, MergeError, SourceError
+from mergeops.planning import Plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.workshop import merge_only, plan_only
@@ -152,7 +153,7 @@ def test_moments_are_those_of_activations_at_hand(
 
 
 def test_prompts_of_different_lengths_add_up(
-    trained: dict[str, Path], prompts: Path, tmp_path: Path
+    trained: dict[str, Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No padding counts."""
     whole = measured(trained["a"], prompts, tmp_path)
@@ -164,6 +165,10 @@ def test_prompts_of_different_lengths_add_up(
     name = "model.layers.1.mlp.down_proj.weight"
     assert np.allclose(values(whole, name), sum(values(part, name) for part in parts))
     assert whole.tokens == sum(part.tokens for part in parts)
+    # However much is held before it is added.
+    monkeypatch.setattr(looks, "HELD", 0)
+    again = measured(trained["a"], prompts, tmp_path / "again")
+    assert np.allclose(values(again, name), values(whole, name), rtol=1e-12)
 
 
 def test_regmean_is_the_regression_and_beats_the_mean(
@@ -319,6 +324,7 @@ def test_an_expert_without_tokens_was_not_measured(tmp_path: Path) -> None:
     with Sums(tmp_path / "sums", grams.shapes) as sums:
         for number, ids in enumerate(prompts):
             grams.see(ids, number, sums)
+        grams.finish(sums)
     assert [layer["tokens"] for layer in grams.layers.values()] == [8, 0, 4]
 
 
@@ -425,6 +431,7 @@ def test_other_moments_are_another_plan_and_are_not_merged_with(
     assert changed.digest != plan.digest
     with pytest.raises(SourceError, match="does not hold the activations that the merge was plan"):
         merge(changed, tmp_path / "other")
+    assert Plan.from_dict(plan.to_dict()).digest == plan.digest
     moved = dataclasses.replace(kept, path=f"{kept.path}/")
     same = dataclasses.replace(plan, activations=(moved, plan.activations[1]))
     assert same.digest == plan.digest
