@@ -241,3 +241,17 @@ def test_what_rounding_adds_to_a_lora_is_no_direction(name: str) -> None:
     exact = merge_tensors(name, base + deltas, base) - base
     rounded = merge_tensors(name, (base + deltas).float(), base.float()).double() - base
     assert float((rounded - exact).norm() / exact.norm()) < 2e-3
+
+
+def test_tsv_m_of_loras_is_what_it_is_in_their_core_space() -> None:
+    """Panariello et al. 2025, https://arxiv.org/abs/2509.17786: in the bases of all B and all A."""
+    b, a = task_vectors((40, 3), 4, seed=1).numpy(), task_vectors((3, 30), 4, seed=2).numpy()
+    base = task_vectors((40, 30), 1, seed=3)[0]
+    rows = np.linalg.svd(np.concatenate(b, axis=1), full_matrices=False)[0]
+    columns = np.linalg.svd(np.concatenate(a), full_matrices=False)[2]
+    cores = torch.tensor(np.stack([rows.T @ x @ y @ columns.T for x, y in zip(b, a, strict=True)]))
+    assert cores.shape == (4, 12, 12)
+    expected = rows @ merge("tsv_m", cores).numpy() @ columns
+    models = [(base + torch.tensor(x @ y)).float() for x, y in zip(b, a, strict=True)]
+    merged = merge_tensors("tsv_m", models, base.float()).double() - base
+    assert np.allclose(merged, expected, atol=1e-5)
