@@ -54,7 +54,7 @@ ui: $(VENV)/.demo ## Open the demo's MLflow UI on http://127.0.0.1:5000
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(OUT)/mlflow.db --port 5000
 
 service: $(VENV)/.demo ## Serve the demo's proposals on a page; its address is printed
-	cd $(OUT) && MLFLOW_TRACKING_URI=sqlite:///$(abspath $(OUT))/mlflow.db $(abspath $(BIN))/mergeops serve --config-dir conf
+	cd $(OUT) && MLFLOW_TRACKING_URI=sqlite:///$(abspath $(OUT))/mlflow.db $(abspath $(BIN))/mergeops serve --config-dir conf --config service.yaml
 
 check: $(VENV)/.dev ## Check style and types, and run the quick tests, all at once
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target types lint quick

@@ -168,7 +168,7 @@ def generate(uri: str, tasks: Path) -> None:
 
 def watch(model: str, seed: int, prepared: Prepared) -> None:
     """Serve, let two runs end, and show what the watch made of them, proposed or honestly not."""
-    from demo.service import serving, settled
+    from demo.service import SERVICE_CONFIG, serving, settled
     from demo.train import train_late
 
     nightly = Path("nightly.yaml")
@@ -181,6 +181,8 @@ def watch(model: str, seed: int, prepared: Prepared) -> None:
             "every_s": 3,
         }
         write_yaml(nightly, settings)
+    # What a task's YAML names may run code, so the service reads tasks of such directories only.
+    write_yaml(SERVICE_CONFIG, {"task_dirs": [str(prepared.tasks)]})
     with serving() as client:
         mergeops("watch", "add", str(nightly))
         train_late(Path.cwd(), prepared, model, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import click
 if TYPE_CHECKING:
     from mergeops.client import ServiceClient
 
+SERVICE_CONFIG = Path("service.yaml")
 LOG = Path("logs/serve.log")
 SERVED = "serving "
 START_S, ROUND_S = 120.0, 900.0
@@ -29,8 +31,8 @@ def serving() -> Iterator[ServiceClient]:
     """A client of a service on a free port, in this directory; its address is printed."""
     from mergeops.client import connect
 
-    words = ["serve", "--config-dir", "conf", "--port", "0"]
-    click.secho("$ mergeops serve --config-dir conf --port 0 &", fg="cyan", bold=True)
+    words = ["serve", "--config-dir", "conf", "--config", str(SERVICE_CONFIG), "--port", "0"]
+    click.secho(f"$ mergeops {shlex.join(words)} &", fg="cyan", bold=True)
     LOG.parent.mkdir(exist_ok=True)
     with open(LOG, "w", encoding="utf-8") as log:
         server = subprocess.Popen(

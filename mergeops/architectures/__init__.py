@@ -11,7 +11,12 @@ from mergeops.architectures.kept_fits import (
     read_settings,
     tied_setting,
 )
-from mergeops.architectures.model_fit import ModelFit
+from mergeops.architectures.model_fit import (
+    VOCABULARY_SIZES,
+    ModelFit,
+    token_rows,
+    with_token_rows,
+)
 from mergeops.architectures.transformers_models import in_silence
 
 __all__ = [

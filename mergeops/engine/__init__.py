@@ -6,7 +6,8 @@ planning, progress, recipe, recover, redact, sources, version.
 
 from mergeops.engine.destination import check_output
 from mergeops.engine.devices import choose_devices
-from mergeops.engine.execute import merge, merge_and_pin
+from mergeops.engine.execute import CARD, merge, merge_and_pin
+from mergeops.engine.jobs import Job, work_of
 from mergeops.engine.pace import MERGING, PACE, SCORING, note_pace, read_pace
 from mergeops.engine.pouring import Take, pour
 from mergeops.engine.readers import OpenInputs, open_input
@@ -28,6 +29,7 @@ __all__ = [
     "WorkPlan",
     "check_output",
     "choose_devices",
+    "default_card",
     "files_of",
     "manifest_content",
     "merge",

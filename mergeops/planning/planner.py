@@ -22,7 +22,7 @@ from mergeops.planning.pieces import Ingredient, Piece
 from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
 from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
 from mergeops.planning.result_check import check_result
-from mergeops.planning.tied_heads import part_heads, tying, without_copies
+from mergeops.planning.tied_heads import part_heads, tying, with_own_heads, without_copies
 from mergeops.planning.tokens.vocabulary import names_token_rows
 from mergeops.planning.tokens.vocabulary_layout import (
     VocabularyLayout,

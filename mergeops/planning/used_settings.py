@@ -28,8 +28,6 @@ UNSAID: Mapping[str, Any] = {
 """What transformers takes where a file says nothing."""
 NOT_OF_TEXTS = ("_from_model_config", "transformers_version", "use_cache", "return_dict")
 OF_TOKENIZERS = ("padding_side", "truncation_side", "add_bos_token", "add_eos_token")
-SPECIAL_TOKENS = "special_tokens_map.json"
-"""Where older versions keep the tokens, too."""
 MOST = 6
 """So many settings of one file are said with their values."""
 
@@ -121,7 +119,7 @@ def _tokenizer(planned: PlannedInput) -> dict[str, Any]:
     """The special tokens and sides of an input's tokenizer."""
     said: dict[str, Any] = {}
     for directory in planned.directories:
-        for name in (SPECIAL_TOKENS, TokenizerFile.CONFIG):
+        for name in (TokenizerFile.SPECIAL_TOKENS, TokenizerFile.CONFIG):
             if (directory / name).is_file():
                 said |= read_json(directory / name)
         if said:

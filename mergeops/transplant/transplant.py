@@ -114,13 +114,19 @@ class _Side:
             raise MergeError(f"{source.uri} has no config.json")
         config = read_json(place / CONFIG)
         found = tokenizer_directory(planned.directories)
-        rows, tables = embedding_tensors(source.uri, tensors, config)
+        rows, tables, others = embedding_tensors(source.uri, tensors, config)
+        if others:
+            raise MergeError(
+                f"{source.uri} has a vocabulary of {rows} rows, and its {others[0]} has another "
+                "number of them; give both one size with transformers' resize_token_embeddings"
+            )
         fit = read_fit(config, {name: stored.shape for name, stored in tensors.items()})
         copies = {} if fit is None else fit.tied_on_disk()
         # A copy of the embeddings, which a tied head may be on disk, is left out.
         tables = [name for name in tables if name not in copies]
         tensors = {name: stored for name, stored in tensors.items() if name not in copies}
-        if len(tables) > 2 or any(len(tensors[name].shape) != 2 for name in tables):
+        shapes = [tensors[name].shape for name in tables]
+        if len(tables) > 2 or any(len(shape) != 2 or shape[0] != rows for shape in shapes):
             raise MergeError(
                 f"{source.uri} has {', '.join(tables)} with a row for each token; embeddings and "
                 "one head without a bias are taken"

@@ -151,7 +151,8 @@ def test_a_sharded_adapter_without_settings_is_not_offered(
     client.create_run(experiment, tags={"mergeops.checkpoint_uri": str(folder)})
     [run] = discover("plain", tracking_uri=sharded.uri)
     assert "no adapter_config.json, and alpha is in no file" in str(run.problem)
-    assert f"LoraConfig(...).save_pretrained('{folder}')" in str(run.problem)
+    known = "LoraConfig(r=4, lora_alpha=ALPHA, target_modules=['q_proj'])"
+    assert f"{known}.save_pretrained('{folder}')" in str(run.problem)
 
 
 def test_pieces_whose_base_nobody_noted_are_not_offered(sharded: Trained, tmp_path: Path) -> None:

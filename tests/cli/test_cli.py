@@ -138,6 +138,7 @@ def test_help_imports_no_command_and_takes_less_than_a_third_of_a_second(tmp_pat
     imported = set(measured[0][2:])
     assert imported == {
         "mergeops.cli",
+        "mergeops.cli.bash_words",
         "mergeops.cli.main",
         "mergeops.errors",
         "mergeops.version",

@@ -87,8 +87,6 @@ def test_pieces_need_the_model_that_was_trained(
         recipe = {"base": str(folder), "sources": {"a": str(trained_base)}, "method": "linear"}
         api_merge(recipe, tmp_path / "out")
     adapter = written / "lora" / "checkpoint-4"
-    with pytest.raises(
-        SourceError, match="no adapter_config.json: its rank, alpha and targets are"
-    ):
+    with pytest.raises(SourceError, match="no adapter_config.json, and alpha is in no file"):
         recipe = {"base": str(trained_base), "sources": {"a": str(adapter)}, "method": "linear"}
         api_merge(recipe, tmp_path / "out")

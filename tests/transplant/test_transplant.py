@@ -252,6 +252,11 @@ def test_what_cannot_be_transplanted_is_refused(
     tensors = load_file(biased / "model.safetensors") | {"lm_head.bias": torch.zeros(128)}
     save_file(tensors, biased / "model.safetensors", metadata={"format": "pt"})
     assert "one head without a bias" in said(MergeError, biased, donor)
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:120].clone()
+    save_file(tensors, biased / "model.safetensors", metadata={"format": "pt"})
+    unlike = "a vocabulary of 128 rows, and its lm_head.weight has another number"
+    assert unlike in said(MergeError, biased, donor)
 
 
 def test_the_command_says_what_it_made(tiny_llama: Make, tmp_path: Path) -> None:
