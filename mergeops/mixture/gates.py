@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mergeops.architectures import in_silence
 from mergeops.checkpoint import (
     SINGLE,
     TensorReader,
@@ -203,7 +204,8 @@ class _RouterInputs:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
-        self._model = load_model(path, EvaluateSpec(), self._device, trust_remote_code=False)
+        with in_silence():
+            self._model = load_model(path, EvaluateSpec(), self._device, trust_remote_code=False)
         self._seen: list[Tensor] = []
         for layer in self._model.model.layers:
             layer.mlp.register_forward_pre_hook(self._see)

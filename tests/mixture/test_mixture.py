@@ -180,12 +180,13 @@ def router_inputs(path: Path, prompt: str) -> torch.Tensor:
 
 
 def test_hidden_gates_are_what_the_routers_see_of_the_prompts(
-    dense: Callable[..., Path], tmp_path: Path
+    dense: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     base = dense("llama")
     sides = {"positive_prompts": ["hello", "an error on it"], "negative_prompts": ["the sea"]}
     experts = [{"source_model": base, **sides}, {"source_model": base, **POSITIVE}]
     out = mixed(tmp_path, base, experts, gate_mode="hidden")
+    assert "Loading weights" not in capfd.readouterr().err
     gates = load_file(out / "model.safetensors")
     for number, (positive, negative) in enumerate(
         ((sides["positive_prompts"], ["the sea"]), (POSITIVE["positive_prompts"], []))
