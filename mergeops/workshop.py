@@ -29,7 +29,7 @@ from mergeops.methods import get
 from mergeops.planning import Digests, Plan, make_plan, merge_dir, resolve_with_merges
 from mergeops.progress import Progress
 from mergeops.recipe import MethodSpec, Recipe, SourceSpec, TokenizerSpec
-from mergeops.sources import Resolved, Source, resolve, resolve_uri
+from mergeops.sources import Resolved, Source, resolve_uri, resolve_with_bar
 
 
 @dataclasses.dataclass
@@ -123,14 +123,13 @@ class Workshop:
         return self._resolved[key]
 
     def _read(self, recipe: Recipe, digests: Digests, *, hash_later: bool = False) -> Resolved:
-        with self.progress.bar("reading sources", is_bytes=True) as tick:
-            return resolve(
-                recipe,
-                cache_dir=self.work_dir / "cache",
-                digests=digests,
-                hash_later=hash_later,
-                progress=lambda _label, done, total: tick(done, total),
-            )
+        return resolve_with_bar(
+            recipe,
+            self.progress,
+            cache_dir=self.work_dir / "cache",
+            digests=digests,
+            hash_later=hash_later,
+        )
 
     def _merge_first(self, plan: Plan, label: str) -> Path:
         self.warn(plan)

@@ -1,9 +1,10 @@
 """From a plan to a checkpoint: streaming, resumable, on any device.
 
-Stands on: activations, adapters, checkpoint, errors, executors, kernels, lazy_torch, methods,
-planning, progress, recipe, recover, redact, sources, version.
+Stands on: activations, adapters, architectures, checkpoint, errors, executors, kernels,
+lazy_torch, methods, planning, progress, recipe, recover, redact, sources, version.
 """
 
+from mergeops.engine.composed_models import assemble, made_input
 from mergeops.engine.destination import check_output
 from mergeops.engine.devices import choose_devices
 from mergeops.engine.execute import CARD, merge, merge_and_pin
@@ -27,10 +28,12 @@ __all__ = [
     "OpenInputs",
     "Take",
     "WorkPlan",
+    "assemble",
     "check_output",
     "choose_devices",
     "default_card",
     "files_of",
+    "made_input",
     "manifest_content",
     "merge",
     "merge_and_pin",

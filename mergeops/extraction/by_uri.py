@@ -9,7 +9,7 @@ from mergeops.extraction.extraction import extract
 from mergeops.extraction.low_rank import Rank
 from mergeops.progress import Progress
 from mergeops.recipe import compose
-from mergeops.sources import resolve
+from mergeops.sources import resolve_with_bar
 
 
 def extract_by_uri(
@@ -30,12 +30,7 @@ def extract_by_uri(
         TrackingError: MLflow is needed and cannot be reached.
     """
     recipe = compose(content={"base": base, "method": "linear", "sources": {"tuned": tuned}})
-    with progress.bar("reading sources", is_bytes=True) as tick:
-        resolved = resolve(
-            recipe,
-            cache_dir=Path(recipe.output.dir) / "cache",
-            progress=lambda _label, done, total: tick(done, total),
-        )
+    resolved = resolve_with_bar(recipe, progress, cache_dir=Path(recipe.output.dir) / "cache")
     assert resolved.base is not None, "the recipe has one"
     return extract(
         resolved.base,

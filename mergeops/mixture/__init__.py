@@ -1,6 +1,6 @@
 """Dense models become the experts of one: Mixtral, Qwen2-MoE or Qwen3-MoE.
 
-Stands on: architectures, checkpoint, engine, errors, evaluate, lazy_torch, methods, planning,
+Stands on: architectures, checkpoint, engine, errors, evaluate, lazy_torch, planning,
 progress, recipe, redact, sources.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 from mergeops.mixture.mixture import Mixture, make_mixture
 from mergeops.progress import Progress
 from mergeops.recipe import ModelName, compose, read_mixture
-from mergeops.sources import resolve
+from mergeops.sources import resolve_with_bar
 
 
 def mixture_of(
@@ -42,10 +42,7 @@ def mixture_of(
     }
     recipe = compose(content=content)
     cache_dir = Path(recipe.output.dir) / "cache"
-    with progress.bar("reading sources", is_bytes=True) as tick:
-        resolved = resolve(
-            recipe, cache_dir=cache_dir, progress=lambda _label, done, total: tick(done, total)
-        )
+    resolved = resolve_with_bar(recipe, progress, cache_dir=cache_dir)
     assert resolved.base is not None, "the recipe has one"
     found = {spec.base: resolved.base} | {m: resolved.sources[name] for m, name in names.items()}
     return make_mixture(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +11,16 @@ import numpy as np
 
 from mergeops.architectures import in_silence
 from mergeops.checkpoint import (
-    SINGLE,
     TensorReader,
     TokenizerFile,
     file_sha256,
     read_range,
-    replace_with,
 )
+from mergeops.engine import choose_devices, open_input
 from mergeops.errors import ConfigError, MergeError
 from mergeops.evaluate import load_model, load_tokenizer
 from mergeops.lazy_torch import Tensor, torch
+from mergeops.planning import PlannedInput
 from mergeops.progress import Progress
 from mergeops.recipe import EvaluateSpec, Expert, MixtureSpec
 from mergeops.sources import Source
@@ -50,53 +48,48 @@ class GateInputs:
         """Layers, and entries of a token."""
         return self.config["num_hidden_layers"], self.config["hidden_size"]
 
+    def content(self) -> list[Any]:
+        """What decides the gates, as JSON types."""
+        spec = self.spec
+        prompts = [[e.positive_prompts, e.negative_prompts] for e in spec.every]
+        tokenizer = self.base.path / TokenizerFile.TOKENIZER
+        return [
+            FORMAT,
+            spec.gate_mode,
+            bool(spec.shared),
+            self.shape,
+            [len(spec.experts), self.seed, self.config.get("initializer_range")]
+            if spec.gate_mode == "random"
+            else [prompts, self.base.sha256, tokenizer.is_file() and file_sha256(tokenizer)],
+        ]
 
-def gates_of(inputs: GateInputs, base: TensorReader, cache_dir: Path, progress: Progress) -> Path:
-    """A directory with the gates as a checkpoint: ``gate.LAYER`` ``[experts, hidden]`` and, with a
-    shared expert, ``shared_gate.LAYER`` ``[1, hidden]``, float32; made once.
+
+def gates_of(inputs: GateInputs, base: PlannedInput, progress: Progress) -> dict[str, Tensor]:
+    """The gates: ``gate.LAYER`` ``[experts, hidden]`` and, with a shared expert,
+    ``shared_gate.LAYER`` ``[1, hidden]``, float32.
 
     Args:
         inputs: what they are made of.
-        base: reads the base.
-        cache_dir: where it is kept.
+        base: the base.
         progress: where steps are shown.
 
     Raises:
-        ConfigError: prompts make no gate.
+        ConfigError: prompts make no gate, or there is no such device.
         EvaluationError: the base's model or tokenizer cannot be loaded.
         MergeError: the base is an adapter, and would have to be run.
     """
-    from safetensors.torch import save_file
-
-    out = cache_dir / f"gates-{_key(inputs)[:32]}"
-    if not (out / SINGLE).is_file():
-        if inputs.spec.gate_mode == "random":
-            gates, shared = _random(inputs)
-        else:
-            gates, shared = _of_prompts(inputs, base, progress)
-        tensors = {f"gate.{layer}": gate.contiguous() for layer, gate in enumerate(gates)}
-        if shared is not None:
-            tensors |= {f"shared_gate.{i}": gate.contiguous() for i, gate in enumerate(shared)}
-        out.mkdir(parents=True, exist_ok=True)
-        with replace_with(out / SINGLE) as partial:
-            save_file(tensors, partial, metadata={"format": "pt"})
-    return out
-
-
-def _key(inputs: GateInputs) -> str:
-    spec = inputs.spec
-    prompts = [[e.positive_prompts, e.negative_prompts] for e in spec.every]
-    tokenizer = inputs.base.path / TokenizerFile.TOKENIZER
-    content = [
-        FORMAT,
-        spec.gate_mode,
-        bool(spec.shared),
-        inputs.shape,
-        [len(spec.experts), inputs.seed, inputs.config.get("initializer_range")]
-        if spec.gate_mode == "random"
-        else [prompts, inputs.base.sha256, tokenizer.is_file() and file_sha256(tokenizer)],
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    if inputs.spec.gate_mode == "random":
+        gates, shared = _random(inputs)
+    else:
+        reader = open_input(base, "F64")
+        try:
+            gates, shared = _of_prompts(inputs, reader, progress)
+        finally:
+            reader.close()
+    tensors = {f"gate.{layer}": gate.contiguous() for layer, gate in enumerate(gates)}
+    if shared is not None:
+        tensors |= {f"shared_gate.{i}": gate.contiguous() for i, gate in enumerate(shared)}
+    return tensors
 
 
 def _random(inputs: GateInputs) -> tuple[Tensor, Tensor | None]:
@@ -200,10 +193,7 @@ class _RouterInputs:
     """
 
     def __init__(self, path: Path, inputs: GateInputs) -> None:
-        device = inputs.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = torch.device(device)
+        self._device = torch.device(choose_devices(inputs.device)[0])
         with in_silence():
             self._model = load_model(path, EvaluateSpec(), self._device, trust_remote_code=False)
         self._seen: list[Tensor] = []

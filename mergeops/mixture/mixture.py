@@ -14,18 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeops.architectures import read_fit
 from mergeops.checkpoint import (
     BY_WORD,
-    CONFIG,
     StoredTensor,
-    read_json,
-    read_manifest,
-    weights_sha256,
 )
-from mergeops.engine import merge_and_pin, open_input
+from mergeops.engine import assemble, made_input
 from mergeops.errors import MergeError
-from mergeops.methods import get
 from mergeops.mixture.gates import GateInputs, gates_of
 from mergeops.mixture.layouts import OUTWARD, PROJECTIONS, Layout, choose_layout
 from mergeops.planning import (
@@ -33,20 +27,14 @@ from mergeops.planning import (
     PlannedInput,
     TensorPart,
     TensorTask,
-    check_result,
     check_tokenizers,
-    cut_into_shards,
-    find_companions,
+    config_of,
     read_inputs,
-    result_config,
 )
 from mergeops.progress import Progress
-from mergeops.recipe import MixtureSpec, parse_size
+from mergeops.recipe import MixtureSpec
 from mergeops.redact import redact
 from mergeops.sources import Source, short_name
-
-METHOD = "passthrough"
-SHARD_SIZE = "5GB"
 
 
 @dataclass(frozen=True)
@@ -106,48 +94,37 @@ def make_mixture(
     inputs, headers, notes = read_inputs(distinct)
     numbers = [distinct.index(source) for source in experts]
     tensors = [headers[planned.name] for planned in inputs]
-    config = read_json(next(d for d in inputs[0].directories if (d / CONFIG).is_file()) / CONFIG)
+    config = config_of(inputs[0])
     layout = choose_layout(config, spec.architecture, has_shared=spec.shared is not None)
     for planned in inputs[1:]:
         notes += _check_alike(layout, config, inputs[0], planned)
     layers = config["num_hidden_layers"]
     width = _check_shapes(tensors, numbers, inputs, layers, config["hidden_size"])
-    reader = open_input(inputs[0], "F64")
-    try:
-        wanted = GateInputs(spec, base, config, seed, device)
-        gates = gates_of(wanted, reader, cache_dir, progress)
-    finally:
-        reader.close()
-    source = Source("gates", f"gates:{spec.gate_mode}", gates, weights_sha256(gates))
-    (planned_gates,), _, _ = read_inputs([source])
-    tasks = _tasks(spec, layout, tensors, numbers, layers)
-    companions, told = find_companions(inputs[:1], inputs[0], "auto", None)
-    settings = layout.settings(config, len(spec.experts), spec.experts_per_token, width)
-    whole = {**result_config(companions), **settings}
-    shapes = {task.name: task.shape for task in tasks}
-    notes += [*told, *check_result(read_fit(whole, shapes), whole, shapes, "base_model")]
-    plan = Plan(
-        method=METHOD,
-        method_version=get(METHOD).version,
-        parameters=dataclasses.asdict(get(METHOD).parameters()),
-        base=None,
-        sources=(*inputs, planned_gates),
-        shards=cut_into_shards(tasks, parse_size("shard_size", SHARD_SIZE)),
-        companions=companions,
-        config=settings,
-        compute="float32",
-        seed=seed,
-        recipe={"mixture": spec.to_dict()},
-        warnings=tuple(notes),
+    wanted = GateInputs(spec, base, config, seed, device)
+    gates = made_input(
+        "gates",
+        f"gates:{spec.gate_mode}",
+        cache_dir,
+        wanted.content(),
+        lambda: gates_of(wanted, inputs[0], progress),
     )
-    for note in notes:
-        progress.step(f"note: {note}")
-    was_there = read_manifest(out) is not None if out.is_dir() else False
-    with progress.bar(f"writing {out}", is_bytes=True) as tick:
-        card = _card(spec, layout, plan)
-        plan = merge_and_pin(
-            plan, out, cache_dir=cache_dir, device=device, progress=tick, card=card
-        )
+    plan, was_there = assemble(
+        _tasks(spec, layout, tensors, numbers, layers),
+        inputs,
+        gates,
+        small_files=inputs[:1],
+        home=inputs[0],
+        settings=layout.settings(config, len(spec.experts), spec.experts_per_token, width),
+        recipe={"mixture": spec.to_dict()},
+        notes=notes,
+        label="base_model",
+        card=lambda plan: _card(spec, layout, plan),
+        out=out,
+        cache_dir=cache_dir,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
     return Mixture(
         out, layout.model_type, len(spec.experts), spec.experts_per_token, plan, was_there
     )
@@ -157,10 +134,9 @@ def _check_alike(
     layout: Layout, config: Mapping[str, Any], base: PlannedInput, expert: PlannedInput
 ) -> list[str]:
     """Refuse an expert of another architecture; what differs in its tokens is said."""
-    place = next((d / CONFIG for d in expert.directories if (d / CONFIG).is_file()), None)
-    if place is None:
+    theirs = config_of(expert)
+    if not theirs:
         raise MergeError(f"{expert.uri} has no config.json, which says what its MLPs compute")
-    theirs = read_json(place)
     if theirs.get("model_type") not in layout.bases:
         raise MergeError(
             f"{expert.uri} is of model_type {theirs.get('model_type')!r}; experts of "
@@ -254,9 +230,10 @@ def _tasks(
         for e, (expert, number) in enumerate(zip(spec.every, numbers, strict=True)):
             for projection in PROJECTIONS:
                 name = dense(layer, projection)
-                is_shared = e == count
-                to = layout.shared(layer, projection) if is_shared else ""
-                to = to or layout.expert(layer, e, projection)
+                if e == count:
+                    to = layout.shared(layer, projection)
+                else:
+                    to = layout.expert(layer, e, projection)
                 shape = tensors[number][name].shape
                 made = task(to, shape, dtype, TensorPart(number, name))
                 tasks.append(scaled(made, expert.residual_scale, projection))

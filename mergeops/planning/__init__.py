@@ -7,7 +7,7 @@ schema, sources.
 from mergeops.planning.alignment import read_inputs
 from mergeops.planning.architecture import is_before_layers, layer_depths, layer_of
 from mergeops.planning.companions import find_companions, result_config, write_companions
-from mergeops.planning.inputs import PlannedInput
+from mergeops.planning.inputs import PlannedInput, config_of
 from mergeops.planning.measured_sources import disk_name
 from mergeops.planning.merges_first import Digests, merge_dir, resolve_with_merges
 from mergeops.planning.plan import (
@@ -43,6 +43,7 @@ __all__ = [
     "check_result",
     "check_tensors",
     "check_tokenizers",
+    "config_of",
     "cut_into_shards",
     "disk_name",
     "embedding_tensors",

@@ -11,8 +11,8 @@ weights, and the MLflow run and model that it came from, where known. What a URI
 
 ``TrainingRuns`` and ``Search`` read what trainings left in MLflow, for runs:/ and for adoption.
 
-Stands on: adapters, architectures, checkpoint, errors, recipe, recover, redact, schema,
-store.
+Stands on: adapters, architectures, checkpoint, errors, progress, recipe, recover, redact,
+schema, store.
 """
 
 from mergeops.sources.checkpoint_choice import CheckpointChoice
@@ -23,6 +23,7 @@ from mergeops.sources.hub import cached, commit_of, is_hub_name, pinned_name, sn
 from mergeops.sources.logged_config import Said, config_artifacts, is_set
 from mergeops.sources.remote.directory import LocalDirectory, moved, read_json
 from mergeops.sources.resolution import locate, resolve, resolve_uri
+from mergeops.sources.resolution_bar import resolve_with_bar
 from mergeops.sources.run_note import RunTags, cheap_sha256, write_note
 from mergeops.sources.runs import no_checkpoint
 from mergeops.sources.schemes import local_path, short_name
@@ -59,6 +60,7 @@ __all__ = [
     "read_json",
     "resolve",
     "resolve_uri",
+    "resolve_with_bar",
     "short_name",
     "snapshot_name",
     "write_note",

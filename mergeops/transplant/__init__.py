@@ -1,6 +1,6 @@
 """A model with the vocabulary of another.
 
-Stands on: architectures, checkpoint, engine, errors, lazy_torch, methods, planning, progress,
+Stands on: architectures, checkpoint, engine, errors, lazy_torch, planning, progress,
 recipe, sources.
 """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mergeops.progress import Progress
 from mergeops.recipe import compose
-from mergeops.sources import resolve
+from mergeops.sources import resolve_with_bar
 from mergeops.transplant.transplant import Transplant, make_transplant
 
 
@@ -31,10 +31,7 @@ def transplant_by_uri(
     sources = {"model": model, "donor": donor}
     recipe = compose(content={"method": "linear", "sources": sources})
     cache_dir = Path(recipe.output.dir) / "cache"
-    with progress.bar("reading sources", is_bytes=True) as tick:
-        resolved = resolve(
-            recipe, cache_dir=cache_dir, progress=lambda _label, done, total: tick(done, total)
-        )
+    resolved = resolve_with_bar(recipe, progress, cache_dir=cache_dir)
     return make_transplant(
         resolved.sources["model"],
         resolved.sources["donor"],

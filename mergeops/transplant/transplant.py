@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,36 +16,25 @@ import numpy as np
 
 from mergeops.architectures import read_fit
 from mergeops.checkpoint import (
-    CONFIG,
     FLOATS,
-    SINGLE,
     StoredTensor,
     TensorReader,
-    read_json,
-    read_manifest,
     read_range,
-    replace_with,
     tokenizer_directory,
-    weights_sha256,
 )
-from mergeops.engine import default_card, merge_and_pin, open_input
+from mergeops.engine import assemble, default_card, made_input, open_input
 from mergeops.errors import ConfigError, MergeError
 from mergeops.lazy_torch import Tensor
-from mergeops.methods import get
 from mergeops.planning import (
     Plan,
     PlannedInput,
     TensorPart,
     TensorTask,
-    check_result,
-    cut_into_shards,
+    config_of,
     embedding_tensors,
-    find_companions,
     read_inputs,
-    result_config,
 )
 from mergeops.progress import Progress
-from mergeops.recipe import parse_size
 from mergeops.sources import Source
 from mergeops.transplant.new_rows import (
     METHODS,
@@ -59,8 +47,6 @@ from mergeops.transplant.new_rows import (
 )
 from mergeops.transplant.shared_tokens import Tokens, by_role, matched
 
-METHOD = "passthrough"
-SHARD_SIZE = "5GB"
 FORMAT = 1
 """Raised when the same two models give other rows."""
 
@@ -109,11 +95,11 @@ class _Side:
     def read(cls, source: Source) -> _Side:
         [planned], headers, _ = read_inputs([source])
         tensors = headers[planned.name]
-        place = next((d for d in planned.directories if (d / CONFIG).is_file()), None)
-        if place is None:
+        config = config_of(planned)
+        if not config:
             raise MergeError(f"{source.uri} has no config.json")
-        config = read_json(place / CONFIG)
-        found = tokenizer_directory(planned.directories)
+        # A directory without a tokenizer is refused by its name.
+        place = tokenizer_directory(planned.directories) or planned.directories[0]
         rows, tables, others = embedding_tensors(source.uri, tensors, config)
         if others:
             raise MergeError(
@@ -131,8 +117,8 @@ class _Side:
                 f"{source.uri} has {', '.join(tables)} with a row for each token; embeddings and "
                 "one head without a bias are taken"
             )
-        tokens = Tokens.read(found or place)
-        return cls(planned, tensors, config, tokens, found or place, rows, tuple(tables))
+        tokens = Tokens.read(place)
+        return cls(planned, tensors, config, tokens, place, rows, tuple(tables))
 
 
 def make_transplant(
@@ -174,43 +160,33 @@ def make_transplant(
         )
     match = _match(ours, theirs)
     match.check(k, method)
-    made = _rows(ours, theirs, match, method, k, cache_dir, progress)
-    source = Source("rows", f"rows:{method}", made, weights_sha256(made, cache_dir=cache_dir))
-    [planned_rows], _, _ = read_inputs([source])
-    tasks = _tasks(ours, match.rows)
-    inputs = (ours.planned, theirs.planned)
-    companions, notes = find_companions(inputs, theirs.planned, "auto", None)
-    settings = {"vocab_size": match.rows}
-    whole = {**result_config(companions), **settings}
-    shapes = {task.name: task.shape for task in tasks}
-    warnings = [*notes, *check_result(read_fit(whole, shapes), whole, shapes, model.uri)]
-    said = {"model": model.uri, "donor": donor.uri, "method": method, "k": k}
-    plan = Plan(
-        method=METHOD,
-        method_version=get(METHOD).version,
-        parameters=dataclasses.asdict(get(METHOD).parameters()),
-        base=None,
-        sources=(*inputs, planned_rows),
-        shards=cut_into_shards(tasks, parse_size("shard_size", SHARD_SIZE)),
-        companions=companions,
-        config=settings,
-        compute="float32",
-        seed=0,
-        recipe={"transplant": said},
-        warnings=tuple(warnings),
+    files = [side.tokens.vocabulary.file.read_bytes() for side in (ours, theirs)]
+    content = [FORMAT, ours.planned.sha256, theirs.planned.sha256, method]
+    content += [k if method == "omp" else 0, *(hashlib.sha256(f).hexdigest() for f in files)]
+    rows = made_input(
+        "rows",
+        f"rows:{method}",
+        cache_dir,
+        content,
+        lambda: _rows(ours, theirs, match, method, k, progress),
     )
-    for note in warnings:
-        progress.step(f"note: {note}")
-    was_there = out.is_dir() and read_manifest(out) is not None
-    with progress.bar(f"writing {out}", is_bytes=True) as tick:
-        plan = merge_and_pin(
-            plan,
-            out,
-            cache_dir=cache_dir,
-            device=device,
-            progress=tick,
-            card=default_card(dataclasses.replace(plan, sources=inputs)),
-        )
+    inputs = (ours.planned, theirs.planned)
+    plan, was_there = assemble(
+        _tasks(ours, match.rows),
+        inputs,
+        rows,
+        small_files=inputs,
+        home=theirs.planned,
+        settings={"vocab_size": match.rows},
+        recipe={"transplant": {"model": model.uri, "donor": donor.uri, "method": method, "k": k}},
+        notes=(),
+        label=model.uri,
+        card=lambda plan: default_card(dataclasses.replace(plan, sources=inputs)),
+        out=out,
+        cache_dir=cache_dir,
+        device=device,
+        progress=progress,
+    )
     return Transplant(out, len(match.ours), len(match.new), match.rows, plan, was_there)
 
 
@@ -221,7 +197,7 @@ def _match(ours: _Side, theirs: _Side) -> Match:
     # Rows that a table lacks have no number to copy.
     pairs = sorted((b, a) for a, b in pairs if a < ours.rows and b < theirs.rows)
     both = np.array(pairs, np.int64).reshape(-1, 2)
-    has_row = np.array([i for i in theirs.tokens.vocabulary.ids.values()], np.int64)
+    has_row = np.array(list(theirs.tokens.vocabulary.ids.values()), np.int64)
     if (has_row >= theirs.rows).any():
         raise MergeError(
             f"the tokenizer of {theirs.planned.uri} has {theirs.tokens.count} ids and its "
@@ -232,24 +208,9 @@ def _match(ours: _Side, theirs: _Side) -> Match:
 
 
 def _rows(
-    ours: _Side,
-    theirs: _Side,
-    match: Match,
-    method: str,
-    k: int,
-    cache_dir: Path,
-    progress: Progress,
-) -> Path:
-    """A directory with the model's tables for the donor's tokens as a checkpoint, made once."""
-    from safetensors.torch import save_file
-
-    files = [tokens.vocabulary.file.read_bytes() for tokens in (ours.tokens, theirs.tokens)]
-    content = [FORMAT, ours.planned.sha256, theirs.planned.sha256, method]
-    content += [k if method == "omp" else 0, *(hashlib.sha256(f).hexdigest() for f in files)]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    out = cache_dir / f"rows-{key[:32]}"
-    if (out / SINGLE).is_file():
-        return out
+    ours: _Side, theirs: _Side, match: Match, method: str, k: int, progress: Progress
+) -> dict[str, Tensor]:
+    """The model's tables for the donor's tokens."""
     tables: dict[str, Tensor] = {}
     model, donor = open_input(ours.planned, "F32"), open_input(theirs.planned, "F32")
     try:
@@ -268,10 +229,7 @@ def _rows(
     finally:
         model.close()
         donor.close()
-    out.mkdir(parents=True, exist_ok=True)
-    with replace_with(out / SINGLE) as partial:
-        save_file(tables, partial, metadata={"format": "pt"})
-    return out
+    return tables
 
 
 def _table(reader: TensorReader, side: _Side, name: str) -> Tensor:
