@@ -10,6 +10,7 @@ from mergeops.errors import MergeError
 from mergeops.methods import Method
 from mergeops.planning.inputs import PlannedInput
 from mergeops.planning.plan import PlannedActivations, TensorPart, TensorTask
+from mergeops.planning.tokens.vocabulary import names_token_rows
 from mergeops.recipe import Recipe
 
 
@@ -52,7 +53,6 @@ def note_unmeasured(
     measured: Mapping[str, Measured],
     inputs: Sequence[PlannedInput],
     tasks: Sequence[TensorTask],
-    is_token_row: Mapping[str, bool],
 ) -> list[str]:
     """Say which matrices get the mean, since nothing was measured of them in some source, and
     which prompts were cut."""
@@ -65,7 +65,7 @@ def note_unmeasured(
     ]
     lacking = []
     for task in tasks:
-        if task.kind != "merge" or len(task.shape) not in (2, 3) or is_token_row[task.name]:
+        if task.kind != "merge" or len(task.shape) not in (2, 3) or names_token_rows(task.name):
             continue
         parts = task.sources or [
             TensorPart(number, task.name)

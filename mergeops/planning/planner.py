@@ -23,7 +23,6 @@ from mergeops.planning.plan import Plan, TensorPart, TensorTask, cut_into_shards
 from mergeops.planning.preflight import check_configs, check_sources, check_tokenizers
 from mergeops.planning.result_check import check_result
 from mergeops.planning.tied_heads import part_heads, tying, with_own_heads, without_copies
-from mergeops.planning.tokens.vocabulary import names_token_rows
 from mergeops.planning.tokens.vocabulary_layout import (
     VocabularyLayout,
     lay_out_vocabulary,
@@ -99,8 +98,7 @@ def _make_plan(recipe: Recipe, base: Source | None, sources: Mapping[str, Source
         warnings.append(f"{wide} is stored as float64, so the arithmetic is done in float64")
     measured = find_measured(recipe, method, planned_sources)
     tasks = _tasks(recipe, method, assembly.pieces, [planned.name for planned in inputs])
-    token_rows = {task.name: names_token_rows(task.name) for task in tasks}
-    warnings += note_unmeasured(measured, inputs, tasks, token_rows)
+    warnings += note_unmeasured(measured, inputs, tasks)
     if recipe.missing == "leave_out" and not sliced:
         warnings += check_left_out(assembly.pieces, seen)
     shapes = {task.name: task.shape for task in tasks}

@@ -62,7 +62,6 @@ def check_measured(method: MethodSpec, merges: Mapping[str, MethodSpec]) -> None
     if not merges:
         return
     specs = {f"merges.{name}.method": spec for name, spec in merges.items()}
-    specs = {f"merges.{name}.method": spec for name, spec in merges.items()}
     for key, spec in {"method": method, **specs}.items():
         if spec.prompts is not None:
             raise ConfigError(

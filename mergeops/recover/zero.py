@@ -60,7 +60,7 @@ def open_zero(path: Path) -> ShardedModel:
     if UNIVERSAL in names and (path / UNIVERSAL).is_dir():
         return _universal(path, names)
     if MODEL in names:
-        return _whole(path, _experts(path, names))
+        return _whole(path, _experts(path, names))[0]
     if any(map(EXPERT.fullmatch, names)):
         raise SourceError(
             f"{path} has files of experts, but no {MODEL}, which holds the rest of the model: the "
@@ -99,9 +99,8 @@ def _universal(path: Path, names: Sequence[str]) -> ShardedModel:
     where = path
     try:
         if MODEL in names:
-            whole = _whole(path, _experts(path, names))
+            whole, states = _whole(path, _experts(path, names))
             tensors, stamps = dict(whole.tensors), dict(whole.stamps)
-            states = read_torch_file(path, MODEL, _DEEPSPEED)
         elif files := _partition_files(path, names)["model"]:
             _check_all_there(path, {"model": files})
             models = []
@@ -151,15 +150,18 @@ def _second_names(
     }
 
 
-def _whole(path: Path, experts: Sequence[str] = ()) -> ShardedModel:
+def _whole(path: Path, experts: Sequence[str]) -> tuple[ShardedModel, Mapping[str, Any]]:
+    """The 16-bit model, and all that its file holds."""
     tensors: dict[str, ShardedTensor] = {}
+    states: Mapping[str, Any] = {}
     for file in (MODEL, *experts):
         try:
             content = read_torch_file(path, file, _DEEPSPEED)
-            found = content["module"] if file == MODEL else content
+            if file == MODEL:
+                states, content = content, content["module"]
             tensors |= {
                 name: _one_piece(path, name, tensor)
-                for name, tensor in found.items()
+                for name, tensor in content.items()
                 if isinstance(tensor, PickledTensor)
             }
         except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -171,7 +173,8 @@ def _whole(path: Path, experts: Sequence[str] = ()) -> ShardedModel:
             f"{path / MODEL} holds {what}: the weights were not gathered when it was saved; name "
             "the directory of the optim_states.pt files, in which ZeRO-3 keeps them"
         )
-    return ShardedModel(path, tensors, {file: stamp(path / file) for file in (MODEL, *experts)})
+    stamps = {file: stamp(path / file) for file in (MODEL, *experts)}
+    return ShardedModel(path, tensors, stamps), states
 
 
 def _partition_files(path: Path, names: Sequence[str]) -> dict[str, dict[int, str]]:

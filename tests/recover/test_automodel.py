@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from support.programs import run_two
 
 from mergeops.recover import recover
 
@@ -54,16 +51,7 @@ def test_a_step_between_is_the_weights_that_were_trained(
     kind: str,
 ) -> None:
     pytest.importorskip("nemo_automodel", reason="NeMo Automodel is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    words = [port, str(trained_base), str(tmp_path / "run"), form]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, str(rank), *words], env=environment)
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    run_two(PROGRAM, str(trained_base), str(tmp_path / "run"), form)
     result = recover(tmp_path / "run" / "epoch_0_step_4", tmp_path / "out", base=trained_base)
     assert (result.found.kind, result.found.step, result.found.world_size) == (kind, 4, 2)
     found = load_file(tmp_path / "out" / "model.safetensors")

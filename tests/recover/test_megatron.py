@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner
+from support.programs import free_port, run_two, started
 from torch import Tensor
 
 from mergeops.cli.main import cli
@@ -213,9 +211,7 @@ def test_megatron_core_loads_the_average_of_what_it_saved(tmp_path: Path) -> Non
     pytest.importorskip("megatron.core", reason="Megatron-Core is not installed")
     folders = [tmp_path / f"run{i}" / f"iter_000000{i}" for i in (1, 2)]
     for i, folder in enumerate(folders, 1):
-        words = [free_port(), str(folder), str(i)]
-        processes = [started(PROGRAM, str(rank), *words) for rank in (0, 1)]
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        run_two(PROGRAM, str(folder), str(i))
     result = average_megatron(folders, tmp_path / "out")
     loaded = tmp_path / "loaded.pt"
     assert started(LOAD, free_port(), str(result.out), str(loaded)).wait(timeout=300) == 0
@@ -228,14 +224,3 @@ def test_megatron_core_loads_the_average_of_what_it_saved(tmp_path: Path) -> Non
         assert found[name].equal(((one.double() + two.double()) / 2).float())
     assert found["c"] == [{"scale": "2"}, {"scale": "2"}]
     assert found["iteration"] == 2
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def started(program: str, *words: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", program, *words], env=environment)

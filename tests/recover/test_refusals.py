@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.leftovers import problem
 from support.sweeps import seeds
 from support.zero_files import write_zero2, write_zero3
 
@@ -23,15 +24,6 @@ from mergeops.recover import ShardedReader, leftover
 
 Copied = Callable[[str], Path]
 INNER = "pytorch_model_fsdp_0"
-
-
-def problem(directory: Path) -> str:
-    found = leftover(directory)
-    assert found is not None
-    assert found.shards is None
-    assert found.problem is not None
-    assert "\n" not in found.problem
-    return found.problem
 
 
 def test_a_save_without_its_metadata_did_not_finish(copied: Copied) -> None:

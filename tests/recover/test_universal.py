@@ -8,18 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.leftovers import problem
 from support.zero_files import make_universal, write_zero2, write_zero3
 
 from mergeops.checkpoint import read_range
 from mergeops.recover import ShardedReader, leftover
-
-
-def problem(directory: Path) -> str:
-    found = leftover(directory)
-    assert found is not None
-    assert found.shards is None
-    assert found.problem is not None
-    return found.problem
 
 
 def test_a_universal_checkpoint_is_read_where_each_parameter_has_its_file(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.programs import run_two
 
 PROGRAM = """
 import os, sys
@@ -49,7 +49,7 @@ def test_deepspeeds_files_are_read_as_deepspeed_does(
 ) -> None:
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     run = tmp_path / "run"
-    _two_processes(PROGRAM, str(trained_base), str(run), str(stage))
+    run_two(PROGRAM, str(trained_base), str(run), str(stage))
     found = read_all(run)
     if stage == 3:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -100,7 +100,7 @@ def test_files_of_experts_are_the_processes_own_weights(
 ) -> None:
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     run = tmp_path / "run"
-    _two_processes(MIXTURE, str(run))
+    run_two(MIXTURE, str(run))
     found = read_all(run)
     local = "moe.deepspeed_moe.experts.deepspeed_experts."
     for rank in range(2):
@@ -126,7 +126,7 @@ def test_a_universal_checkpoint_is_the_one_that_it_was_made_of(
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     run = tmp_path / "run"
     base = tiny_llama(vocabulary_size=131, tied=is_tied)
-    _two_processes(PROGRAM, str(base), str(run), str(stage))
+    run_two(PROGRAM, str(base), str(run), str(stage))
     [step] = run.glob("global_step*")
     made = run / f"{step.name}_universal"
     words = ["--input_folder", step, "--output_folder", made, "--inject_missing_state"]
@@ -144,15 +144,3 @@ def test_a_universal_checkpoint_is_the_one_that_it_was_made_of(
     assert universal.keys() == expected.keys()
     for name, tensor in expected.items():
         assert universal[name].float().equal(tensor.float()), name
-
-
-def _two_processes(program: str, *words: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", program, str(rank), port, *words], env=environment)
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
