@@ -37,7 +37,7 @@ needs_old = pytest.mark.skipif(
 
 def test_the_page_of_formats_says_which_families_and_kinds_are_tried() -> None:
     page = (HERE.parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
-    told = page.partition("`make old-files` tries it")[2].partition(" (PaliGemma")[0]
+    told = page.partition("`make old-files` with")[2].partition(" (PaliGemma")[0]
     assert set(re.findall(r"`([\w-]+)`", told)) == set(FAMILIES)
     told = page.partition("`make old-files` tries PEFT 0.17 with")[2].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", told)) == {kind.split()[0] for kind in KINDS}
