@@ -109,6 +109,8 @@ def measure(folder: Path, names: list[str], items: int, pairs: int, threads: int
         tokenizer = transformers.AutoTokenizer.from_pretrained(base)
         theirs = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=BATCH)
         for name, loaded in load_tasks(spec).tasks.items():
+            # As on a machine where nothing is kept of this kind of model.
+            os.environ["XDG_CACHE_HOME"] = str(folder / "cache" / name)
             ours = TreeLM(model, tokenizer=tokenizer, batch_size=BATCH)
             requests = build_requests(loaded, "dev", spec, None)
             measured.append(_measure(name, requests, theirs, ours, pairs))
@@ -194,8 +196,9 @@ def page(measured: list[Measured], threads: int, pairs: int) -> str:
         "",
         "Times as fast, over the ratio of tokens: "
         + ", ".join(f"{m.beyond_tokens():.2f} for `{m.task}`" for m in measured)
-        + ". The self-check compares lm-eval's way and ours on one request; a model pays it once, "
-        "and again where a later task has a longer request or a wider row.",
+        + ". The self-check compares lm-eval's way and ours on one request; a kind of "
+        "model pays it once on a machine, and again where a later task has a longer request or a "
+        "wider row.",
         "",
     ]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from typing import Any
 
 from mergeops.architectures.asked_aside import asked
 from mergeops.architectures.model_fit import ModelFit, Shape
-from mergeops.checkpoint import replace_with
+from mergeops.checkpoint import keep_text
 from mergeops.errors import SourceError
 from mergeops.kernels import user_cache
 
@@ -129,10 +129,7 @@ def _answer(kind: str, question: str) -> str:
         ) from error
     # What a config holds that is no JSON, e.g. a dtype of torch, is compared as a text.
     text = json.dumps({"key": key, "answer": answer}, default=str)
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with replace_with(place, sync=False) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    keep_text(place, text)
     return json.dumps(json.loads(text)["answer"])
 
 

@@ -16,6 +16,7 @@ from mergeops.checkpoint.digest import (
 )
 from mergeops.checkpoint.dtypes import BY_WORD, FLOATS, item_size, torch_dtype, word
 from mergeops.checkpoint.durable import (
+    keep_text,
     locked,
     no_work,
     replace_with,
@@ -144,6 +145,7 @@ __all__ = [
     "is_small_file",
     "is_too_deep",
     "item_size",
+    "keep_text",
     "kept_conversion",
     "known_sha256",
     "lacking",

@@ -6,7 +6,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -79,6 +79,14 @@ def replace_with(path: Path, *, sync: bool = True) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def keep_text(path: Path, text: str) -> None:
+    """Write a file of the user's cache; where that cannot be, it is as it was."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_with(path, sync=False) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def sync_or_remove(file: int, path: Path) -> None:

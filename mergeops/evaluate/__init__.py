@@ -1,6 +1,6 @@
 """Questions for lm-eval, and only those that were never asked before.
 
-Stands on: checkpoint, errors, lazy_torch, progress, recipe, schema, scores.
+Stands on: checkpoint, errors, kernels, lazy_torch, progress, recipe, schema, scores.
 """
 
 from mergeops.evaluate.agreements import Agreement, agreement

@@ -21,6 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import DynamicCache
 
+from mergeops.evaluate.kept_packing import KeptPacking
 from mergeops.evaluate.log_probabilities import log_softmax, read_tokens
 from mergeops.evaluate.tree import ROW_TOKENS, PrefixGroup, TokenRow, batches, pack
 from mergeops.evaluate.workers import is_out_of_memory
@@ -52,7 +53,8 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         super().__init__(pretrained, **options)
         self.fallback: str | None = _unfit(self)
         """Why log-likelihoods are computed in lm-eval's own way; None where they are not."""
-        self._checked = (0, 0)
+        self._kept = KeptPacking(self.model, self.mixed_precision_dtype)
+        self._checked = self._kept.sizes()
         if self.fallback:
             self._tell()
 
@@ -222,6 +224,7 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         What a model does differently (windows, chunks, scaled positions) begins at some depth, or
         at some place in the row. So the longest request and a twin that leaves it on the way are
         laid out as wide as the widest row, the twin last, first as one row, then behind a prefix.
+        What agreed once is kept for models of the same kind; see ``kept_packing``.
         """
         longest = max(map(self._input, requests), key=len, default=[])
         width = max((len(g.prefix) + len(row) for g in groups for row in g.rows), default=0)
@@ -235,7 +238,9 @@ class TreeLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             self.fallback = f"it takes no packed rows ({type(error).__name__})"
         if self.fallback:
             self._tell()
+            return
         self._checked = (max(len(longest), self._checked[0]), max(width, self._checked[1]))
+        self._kept.keep(self._checked)
 
     def _packed_differs(self, longest: list[int], width: int) -> str | None:
         """How far packed numbers are from lm-eval's, if they are not the same."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergeops.checkpoint import replace_with
+from mergeops.checkpoint import keep_text
 from mergeops.errors import TrackingError
 from mergeops.kernels import user_cache
 from mergeops.recipe import TrackingSpec
@@ -30,11 +29,7 @@ def keep_seen(uri: str, found: Mapping[str, str]) -> None:
     before = servers.pop(_name(uri), {})
     newest = [*found.items(), *((k, v) for k, v in before.items() if k not in found)]
     servers = {_name(uri): dict(newest[:MOST]), **servers}
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replace_with(file, sync=False) as partial:
-            kept = dict(list(servers.items())[:MOST_SERVERS])
-            partial.write_text(json.dumps(kept), encoding="utf-8")
+    keep_text(file, json.dumps(dict(list(servers.items())[:MOST_SERVERS])))
 
 
 def seen(uri: str | None = None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mergeops.checkpoint import older_than, replace_with
+from mergeops.checkpoint import keep_text, older_than
 from mergeops.errors import ConfigError
 from mergeops.kernels import user_cache
 from mergeops.recipe import Recipe
@@ -79,9 +79,7 @@ def _keep(kind: type[Answer], file: Path, state: dict[str, list[int]], answer: A
         # A number that is not finite, for one, does not come back.
         if build(kind, plain, "answer.") != answer:
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replace_with(file, sync=False) as partial:
-            partial.write_text(json.dumps({"state": state, "answer": plain}), encoding="utf-8")
+        keep_text(file, json.dumps({"state": state, "answer": plain}))
         kept = sorted(file.parent.glob("*.json"), key=lambda each: each.stat().st_mtime_ns)
         for old in kept[:-MOST]:
             old.unlink(missing_ok=True)

@@ -67,6 +67,11 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _nothing_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def build(name: str, settings: dict[str, Any]) -> Any:
     """A random model whose attention matters: large weights."""
     import torch
@@ -168,6 +173,72 @@ def test_a_window_longer_than_every_request_and_shorter_than_a_row_is_found_out(
     ours, mine, theirs = answers(model, tiny_tokenizer(), asked)
     assert why in str(ours.fallback)
     assert mine == theirs
+
+
+def test_what_agreed_is_not_compared_again_for_models_of_one_kind(
+    tiny_tokenizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from lm_eval.api.instance import Instance
+
+    from mergeops.evaluate.lm import TreeLM
+
+    compared: list[int] = []
+    compare = TreeLM._packed_differs
+
+    def spy(lm: Any, longest: list[int], width: int) -> str | None:
+        compared.append(len(longest))
+        return compare(lm, longest, width)
+
+    monkeypatch.setattr(TreeLM, "_packed_differs", spy)
+
+    def ask(model: Any, length: int) -> list[int]:
+        compared.clear()
+        asked = [Instance("loglikelihood", {}, ("a" * length, c), 0) for c in "bcd"]
+        lm = TreeLM(model, tokenizer=tiny_tokenizer(), batch_size=8, max_length=512)
+        lm.loglikelihood(asked, disable_tqdm=True)
+        assert lm.fallback is None
+        return compared
+
+    name, settings = PACKED["mistral with a window"]
+    assert ask(build(name, settings), 30) == [30]
+    other = build(name, settings)
+    torch.nn.init.normal_(other.lm_head.weight)
+    assert ask(other, 30) == []
+    assert ask(other, 20) == []
+    assert ask(other, 40) == [40]
+    assert ask(build(name, settings), 35) == []
+    # Whatever may compute otherwise is compared.
+    assert ask(build(name, {**settings, "sliding_window": 8}), 30) == [30]
+    assert ask(build(name, settings).to(torch.float64), 30) == [30]
+    eager = build(name, settings)
+    eager.set_attn_implementation("eager")
+    assert ask(eager, 30) == [30]
+    hooked = build(name, settings)
+    hooked.model.layers[0].register_forward_hook(lambda *_: None)
+    patched = build(name, settings)
+    patched.model.forward = types.MethodType(type(patched.model).forward, patched.model)
+    own = build(name, settings)
+    own.model.norm = type("OwnNorm", (type(own.model.norm),), {"__module__": __name__})(32)
+    for model in (hooked, patched, own):
+        assert ask(model, 30) == [30]
+        assert ask(model, 30) == [30]
+    # What is damaged says nothing.
+    for kept in Path(os.environ["XDG_CACHE_HOME"], "mergeops", "packing").iterdir():
+        kept.write_text("[" * 5000)
+    assert ask(build(name, settings), 35) == [35]
+
+
+def test_a_model_that_differs_is_found_out_however_much_is_kept(
+    tiny_tokenizer: Callable[..., Any],
+) -> None:
+    name, settings, why = UNFIT["gpt_neo"]
+    wide = {**settings, "window_size": 1024}
+    assert answers(build(name, wide), tiny_tokenizer(), requests())[0].fallback is None
+    for _ in range(2):
+        ours, mine, theirs = answers(build(name, settings), tiny_tokenizer(), requests())
+        assert why in ours.fallback
+        assert mine == theirs
 
 
 def test_the_check_reads_few_logits_of_a_row_hardly_wider_than_those_of_the_answers(
