@@ -21,6 +21,9 @@ MINUTES ?= 60
 # models are made once.
 WORKERS := -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 5 --dist loadfile
 
+# What targets of their own run.
+ELSEWHERE := not sweep and not parity and not old_files
+
 .PHONY: help install demo check quick test test-all soak fuzz parity old-files leftovers bench lint format types docs
 .PHONY: service lock sbom audit wheel ui clean
 
@@ -60,10 +63,10 @@ check: $(VENV)/.dev ## Check style and types, and run the quick tests, all at on
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target types lint quick
 
 quick: $(VENV)/.dev ## Run the tests that need neither servers nor torch
-	$(BIN)/python -m pytest --quick $(WORKERS) -m "not slow and not integration and not sweep and not parity"
+	$(BIN)/python -m pytest --quick $(WORKERS) -m "$(ELSEWHERE) and not slow and not integration"
 
 test: $(VENV)/.dev ## Run the tests but for the long sweeps over crashes and faults: TEST=tests/methods
-	$(BIN)/python -m pytest $(WORKERS) -m "not sweep" $(TEST)
+	$(BIN)/python -m pytest $(WORKERS) -m "$(ELSEWHERE)" $(TEST)
 
 test-all: test ## Run all tests, as CI does: the sweeps too
 	$(BIN)/python -m pytest $(WORKERS) -m "sweep and not soak" $(TEST)
@@ -94,7 +97,7 @@ parity: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare merges with mergekit's,
 	touch $@
 
 old-files: $(VENV)/.dev .venv-old/.old ## Merge what transformers 4.57 and PEFT 0.17 write
-	$(BIN)/python -m pytest tests/old_files
+	$(BIN)/python -m pytest -m old_files tests/old_files
 
 # The libraries that shard, beside our torch and transformers; their own tests are not run.
 .venv-sharded/.sharded: $(VENV)/.dev

@@ -56,7 +56,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_old
-@pytest.mark.slow
+@pytest.mark.old_files
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_adapter_of_the_old_version_is_applied(
     kind: str, written: Path, tmp_path: Path
@@ -71,7 +71,7 @@ def test_every_kind_of_adapter_of_the_old_version_is_applied(
 
 
 @needs_old
-@pytest.mark.slow
+@pytest.mark.old_files
 def test_the_way_out_for_rotations_of_the_old_version_keeps_its_logits(
     written: Path, tmp_path: Path
 ) -> None:
@@ -115,7 +115,7 @@ def average(one: Path, other: Path, out: Path) -> Path:
 
 
 @needs_old
-@pytest.mark.slow
+@pytest.mark.old_files
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fine_tunes_of_the_old_version_are_averaged_with_both_spellings(
     name: str, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,7 +132,7 @@ def test_fine_tunes_of_the_old_version_are_averaged_with_both_spellings(
 
 
 @needs_old
-@pytest.mark.slow
+@pytest.mark.old_files
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_adapter_of_the_old_version_applies_to_both_spellings_of_its_base(
     name: str, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -38,7 +38,7 @@ def table(found: dict[str, Any]) -> list[Any]:
 def test_a_study_beats_its_baselines_or_says_that_it_did_not(
     study: Callable[..., dict[str, Any]], place: Path
 ) -> None:
-    found = study("search.trials=5", "search.keep=2")
+    found = study("search.trials=5", "search.keep=2", pictures=True)
     assert [each["number"] for each in found["trials"]] == [1, 2, 3, 4, 5]
     assert all(each["state"] == "whole" for each in found["trials"]), "too few items to race"
     assert {"best_source", "uniform_soup", "task_arithmetic_0.3"} <= found["baselines"].keys()

@@ -49,16 +49,23 @@ def write_task(folder: Path, name: str, sign: int, n: int = 80) -> None:
 @pytest.fixture
 def place(tiny_llama: Callable[..., Path], template_database: Path, tmp_path: Path) -> Path:
     """A user's directory: a base, three fine-tunes, two tasks, a recipe, an MLflow database."""
-    base = tiny_llama(path=tmp_path / "base", layers=6, hidden=256)
+    return furnish(tmp_path, tiny_llama, template_database, layers=6, hidden=256)
+
+
+def furnish(
+    place: Path, tiny_llama: Callable[..., Path], template_database: Path, **sizes: int
+) -> Path:
+    """Write what is in a user's directory, with models of these sizes."""
+    base = tiny_llama(path=place / "base", **sizes)
     for seed, name in enumerate(("math", "dates", "units"), 1):
-        tiny_llama(path=tmp_path / name, like=base, seed=seed, noise=0.02)
-    (tmp_path / "tasks").mkdir()
-    write_task(tmp_path / "tasks", "add", 1)
-    write_task(tmp_path / "tasks", "sub", -1)
-    (tmp_path / "conf" / "recipe").mkdir(parents=True)
-    (tmp_path / "conf" / "recipe" / "three.yaml").write_text(RECIPE)
-    (tmp_path / "mlflow.db").write_bytes(template_database.read_bytes())
-    return tmp_path
+        tiny_llama(path=place / name, like=base, seed=seed, noise=0.02)
+    (place / "tasks").mkdir()
+    write_task(place / "tasks", "add", 1)
+    write_task(place / "tasks", "sub", -1)
+    (place / "conf" / "recipe").mkdir(parents=True)
+    (place / "conf" / "recipe" / "three.yaml").write_text(RECIPE)
+    (place / "mlflow.db").write_bytes(template_database.read_bytes())
+    return place
 
 
 def command(*words: str) -> list[str]:
