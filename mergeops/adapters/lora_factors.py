@@ -148,13 +148,13 @@ class LoraFactors:
 
     def _of_parameters(self, module: str) -> list[str]:
         """The module's parameters that target_parameters names."""
-        named = self._config.setting("target_parameters", [])
-        found = {f"{module}.{name.rpartition('.')[2]}": name for name in named}
-        return [
-            parameter
-            for parameter, name in found.items()
-            if (parameter == name or parameter.endswith(f".{name}")) and self._names.has(parameter)
+        # Two names may end alike: 0.mlp.experts.down_proj and 1.mlp.experts.down_proj.
+        named = [
+            (f"{module}.{name.rpartition('.')[2]}", name)
+            for name in self._config.setting("target_parameters", [])
         ]
+        found = [one for one, name in named if one == name or one.endswith(f".{name}")]
+        return [parameter for parameter in dict.fromkeys(found) if self._names.has(parameter)]
 
     def _is_turned(
         self,

@@ -219,12 +219,19 @@ def experts(kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe", "GptOss"])
-@pytest.mark.parametrize("names", [["gate_up_proj"], ["gate_up_proj", "down_proj"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["mlp.experts.gate_up_proj"],
+        ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        ["0.mlp.experts.down_proj", "0.mlp.experts.gate_up_proj", "1.mlp.experts.down_proj"],
+    ],
+    ids=["one", "both", "of-named-layers"],
+)
 def test_factors_of_fused_experts_go_to_each_expert(
     kind: str, names: list[str], tmp_path: Path
 ) -> None:
-    parameters = [f"mlp.experts.{name}" for name in names]
-    config = lora(target_modules=["q_proj"], target_parameters=parameters)
+    config = lora(target_modules=["q_proj"], target_parameters=names)
     check(adapt(experts(kind), config, tmp_path), tmp_path / "out")
 
 
