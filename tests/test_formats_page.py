@@ -38,6 +38,15 @@ ROWS: dict[str, tuple[str, Shown]] = {
         "merged, and said",
         (f"{MODEL}: test_a_head_for_another_task_is_said_and_kept",),
     ),
+    "layers behind the model's own": (
+        "merged",
+        (
+            "architectures/test_model_fit.py: "
+            "test_layers_that_predict_further_ahead_are_no_surprise",
+            f"{REMEDIES}: "
+            "test_layers_that_predict_further_ahead_are_taken_from_the_input_that_has_them",
+        ),
+    ),
     "names behind a wrapper": (
         "renamed",
         (
@@ -89,6 +98,8 @@ ROWS: dict[str, tuple[str, Shown]] = {
         (
             f"{SMALL}: "
             "test_settings_of_generation_in_which_inputs_differ_are_said_with_whose_the_merge_has",
+            f"{SMALL}: "
+            "test_settings_of_generation_of_another_input_get_the_ids_of_the_tokenizer_s",
         ),
     ),
     "tokenizer, and all others": (
@@ -107,6 +118,8 @@ ROWS: dict[str, tuple[str, Shown]] = {
         (
             f"{SMALL}: test_ids_of_special_tokens_are_those_of_the_tokenizer_s_input",
             f"{SMALL}: test_what_ends_a_text_goes_with_the_chat_template",
+            f"{SMALL}: "
+            "test_what_ends_a_text_goes_with_a_chat_template_that_is_not_the_tokenizers",
             f"{SMALL}: test_special_tokens_in_which_inputs_differ_are_said_for_each_file",
             f"{NESTED}: test_an_end_that_generation_does_not_stop_at_is_said",
             f"{SMALL}: test_tokens_that_the_model_has_no_row_for_are_said",

@@ -105,7 +105,8 @@ def find_companions(
             places[name] = place
     if CONFIG not in places:
         raise SourceError(f"{next(iter(owners))} has no config.json, and no other input has one")
-    home = owners[places[CONFIG]]
+    homes = {name: owners[place] for name, place in places.items()}
+    home = homes[CONFIG]
     contents = {name: read_config_file(place / name) for name, place in places.items()}
     contents[CONFIG], warnings = plain_config(contents[CONFIG], home.name)
     chosen = tokenizer_directory([*tokenizer.directories, *owners])
@@ -118,10 +119,14 @@ def find_companions(
     else:
         speaker = owners[chosen] if chosen is not None else home
         ends = next((p for p in inputs if p.name == template.holder), speaker)
-        contents, told = reconciled(contents, home, speaker, ends)
+        contents, told = reconciled(contents, homes, speaker, ends)
         warnings += told
     warnings += told_differences(
-        inputs, contents, home, owners[chosen] if chosen else None, same_ids=vocabulary is None
+        inputs,
+        contents,
+        homes,
+        owners[chosen] if chosen else None,
+        same_ids=vocabulary is None,
     )
     files = {name: _copy(place / name) for name, place in places.items()}
     for name, content in contents.items():

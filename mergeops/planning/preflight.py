@@ -227,7 +227,11 @@ def _check_names(first: str, reference: Headers, name: str, theirs: Headers) -> 
     elif any(_LAYER.search(tensor) for tensor in [*missing, *extra]) and _layers(
         reference
     ) != _layers(theirs):
-        remedy = f"{lacking} has fewer layers than {having}; choose the same ones with slices"
+        remedy = (
+            f"{lacking} has fewer layers than {having}; choose the same ones with slices, or set "
+            "missing=leave_out to take the others as they are: those that predict tokens further "
+            "ahead are dropped by trainings with transformers"
+        )
     raise MergeError(f"{name} {' and '.join(differences)}; {remedy}", at=key_of(name))
 
 

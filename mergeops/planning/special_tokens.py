@@ -15,44 +15,46 @@ ENDS, END = "eos_token_id", "eos_token"
 
 def reconciled(
     contents: Mapping[str, dict[str, Any]],
-    home: PlannedInput,
+    homes: Mapping[str, PlannedInput],
     speaker: PlannedInput,
     ends: PlannedInput,
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Ids of special tokens are the tokenizer's input's, and what ends a text is that of the
-    template's."""
+    template's.
+
+    Args:
+        contents: config.json and, where an input has one, generation_config.json.
+        homes: file name -> the input that it is from.
+        speaker: the input that the tokenizer is from.
+        ends: the input that the chat template is from.
+    """
     changed, told = dict(contents), []
     last = GENERATION_CONFIG if GENERATION_CONFIG in contents else CONFIG
-    for whose, names, keep in ((speaker, [*contents], None), (ends, [last], ENDS)):
-        if whose is home:
-            continue
-        for name in names:
-            theirs = _read_of(whose, name) or _read_of(whose, CONFIG)
-            ids = _differing(changed[name], theirs)
-            ids = {key: value for key, value in ids.items() if keep in (None, key)}
-            for key, value in ids.items():
-                told.append(
-                    f"{name}: {key} is {changed[name].get(key)} in {home.name}, and {value} in "
-                    f"{whose.name}, which the {'chat template' if keep else 'tokenizer'} is from; "
-                    f"the merge has {value}"
-                )
-            if ids:
-                changed[name] = _with_ids(changed[name], ids)
+    for name, content in contents.items():
+        given = {key: (value, speaker) for key, value in _ids_of(speaker, name).items()}
+        if name == last and ENDS in (theirs := _ids_of(ends, name)):
+            given[ENDS] = (theirs[ENDS], ends)
+        ids = {}
+        for key, (value, whose) in given.items():
+            if whose is homes[name] or content.get(key) == value:
+                continue
+            source = "tokenizer" if whose is speaker else "chat template"
+            told.append(
+                f"{name}: {key} is {content.get(key)} in {homes[name].name}, and {value} in "
+                f"{whose.name}, which the {source} is from; the merge has {value}"
+            )
+            ids[key] = value
+        if ids:
+            changed[name] = _with_ids(content, ids)
     return changed, told
 
 
-def _read_of(planned: PlannedInput, name: str) -> dict[str, Any]:
-    files = (directory / name for directory in planned.directories)
-    return next((read_config_file(file) for file in files if file.is_file()), {})
-
-
-def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """The ids of ``theirs`` that ``ours`` has otherwise, in the top level of both."""
-    return {
-        key: value
-        for key, value in theirs.items()
-        if key.endswith("_token_id") and value is not None and ours.get(key) != value
-    }
+def _ids_of(planned: PlannedInput, name: str) -> dict[str, Any]:
+    """The ids at the top of an input's file of this name, or of its config.json."""
+    files = [directory / name for directory in planned.directories]
+    files += [directory / CONFIG for directory in planned.directories]
+    content = next((read_config_file(file) for file in files if file.is_file()), {})
+    return {k: v for k, v in content.items() if k.endswith("_token_id") and v is not None}
 
 
 def _with_ids(config: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:

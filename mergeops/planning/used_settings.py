@@ -35,7 +35,7 @@ MOST = 6
 def told_differences(
     inputs: Sequence[PlannedInput],
     contents: Mapping[str, Mapping[str, Any]],
-    home: PlannedInput,
+    homes: Mapping[str, PlannedInput],
     speaker: PlannedInput | None,
     *,
     same_ids: bool,
@@ -45,7 +45,7 @@ def told_differences(
     Args:
         inputs: base, where there is one, then sources.
         contents: what config.json and generation_config.json of the merge say.
-        home: the input that both are from.
+        homes: file name -> the input that it is from.
         speaker: the input that the tokenizer is from.
         same_ids: whether an id is the same token in every input.
     """
@@ -53,6 +53,7 @@ def told_differences(
     generation = {planned.name: _generation(planned) for planned in inputs}
     of_config = {planned.name: _ids(config_of(planned)) for planned in inputs}
     for name, read in ((GENERATION_CONFIG, generation), (CONFIG, of_config)):
+        home = homes.get(name, homes[CONFIG])
         ours = read[home.name]
         # Those that another input gave to the merge were said.
         kept = [k for k, v in ours.items() if contents.get(name, {}).get(k, v) == v]

@@ -166,6 +166,17 @@ def test_buffers_that_old_versions_saved_are_no_surprise(saved: Saved) -> None:
     assert fit(config, shapes).is_whole
 
 
+def test_layers_that_predict_further_ahead_are_no_surprise(saved: Saved) -> None:
+    _, config, shapes = saved("deepseek_v3")
+    shapes["model.layers.4.eh_proj.weight"] = (32, 64)
+    shapes["model.layers.4.mlp.gate_proj.weight"] = (64, 32)
+    assert len(fit(config | {"num_nextn_predict_layers": 0}, shapes).unexpected) == 2
+    assert fit(config | {"num_nextn_predict_layers": 1}, shapes).is_whole
+    shapes["model.layers.5.eh_proj.weight"] = (32, 64)
+    found = fit(config | {"num_nextn_predict_layers": 1}, shapes)
+    assert found.unexpected == ("model.layers.5.eh_proj.weight",)
+
+
 def test_a_config_that_names_no_class_is_for_the_one_that_fits(saved: Saved) -> None:
     _, config, shapes = saved("t5")
     del config["architectures"]

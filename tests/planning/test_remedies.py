@@ -79,6 +79,24 @@ def test_inputs_that_have_hardly_anything_in_common_are_not_put_side_by_side(
         plan_of({"name": "linear"}, None, {"a": a, "b": b})
 
 
+def test_layers_that_predict_further_ahead_are_taken_from_the_input_that_has_them(
+    plan_of: Make, tiny_llama: Make, tmp_path: Path
+) -> None:
+    base = tiny_llama()
+    ahead = "model.layers.2.eh_proj.weight"
+    published = rewritten(base, tmp_path / "base", lambda t: {**t, ahead: torch.ones(32, 64)})
+    config = json.loads((published / "config.json").read_text())
+    (published / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    sources = {"a": tiny_llama(like=base, seed=1)}
+    method = {"name": "task_arithmetic"}
+    with pytest.raises(MergeError, match="a has fewer layers than base; .* missing=leave_out to"):
+        plan_of(method, published, sources)
+    plan = plan_of(method, published, sources, missing="leave_out")
+    assert f"1 of 22 tensors come from base only (in layers 2), e.g. {ahead}" in plan.warnings[-1]
+    merge(plan, tmp_path / "out")
+    assert load_file(tmp_path / "out" / "model.safetensors")[ahead].equal(torch.ones(32, 64))
+
+
 @pytest.mark.parametrize("settings", [{}, {"missing": "leave_out"}])
 def test_experts_one_by_one_beside_experts_in_one_need_a_model_that_is_known(
     settings: dict[str, str], plan_of: Make, tmp_path: Path

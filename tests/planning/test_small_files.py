@@ -173,6 +173,38 @@ def test_what_ends_a_text_goes_with_the_chat_template(
     assert generation["pad_token_id"] == read(a, "generation_config.json")["pad_token_id"]
 
 
+def test_what_ends_a_text_goes_with_a_chat_template_that_is_not_the_tokenizers(
+    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a = copied(pair[0], tmp_path / "a")
+    (a / "chat_template.jinja").write_text("{{ messages }} of a")
+    ids = {"eos_token_id": 9, "pad_token_id": 8}
+    b = copied(pair[1], tmp_path / "b", config=ids, generation_config=ids)
+    plan = average(plan_of, {"a": a, "b": b}, tokenizer={"source": "b", "chat_template": "a"})
+    out = merged(plan, tmp_path / "out")
+    assert read(out)["eos_token_id"] == 9
+    generation = read(out, "generation_config.json")
+    theirs = read(a, "generation_config.json")["eos_token_id"]
+    assert (generation["eos_token_id"], generation["pad_token_id"]) == (theirs, 8)
+
+
+def test_settings_of_generation_of_another_input_get_the_ids_of_the_tokenizer_s(
+    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a = copied(pair[0], tmp_path / "a", drop=("generation_config.json",))
+    more = {"eos_token_id": [2, 9], "temperature": 0.6, "do_sample": True}
+    b = copied(pair[1], tmp_path / "b", generation_config=more)
+    plan = average(plan_of, {"a": a, "b": b})
+    assert plan.warnings == (
+        "generation_config.json: eos_token_id is [2, 9] in b, and 2 in a, which the tokenizer is "
+        "from; the merge has 2",
+        "generation_config.json: temperature is unset in a and 0.6 in b; do_sample is unset in a "
+        "and True in b; the merge has b's",
+    )
+    generation = read(merged(plan, tmp_path / "out"), "generation_config.json")
+    assert (generation["eos_token_id"], generation["temperature"]) == (2, 0.6)
+
+
 def test_inputs_that_agree_are_not_spoken_of(plan_of: Make, pair: tuple[Path, Path]) -> None:
     assert average(plan_of, dict(zip("ab", pair, strict=True))).warnings == ()
 
