@@ -28,6 +28,10 @@ from mergeops.sources.remote.directory import Directory, DirectoryEntry, read_js
 
 Kind = Literal["full", "lora"]
 
+_TORCHTUNES = "adapter_model.pt"
+"""The adapter in torchtune's own names; torchtune writes PEFT's adapter and, of the same training,
+the model with it merged in beside it."""
+
 # What PEFT and its trainers call a module that they have wrapped.
 _WRAPPED = re.compile(r"\.(base_layer|lora_[AB]|modules_to_save|original_module)\.")
 _STEP = re.compile(
@@ -55,7 +59,7 @@ class Contents:
     pieces: Pieces | None = None
     """What a sharded training left; kind is None then."""
     has_adapter: bool = False
-    """Whether a full checkpoint has an adapter beside it."""
+    """Whether a full checkpoint has an adapter beside it that is not merged into it."""
 
     @property
     def sharded(self) -> Kind | None:
@@ -78,7 +82,8 @@ def examine(directory: Directory, entries: list[DirectoryEntry] | None = None) -
     if names & {SINGLE, INDEX}:
         if CONFIG in names:
             beside = ADAPTER_CONFIG in names and bool(names & {ADAPTER, PICKLED_ADAPTER})
-            return Contents("full", size_bytes=size, has_adapter=beside)
+            has_adapter = beside and _TORCHTUNES not in names
+            return Contents("full", size_bytes=size, has_adapter=has_adapter)
         return Contents(
             None,
             f"{directory.shown} has weights but no config.json; copy the config.json of the model "

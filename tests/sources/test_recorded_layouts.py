@@ -9,7 +9,9 @@ Unsloth        unsloth/models/llama.py and vision.py: ``model.config.update({"un
                ...})``, so that it is a param; ``_name_or_path`` is the 4-bit repository.
 torchtune      torchtune/training/metric_logging.py, MLFlowLogger.log_config: the flattened config
                as params, and ``torchtune_config.yaml`` as artifact below its whole output path;
-               weights stay in ``output_dir/epoch_N``, with the index of a sharded checkpoint.
+               weights stay in ``output_dir/epoch_N``, with the index of a sharded checkpoint. Of a
+               LoRA training they are merged; PEFT's adapter and ``adapter_model.pt`` lie beside
+               them (training/checkpointing/_checkpointer.py, save_checkpoint).
 MLflow 2       mlflow/pyfunc: log_model writes below the run, into
                ``checkpoint-N/artifacts/checkpoint-N``, and lists it in the tag
                ``mlflow.log-model.history``.
@@ -27,6 +29,8 @@ from support.training_runs import Fabricator, discover
 
 from mergeops.adoption.adoption import adopt
 from mergeops.adoption.found import FoundRun
+from mergeops.recipe.settings import TrackingSpec
+from mergeops.sources.resolution import resolve_uri
 
 # What MLflowCallback makes of config.to_dict() and TrainingArguments.to_dict(): str() of each.
 HF_PARAMS = {
@@ -148,6 +152,26 @@ def test_torchtune_saves_epochs_and_logs_a_flattened_config(fabricate: Fabricato
     assert str(one.checkpoint) == str(output / "epoch_1")
     assert one.checkpoints == ("epoch_1", "epoch_0")
     assert one.uri == f"runs:/{run_id}/epoch_1"
+
+
+def test_the_model_that_torchtune_merged_is_meant_not_the_adapter_beside_it(
+    fabricate: Fabricator,
+) -> None:
+    saved = fabricate.folder / "torchtune/lora/epoch_0"
+    torchtune_checkpoint(fabricate.checkpoint, saved)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(fabricate.adapter / name, saved / name)
+    run_id = fabricate.run("tune", params={"output_dir": str(saved.parent)})
+    assert "a full model and an adapter beside it" in str(only(fabricate).problem)
+    (saved / "adapter_model.pt").write_bytes(b"in torchtune's names")
+    one = only(fabricate)
+    assert (one.kind, one.checkpoint, one.problem) == ("full", str(saved), None)
+    source = resolve_uri(
+        f"runs:/{run_id}",
+        cache_dir=fabricate.folder / "cache",
+        tracking=TrackingSpec(uri=fabricate.uri),
+    )
+    assert (source.path, source.adapter_base) == (saved, None)
 
 
 def test_mlflow_two_keeps_checkpoints_below_the_run(fabricate: Fabricator) -> None:
