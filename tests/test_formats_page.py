@@ -107,6 +107,8 @@ ROWS: dict[str, tuple[str, Shown]] = {
         (
             f"{SMALL}: test_small_files_come_along_and_leftovers_do_not",
             f"{SMALL}: test_leftovers_are_known",
+            f"{SMALL}: test_a_tokenizer_of_bytes_has_no_vocabulary_and_comes_along",
+            f"{SMALL}: test_without_a_tokenizer_the_small_files_are_those_of_the_config_s_input",
         ),
     ),
     "processor (": (
@@ -192,6 +194,13 @@ ROWS: dict[str, tuple[str, Shown]] = {
         ("recover/test_megatron.py: test_such_a_folder_as_a_source_names_the_command",),
     ),
     "`use_rslora`": ("applied", (COMPUTES,)),
+    "`rank_pattern`, `alpha_pattern` with": (
+        "where they are in alphabetical order",
+        (
+            "adapters/test_module_patterns.py: "
+            "test_of_several_patterns_in_alphabetical_order_the_first_is_not_known",
+        ),
+    ),
     "`target_parameters`": (
         "applied",
         (f"{LORA}: test_factors_of_fused_experts_go_to_each_expert",),

@@ -15,6 +15,7 @@ from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any, TypeVar
 
+from mergeops.checkpoint import ADAPTER_CONFIG
 from mergeops.errors import SourceError
 
 LONGEST_PATTERN, MOST_STATES = 8192, 20_000
@@ -197,15 +198,24 @@ def module_pattern(where: str, pattern: str, is_ending: bool) -> ModulePattern:
 
 
 def of_pattern(where: str, patterns: Mapping[str, Value], module: str, default: Value) -> Value:
-    """The value of the first pattern that is a module's name or its last parts, as PEFT chooses.
+    """The value of the pattern that is a module's name or its last parts.
+
+    Of several that fit, PEFT takes the first while it trains, and saves them in alphabetical order
+    (findings/peft-sorts-patterns.sh): where they are in that order, the first cannot be known.
 
     Raises:
-        SourceError: as ``ModulePattern``.
+        SourceError: as ``ModulePattern``, or patterns with different values fit.
     """
-    for pattern, value in patterns.items():
-        if module_pattern(where, pattern, True).matches(module):
-            return value
-    return default
+    fitting = [p for p in patterns if module_pattern(where, p, True).matches(module)]
+    other = next((p for p in fitting if patterns[p] != patterns[fitting[0]]), None)
+    if other is not None and fitting == sorted(fitting):
+        first = fitting[0]
+        raise SourceError(
+            f"{where} has {first}: {patterns[first]} and {other}: {patterns[other]}, which both fit "
+            f"{module}; the training took the one that was written first, and PEFT saved them in "
+            f"alphabetical order: take the other out of {ADAPTER_CONFIG}"
+        )
+    return patterns[fitting[0]] if fitting else default
 
 
 def is_ending(module: str, name: str) -> bool:

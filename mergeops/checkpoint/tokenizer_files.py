@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from mergeops.checkpoint.layout import read_json
+from mergeops.errors import SourceError
 
 class TokenizerFile(StrEnum):
     """Name of a file that belongs to a tokenizer."""
@@ -51,10 +53,19 @@ VOCABULARY_FILES = (
 )
 """Any one of these makes a tokenizer."""
 
+WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "DiaTokenizer", "PerceiverTokenizer")
+"""Classes of transformers whose tokens are bytes or characters."""
+
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory holds a vocabulary, which is what makes a tokenizer."""
-    return any((directory / name).is_file() for name in VOCABULARY_FILES)
+    """Whether a directory holds a vocabulary, or names a tokenizer that needs none."""
+    if any((directory / name).is_file() for name in VOCABULARY_FILES):
+        return True
+    try:
+        said = read_json(directory / TokenizerFile.CONFIG).get("tokenizer_class")
+    except SourceError:
+        return False
+    return said in WITHOUT_VOCABULARY
 
 
 def tokenizer_directory(directories: Sequence[Path]) -> Path | None:

@@ -133,8 +133,9 @@ def find_companions(
         path = places[name] / name
         if content != read_json(path):
             files[name] = _written(name, path, _dump(content))
+    files |= _small_files(chosen or places[CONFIG])
     if chosen is not None:
-        files |= _small_files(chosen) | _copies([chosen / PROCESSOR_TEMPLATE])
+        files |= _copies([chosen / PROCESSOR_TEMPLATE])
         files |= _in_folder(chosen, MORE_TEMPLATES, (".jinja",))
         if TokenizerFile.CONFIG in files:
             check_settings(chosen / TokenizerFile.CONFIG)

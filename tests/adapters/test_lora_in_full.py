@@ -52,7 +52,7 @@ TRAINABLE_BIAS = {"attention_bias": True, "mlp_bias": True}
         ({}, {"modules_to_save": ["embed_tokens", "lm_head", "norm"]}),
         ({}, {"target_parameters": ["q_proj.weight"], "target_modules": ["v_proj"]}),
         ({}, {"use_rslora": True, "rank_pattern": {"^model.layers.0.self_attn.q_proj": 2}}),
-        ({}, {"alpha_pattern": {r"layers\.1\..*": 32, "q_proj": 2}}),
+        ({}, {"alpha_pattern": {r"layers\.1\.mlp.*": 32, "q_proj": 2}}),
     ],
     ids=[
         "bias-all",

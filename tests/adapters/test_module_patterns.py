@@ -66,6 +66,16 @@ def test_first_pattern_that_fits_decides() -> None:
     assert of_pattern("rank_pattern", ranks, "model.layers.1.k_proj", 8) == 8
 
 
+def test_of_several_patterns_in_alphabetical_order_the_first_is_not_known() -> None:
+    alphas = {r"layers\.0\..*": 3, "q_proj": 2}
+    assert of_pattern("alpha_pattern", alphas, "model.layers.1.q_proj", 8) == 2
+    told = r"layers.*: 3 and q_proj: 2, which both fit model.layers.0.q_proj; .* take the other out"
+    with pytest.raises(SourceError, match=told):
+        of_pattern("alpha_pattern", alphas, "model.layers.0.q_proj", 8)
+    equal = dict.fromkeys(alphas, 4)
+    assert of_pattern("alpha_pattern", equal, "model.layers.0.q_proj", 8) == 4
+
+
 def test_time_grows_with_the_length_of_the_name_only() -> None:
     pattern = ModulePattern("rank_pattern", r"(\w+\.?)+x", is_ending=True)
     start = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -25,6 +26,7 @@ from mergeops.checkpoint.layout import (
 from mergeops.checkpoint.tokenizer_files import (
     PROCESSOR_TEMPLATE,
     VOCABULARY_FILES,
+    WITHOUT_VOCABULARY,
     TokenizerFile,
     has_tokenizer,
     tokenizer_directory,
@@ -151,3 +153,16 @@ def test_no_other_module_spells_such_a_name(names: set[str], home: str) -> None:
         if isinstance(node, ast.Constant) and node.value in names
     ]
     assert spelled == []
+
+
+def test_every_tokenizer_of_transformers_without_a_vocabulary_is_known() -> None:
+    import transformers
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    found = set()
+    for name in filter(None, TOKENIZER_MAPPING_NAMES.values()):
+        # Where a library is missing, the class stands for the question to install it.
+        with contextlib.suppress(ImportError):
+            if getattr(getattr(transformers, name), "vocab_files_names", None) == {}:
+                found.add(name)
+    assert found == set(WITHOUT_VOCABULARY)

@@ -127,6 +127,33 @@ def test_a_merge_without_a_tokenizer_says_so(
     assert "no input has a tokenizer, so the merge has none; put one beside it" in plan.warnings
 
 
+def test_a_tokenizer_of_bytes_has_no_vocabulary_and_comes_along(
+    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    models = {n: copied(p, tmp_path / n, drop=names) for n, p in zip("ab", pair, strict=True)}
+    ByT5Tokenizer().save_pretrained(models["b"])
+    plan = average(plan_of, models)
+    assert not any("no input has a tokenizer" in note for note in plan.warnings)
+    out = merged(plan, tmp_path / "out")
+    assert isinstance(AutoTokenizer.from_pretrained(out), ByT5Tokenizer)
+    assert read(out, "added_tokens.json") == read(models["b"], "added_tokens.json")
+
+
+def test_without_a_tokenizer_the_small_files_are_those_of_the_config_s_input(
+    plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    models = {
+        n: copied(p, tmp_path / n, drop=names, label_map={"of": n})
+        for n, p in zip("ab", pair, strict=True)
+    }
+    out = merged(average(plan_of, models), tmp_path / "out")
+    assert read(out, "label_map.json") == {"of": "a"}
+
+
 def test_a_merge_that_sees_without_a_processor_says_so(
     plan_of: Make, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
