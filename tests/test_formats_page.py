@@ -98,8 +98,7 @@ ROWS: dict[str, tuple[str, Shown]] = {
         (
             f"{SMALL}: "
             "test_settings_of_generation_in_which_inputs_differ_are_said_with_whose_the_merge_has",
-            f"{SMALL}: "
-            "test_settings_of_generation_of_another_input_get_the_ids_of_the_tokenizer_s",
+            f"{SMALL}: test_settings_of_generation_of_another_input_get_the_ids_of_the_tokenizer_s",
         ),
     ),
     "tokenizer, and all others": (
@@ -120,8 +119,7 @@ ROWS: dict[str, tuple[str, Shown]] = {
         (
             f"{SMALL}: test_ids_of_special_tokens_are_those_of_the_tokenizer_s_input",
             f"{SMALL}: test_what_ends_a_text_goes_with_the_chat_template",
-            f"{SMALL}: "
-            "test_what_ends_a_text_goes_with_a_chat_template_that_is_not_the_tokenizers",
+            f"{SMALL}: test_what_ends_a_text_goes_with_a_chat_template_that_is_not_the_tokenizers",
             f"{SMALL}: test_special_tokens_in_which_inputs_differ_are_said_for_each_file",
             f"{NESTED}: test_an_end_that_generation_does_not_stop_at_is_said",
             f"{SMALL}: test_tokens_that_the_model_has_no_row_for_are_said",

@@ -211,9 +211,9 @@ def of_pattern(where: str, patterns: Mapping[str, Value], module: str, default: 
     if other is not None and fitting == sorted(fitting):
         first = fitting[0]
         raise SourceError(
-            f"{where} has {first}: {patterns[first]} and {other}: {patterns[other]}, which both fit "
-            f"{module}; the training took the one that was written first, and PEFT saved them in "
-            f"alphabetical order: take the other out of {ADAPTER_CONFIG}"
+            f"{where} has {first}: {patterns[first]} and {other}: {patterns[other]}, which both "
+            f"fit {module}; the training took the one that was written first, and PEFT saved them "
+            f"in alphabetical order: take the other out of {ADAPTER_CONFIG}"
         )
     return patterns[fitting[0]] if fitting else default
 

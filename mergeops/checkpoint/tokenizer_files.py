@@ -9,6 +9,7 @@ from pathlib import Path
 from mergeops.checkpoint.layout import read_json
 from mergeops.errors import SourceError
 
+
 class TokenizerFile(StrEnum):
     """Name of a file that belongs to a tokenizer."""
 
