@@ -201,10 +201,7 @@ def write_companions(
     for companion in companions:
         content = _content(companion)
         if companion.name == CONFIG:
-            config = changed(json.loads(content), changes or {})
-            # Old readers know torch_dtype, new ones dtype.
-            if "torch_dtype" in config:
-                config["torch_dtype"] = save_dtype
+            config = _with_dtype(changed(json.loads(content), changes or {}), save_dtype)
             config["dtype"] = save_dtype
             content = _dump(config).encode()
         elif companion.added:
@@ -214,6 +211,19 @@ def write_companions(
         (out / companion.name).parent.mkdir(exist_ok=True)
         (out / companion.name).write_bytes(content)
     return [companion.name for companion in companions]
+
+
+def _with_dtype(config: Mapping[str, Any], save_dtype: str) -> dict[str, Any]:
+    """A config with this dtype wherever it, or a model inside it, names one. Old readers know
+    torch_dtype, new ones dtype."""
+    return {
+        key: _with_dtype(value, save_dtype)
+        if isinstance(value, Mapping)
+        else save_dtype
+        if key in ("dtype", "torch_dtype") and isinstance(value, str)
+        else value
+        for key, value in config.items()
+    }
 
 
 def indented(value: Any, before: str = "\n") -> str:

@@ -232,6 +232,11 @@ def _check_names(first: str, reference: Headers, name: str, theirs: Headers) -> 
             "missing=leave_out to take the others as they are: those that predict tokens further "
             "ahead are dropped by trainings with transformers"
         )
+    elif missing and extra:
+        remedy = (
+            "where these stand for each other, save both with the same class and version of "
+            f"transformers, so that their names agree; else {remedy}"
+        )
     raise MergeError(f"{name} {' and '.join(differences)}; {remedy}", at=key_of(name))
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
+from safetensors.torch import load_file
+from support.quantised_models import FILE, rewritten
 from support.training_runs import Fabricator, cut_short, discover
 
 from mergeops.adoption import adoption as adopt_module
@@ -113,6 +116,22 @@ def test_unsloths_four_bit_base_becomes_its_sixteen_bit_twin(fabricate: Fabricat
     for one in find(fabricate).values():
         assert one.base == "unsloth/llama-3.2-1b"
         assert one.found_by["base"].endswith(" without its 4-bit suffix")
+
+
+def test_a_directory_with_codes_of_four_bits_is_no_base_that_merges(
+    fabricate: Fabricator, fabricate_adapter: Any
+) -> None:
+    weights = load_file(fabricate.checkpoint / FILE)
+    name = "model.layers.0.mlp.up_proj.weight"
+    coded = {name: torch.zeros(9, 1, dtype=torch.uint8), f"{name}.absmax": torch.ones(4)}
+    said = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    base = rewritten(fabricate.checkpoint, fabricate.folder / "base", weights | coded, said)
+    shutil.copytree(fabricate_adapter(str(base)), fabricate.folder / "out/checkpoint-2")
+    fabricate.run("a", params={"output_dir": str(fabricate.folder / "out")})
+    assert str(find(fabricate)["a"].problem).endswith(
+        f"is an adapter on {base}, which is quantised (bitsandbytes 4 bits): set the run's tag "
+        "mergeops.base to the 16-bit model that it was made from"
+    )
 
 
 def test_the_tag_of_the_base_wins(fabricate: Fabricator) -> None:

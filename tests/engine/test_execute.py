@@ -218,11 +218,14 @@ def test_config_names_the_saved_format(
     old = Path(shutil.copytree(models["base"], tmp_path / "old"))
     config = json.loads((old / "config.json").read_text())
     del config["dtype"]
-    (old / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
+    # transformers 4 wrote it into the configs of the models inside, too.
+    said = {"torch_dtype": "bfloat16", "vision_config": {"torch_dtype": "bfloat16", "depth": 1}}
+    (old / "config.json").write_text(json.dumps(config | said))
     plan = plan_of({"name": "linear"}, old, {"a": models["a"]}, dtype={"save": "float32"})
     out = merge(plan, tmp_path / "out")
     written = json.loads((out / "config.json").read_text())
     assert written["dtype"] == written["torch_dtype"] == "float32"
+    assert written["vision_config"] == {"torch_dtype": "float32", "depth": 1}
     assert {tensor.dtype for tensor in tensors_of(out).values()} == {torch.float32}
 
 

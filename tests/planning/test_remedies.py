@@ -79,6 +79,23 @@ def test_inputs_that_have_hardly_anything_in_common_are_not_put_side_by_side(
         plan_of({"name": "linear"}, None, {"a": a, "b": b})
 
 
+def test_names_of_two_spellings_are_no_tensors_that_one_input_lacks(
+    plan_of: Make, tiny_llama: Make, tmp_path: Path
+) -> None:
+    def joined(tensors: dict[str, Any]) -> dict[str, Any]:
+        layer = "model.layers.0.mlp"
+        halves = [tensors.pop(f"{layer}.{half}_proj.weight") for half in ("gate", "up")]
+        return {**tensors, f"{layer}.gate_up_proj.weight": torch.cat(halves)}
+
+    base = tiny_llama()
+    sources = {"a": base, "b": rewritten(tiny_llama(like=base, seed=1), tmp_path / "b", joined)}
+    told = "lacks 2 .* and has 1 .*; where these stand for each other, save both with the same cla"
+    with pytest.raises(MergeError, match=told):
+        plan_of({"name": "linear"}, None, sources)
+    with pytest.raises(MergeError, match="1 of 22 tensors have no place in it"):
+        plan_of({"name": "linear"}, None, sources, missing="leave_out")
+
+
 def test_layers_that_predict_further_ahead_are_taken_from_the_input_that_has_them(
     plan_of: Make, tiny_llama: Make, tmp_path: Path
 ) -> None:

@@ -291,6 +291,25 @@ def test_of_logged_models_the_one_with_the_lowest_loss_is_the_best(
     assert find(str(one.uri), fabricate).model_id == models[best].model_id
 
 
+@pytest.mark.parametrize("order", [(10, 20), (20, 10)])
+def test_a_name_that_two_models_of_a_run_have_is_the_one_that_mlflow_takes(
+    order: tuple[int, int], fabricate: Fabricator
+) -> None:
+    import mlflow
+
+    models = steps(fabricate, dict.fromkeys(order, 1.0))
+    uri = f"runs:/{models[10].source_run_id}/final"
+    # MLflow downloads the newest, and registers that of the largest step.
+    assert find(uri, fabricate).model_id == models[order[1]].model_id
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(fabricate.uri)
+    version = mlflow.register_model(uri, "ing")
+    mlflow.set_tracking_uri(before)
+    assert version.source == f"models:/{models[20].model_id}"
+    fabricate.client.set_registered_model_alias("ing", "champion", version.version)
+    assert find("models:/ing@champion", fabricate).model_id == models[20].model_id
+
+
 @pytest.mark.parametrize(
     ("metric", "facts", "best"),
     [
