@@ -55,3 +55,16 @@ def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         both = isinstance(ours, Mapping) and isinstance(value, Mapping)
         result[key] = changed(ours, value) if both else value  # type: ignore[arg-type]
     return result
+
+
+def with_dtype(config: Mapping[str, Any], save_dtype: str) -> dict[str, Any]:
+    """A config with this dtype wherever it, or a model inside it, names one. Old readers know
+    torch_dtype, new ones dtype."""
+    return {
+        key: with_dtype(value, save_dtype)
+        if isinstance(value, Mapping)
+        else save_dtype
+        if key in ("dtype", "torch_dtype") and isinstance(value, str)
+        else value
+        for key, value in config.items()
+    }

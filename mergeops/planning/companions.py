@@ -25,7 +25,7 @@ from mergeops.checkpoint import (
     tokenizer_directory,
 )
 from mergeops.errors import SourceError
-from mergeops.planning.architecture import changed
+from mergeops.planning.architecture import changed, with_dtype
 from mergeops.planning.inputs import PlannedInput, read_config_file
 from mergeops.planning.quantisation_left import plain_config
 from mergeops.planning.sentence_models import sentence_modules
@@ -201,7 +201,7 @@ def write_companions(
     for companion in companions:
         content = _content(companion)
         if companion.name == CONFIG:
-            config = _with_dtype(changed(json.loads(content), changes or {}), save_dtype)
+            config = with_dtype(changed(json.loads(content), changes or {}), save_dtype)
             config["dtype"] = save_dtype
             content = _dump(config).encode()
         elif companion.added:
@@ -211,19 +211,6 @@ def write_companions(
         (out / companion.name).parent.mkdir(exist_ok=True)
         (out / companion.name).write_bytes(content)
     return [companion.name for companion in companions]
-
-
-def _with_dtype(config: Mapping[str, Any], save_dtype: str) -> dict[str, Any]:
-    """A config with this dtype wherever it, or a model inside it, names one. Old readers know
-    torch_dtype, new ones dtype."""
-    return {
-        key: _with_dtype(value, save_dtype)
-        if isinstance(value, Mapping)
-        else save_dtype
-        if key in ("dtype", "torch_dtype") and isinstance(value, str)
-        else value
-        for key, value in config.items()
-    }
 
 
 def indented(value: Any, before: str = "\n") -> str:
