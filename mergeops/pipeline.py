@@ -14,23 +14,27 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeops.checkpoint import is_adapter
 from mergeops.evaluate import Agreement, TaskPlaces, read_passages, task_places
+from mergeops.extraction import adapter_digest
 from mergeops.planning import make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
-from mergeops.report import Leaderboard, Standing, leaderboard_of, standing_of
-from mergeops.scores import Scores, estimate
-from mergeops.store import flavour_of, keep_seen
+from mergeops.report import Leaderboard, leaderboard_of, standing_of
+from mergeops.scores import Scores
+from mergeops.sources import Source
+from mergeops.store import keep_seen
 from mergeops.tools import Tools
 from mergeops.tracking import (
     Beginning,
     FinishedTrial,
     SearchRun,
+    Trial,
     TrialLine,
     log_leaderboard,
     log_search,
@@ -43,93 +47,28 @@ from mergeops.tracking import (
 )
 
 
+@dataclass(frozen=True)
+class Made:
+    """A model, or an adapter, of which a trial is."""
+
+    checkpoint: Path
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What its making measured, as metrics of the run."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """All of it as JSON types, kept as ``made.json``; nothing where it is but a merge."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One scored recipe."""
+class Work:
+    """What a trial is of, and how it is made."""
 
     name: str
-    plan_digest: str
-    run_id: str
-    """Empty where the trial is kept for ``mergeops sync``."""
-    checkpoint: Path
-    registered: str
-    """NAME/VERSION in the model registry; empty where the trial is kept for ``mergeops sync``, or
-    has no scores and ``tracking.register`` does not ask for a version all the same."""
-    scores: Scores | None
-    """On the dev part; None where the recipe names no tasks."""
-    parents: Mapping[str, Scores]
-    """Of the base and every source, on the dev part."""
-    leaderboard: Leaderboard | None
-    """The merge among its parents."""
-    links: Mapping[str, str] = field(default_factory=dict)
-    """Pages in MLflow: ``run``, and ``version`` where there is one; empty where none serves any."""
-    agreements: Sequence[Agreement] = ()
-    """With base and sources, where ``evaluate.agreement`` names a text."""
-
-    @property
-    def dev_score(self) -> float:
-        """Pooled score on the dev part; NaN where nothing was scored."""
-        return self.scores.pooled if self.scores else float("nan")
-
-    @property
-    def merit(self) -> float:
-        """What choices are made by, larger is better; -inf where there is no finite score."""
-        return self.scores.merit if self.scores else -math.inf
-
-    @property
-    def standing(self) -> Standing | None:
-        """Whether it is better than its best parent and its base; None where nothing was scored."""
-        return standing_of(self.scores, self.parents) if self.scores else None
-
-    def note(self) -> dict[str, Any]:
-        """All of it as JSON types, for ``from_note``."""
-        return {
-            "name": self.name,
-            "plan_digest": self.plan_digest,
-            "run_id": self.run_id,
-            "checkpoint": str(self.checkpoint),
-            "registered": self.registered,
-            "scores": self.scores.to_dict() if self.scores else None,
-            "parents": {name: scores.to_dict() for name, scores in self.parents.items()},
-            "links": dict(self.links),
-            "agreements": [each.to_dict() for each in self.agreements],
-        }
-
-    @classmethod
-    def from_note(cls, note: Mapping[str, Any]) -> Trial:
-        """The trial that ``note`` wrote down."""
-        scores = Scores.from_dict(note["scores"]) if note["scores"] else None
-        parents = {name: Scores.from_dict(each) for name, each in note["parents"].items()}
-        return cls(
-            name=note["name"],
-            plan_digest=note["plan_digest"],
-            run_id=note["run_id"],
-            checkpoint=Path(note["checkpoint"]),
-            registered=note["registered"],
-            scores=scores,
-            parents=parents,
-            leaderboard=leaderboard_of({note["name"]: scores}, parents) if scores else None,
-            links=note["links"],
-            agreements=[Agreement(**each) for each in note["agreements"]],
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types, for ``--json``."""
-        standing = self.standing
-        interval = estimate(self.scores).interval if self.scores else None
-        return {
-            "name": self.name,
-            "plan_digest": self.plan_digest,
-            "run_id": self.run_id,
-            "checkpoint": str(self.checkpoint),
-            "registered": self.registered,
-            "dev_score": self.dev_score if math.isfinite(self.dev_score) else None,
-            "dev_interval": list(interval) if interval else None,
-            "links": dict(self.links),
-            "standing": standing.to_dict() if standing else None,
-            "agreements": [each.to_dict() for each in self.agreements],
-            "leaderboard": self.leaderboard.to_dict() if self.leaderboard else None,
-        }
+    digest: str
+    """Names it: of the plan, or of what else decides it."""
+    plan: Mapping[str, Any]
+    """As JSON types, kept as ``plan.json``."""
+    make: Callable[[], Made]
+    """Makes it, or finds it made."""
 
 
 def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Trial:
@@ -143,44 +82,83 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
     Raises:
         MergeopsError: the class says at which step; finished steps are kept.
     """
-    # A task or text that cannot be read is refused before hours of merging.
-    tools.load_tasks()
-    for text in recipe.evaluate.texts:
-        read_passages(text)
+    check_questions(recipe, tools)
     resolved = tools.resolve(recipe)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     tools.warn(plan)
     name = trial_name(recipe)
+
+    def make() -> Made:
+        if not recipe.output.is_adapter:
+            return Made(tools.merge(plan, name))
+        made = tools.merge_as_adapter(plan, resolved.base)
+        return Made(made.out.absolute(), made.measures(), made.noted())
+
+    digest = adapter_digest(plan) if recipe.output.is_adapter else plan.digest
+    work = Work(name=name, digest=digest, plan=plan.to_dict(), make=make)
+    return track(recipe, tools, work, search=search)
+
+
+def check_questions(recipe: Recipe, tools: Tools) -> None:
+    """Load tasks and texts: one that cannot be read is refused before hours of work.
+
+    Raises:
+        MergeopsError: one cannot be.
+    """
+    tools.load_tasks()
+    for text in recipe.evaluate.texts:
+        read_passages(text)
+
+
+def track(recipe: Recipe, tools: Tools, work: Work, *, search: SearchRun | None = None) -> Trial:
+    """Make what a trial is of, score it and its parents, log and register it.
+
+    Args:
+        recipe: names the parents, and how to score and log.
+        tools: as ``run``.
+        work: what is made.
+        search: as ``run``.
+
+    Raises:
+        MergeopsError: as ``run``.
+    """
+    resolved, name = tools.resolve(recipe), work.name
     with open_trial(
         tools.tracking,
         recipe,
-        plan.digest,
+        work.digest,
         resolved.sources,
         resolved.base,
-        plan=plan.to_dict(),
+        plan=work.plan,
         name=name,
         parent_run_id=search.run_id if search else None,
     ) as log:
-        checkpoint = tools.merge(plan, name)
+        made = work.make()
+        checkpoint = made.checkpoint
         with tools.progress.bar(f"uploading {name}", is_bytes=True) as tick:
-            sha256 = tools.weights_sha256(checkpoint)
+            sha256 = result_of(recipe, tools, checkpoint).sha256
             log.log_model(checkpoint, weights_sha256=sha256, progress=tick)
-        if note := flavour_of(checkpoint).note:
+        # A local store has hard links to the files now, which counts as a change of them.
+        result = result_of(recipe, tools, checkpoint)
+        if made.details:
+            log.log_measures(made.measures)
+            log.log_json(made.details, "made.json")
+        if note := log.flavour_note(checkpoint):
             tools.note(note)
         scores, board = None, None
         parents: dict[str, Scores] = {}
         if recipe.evaluate.tasks:
             parents = tools.score_parents(recipe, log=log.log_parent)
-            scores = tools.score(name, checkpoint, "dev")
+            scores = tools.score_source(name, recipe, result, "dev")
             log.log_scores(scores)
             board = leaderboard_of({name: scores}, parents)
             log_leaderboard(log, board, standing_of(scores, parents))
         agreements: list[Agreement] = []
         if recipe.evaluate.agreement is not None:
-            agreements = tools.agreement(recipe, checkpoint)
+            agreements = tools.agreement(recipe, result)
             said = {"text": recipe.evaluate.agreement, "parents": [a.to_dict() for a in agreements]}
             log.log_text(json.dumps(said, indent=2), "agreement.json")
-        if recipe.tracking.heat_maps and not log.complete:
+        if recipe.tracking.heat_maps and recipe.tool is None and not log.complete:
             for figure_name, figure in tools.heat_maps(recipe).items():
                 log.log_figure(figure, f"plots/{figure_name}.png")
         version = None
@@ -196,7 +174,7 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
         search.log_trial(scores.pooled, higher_is_better=scores.higher_is_better)
     return Trial(
         name=name,
-        plan_digest=plan.digest,
+        plan_digest=work.digest,
         run_id=log.run_id,
         checkpoint=checkpoint,
         registered=f"{recipe.tracking.registered_model}/{version}" if version else "",
@@ -206,6 +184,22 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
         links=tools.tracking.links(log.run_id, recipe.tracking.registered_model, version),
         agreements=agreements,
     )
+
+
+def result_of(recipe: Recipe, tools: Tools, path: Path, *, sha256: str | None = None) -> Source:
+    """What a recipe made, pinned: a full checkpoint, or an adapter of the recipe's base.
+
+    Args:
+        recipe: made it.
+        tools: its connections.
+        path: its directory.
+        sha256: of a full checkpoint's weights, where it is known.
+    """
+    if not is_adapter(path):
+        return Source("result", str(path), path, sha256 or tools.weights_sha256(path))
+    base = tools.resolve(recipe).base
+    assert base is not None, "an adapter is made for a base"
+    return tools.resolve_one(recipe, str(path), name="result", base=str(base.path))
 
 
 def trial_name(recipe: Recipe) -> str:

@@ -30,6 +30,7 @@ from mergeops.evaluate import (
     with_clusters,
 )
 from mergeops.executors import Desk, Event, Lost, Needs, Unit, open_executor, results
+from mergeops.extraction import check_made_here
 from mergeops.inspection import Inspection, figures, inspect
 from mergeops.planning import Plan, make_plan, merge_dir
 from mergeops.progress import Progress
@@ -39,7 +40,7 @@ from mergeops.scores import Scores
 from mergeops.sources import Source
 from mergeops.store import Tracking, connect
 from mergeops.tracking import ScoreRecords, log_parent
-from mergeops.workshop import Spent, Workshop, check_is_model
+from mergeops.workshop import Spent, Workshop
 
 __all__ = ["Spent", "Tools"]
 
@@ -61,7 +62,7 @@ class Tools(Workshop):
     def __init__(
         self, recipe: Recipe, progress: Progress, *, tracking: Tracking | None = None
     ) -> None:
-        check_is_model(recipe, "a tracked trial")
+        check_made_here(recipe)
         super().__init__(recipe, progress)
         self.evaluate = recipe.evaluate
         self.trust_remote_code = recipe.trust_remote_code
@@ -276,13 +277,13 @@ class Tools(Workshop):
             log(source, scores[name])
         return scores
 
-    def agreement(self, recipe: Recipe, checkpoint: Path) -> list[Agreement]:
+    def agreement(self, recipe: Recipe, result: Source) -> list[Agreement]:
         """How often the merge would go on as its base and sources, on ``evaluate.agreement``."""
         sources = self.resolve(recipe).parents
         parents = {name: self._model(recipe, source) for name, source in sources.items()}
         with self.progress.bar("comparing next tokens with the parents'") as tick:
             rows, others = agreement(
-                Model(checkpoint, self.weights_sha256(checkpoint)),
+                self._model(recipe, result),
                 parents,
                 recipe.evaluate.texts[0],
                 recipe.evaluate,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.activations import Measured, find, measure, prompts_sha256
-from mergeops.checkpoint import has_tokenizer, read_manifest, weights_sha256
+from mergeops.checkpoint import has_tokenizer, hold, read_manifest, weights_sha256
 from mergeops.engine import (
     MERGING,
     WorkPlan,
@@ -24,9 +24,21 @@ from mergeops.engine import (
     plan_work,
 )
 from mergeops.errors import ConfigError
-from mergeops.extraction import Extracted, merge_as_adapter
+from mergeops.extraction import (
+    Extracted,
+    adapter_digest,
+    check_made_here,
+    merge_as_adapter,
+)
 from mergeops.methods import get
-from mergeops.planning import Digests, Plan, make_plan, merge_dir, resolve_with_merges
+from mergeops.planning import (
+    Digests,
+    Plan,
+    dir_of_digest,
+    make_plan,
+    merge_dir,
+    resolve_with_merges,
+)
 from mergeops.progress import Progress
 from mergeops.recipe import MethodSpec, Recipe, SourceSpec, TokenizerSpec
 from mergeops.sources import Resolved, Source, resolve_uri, resolve_with_bar
@@ -135,10 +147,21 @@ class Workshop:
         self.warn(plan)
         return self.merge(plan, label)
 
-    def resolve_one(self, recipe: Recipe, uri: str) -> Source:
-        """Find and pin one checkpoint outside the recipe, e.g. a registered merge."""
+    def resolve_one(
+        self, recipe: Recipe, uri: str, *, name: str = "source", base: str | None = None
+    ) -> Source:
+        """Find and pin one checkpoint outside the recipe, e.g. a registered merge.
+
+        Args:
+            recipe: its tracking and output settings hold.
+            uri: names the checkpoint.
+            name: what it is called.
+            base: of an adapter, where its own config does not lead there.
+        """
         return resolve_uri(
             uri,
+            name=name,
+            base=base,
             cache_dir=self.work_dir / "cache",
             tracking=recipe.tracking,
             path_map=recipe.path_map,
@@ -182,6 +205,26 @@ class Workshop:
             self.spent.written += size
             self.spent.merging_s += seconds
         return folder.absolute(), plan
+
+    def merge_as_adapter(
+        self, plan: Plan, base: Source | None, into: Path | None = None
+    ) -> Extracted:
+        """Execute a plan and write its result as an adapter of its base, or find it done.
+
+        Args:
+            plan: what to do.
+            base: what the adapter is for.
+            into: as ``merge``.
+        """
+        folder = into or dir_of_digest(self.work_dir, adapter_digest(plan))
+        began = time.monotonic()
+        made = merge_as_adapter(plan, base, folder, device=self.device, progress=self.progress)
+        hold(folder)
+        if not made.was_there:
+            self.spent.merges += 1
+            self.spent.written += made.bytes
+            self.spent.merging_s += time.monotonic() - began
+        return made
 
     def size_of(self, checkpoint: Path) -> int:
         """Bytes of a checkpoint's weights."""
@@ -232,19 +275,6 @@ class Workshop:
         return self.merge(plan, source.name)
 
 
-def check_is_model(recipe: Recipe, what: str) -> None:
-    """Refuse a recipe for an adapter where full weights are made.
-
-    Raises:
-        ConfigError: ``what`` is what makes them.
-    """
-    if recipe.output.is_adapter:
-        raise ConfigError(
-            f"output.as is adapter, which `mergeops merge RECIPE OUT` writes and {what} does not; "
-            "leave it out here"
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Merged:
     """What ``merge_only`` did."""
@@ -277,30 +307,17 @@ def merge_only(recipe: Recipe, out: Path, progress: Progress) -> Merged:
         MergeopsError: the class says at which step.
     """
     before = check_output(out)
+    check_made_here(recipe)
     workshop = Workshop(recipe, progress)
-    if recipe.output.is_adapter:
-        return _merge_as_adapter(recipe, out, workshop)
-    resolved = workshop.resolve(recipe, hash_later=True)
+    resolved = workshop.resolve(recipe, hash_later=not recipe.output.is_adapter)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     workshop.warn(plan)
+    if recipe.output.is_adapter:
+        made = workshop.merge_as_adapter(plan, resolved.base, out)
+        return Merged(out, plan, made.was_there, made)
     plan = workshop.merge_and_pin(plan, f"into {out}", out)[1]
     # Another merge would have been refused.
     return Merged(out, plan, before is not None)
-
-
-def _merge_as_adapter(recipe: Recipe, out: Path, workshop: Workshop) -> Merged:
-    if not workshop.executor.is_here:
-        raise ConfigError(
-            f"output.as is adapter, which is made on this machine, and executor is "
-            f"{workshop.executor.name}; leave one of them out"
-        )
-    resolved = workshop.resolve(recipe)
-    plan = make_plan(recipe, resolved.base, resolved.sources)
-    workshop.warn(plan)
-    made = merge_as_adapter(
-        plan, resolved.base, out, device=workshop.device, progress=workshop.progress
-    )
-    return Merged(out, plan, made.was_there, made)
 
 
 def plan_only(recipe: Recipe, progress: Progress, *, bandwidth: float | None = None) -> WorkPlan:
@@ -316,7 +333,10 @@ def plan_only(recipe: Recipe, progress: Progress, *, bandwidth: float | None = N
         ConfigError: the recipe makes merges first.
         MergeopsError: as ``merge_only`` before the first tensor is read.
     """
-    check_is_model(recipe, "--plan")
+    if recipe.output.is_adapter:
+        raise ConfigError(
+            "output.as is adapter, and --plan says what full weights take; leave one of them out"
+        )
     if recipe.merges:
         first = next(iter(recipe.merges))
         raise ConfigError(

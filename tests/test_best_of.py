@@ -9,10 +9,11 @@ import pytest
 
 from mergeops import pipeline
 from mergeops.errors import EvaluationError
-from mergeops.pipeline import Trial, best_of
+from mergeops.pipeline import best_of
 from mergeops.recipe.recipe import Recipe
 from mergeops.scores import ItemResult, Scores, TaskScore
 from mergeops.search import grid
+from mergeops.tracking import Trial
 from mergeops.tracking.searches import SearchRun
 
 

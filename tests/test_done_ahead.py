@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mergeops.pipeline import Trial, run
+from mergeops.pipeline import run
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.recipe.settings import TrackingSpec
 from mergeops.tools import Tools
+from mergeops.tracking import Trial
 
 TEXT = "\n\n".join(f"{i:03d} " + "the hare ran. " * 75 for i in range(16))
 

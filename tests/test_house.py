@@ -37,7 +37,7 @@ FLOORS = (
     ("workshop",),
     ("tools",),
     ("pipeline",),
-    ("promotion",),
+    ("derived", "promotion"),
     ("search",),
     ("api", "watching"),
     ("service",),

@@ -9,6 +9,8 @@ Stands on: architectures, checkpoint, errors, lazy_torch, methods, progress, ver
 """
 
 from mergeops.activations.kept_activations import (
+    ABOUT,
+    FOLDER,
     KINDS,
     Measured,
     OpenMeasured,
@@ -19,6 +21,8 @@ from mergeops.activations.measuring import measure
 from mergeops.activations.prompts import prompts_sha256
 
 __all__ = [
+    "ABOUT",
+    "FOLDER",
     "KINDS",
     "Measured",
     "OpenMeasured",

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mergeops.checkpoint import StoredTensor, read_headers
+from mergeops.checkpoint import StoredTensor, hold, read_headers
 from mergeops.errors import SourceError
 from mergeops.lazy_torch import torch
 from mergeops.methods import LayerActivations
@@ -69,8 +69,10 @@ def place_of(work_dir: Path, kind: str, weights_sha256: str, prompts_sha256: str
 
 
 def find(work_dir: Path, kind: str, weights_sha256: str, prompts_sha256: str) -> Measured | None:
-    """What was measured of these weights by these prompts, or None."""
-    return _read(place_of(work_dir, kind, weights_sha256, prompts_sha256))
+    """What was measured of these weights by these prompts, or None; it stays while this process
+    lives."""
+    place = place_of(work_dir, kind, weights_sha256, prompts_sha256)
+    return _read(place) if hold(place, ABOUT) else None
 
 
 def kept_in(work_dir: Path) -> list[Measured]:

@@ -20,7 +20,7 @@ from mergeops.activations.looks import LOOKS, weights_of
 from mergeops.activations.prompts import prompts_sha256, read_prompts
 from mergeops.activations.sums import Sums
 from mergeops.architectures import in_silence
-from mergeops.checkpoint import file_sha256, sync_directory, sync_file
+from mergeops.checkpoint import file_sha256, locked, sync_directory, sync_file
 from mergeops.errors import MergeError, SourceError
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.progress import Tick
@@ -63,7 +63,10 @@ def measure(
     place = place_of(work_dir, kind, weights_sha256, digest)
     place.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    opened = contextlib.ExitStack()
     try:
+        # What nobody locks was left by a process that was killed.
+        opened.enter_context(locked(folder, is_directory=True))
         loaded, tokenizer = _load(model, device)
         tokens = [_tokens(tokenizer, loaded, text) for text in texts]
         whole = [ids for ids, _ in tokens if ids.numel()]
@@ -97,6 +100,7 @@ def measure(
     except OSError as error:
         raise MergeError(f"{place} cannot be written: {error.strerror or error}") from error
     finally:
+        opened.close()
         shutil.rmtree(folder, ignore_errors=True)
     measured = find(work_dir, kind, weights_sha256, digest)
     if measured is None:

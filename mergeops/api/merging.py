@@ -12,14 +12,16 @@ from typing import Any
 from mergeops import inspection, pipeline, workshop
 from mergeops.api.recipes import ConfigDir, RecipeLike, as_recipe
 from mergeops.checkpoint import verify_checkpoint
-from mergeops.extraction import Extracted, Rank, extract_by_uri
-from mergeops.mixture import Mixture, mixture_of
+from mergeops.derived import extract_by_uri, mixture_of, transplant_by_uri
+from mergeops.extraction import Extracted, Rank
+from mergeops.mixture import Mixture
 from mergeops.progress import Progress
 from mergeops.recover import Recovered
 from mergeops.recover import recover as put_together
 from mergeops.search import SearchResult, run_search, with_strategy
 from mergeops.sources import locate
-from mergeops.transplant import Transplant, transplant_by_uri
+from mergeops.tracking import Trial
+from mergeops.transplant import Transplant
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def run(
     overrides: Sequence[str] = (),
     config_dir: ConfigDir = None,
     progress: bool = False,
-) -> pipeline.Trial:
+) -> Trial:
     """Run one tracked trial: merge, score merge and parents, log, register.
 
     The same call again does nothing twice, and goes on where a killed one was.
@@ -247,7 +249,7 @@ def moe(
     mergeops.errors.ConfigError: moe.yml cannot be read: No such file or directory
     """
     bars = Progress(quiet=not progress)
-    return mixture_of(Path(recipe), Path(out), seed=seed, device=device, progress=bars)
+    return mixture_of(Path(recipe), Path(out), seed=seed, device=device, progress=bars).result
 
 
 def transplant(
@@ -290,7 +292,7 @@ def transplant(
         k=k,
         device=device,
         progress=Progress(quiet=not progress),
-    )
+    ).result
 
 
 def extract(
@@ -336,4 +338,4 @@ def extract(
         rank=Rank.parse("auto" if rank is None else str(rank), energy=energy, most=max_rank),
         others=others,
         progress=Progress(quiet=not progress),
-    )
+    ).result

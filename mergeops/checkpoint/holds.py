@@ -16,17 +16,21 @@ _held: dict[tuple[int, int], int] = {}
 """Device and inode -> descriptor. They end with the process: a merge may read until then."""
 
 
-def hold(merge: Path) -> bool:
+def hold(merge: Path, mark: str = MANIFEST) -> bool:
     """Keep a merge from being deleted by ``alone`` while this process lives.
 
     Other directories are left as they are: nobody deletes them. So is a merge on a file system
     without locks.
 
+    Args:
+        merge: its directory.
+        mark: the file that says that it is one, or another thing that may be deleted.
+
     Returns:
         Whether the directory is still there.
     """
     try:
-        if not (merge / MANIFEST).is_file():
+        if not (merge / mark).is_file():
             return merge.is_dir()
         facts = merge.stat()
         if (facts.st_dev, facts.st_ino) in _held:

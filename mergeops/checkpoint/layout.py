@@ -67,6 +67,11 @@ class Checkpoint:
     """Tensor -> how its numbers are computed, where the files hold codes."""
 
 
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter, by PEFT's own config."""
+    return (directory / ADAPTER_CONFIG).is_file()
+
+
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a full checkpoint: ``model.safetensors``, or what the index names.
 

@@ -1,6 +1,6 @@
 """What is on the disk that nobody needs any more.
 
-Stands on: checkpoint, engine, errors, store, tracking.
+Stands on: activations, checkpoint, engine, errors, store, tracking.
 """
 
 from mergeops.cleanup.garbage import KeptItem, collect, look, parse_age

@@ -11,27 +11,33 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import alone, locked, read_manifest
+from mergeops.checkpoint import alone, read_manifest
 from mergeops.cleanup.disk_usage import Usage, usage
+from mergeops.cleanup.made_again import made_again
 from mergeops.cleanup.needed import MergeUse, references
-from mergeops.engine import DOOMED, LOCK, PACE
+from mergeops.cleanup.verdicts import (
+    LISTED_INSIDE,
+    UNKNOWN,
+    WHOLE,
+    YOUNG,
+    Verdict,
+    judged_merge,
+    partial_lock,
+)
+from mergeops.engine import DOOMED
 from mergeops.errors import ConfigError, SourceError, TrackingError
 from mergeops.store import Tracking, only_one
-from mergeops.tracking import FOLDER, NOTES, pending_trials
+from mergeops.tracking import pending_trials
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 AT_A_TIME = 32
 """Merges that are locked, judged again and deleted together: each takes a few open files."""
-YOUNG = "written lately; its command goes on from here"
-
-Verdict = tuple[str, bool, str]
-"""Kind, whether it is garbage, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class KeptItem:
 
     path: Path
     kind: str
-    """merge, partial, pending, scores, notes, cache or other."""
+    """merge, partial, activations, noise, pending, scores, notes, cache, service or other."""
     nbytes: int
     """Bytes on the disk."""
     freed: int
@@ -95,10 +101,18 @@ def look(work_dir: Path, tracking: Tracking, older_than_s: float) -> list[KeptIt
     items = []
     for path, digest in digests.items():
         experiments = known[digest].experiment_ids if digest in known else ()
-        judge = partial(_judge, path, digest, known, waiting, older_than_s)
+        judge = partial(judged_merge, path, digest, known, waiting, older_than_s)
         items += _items(path, judge, digest, experiments)
     items += _others(work_dir)
-    return _parents_of_kept(items, known)
+    items = _parents_of_kept(items, known)
+    kept = [item for item in items if item.kind == "merge" and not item.is_garbage]
+    in_use = {sha256 for item in kept for sha256 in _parents(item.path)}
+    again = [
+        found
+        for path, judge in made_again(work_dir, older_than_s, in_use)
+        for found in _items(path, judge)
+    ]
+    return [_without(item, again) for item in items] + again
 
 
 def collect(
@@ -140,8 +154,8 @@ def _delete(
             except OSError as error:
                 results.append(_kept(item, f"cannot be locked: {error.strerror}"))
         # The user may have thought for an hour, and another process acted until it was locked.
-        has_merges = any(item.kind == "merge" for item in held)
-        seen_now = look(work_dir, tracking, older_than_s) if has_merges else []
+        has_others = any(item.kind != "partial" for item in held)
+        seen_now = look(work_dir, tracking, older_than_s) if has_others else []
         now = {item.path: item for item in seen_now}
         for item in held:
             if item.kind == "partial":
@@ -154,7 +168,7 @@ def _delete(
 
 def _lock(item: KeptItem, tracking: Tracking, locks: ExitStack) -> None:
     if item.kind == "partial":
-        locks.enter_context(_partial_lock(item.path))
+        locks.enter_context(partial_lock(item.path))
     for experiment_id in item.experiment_ids:
         identity = (tracking.place, experiment_id, item.plan_digest)
         locks.enter_context(only_one(f"the merge {item.path.name}", *identity))
@@ -189,37 +203,14 @@ def _kept(item: KeptItem, reason: str) -> KeptItem:
     return dataclasses.replace(item, is_garbage=False, reason=reason)
 
 
-def _judge(
-    path: Path,
-    digest: str,
-    known: Mapping[str, MergeUse],
-    waiting: Mapping[Path, str],
-    older_than_s: float,
-    age_s: float,
-) -> Verdict:
-    is_young = age_s < older_than_s
-    if path.is_symlink() or not path.is_dir():
-        return "other", False, "not made by mergeops"
-    if path.name.startswith(".") and path.name.endswith(DOOMED):
-        return "partial", True, "its deletion was interrupted"
-    if path.name.startswith(".") and path.name.endswith(".partial"):
-        if _is_locked(path):
-            return "partial", False, "a running process writes it"
-        if is_young:
-            return "partial", False, YOUNG
-        return "partial", True, "an interrupted merge that nobody went on with"
-    if not digest:
-        return "other", False, "not made by mergeops: it holds no manifest, or a damaged one"
-    if path.resolve() in waiting:
-        return "merge", False, f"{waiting[path.resolve()]} waits for mergeops sync"
-    reference = known.get(digest)
-    if reference is None:
-        return "merge", False, "this server knows no run of it; another one may"
-    if reference.needed:
-        return "merge", False, reference.needed
-    if is_young:
-        return "merge", False, f"written lately; {reference.unneeded}"
-    return "merge", True, reference.unneeded
+def _without(item: KeptItem, inside: Sequence[KeptItem]) -> KeptItem:
+    """The item without what is listed by itself."""
+    own = [one for one in inside if item.path in one.path.parents]
+    return dataclasses.replace(
+        item,
+        nbytes=item.nbytes - sum(one.nbytes for one in own),
+        freed=item.freed - sum(one.freed for one in own),
+    )
 
 
 def _parents_of_kept(items: list[KeptItem], known: Mapping[str, MergeUse]) -> list[KeptItem]:
@@ -254,21 +245,9 @@ def _parents(merge: Path) -> list[str]:
 
 
 def _others(work_dir: Path) -> Iterator[KeptItem]:
-    verdicts: dict[str, Verdict] = {
-        "scores": ("scores", False, "scores found again instead of computed; small"),
-        "cache": ("cache", False, "downloads and digests"),
-        NOTES: ("notes", False, "what lets a finished run say so at once; small"),
-        FOLDER: ("pending", False, "trials that wait for mergeops sync"),
-        PACE: ("notes", False, "how fast this machine has been; small"),
-        "studies": ("notes", False, "what lets a search go on; small"),
-        "controls": ("merge", False, "noise that mergeops controls put in place of sources"),
-        "service": ("service", False, "queue, logs and state of mergeops serve"),
-    }
-    unknown: Verdict = ("other", False, "not made by mergeops")
     for path in _listed(work_dir):
-        if path.name != "merges":
-            verdict = verdicts.get(path.name, unknown)
-            yield from _items(path, partial(_at_any_age, verdict))
+        if path.name not in ("merges", *LISTED_INSIDE):
+            yield from _items(path, partial(_at_any_age, WHOLE.get(path.name, UNKNOWN)))
 
 
 def _at_any_age(verdict: Verdict, _age_s: float) -> Verdict:
@@ -323,25 +302,3 @@ def _plan_digest(path: Path) -> str:
     except (SourceError, PermissionError):
         return ""
     return str(manifest["plan_digest"]) if manifest else ""
-
-
-def _is_locked(partial: Path) -> bool:
-    try:
-        with _partial_lock(partial):
-            return False
-    except BlockingIOError:
-        return True
-
-
-@contextmanager
-def _partial_lock(partial: Path) -> Iterator[None]:
-    """Hold the lock that a merge holds on its working directory.
-
-    Raises:
-        BlockingIOError: a process has it.
-    """
-    if (partial / LOCK).exists():
-        with locked(partial / LOCK, wait=False):
-            yield
-    else:
-        yield

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
-from mergeops.cli.options import AS_JSON, PATH, Call, options, progress_options
-from mergeops.extraction import OTHERS, Extracted, Rank, extract_by_uri
+from mergeops.cli.options import PATH, Call
+from mergeops.cli.tool_options import show_derived, tool_options
+from mergeops.derived import ToolLog, extract_by_uri
+from mergeops.extraction import OTHERS, Extracted, Rank
 
 WORST = 5
 """Matrices that are shown."""
@@ -29,9 +31,10 @@ WORST = 5
     show_default=True,
     help="Changed norms, embeddings and heads: save them whole, leave them out, or refuse.",
 )
-@options(AS_JSON, progress_options)
+@tool_options
 def extract(
     call: Call,
+    log: ToolLog,
     base: str,
     tuned: str,
     out: Path,
@@ -42,11 +45,14 @@ def extract(
 ) -> None:
     """Make a LoRA adapter OUT of the full fine-tune TUNED of BASE, and say what it leaves out.
 
-    BASE and TUNED are directories or URIs as a recipe takes them. PEFT loads the result.
+    BASE and TUNED are directories or URIs as a recipe takes them. PEFT loads the result. With --log
+    it is logged, and scored where evaluate.tasks=[...] names tasks.
     """
     wanted = Rank.parse(rank, energy=energy, most=max_rank)
-    result = extract_by_uri(base, tuned, out, rank=wanted, others=others, progress=call.progress)
-    call.show(result.to_dict(), _text(result))
+    made = extract_by_uri(
+        base, tuned, out, rank=wanted, others=others, progress=call.progress, log=log
+    )
+    show_derived(call, made, _text(made.result))
 
 
 def ranks_text(result: Extracted) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from mergeops.cli.options import AS_JSON, PATH, Call, options, progress_options
-from mergeops.mixture import mixture_of
+from mergeops.cli.options import PATH, Call
+from mergeops.cli.tool_options import show_derived, tool_options
+from mergeops.derived import ToolLog, mixture_of
 
 
 @click.command()
@@ -15,17 +16,19 @@ from mergeops.mixture import mixture_of
 @click.argument("out", metavar="OUT", type=PATH)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of gates.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@options(AS_JSON, progress_options)
-def moe(call: Call, recipe_file: Path, out: Path, seed: int, device: str) -> None:
+@tool_options
+def moe(call: Call, log: ToolLog, recipe_file: Path, out: Path, seed: int, device: str) -> None:
     """Make the dense models of RECIPE the experts of one, OUT, that sends each token to a few.
 
-    RECIPE is an unchanged YAML of mergekit-moe.
+    RECIPE is an unchanged YAML of mergekit-moe. With --log the result is logged, and scored where
+    evaluate.tasks=[...] names tasks.
     """
-    made = mixture_of(recipe_file, out, seed=seed, device=device, progress=call.progress)
+    done = mixture_of(recipe_file, out, seed=seed, device=device, progress=call.progress, log=log)
+    made = done.result
     plan = made.plan.digest[:12]
     verb = "holds already" if made.was_there else "holds"
     text = (
         f"{out} {verb} {made.model_type} with {made.experts} experts, {made.experts_per_token} a "
         f"token (plan {plan})"
     )
-    call.show(made, text)
+    show_derived(call, done, text)

@@ -20,7 +20,7 @@ from mergeops.cli.options import (
     progress_options,
     show_recipe,
 )
-from mergeops.pipeline import Trial, best_of, joint_leaderboard
+from mergeops.pipeline import best_of, joint_leaderboard
 from mergeops.recipe import Recipe, TrackingSpec, compose, expand_sweep
 from mergeops.redact import redact
 from mergeops.report import BETTER, WORSE, board_table
@@ -36,6 +36,7 @@ from mergeops.search import (
 )
 from mergeops.store import connect_to_server
 from mergeops.tools import Tools
+from mergeops.tracking import Trial
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
-from mergeops.cli.options import AS_JSON, PATH, Call, options, progress_options
-from mergeops.transplant import METHODS, transplant_by_uri
+from mergeops.cli.options import PATH, Call
+from mergeops.cli.tool_options import show_derived, tool_options
+from mergeops.derived import ToolLog, transplant_by_uri
+from mergeops.transplant import METHODS
 
 
 @click.command()
@@ -24,20 +26,29 @@ from mergeops.transplant import METHODS, transplant_by_uri
 )
 @click.option("--k", default=16, show_default=True, help="Tokens in a sum, of omp.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@options(AS_JSON, progress_options)
+@tool_options
 def transplant(
-    call: Call, model: str, donor: str, out: Path, method: str, k: int, device: str
+    call: Call,
+    log: ToolLog,
+    model: str,
+    donor: str,
+    out: Path,
+    method: str,
+    k: int,
+    device: str,
 ) -> None:
     """Write MODEL with the vocabulary and tokenizer of DONOR into OUT.
 
-    MODEL and DONOR are directories or URIs as a recipe takes them.
+    MODEL and DONOR are directories or URIs as a recipe takes them. With --log the result is logged,
+    and scored where evaluate.tasks=[...] names tasks.
     """
-    made = transplant_by_uri(
-        model, donor, out, method=method, k=k, device=device, progress=call.progress
+    done = transplant_by_uri(
+        model, donor, out, method=method, k=k, device=device, progress=call.progress, log=log
     )
+    made = done.result
     verb = "holds already" if made.was_there else "holds"
     text = (
         f"{out} {verb} {model} with {made.rows} rows: {made.shared} of tokens that both have, "
         f"{made.new} made by {method} (plan {made.plan.digest[:12]})"
     )
-    call.show(made, text)
+    show_derived(call, done, text)

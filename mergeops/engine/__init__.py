@@ -4,7 +4,7 @@ Stands on: activations, adapters, architectures, checkpoint, errors, executors, 
 lazy_torch, methods, planning, progress, recipe, recover, redact, sources, version.
 """
 
-from mergeops.engine.composed_models import assemble, made_input
+from mergeops.engine.composed_models import MADE_INPUTS, assemble, made_input
 from mergeops.engine.destination import check_output
 from mergeops.engine.devices import choose_devices
 from mergeops.engine.execute import CARD, merge, merge_and_pin
@@ -21,6 +21,7 @@ __all__ = [
     "CARD",
     "DOOMED",
     "LOCK",
+    "MADE_INPUTS",
     "MERGING",
     "PACE",
     "SCORING",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.architectures import read_fit
-from mergeops.checkpoint import SINGLE, read_manifest, replace_with, weights_sha256
+from mergeops.checkpoint import SINGLE, hold, read_manifest, replace_with, weights_sha256
 from mergeops.engine.execute import merge_and_pin
 from mergeops.lazy_torch import Tensor
 from mergeops.methods import get
@@ -30,6 +30,8 @@ from mergeops.recipe import parse_size
 from mergeops.sources import Source
 
 METHOD = "passthrough"
+MADE_INPUTS = ("gates", "rows")
+"""What inputs that were made are called, and begins the names of their folders."""
 SHARD_SIZE = "5GB"
 
 
@@ -58,6 +60,7 @@ def made_input(
         folder.mkdir(parents=True, exist_ok=True)
         with replace_with(folder / SINGLE) as partial:
             save_file(tensors, partial, metadata={"format": "pt"})
+    hold(folder, SINGLE)
     source = Source(name, uri, folder, weights_sha256(folder, cache_dir=cache_dir))
     [planned], _, _ = read_inputs([source])
     return planned

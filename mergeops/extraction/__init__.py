@@ -5,9 +5,22 @@ progress, recipe, sources.
 """
 
 from mergeops.extraction.adapter_draft import OTHERS, Extracted
-from mergeops.extraction.by_uri import extract_by_uri
 from mergeops.extraction.extraction import extract
 from mergeops.extraction.low_rank import Rank
-from mergeops.extraction.merged_adapter import merge_as_adapter
+from mergeops.extraction.merged_adapter import (
+    adapter_digest,
+    check_low_rank,
+    check_made_here,
+    merge_as_adapter,
+)
 
-__all__ = ["OTHERS", "Extracted", "Rank", "extract", "extract_by_uri", "merge_as_adapter"]
+__all__ = [
+    "OTHERS",
+    "Extracted",
+    "Rank",
+    "adapter_digest",
+    "check_low_rank",
+    "check_made_here",
+    "extract",
+    "merge_as_adapter",
+]

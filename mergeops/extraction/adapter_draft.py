@@ -73,6 +73,16 @@ class Extracted:
         whole = math.fsum(matrix.length**2 for matrix in self.matrices) + dropped
         return math.sqrt(lost / whole) if whole else 0.0
 
+    def measures(self) -> dict[str, float]:
+        """What the run of a trial has as metrics."""
+        ranks = [matrix.rank for matrix in self.matrices]
+        return {
+            "adapter/relative_error": self.relative_error,
+            "adapter/bytes": float(self.bytes),
+            "adapter/matrices": float(len(ranks)),
+            "adapter/largest_rank": float(max(ranks, default=0)),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return {

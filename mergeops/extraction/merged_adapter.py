@@ -21,12 +21,13 @@ from mergeops.errors import ConfigError, MergeError
 from mergeops.extraction.adapter_draft import AdapterDraft, Extracted, fit_of
 from mergeops.extraction.changed_layers import TensorPlace, places
 from mergeops.extraction.extraction import read_double
-from mergeops.extraction.lora_pools import LoraPool
+from mergeops.extraction.lora_pools import LINEAR, LoraPool
 from mergeops.extraction.low_rank import ROUNDING, FactorPair, factorize_sum, factorize_whole
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.planning import Plan, Shard, read_inputs, write_companions
 from mergeops.progress import Progress
-from mergeops.sources import Source
+from mergeops.recipe import Recipe
+from mergeops.sources import Resolved, Source
 
 KIND = "merged"
 FORMAT = 1
@@ -120,6 +121,40 @@ def merge_as_adapter(
         }
         target.close(content, [*names, CARD])
     return made
+
+
+def check_made_here(recipe: Recipe) -> None:
+    """Refuse a recipe for an adapter that other machines would make.
+
+    Raises:
+        ConfigError: they would.
+    """
+    if recipe.output.is_adapter and not recipe.executor.is_here:
+        raise ConfigError(
+            f"output.as is adapter, which is made on this machine, and executor is "
+            f"{recipe.executor.name}; leave one of them out"
+        )
+
+
+def check_low_rank(recipe: Recipe, resolved: Resolved) -> None:
+    """Refuse a search for an adapter, all of whose merges may turn out to be none.
+
+    Raises:
+        ConfigError: the method or a source makes full rank of low.
+    """
+    if recipe.method.name not in LINEAR:
+        raise ConfigError(
+            f"output.as is adapter and method is {recipe.method.name}; whether its merges are of "
+            f"low rank shows only when they are made, so a search takes {' or '.join(LINEAR)} of "
+            "adapters; run one recipe with output.as=adapter, or search for full weights"
+        )
+    for name, source in resolved.sources.items():
+        if not source.is_adapter:
+            raise ConfigError(
+                f"output.as is adapter and sources.{name} is {source.uri}, a full model; a search "
+                "takes adapters only, whose merges are of low rank; search for full weights, and "
+                "`mergeops extract` the best one"
+            )
 
 
 def _checked(plan: Plan, place: TensorPlace, factors: FactorPair) -> FactorPair:

@@ -4,7 +4,6 @@ Stands on: architectures, checkpoint, engine, errors, evaluate, lazy_torch, plan
 progress, recipe, redact, sources.
 """
 
-from mergeops.mixture.by_file import mixture_of
-from mergeops.mixture.mixture import Mixture
+from mergeops.mixture.mixture import Mixture, make_mixture
 
-__all__ = ["Mixture", "mixture_of"]
+__all__ = ["Mixture", "make_mixture"]

@@ -48,6 +48,14 @@ class Mixture:
     plan: Plan = dataclasses.field(repr=False)
     was_there: bool
 
+    def measures(self) -> dict[str, float]:
+        """What the run of a trial has as metrics."""
+        return {
+            "moe/experts": float(self.experts),
+            "moe/experts_per_token": float(self.experts_per_token),
+            "moe/bytes": float(self.plan.bytes_to_write),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return {

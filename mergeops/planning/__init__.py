@@ -9,7 +9,12 @@ from mergeops.planning.architecture import is_before_layers, layer_depths, layer
 from mergeops.planning.companions import find_companions, result_config, write_companions
 from mergeops.planning.inputs import PlannedInput, config_of
 from mergeops.planning.measured_sources import disk_name
-from mergeops.planning.merges_first import Digests, merge_dir, resolve_with_merges
+from mergeops.planning.merges_first import (
+    Digests,
+    dir_of_digest,
+    merge_dir,
+    resolve_with_merges,
+)
 from mergeops.planning.plan import (
     Plan,
     Shard,
@@ -45,6 +50,7 @@ __all__ = [
     "check_tokenizers",
     "config_of",
     "cut_into_shards",
+    "dir_of_digest",
     "disk_name",
     "embedding_tensors",
     "find_companions",

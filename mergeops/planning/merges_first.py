@@ -26,7 +26,12 @@ Merge = Callable[[Plan, str], Path]
 
 def merge_dir(work_dir: Path, plan: Plan) -> Path:
     """Where a merge is kept, to be found by its digest."""
-    return work_dir / "merges" / plan.digest[:16]
+    return dir_of_digest(work_dir, plan.digest)
+
+
+def dir_of_digest(work_dir: Path, digest: str) -> Path:
+    """Where what a digest names is kept."""
+    return work_dir / "merges" / digest[:16]
 
 
 def resolve_with_merges(recipe: Recipe, resolve: Resolve, merge: Merge) -> Resolved:

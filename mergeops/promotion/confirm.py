@@ -13,6 +13,7 @@ from pathlib import Path
 from mergeops.checkpoint import hold, read_manifest
 from mergeops.errors import AwayError, EvaluationError, GateRefusedError, TrackingError
 from mergeops.evaluate import asked_digest, part_digests, part_sizes, part_sketches
+from mergeops.pipeline import result_of
 from mergeops.progress import Progress
 from mergeops.promotion.audit import now
 from mergeops.promotion.candidates import RegisteredMerge, candidates, choose
@@ -279,9 +280,10 @@ def _score(
 ) -> Scores:
     path = checkpoint_of(tools, recipe, name, candidate)
     label, sha256 = f"version {candidate.version}", candidate.weights_sha256 or None
-    scores = tools.score(label, path, "confirm", sha256=sha256)
+    result = result_of(recipe, tools, path, sha256=sha256)
+    scores = tools.score_source(label, recipe, result, "confirm")
     if guard is not None:
-        scores = _joined(scores, guard.score(label, path, "confirm", sha256=sha256))
+        scores = _joined(scores, guard.score_source(label, recipe, result, "confirm"))
     return scores
 
 

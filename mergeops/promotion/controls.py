@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mergeops.errors import AwayError, MergeopsError, TrackingError
+from mergeops.checkpoint import CONFIG, hold
+from mergeops.errors import AwayError, ConfigError, MergeopsError, TrackingError
+from mergeops.pipeline import result_of
 from mergeops.planning import make_plan
 from mergeops.progress import Progress
 from mergeops.promotion.candidates import choose
@@ -151,9 +153,13 @@ def run_controls(
     tools = Tools(recipe, progress, tracking=tracking)
     tools.load_tasks()
     path = checkpoint_of(tools, recipe, name, candidate)
-    merge = tools.score(
-        f"version {candidate.version}", path, "dev", sha256=candidate.weights_sha256 or None
-    )
+    if recipe.tool is not None:
+        raise ConfigError(
+            f"version {candidate.version} of {name} was made by `mergeops {recipe.tool.name}`, "
+            "which has no merge without one of its sources; controls are for merges"
+        )
+    result = result_of(recipe, tools, path, sha256=candidate.weights_sha256 or None)
+    merge = tools.score_source(f"version {candidate.version}", recipe, result, "dev")
     scored: dict[tuple[str, str], Scores] = {}
     notes: dict[tuple[str, str], str] = {}
     for source in recipe.sources:
@@ -235,6 +241,7 @@ def _with_noise(tools: Tools, recipe: Recipe, source: str) -> tuple[Scores, str]
     digest = hashlib.sha256(" ".join([key, *digests]).encode()).hexdigest()
     out = tools.work_dir / "controls" / digest[:16]
     noise = write_random_source(replaced, origins, out, key=key)
+    hold(noise.path, CONFIG)
     spec = SourceSpec(str(noise.path.absolute()), None, recipe.sources[source].parameters)
     changed = dataclasses.replace(recipe, sources={**recipe.sources, source: spec})
     note = f"{len(noise.kept)} tensors have no counterpart and are kept" if noise.kept else ""

@@ -33,9 +33,8 @@ class Reference:
         """Score it on a part of the tools' tasks, or find it scored; a parent is logged as such."""
         if self.is_parent:
             return tools.score_parent(recipe, self.source, part)
-        return tools.score(
-            self.label.replace(":", ", version "), self.source.path, part, sha256=self.source.sha256
-        )
+        label = self.label.replace(":", ", version ")
+        return tools.score_source(label, recipe, self.source, part)
 
 
 def find_references(
@@ -56,7 +55,7 @@ def find_references(
     dev: Mapping[str, Scores] = {}
     if "best_parent" in wanted or "base" in wanted:
         dev = tools.score_parents(recipe)
-    if "best_parent" in wanted:
+    if "best_parent" in wanted and recipe.sources:
         best = best_parent({source: dev[source] for source in recipe.sources})
         references.append(Reference(f"best_parent:{best}", resolved.sources[best], True, dev[best]))
     if "base" in wanted and resolved.base is not None:

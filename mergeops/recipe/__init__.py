@@ -25,14 +25,18 @@ from mergeops.recipe.settings import (
 )
 from mergeops.recipe.slices import BASE, Module, Slice, SlicePart
 from mergeops.recipe.tokenizer import TokenizerSpec, TokenSource, TokenSpec
+from mergeops.recipe.tool_record import EXTRACT, MOE, TRANSPLANT, ToolSpec
 from mergeops.recipe.values import MatchedValue, Setting, choose, interpolate, numbers, plain
 
 __all__ = [
     "BASE",
     "EXECUTOR_PLUG_INS",
+    "EXTRACT",
     "GROUPS",
     "MERGE",
+    "MOE",
     "PACKAGE",
+    "TRANSPLANT",
     "WORDS",
     "EvaluateSpec",
     "ExecutorSpec",
@@ -54,6 +58,7 @@ __all__ = [
     "TokenSource",
     "TokenSpec",
     "TokenizerSpec",
+    "ToolSpec",
     "TrackingSpec",
     "choose",
     "compose",

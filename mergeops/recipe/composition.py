@@ -87,6 +87,11 @@ def compose(
         raw = layered(file_content or {})
     if raw is None:
         raw = _compose_plain(arguments, config_dir, file_content, strategies)
+    if isinstance(tool := raw.get("tool"), Mapping):
+        raise ConfigError(
+            f"tool.name is {tool.get('name')!r}: this is the record of what `mergeops "
+            f"{tool.get('name')}` made, and no recipe of a merge; run that command"
+        )
     _choose_method(raw, parsed)
     _keep_only(raw)
     set_here = {override.key_or_group for override in parsed}

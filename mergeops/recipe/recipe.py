@@ -36,6 +36,7 @@ from mergeops.recipe.slices import (
     read_slices,
 )
 from mergeops.recipe.tokenizer import TokenizerSpec, check_names
+from mergeops.recipe.tool_record import ToolSpec
 from mergeops.recipe.values import Setting, Value, plain, read_settings, read_value
 from mergeops.schema import build, check_choice, unknown_key
 
@@ -52,8 +53,12 @@ LAYOUT_KEYS = (
     "merges",
 )
 """What decides them, too, but is left out of records where it is not set."""
+TOOL_KEYS = ("base", "sources", "tool")
+"""What decides them where a tool makes them."""
 UNWRITTEN = ("origins", "notes")
 """What is known of the file that a recipe was read from."""
+RECORDED = ("tool",)
+"""What only the recipe of a trial has, and no user writes."""
 REFUSE = "refuse"
 
 
@@ -143,6 +148,8 @@ class Recipe:
     search: SearchSpec = field(default_factory=SearchSpec)
     promote: PromoteSpec = field(default_factory=PromoteSpec)
     executor: ExecutorSpec = field(default_factory=ExecutorSpec)
+    tool: ToolSpec | None = None
+    """In the recipe of a trial: the command that made the model, in place of ``method``."""
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Key -> file, line and key that it was read from, for errors; no part of what is written."""
     notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -151,7 +158,8 @@ class Recipe:
     @classmethod
     def keys(cls) -> list[str]:
         """What a user can write."""
-        return [f.name for f in dataclasses.fields(cls) if f.name not in UNWRITTEN]
+        left_out = (*UNWRITTEN, *RECORDED)
+        return [f.name for f in dataclasses.fields(cls) if f.name not in left_out]
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], made: Iterable[str] = ()) -> Recipe:
@@ -166,7 +174,7 @@ class Recipe:
         """
         known = cls.keys()
         for key in raw:
-            if key not in known:
+            if key not in known and key not in RECORDED:
                 raise unknown_key("", str(key), known)
 
         spec, method = read_method(raw.get("method"))
@@ -197,6 +205,11 @@ class Recipe:
         return built
 
     @property
+    def made_by(self) -> str:
+        """The method's name, or the tool's."""
+        return self.tool.name if self.tool else self.method.name
+
+    @property
     def uris(self) -> list[str | None]:
         """What it reads: base, base adapter, and each source with its own base."""
         of_sources = (uri for spec in self.sources.values() for uri in (spec.uri, spec.base))
@@ -222,12 +235,18 @@ class Recipe:
         raw["search"] = self.search.to_dict()
         raw["executor"] = self.executor.to_dict()
         raw["merges"] = {name: merge.weights_dict() for name, merge in self.merges.items()}
+        if self.tool is None:
+            # What every recipe had before there were tools.
+            del raw["tool"]
         as_json: dict[str, Any] = json.loads(json.dumps(raw))
         return as_json
 
     def weights_dict(self) -> dict[str, Any]:
         """The part of ``to_dict`` that decides the merged bytes."""
         plain_recipe = self.to_dict()
+        if self.tool is not None:
+            keys = (*TOOL_KEYS, *(["base_adapter"] if self.base_adapter else []))
+            return {key: plain_recipe[key] for key in keys}
         kept = {key: plain_recipe[key] for key in WEIGHT_KEYS}
         unset: tuple[Any, ...] = ([], {}, None, REFUSE)
         return kept | {k: plain_recipe[k] for k in LAYOUT_KEYS if plain_recipe[k] not in unset}

@@ -36,6 +36,7 @@ def model_card(
     plan_digest: str,
     scores: Mapping[str, Mapping[str, Estimate]] | None = None,
     part: str = "dev",
+    is_adapter: bool = False,
 ) -> str:
     """The card as Markdown with YAML front matter.
 
@@ -46,21 +47,27 @@ def model_card(
         plan_digest: names the merge.
         scores: model -> task -> score, the merge and whatever it is shown beside.
         part: the part of the items that the scores are on.
+        is_adapter: whether it is an adapter of the first parent.
     """
+    bases = parents[:1] if is_adapter else parents
     front = {
-        "base_model": list(dict.fromkeys(base_model(parent) for parent in parents)),
-        "base_model_relation": "merge",
-        "library_name": "transformers",
+        "base_model": list(dict.fromkeys(base_model(parent) for parent in bases)),
+        "base_model_relation": "adapter" if is_adapter else "merge",
+        "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["merge", "mergeops"],
     }
-    method = recipe.get("method") or {}
+    tool = (recipe.get("tool") or {}).get("name")
+    method = tool or (recipe.get("method") or {}).get("name", "unknown")
     sources = sum(parent.name != "base" for parent in parents)
+    made = f"Made by `mergeops {tool}` of" if tool else "A merge of"
+    made += f" {len(parents) if tool else sources} model"
+    made += "s" if (len(parents) if tool else sources) != 1 else ""
+    made += "" if tool else f" by `{method}`, made with mergeops"
     blocks = [
         f"---\n{_yaml(front)}---",
         f"# {_line(title)}",
-        f"A merge of {sources} model{'s' if sources != 1 else ''} by "
-        f"`{method.get('name', 'unknown')}`, made with mergeops (plan `{plan_digest[:12]}`).",
+        f"{made} (plan `{plan_digest[:12]}`).",
         f"## Merged models\n\n{_parents_table(parents)}",
     ]
     if scores:

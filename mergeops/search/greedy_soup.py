@@ -14,11 +14,11 @@ from typing import Any
 
 from mergeops.errors import ConfigError
 from mergeops.methods import get
-from mergeops.pipeline import Trial, run
+from mergeops.pipeline import run
 from mergeops.recipe import MethodSpec, Recipe
 from mergeops.search.strategies import SearchResult, dev_columns, strategy
 from mergeops.tools import Tools
-from mergeops.tracking import SearchRun
+from mergeops.tracking import SearchRun, Trial
 
 
 @dataclass(frozen=True)

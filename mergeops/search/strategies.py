@@ -14,7 +14,8 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from mergeops.errors import ConfigError
-from mergeops.pipeline import Trial, log_search_page
+from mergeops.extraction import check_low_rank
+from mergeops.pipeline import log_search_page
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.schema import attribute_docstrings, with_defaults
@@ -22,7 +23,7 @@ from mergeops.scores import Scores, estimate
 from mergeops.search.beforehand import Forecast, cost, forecast
 from mergeops.store import connect_to_server
 from mergeops.tools import Tools
-from mergeops.tracking import SearchRun, search_run
+from mergeops.tracking import SearchRun, Trial, search_run
 
 PLUG_INS = "mergeops.strategies"
 """The entry point group of modules that register strategies when they are imported."""
@@ -190,6 +191,8 @@ def run_search(recipe: Recipe, progress: Progress) -> SearchResult:
     """
     name, chosen, recipe = _prepared(recipe)
     tools = Tools(recipe, progress)
+    if recipe.output.is_adapter:
+        check_low_rank(recipe, tools.resolve(recipe))
     if (expected := _forecast(recipe, chosen, tools)) is not None:
         progress.step(str(expected))
     title = f"{name} over {len(recipe.sources)} sources"
@@ -214,6 +217,8 @@ def forecast_search(recipe: Recipe, progress: Progress) -> Forecast | None:
     _, chosen, recipe = _prepared(recipe)
     # No experiment is made: nothing is to be written.
     tools = Tools(recipe, progress, tracking=connect_to_server(recipe.tracking))
+    if recipe.output.is_adapter:
+        check_low_rank(recipe, tools.resolve(recipe))
     return _forecast(recipe, chosen, tools)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mergeops.pipeline import Trial
 from mergeops.scores import compare, estimate
 from mergeops.search.baselines import source_key
 from mergeops.search.bench import Candidate
@@ -14,6 +13,7 @@ from mergeops.search.proposal import Proposal
 from mergeops.search.racing import Race, Stages
 from mergeops.search.strategies import dev_columns
 from mergeops.search.study import Study
+from mergeops.tracking import Trial
 
 
 def report(study: Study, trials: list[Trial], best_source: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mergeops.errors import SourceError, about
 from mergeops.recipe import OutputSpec, Recipe, TrackingSpec, parse_size
 from mergeops.recover import open_on_base
 from mergeops.sources.adapter_base import (
+    SaidBase,
     check_told,
     is_base,
     on_this_machine,
@@ -312,6 +313,10 @@ class _Resolver:
             if self.base is not None and is_base(said, self.base):
                 return self.full("base", self.base).path
             near = on_this_machine(said, self.path_map)
+            noted = self.find(uri)[0].base
+            if near is None and noted is not None:
+                # A relative name in the adapter's config; MLflow has the whole path.
+                near = on_this_machine(SaidBase(noted), self.path_map)
             if near is not None:
                 _hold(said.name, near)
                 check_links(near)

@@ -25,7 +25,7 @@ from mergeops.store.connection import (
     current_user,
     reach,
 )
-from mergeops.store.flavours import flavour_of
+from mergeops.store.flavours import AdapterBase, flavour_of
 from mergeops.store.glances import Subjects, glance, look_at_store
 from mergeops.store.keys import (
     flatten,
@@ -70,6 +70,7 @@ from mergeops.store.webhooks import (
 __all__ = [
     "DEPLOYERS",
     "STORAGE_PACKAGES",
+    "AdapterBase",
     "NoRedirects",
     "RegistryWebhook",
     "Subjects",

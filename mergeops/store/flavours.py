@@ -6,6 +6,7 @@ cannot serve is described as far as it can, and a note says what does not work.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,21 @@ LOADER = "mergeops_text_to_text"
 
 
 @dataclass(frozen=True)
+class AdapterBase:
+    """The full model that an adapter is logged for."""
+
+    path: Path
+    """Its directory on this machine."""
+    name: str
+    """As the recipe names it."""
+
+    def gives(self, checkpoint: Path) -> Path:
+        """Where tokenizer and processor are: the adapter's own, else the model's."""
+        names = (*TokenizerFile, *PROCESSOR_FILES)
+        return checkpoint if any((checkpoint / name).is_file() for name in names) else self.path
+
+
+@dataclass(frozen=True)
 class Flavour:
     """How a checkpoint is loaded."""
 
@@ -83,12 +99,34 @@ class Flavour:
     @property
     def has_loader(self) -> bool:
         """Whether a module beside the model answers for it in pyfunc."""
-        return self.task == "text2text-generation"
+        return self.has_pyfunc and self.task == "text2text-generation"
 
 
-def flavour_of(checkpoint: Path) -> Flavour:
-    """What MLflow can make of a checkpoint, from its config and the files beside it."""
-    config = read_config(checkpoint, CONFIG)
+def flavour_of(checkpoint: Path, base: AdapterBase | None = None) -> Flavour:
+    """What MLflow can make of a checkpoint, from its config and the files beside it.
+
+    Args:
+        checkpoint: a directory in Hugging Face layout; an adapter's with ``base``.
+        base: of an adapter: MLflow loads it from where it lies, and then the adapter.
+    """
+    if base is None:
+        return _flavour_of(checkpoint, read_config(checkpoint, CONFIG))
+    whole = _flavour_of(base.gives(checkpoint), read_config(base.path, CONFIG))
+    if not whole.task:
+        return whole
+    note = (
+        f"the adapter alone is logged, and MLflow loads its base from {base.path}; elsewhere give "
+        "mlflow.transformers.load_model(..., base_model_path=DIR)"
+    )
+    if whole.has_loader:
+        note += ', and return_type="components"'
+    # What answers for an encoder-decoder model loads full weights.
+    return dataclasses.replace(
+        whole, has_pyfunc=whole.has_pyfunc and not whole.has_loader, note=note
+    )
+
+
+def _flavour_of(checkpoint: Path, config: Mapping[str, Any]) -> Flavour:
     model_class = _model_class(config)
     has_tokenizer = any((checkpoint / name).is_file() for name in TokenizerFile)
     has_processor = any((checkpoint / name).is_file() for name in PROCESSOR_FILES)

@@ -18,7 +18,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +30,7 @@ from mergeops.redact import redact
 from mergeops.store.artifacts import ArtifactStore, local_folder
 from mergeops.store.client import translated
 from mergeops.store.connection import Tracking
-from mergeops.store.flavours import COMPONENTS, LOADER, flavour_of, signature_of
+from mergeops.store.flavours import COMPONENTS, LOADER, AdapterBase, flavour_of, signature_of
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -45,6 +45,7 @@ def upload(
     model: LoggedModel,
     checkpoint: Path,
     *,
+    base: AdapterBase | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Send a checkpoint to its LoggedModel and check what arrived; weights sent before are kept.
@@ -52,14 +53,15 @@ def upload(
     Args:
         model: the LoggedModel, not yet READY.
         checkpoint: a finished directory in Hugging Face layout.
+        base: of an adapter.
         progress: called with (bytes done, bytes in all).
 
     Raises:
         TrackingError: the store refuses, or a file has another size or hash there.
     """
     with tempfile.TemporaryDirectory(prefix="mergeops-") as folder:
-        write_description(Path(folder), checkpoint, model)
-        files = layout(checkpoint, Path(folder))
+        write_description(Path(folder), checkpoint, model, base)
+        files = layout(checkpoint, Path(folder), base)
         local = local_folder(model.artifact_location)
         bytes_done = _Share(progress, sum(path.stat().st_size for path in files.values()))
         if local is not None:
@@ -75,7 +77,7 @@ def upload(
             bytes_done.add(path.stat().st_size)
 
 
-def layout(checkpoint: Path, description: Path) -> dict[str, Path]:
+def layout(checkpoint: Path, description: Path, base: AdapterBase | None = None) -> dict[str, Path]:
     """Every file of the model: its path in MLflow -> where its bytes are now."""
     files = {
         path.relative_to(description).as_posix(): path
@@ -86,27 +88,31 @@ def layout(checkpoint: Path, description: Path) -> dict[str, Path]:
         relative = path.relative_to(checkpoint)
         if not any(part.startswith(".") for part in relative.parts):
             files[f"model/{relative.as_posix()}"] = path
-    component = flavour_of(checkpoint).component
+    component = flavour_of(checkpoint, base).component
+    beside = base.gives(checkpoint) if base else checkpoint
     for name in COMPONENTS[component].files if component else ():
-        if (checkpoint / name).is_file():
-            files[f"components/{component}/{name}"] = checkpoint / name
+        if (beside / name).is_file():
+            files[f"components/{component}/{name}"] = beside / name
     return files
 
 
-def write_description(folder: Path, checkpoint: Path, model: LoggedModel) -> None:
+def write_description(
+    folder: Path, checkpoint: Path, model: LoggedModel, base: AdapterBase | None = None
+) -> None:
     """Write MLmodel and the environment files of a checkpoint into ``folder``."""
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    config = _config(checkpoint)
-    flavour = flavour_of(checkpoint)
+    whole = base.path if base else checkpoint
+    config = _config(whole)
+    flavour = flavour_of(checkpoint, base)
     dtype = config.get("dtype") or config.get("torch_dtype")
     description = Model(
         artifact_path=model.artifact_location,
         run_id=model.source_run_id,
         model_id=model.model_id,
         model_uuid=model.model_id,
-        signature=signature_of(flavour.task, checkpoint) if flavour.has_pyfunc else None,
+        signature=signature_of(flavour.task, whole) if flavour.has_pyfunc else None,
         metadata={"made_by": "mergeops", **_manifest_facts(checkpoint)},
     )
     description.model_size_bytes = sum(
@@ -118,12 +124,15 @@ def write_description(folder: Path, checkpoint: Path, model: LoggedModel) -> Non
             "task": flavour.task,
             "instance_type": flavour.pipeline,
             "pipeline_model_type": flavour.model_class,
-            "model_binary": "model",
-            "source_model_name": "",
+            "source_model_name": base.name if base else "",
             # MLflow loads a processor without finding it here.
             "components": [c for c in [flavour.component] if c not in ("", "processor")],
             "code": None,
         }
+        if base is None:
+            described["model_binary"] = "model"
+        else:
+            described |= {"peft_adaptor": "model", "local_base_model_path": str(base.path)}
         if flavour.component:
             described[f"{flavour.component}_type"] = COMPONENTS[flavour.component].auto_class
             described[f"{flavour.component}_name"] = ""
@@ -143,14 +152,15 @@ def write_description(folder: Path, checkpoint: Path, model: LoggedModel) -> Non
         (folder / "code").mkdir()
         shutil.copyfile(Path(__file__).with_name("text_to_text.py"), folder / f"code/{LOADER}.py")
     description.save(str(folder / "MLmodel"))
-    for name, text_of_file in environment_files().items():
+    for name, text_of_file in environment_files(["peft"] if base else []).items():
         (folder / name).write_text(text_of_file, encoding="utf-8")
 
 
-def environment_files() -> dict[str, str]:
-    """requirements.txt, conda.yaml and python_env.yaml with the versions in use."""
+def environment_files(more: Sequence[str] = ()) -> dict[str, str]:
+    """requirements.txt, conda.yaml and python_env.yaml with the versions in use; ``more`` are
+    packages that this model needs besides."""
     pins = []
-    for package in REQUIREMENTS:
+    for package in (*REQUIREMENTS, *more):
         with suppress(metadata.PackageNotFoundError):
             # A local version such as 2.13.0+cpu exists on no index.
             pins.append(f"{package}=={metadata.version(package).split('+')[0]}")

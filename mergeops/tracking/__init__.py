@@ -4,6 +4,7 @@
     trials          one run a trial: found by its plan, or started
     tracked_trial   its steps, each of which may be repeated, or is kept for later
     trial_inputs    its tags, parameters, recipe and lock
+    trial_result    what it came to
     trial_page      its registration, description, leaderboard, plot, lineage and card
     ownership       one run and one model a plan, whichever process is at work on it
     finished        what a finished trial stood on, so that the same command again is quick
@@ -18,8 +19,8 @@
 
 Nothing here reads weights or scores models.
 
-Stands on: checkpoint, errors, kernels, methods, progress, recipe, redact, report, schema, scores,
-sources, store, version.
+Stands on: checkpoint, errors, evaluate, kernels, methods, progress, recipe, redact, report, schema,
+scores, sources, store, version.
 """
 
 from mergeops.tracking.compare import compare_experiments
@@ -33,6 +34,7 @@ from mergeops.tracking.search_page import TrialLine, log_search
 from mergeops.tracking.searches import SearchRun, search_run
 from mergeops.tracking.sync import raise_if_failed, sync_trials
 from mergeops.tracking.trial_page import log_leaderboard, log_unregistered, register_trial
+from mergeops.tracking.trial_result import Trial
 from mergeops.tracking.trials import open_trial, read_recipe, reopen
 from mergeops.tracking.versions import find_registered_model, find_version, pooled_estimate
 
@@ -43,6 +45,7 @@ __all__ = [
     "FinishedTrial",
     "ScoreRecords",
     "SearchRun",
+    "Trial",
     "TrialLine",
     "compare_experiments",
     "find_registered_model",

@@ -70,6 +70,8 @@ class Pending:
     weights_sha256: str | None = None
     scores: Scores | None = None
     parents: dict[str, Scores] = field(default_factory=dict)
+    measures: dict[str, float] = field(default_factory=dict)
+    """What its making measured, as metrics of the run."""
     registration: dict[str, str] | None = None
     """The registered model's name, empty where none is wanted, and more; set once all the work is
     done."""
@@ -107,6 +109,10 @@ class Pending:
     def note_scores(self, scores: Scores) -> None:
         """The merge is scored."""
         self.scores = scores
+
+    def note_measures(self, measures: Mapping[str, float]) -> None:
+        """Its making measured something."""
+        self.measures = dict(measures)
 
     def note_registration(self, name: str) -> None:
         """All the work is done; without a name nothing is registered."""
@@ -220,11 +226,14 @@ def _check_types(raw: Mapping[str, Any]) -> None:
     texts = {key: raw[key] for key in ("name", "plan_digest", "uri", "checkpoint", "reason")}
     texts |= {key: raw[key] or "" for key in ("parent_run_id", "weights_sha256")}
     texts |= {key: raw.get(key) or "" for key in ("workspace", "registry_uri")}
+    numbers = raw.get("measures") or {}
+    wrong_numbers = [key for key, value in numbers.items() if not isinstance(value, int | float)]
     texts |= raw["registration"] or {}
     for name, source in {**raw["sources"], "base": raw["base"] or {}}.items():
         optional = {key: value or "" for key, value in source.items() if key != "stamps"}
         texts |= {f"{name}.{key}": value for key, value in optional.items()}
     wrong = [key for key, value in texts.items() if not isinstance(value, str) or "\0" in value]
+    wrong += wrong_numbers
     if wrong or not isinstance(raw["plan"], dict):
         raise TypeError(f"{wrong[0] if wrong else 'plan'} is of another type")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import weights_sha256
+from mergeops.checkpoint import adapter_sha256, is_adapter, weights_sha256
 from mergeops.errors import AwayError, MergeopsError, TrackingError
 from mergeops.progress import Progress
 from mergeops.redact import redact
@@ -126,6 +126,8 @@ def _log(kept: Pending, progress: Progress) -> Synced:
         open_kept(tracking, kept) as log,
     ):
         log.log_model(checkpoint, weights_sha256=str(kept.weights_sha256), progress=tick)
+        if kept.measures:
+            log.log_measures(kept.measures)
         for parent, scores in kept.parents.items():
             log.log_parent(kept.inputs[parent], scores)
         if kept.scores is not None:
@@ -147,7 +149,10 @@ def _checked(kept: Pending) -> Path:
     path = kept.checkpoint
     if path is None or not path.is_dir():
         raise TrackingError(f"its merge {path} is gone; run its command again")
-    sha256 = weights_sha256(path)
+    if kept.base is not None and is_adapter(path):
+        sha256 = adapter_sha256(path, kept.base.sha256)
+    else:
+        sha256 = weights_sha256(path)
     if sha256 != kept.weights_sha256:
         raise TrackingError(
             f"the weights in {path} are no longer those that were merged (sha256 {sha256[:12]}..., "

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
+from mergeops.checkpoint import is_adapter
 from mergeops.errors import AwayError, TrackingError
 from mergeops.recipe import Recipe
 from mergeops.redact import redact
 from mergeops.report import Leaderboard, Standing
 from mergeops.scores import Scores
 from mergeops.sources import Source
-from mergeops.store import is_missing, model_name, own_tags, upload
+from mergeops.store import (
+    AdapterBase,
+    flavour_of,
+    is_missing,
+    key,
+    model_name,
+    own_tags,
+    upload,
+)
 from mergeops.tracking.logged_run import LoggedRun
 from mergeops.tracking.ownership import OWNER, elect_model
 from mergeops.tracking.parents import log_parent
@@ -138,9 +148,20 @@ class TrackedTrial(LoggedRun):
         self.model_id = model.model_id
         self._log_output(self.model_id)
         self.keep(model_id=self.model_id, weights_sha256=weights_sha256)
-        upload(self.tracking, model, checkpoint, progress=progress)
+        upload(self.tracking, model, checkpoint, base=self._base_of(checkpoint), progress=progress)
         client.finalize_logged_model(self.model_id, "READY")
         return self.model_id
+
+    def flavour_note(self, checkpoint: Path) -> str:
+        """What of the logged model does not work, and what does."""
+        return flavour_of(checkpoint, self._base_of(checkpoint)).note
+
+    def _base_of(self, checkpoint: Path) -> AdapterBase | None:
+        """The model that an adapter of this trial is for: the recipe's base."""
+        base = self.pending.base if self.pending else None
+        if base is None or not is_adapter(checkpoint):
+            return None
+        return AdapterBase(base.path.absolute(), str(redact(base.uri)))
 
     def _log_output(self, model_id: str) -> None:
         from mlflow.entities import LoggedModelOutput
@@ -166,6 +187,17 @@ class TrackedTrial(LoggedRun):
     def log_parent(self, source: Source, scores: Scores) -> None:
         """Log a base or source with its scores; it has a run of its own."""
         log_parent(self.tracking, source, scores)
+
+    @step(note=Pending.note_measures)
+    def log_measures(self, measures: Mapping[str, float]) -> None:
+        """Log numbers of the model's making as metrics, once."""
+        from mlflow.entities import Metric
+
+        logged = self.tracking.client.get_run(self.run_id).data.metrics
+        now = int(time.time() * 1000)
+        new = [Metric(key(n), v, now, 0) for n, v in measures.items() if key(n) not in logged]
+        if new:
+            self.tracking.client.log_batch(self.run_id, metrics=new)
 
     @step(note=Pending.note_scores)
     def log_scores(self, scores: Scores) -> None:

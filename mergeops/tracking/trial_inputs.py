@@ -24,7 +24,7 @@ def trial_tags(kept: Pending) -> dict[str, str]:
     recipe = kept.recipe
     tags = {
         "mergeops.role": "merge",
-        "mergeops.method": recipe.method.name,
+        "mergeops.method": recipe.made_by,
         "mergeops.sources": tag_value(", ".join(_weighted(recipe))),
         **hidden_facts({"plan_digest": kept.plan_digest, "recipe_sha256": recipe.sha256()}),
     }
@@ -36,6 +36,7 @@ def trial_tags(kept: Pending) -> dict[str, str]:
             own = recipe.sources[name].parameters.get("weight")
             default = getattr(recipe.method.parameters, "weight", "default")
             weight = default if own is None else plain(own)
+            weight = recipe.made_by if recipe.tool else weight
             tags[hidden(f"mergeops.parent.{source.run_id}")] = tag_value(weight)
             runs.append(source.run_id)
     if runs:
@@ -46,6 +47,8 @@ def trial_tags(kept: Pending) -> dict[str, str]:
 
 def weight_of(recipe: Recipe, source: str) -> float | None:
     """A source's weight; None where it is not one number."""
+    if recipe.tool is not None:
+        return None
     default = getattr(recipe.method.parameters, "weight", None)
     weight = recipe.sources[source].parameters.get("weight", default)
     return weight if isinstance(weight, float) else None
@@ -80,6 +83,9 @@ def _weighted(recipe: Recipe) -> list[str]:
 
 def _params(recipe: Recipe) -> dict[str, str]:
     raw = recipe.weights_dict()
+    if recipe.tool is not None:
+        tool = raw.pop("tool")
+        return {"method": tool["name"], **flatten({tool["name"]: tool["arguments"], **raw})}
     method = raw.pop("method")
     name = method.pop("name")
     return {"method": name, **flatten({"method": method, **raw})}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mergeops.checkpoint import is_adapter
 from mergeops.errors import TrackingError
 from mergeops.redact import redact
 from mergeops.report import (
@@ -93,6 +94,7 @@ def _log_page(trial: TrackedTrial, kept: Pending, version: int | None) -> None:
         plan_digest=trial.plan_digest,
         scores={row.name: row.tasks for row in board.rows} if board else None,
         part=board.part if board else "dev",
+        is_adapter=kept.checkpoint is not None and is_adapter(kept.checkpoint),
     )
     trial.log_text(card, "model_card.md")
     score = _own_row(trial)
@@ -117,8 +119,7 @@ def _description(
         lines += [" ".join(against), ""]
     registered = f"registered as `models:/{model}/{version}`" if version else "not registered"
     lines += [
-        f"A **{kept.recipe.method.name}** merge of {_several(_weighted(kept))}, {registered}."
-        f"{_result(trial)}",
+        f"{_made(kept)}, {registered}.{_result(trial)}",
         "",
     ]
     if trial.board is not None:
@@ -143,6 +144,14 @@ def _next(trial: TrackedTrial, version: int | None) -> str:
         return said
     promote = f"`mergeops promote {model} --version {version}` asks the gate on the confirm part"
     return f"{said}; {promote}" if said else promote
+
+
+def _made(kept: Pending) -> str:
+    """What was made of what."""
+    recipe = kept.recipe
+    if recipe.tool is not None:
+        return f"Made by `mergeops {recipe.made_by}` of {_several(list(kept.inputs))}"
+    return f"A **{recipe.made_by}** merge of {_several(_weighted(kept))}"
 
 
 def _weighted(kept: Pending) -> list[str]:

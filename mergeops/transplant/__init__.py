@@ -5,7 +5,6 @@ recipe, sources.
 """
 
 from mergeops.transplant.new_rows import METHODS
-from mergeops.transplant.of_two_uris import transplant_by_uri
-from mergeops.transplant.transplant import Transplant
+from mergeops.transplant.transplant import Transplant, make_transplant
 
-__all__ = ["METHODS", "Transplant", "transplant_by_uri"]
+__all__ = ["METHODS", "Transplant", "make_transplant"]

@@ -19,7 +19,9 @@ Lindenstrauss 1984), which keeps their products but for about 1 / sqrt(SKETCH)."
 CANDIDATES = 128
 """Atoms that are considered for a vector: those most alike."""
 CHUNK = 512
-"""Vectors at a time."""
+"""Vectors at a time that atoms are chosen for."""
+WEIGHED = 128
+"""Vectors at a time whose atoms are weighed: all entries of those are gathered."""
 DEPENDENT = 1e-4
 """Squared length of what an atom adds to those chosen, of its own: less is nothing new."""
 
@@ -46,14 +48,24 @@ def pursue(targets: Tensor, atoms: Tensor, k: int, progress: Tick | None = None)
     seen, sketched = _sketched(atoms), _sketched(targets)
     # A zero vector is like nothing.
     units = seen / torch.linalg.norm(seen, dim=1, keepdim=True).clamp_min(1e-20)
-    chosen = torch.zeros(len(targets), k, dtype=torch.int64)
-    weights = torch.zeros(len(targets), k)
-    for start in range(0, len(targets), CHUNK):
+    count = len(targets)
+    chosen = torch.zeros(count, k, dtype=torch.int64)
+    is_used = torch.zeros(count, k, dtype=torch.bool)
+    weights = torch.zeros(count, k)
+    # The atoms' products with each other are computed once; one such matrix is held at a time.
+    alike = units @ units.T
+    for start in range(0, count, CHUNK):
         part = slice(start, start + CHUNK)
-        chosen[part], is_used = _choose(sketched[part], units, k)
-        weights[part] = _weigh(targets[part], atoms[chosen[part]], is_used)
+        chosen[part], is_used[part] = _choose(sketched[part], units, alike, k)
         if progress is not None:
-            progress(min(start + CHUNK, len(targets)), len(targets))
+            progress(min(start + CHUNK, count), 2 * count)
+    del alike
+    gram = atoms @ atoms.T
+    for start in range(0, count, WEIGHED):
+        part = slice(start, start + WEIGHED)
+        weights[part] = _weigh(targets[part], atoms, gram, chosen[part], is_used[part])
+        if progress is not None:
+            progress(count + min(start + WEIGHED, count), 2 * count)
     return SparseSums(chosen, weights)
 
 
@@ -65,17 +77,16 @@ def _sketched(vectors: Tensor) -> Tensor:
     return vectors @ torch.from_numpy(drawn)
 
 
-def _choose(targets: Tensor, units: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Which atoms ``[b, k]``, and whether each is used.
+def _choose(targets: Tensor, units: Tensor, alike: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Which atoms ``[b, k]``, and whether each is used; ``alike`` are their products ``[s, s]``.
 
     Products with what is left are updated with those of the atoms, made orthogonal one after the
     other (Rubinstein et al. 2008, "Batch-OMP").
     """
     products = targets @ units.T
     count = min(max(CANDIDATES, 2 * k), len(units))
-    candidates = products.abs().topk(count, dim=1).indices
+    candidates = products.abs().topk(count, dim=1, sorted=False).indices
     left = products.gather(1, candidates)
-    near = units[candidates]
     rows = torch.arange(len(targets))
     basis = torch.zeros(len(targets), k, count)
     is_free = torch.ones_like(left, dtype=torch.bool)
@@ -85,7 +96,7 @@ def _choose(targets: Tensor, units: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best = left.abs().masked_fill(~is_free, -1.0).argmax(dim=1)
         is_free[rows, best] = False
         before = basis[:, :i]
-        direction = (near @ near[rows, best].unsqueeze(2)).squeeze(2)
+        direction = alike[candidates[rows, best].unsqueeze(1), candidates]
         direction -= (before[rows, :, best].unsqueeze(1) @ before).squeeze(1)
         length = direction[rows, best]
         is_new = length > DEPENDENT
@@ -97,15 +108,17 @@ def _choose(targets: Tensor, units: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return picked, is_used
 
 
-def _weigh(targets: Tensor, atoms: Tensor, is_used: Tensor) -> Tensor:
-    """Least squares: ``(A A^T) w = A t`` with the atoms ``[b, k, d]`` that are used as rows."""
-    used = atoms * is_used.unsqueeze(2)
-    gram = (used @ used.transpose(1, 2)).double()
-    products = (used @ targets.unsqueeze(2)).double()
+def _weigh(targets: Tensor, atoms: Tensor, gram: Tensor, chosen: Tensor, is_used: Tensor) -> Tensor:
+    """Least squares: ``(A A^T) w = A t`` with the atoms ``[b, k]`` that are used as rows; ``gram``
+    are the products ``[s, s]`` of all atoms."""
+    used = is_used.double()
+    products = (atoms[chosen] @ targets.unsqueeze(2)).double() * used.unsqueeze(2)
+    own = gram[chosen.unsqueeze(2), chosen.unsqueeze(1)].double()
+    own *= used.unsqueeze(2) * used.unsqueeze(1)
     # What is not used has a row of zeros: with a 1 in it its weight is 0.
-    gram += torch.diag_embed((~is_used).double())
-    scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1)
-    gram += torch.diag_embed((1e-10 * scale).unsqueeze(1).expand(-1, gram.shape[1]))
-    found, _ = torch.linalg.solve_ex(gram, products)
+    own += torch.diag_embed(1.0 - used)
+    scale = own.diagonal(dim1=1, dim2=2).mean(dim=1)
+    own += torch.diag_embed((1e-10 * scale).unsqueeze(1).expand(-1, own.shape[1]))
+    found, _ = torch.linalg.solve_ex(own, products)
     weights: Tensor = found.squeeze(2).float() * is_used
     return weights

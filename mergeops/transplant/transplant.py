@@ -47,7 +47,7 @@ from mergeops.transplant.new_rows import (
 )
 from mergeops.transplant.shared_tokens import Tokens, by_role, matched
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same two models give other rows."""
 
 
@@ -63,6 +63,14 @@ class Transplant:
     rows: int
     plan: Plan = dataclasses.field(repr=False)
     was_there: bool
+
+    def measures(self) -> dict[str, float]:
+        """What the run of a trial has as metrics."""
+        return {
+            "transplant/shared": float(self.shared),
+            "transplant/new": float(self.new),
+            "transplant/rows": float(self.rows),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""

@@ -12,11 +12,12 @@ from typing import Any
 from mergeops.adoption import FoundRun, source_names
 from mergeops.errors import EvaluationError, MergeError, MergeopsError, SourceError
 from mergeops.methods import get
-from mergeops.pipeline import Trial, run
+from mergeops.pipeline import run
 from mergeops.recipe import MethodSpec, Recipe, SourceSpec
 from mergeops.scores import Scores, compare
 from mergeops.sources import is_hub_name
 from mergeops.tools import Tools
+from mergeops.tracking import Trial
 from mergeops.watching.state import Best, SeenRun
 
 

@@ -11,10 +11,10 @@ from support.tracking_case import make_scores
 
 from mergeops.cli.options import Call
 from mergeops.cli.run import print_search, print_trials
-from mergeops.pipeline import Trial
 from mergeops.recipe import Recipe
 from mergeops.report import leaderboard_of
 from mergeops.search import SearchResult
+from mergeops.tracking import Trial
 
 RECIPE = Recipe.from_dict({"method": "linear", "sources": {"a": "x", "b": "y"}})
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mergeops.mixture.mixture import Mixture, make_mixture
+from mergeops.derived.tool_trial import Derived, ToolLog, ToolTrial
+from mergeops.mixture import Mixture, make_mixture
 from mergeops.progress import Progress
-from mergeops.recipe import ModelName, compose, read_mixture
-from mergeops.sources import resolve_with_bar
+from mergeops.recipe import MOE, ModelName, ToolSpec, read_mixture
 
 
 def mixture_of(
-    file: Path, out: Path, *, seed: int = 0, device: str = "auto", progress: Progress
-) -> Mixture:
+    file: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress,
+    log: ToolLog | None = None,
+) -> Derived[Mixture]:
     """Find the models as a recipe's would be found, and make them experts of one.
 
     Args:
@@ -22,6 +28,7 @@ def mixture_of(
         seed: of random gates.
         device: see ``make_mixture``.
         progress: where steps are shown.
+        log: whether and how it becomes a trial; None makes none.
 
     Raises:
         TrackingError: MLflow is needed and cannot be reached.
@@ -34,27 +41,28 @@ def mixture_of(
             names.setdefault(expert.model, f"expert_{len(names) + 1}")
     sources = {name: _named(model) for model, name in names.items()}
     base = _named(spec.base)
-    content: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         "base": base.get("base", base["uri"]),
         "base_adapter": base["uri"] if "base" in base else None,
-        "method": "linear",
         "sources": sources,
     }
-    recipe = compose(content=content)
-    cache_dir = Path(recipe.output.dir) / "cache"
-    resolved = resolve_with_bar(recipe, progress, cache_dir=cache_dir)
+    trial = ToolTrial(
+        ToolSpec(MOE, {"seed": seed, "mixture": spec.to_dict()}), inputs, log or ToolLog(), progress
+    )
+    resolved = trial.resolve()
     assert resolved.base is not None, "the recipe has one"
     found = {spec.base: resolved.base} | {m: resolved.sources[name] for m, name in names.items()}
-    return make_mixture(
+    made = make_mixture(
         spec,
         resolved.base,
         [found[expert.model] for expert in spec.every],
         out,
-        cache_dir=cache_dir,
+        cache_dir=trial.cache_dir,
         seed=seed,
         device=device,
         progress=progress,
     )
+    return trial.ended(made, out, measures=made.measures(), plan=made.plan.to_dict())
 
 
 def _named(model: ModelName) -> dict[str, str]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from mergeops.extraction.adapter_draft import Extracted
-from mergeops.extraction.extraction import extract
-from mergeops.extraction.low_rank import Rank
+from mergeops.derived.tool_trial import Derived, ToolLog, ToolTrial
+from mergeops.extraction import Extracted, Rank, extract
 from mergeops.progress import Progress
-from mergeops.recipe import compose
-from mergeops.sources import resolve_with_bar
+from mergeops.recipe import EXTRACT, ToolSpec
 
 
 def extract_by_uri(
-    base: str, tuned: str, out: Path, *, rank: Rank, others: str, progress: Progress
-) -> Extracted:
+    base: str,
+    tuned: str,
+    out: Path,
+    *,
+    rank: Rank,
+    others: str,
+    progress: Progress,
+    log: ToolLog | None = None,
+) -> Derived[Extracted]:
     """Find base and fine-tune as a recipe's would be found, and extract the adapter.
 
     Args:
@@ -24,15 +30,18 @@ def extract_by_uri(
         rank: as ``extract``.
         others: as ``extract``.
         progress: where steps are shown.
+        log: whether and how it becomes a trial; None makes none.
 
     Raises:
         ConfigError, SourceError, MergeError: as ``extract``.
         TrackingError: MLflow is needed and cannot be reached.
     """
-    recipe = compose(content={"base": base, "method": "linear", "sources": {"tuned": tuned}})
-    resolved = resolve_with_bar(recipe, progress, cache_dir=Path(recipe.output.dir) / "cache")
+    spec = ToolSpec(EXTRACT, {"rank": dataclasses.asdict(rank), "others": others})
+    inputs = {"base": base, "sources": {"tuned": tuned}}
+    trial = ToolTrial(spec, inputs, log or ToolLog(), progress)
+    resolved = trial.resolve()
     assert resolved.base is not None, "the recipe has one"
-    return extract(
+    made = extract(
         resolved.base,
         resolved.sources["tuned"],
         out,
@@ -40,3 +49,4 @@ def extract_by_uri(
         others=others,
         progress=progress,
     )
+    return trial.ended(made, out, measures=made.measures())
