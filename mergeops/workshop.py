@@ -87,7 +87,7 @@ class Workshop:
             hash_later: leave those unhashed that ``merge`` may hash while it merges them.
             measure: measure the sources' activations, where the method needs them.
         """
-        if recipe.method.prompts is None:
+        if not recipe.prompts:
             return self._resolve(recipe, hash_later=hash_later)
         resolved = self._resolve(recipe)
         if measure:
@@ -98,13 +98,12 @@ class Workshop:
         """Measure the activations of each source that the method needs, or find them measured.
 
         Args:
-            recipe: with ``method.prompts``.
+            recipe: with prompts for each source.
             resolved: its sources, pinned.
         """
-        assert recipe.method.prompts is not None, "the method needs none"
-        prompts, kind = Path(recipe.method.prompts), get(recipe.method.name).activations
-        digest, measured = prompts_sha256(prompts), []
-        for name, source in resolved.sources.items():
+        kind, measured = get(recipe.method.name).activations, []
+        for name, prompts in recipe.prompts.items():
+            source, digest = resolved.sources[name], prompts_sha256(prompts)
             found = find(self.work_dir, kind, source.sha256, digest)
             if found is None:
                 model = self.full_checkpoint(recipe, source)

@@ -20,7 +20,7 @@ def prompts_sha256(file: Path) -> str:
         ConfigError: there is no such file.
     """
     if not file.is_file():
-        raise ConfigError(f"method.prompts is {file}, which is no file")
+        raise ConfigError(f"prompts is {file}, which is no file")
     return file_sha256(file)
 
 
@@ -34,7 +34,7 @@ def read_prompts(file: Path) -> list[str]:
         SourceError: it cannot be read.
     """
     if file.suffix not in SUFFIXES:
-        raise ConfigError(f"method.prompts is {file}; it takes a file {' or '.join(SUFFIXES)}")
+        raise ConfigError(f"prompts is {file}; it takes a file {' or '.join(SUFFIXES)}")
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -33,7 +33,9 @@ def gc(call: Call, dry_run: bool, yes: bool, older_than: str) -> None:
     """Delete merges and interrupted work in output.dir that nothing in MLflow needs any more.
 
     Kept: what a version with an alias or a candidate version is made of, what a running process
-    uses, parents of kept merges, trials that wait for sync, scores and caches.
+    uses, parents of kept merges, activations of those, trials that wait for sync, scores and
+    caches. What is made again where it is needed goes when it is old: other activations, gates,
+    rows and noise.
     """
     age_s = cleanup.parse_age(older_than)
     recipe = call.recipe()

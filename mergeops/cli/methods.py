@@ -96,7 +96,8 @@ def _print_one(method: dict[str, Any]) -> None:
     rows = []
     if method["prompts"]:
         out.print(f"prompts: {PROMPTS}")
-        rows.append(("method.prompts", "-", "The file of texts (.txt, .jsonl); has to be given."))
+        about = "The file of texts (.txt, .jsonl), for all sources or each; has to be given."
+        rows.append(("method.prompts\nsources.NAME.prompts", "-", about))
     out.print()
     for parameter in method["parameters"]:
         keys = f"method.{parameter['name']}"

@@ -28,12 +28,12 @@ def statistics() -> None:
 @OVERRIDES
 @options(CONFIG_DIR, AS_JSON, progress_options)
 def make(call: Call) -> None:
-    """Measure the activations of a recipe's sources by its method.prompts, or find them measured.
+    """Measure the activations of a recipe's sources by their prompts, or find them measured.
 
     Each model reads every prompt once, in float32. Kept are sums and counts, no text.
     """
     recipe = call.recipe()
-    if recipe.method.prompts is None:
+    if not recipe.prompts:
         raise ConfigError(f"method is {recipe.method.name}, which needs no activations")
     workshop = Workshop(recipe, call.progress)
     resolved = workshop.resolve(recipe, measure=False)

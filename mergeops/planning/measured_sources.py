@@ -17,23 +17,22 @@ from mergeops.recipe import Recipe
 def find_measured(
     recipe: Recipe, method: Method, sources: Sequence[PlannedInput]
 ) -> dict[str, Measured]:
-    """What was measured of each source by the recipe's prompts, by its name; nothing where the
-    method needs nothing.
+    """What was measured of each source by its prompts, by its name; nothing where the method needs
+    nothing.
 
     Raises:
         ConfigError: there is no such file of prompts.
         MergeError: a source was not measured yet.
     """
-    if recipe.method.prompts is None:
-        return {}
-    prompts = prompts_sha256(Path(recipe.method.prompts))
-    found = {}
-    for source in sources:
+    files, found = recipe.prompts, {}
+    for source in sources if files else ():
+        file = files[source.name]
+        prompts = prompts_sha256(file)
         measured = find(Path(recipe.output.dir), method.activations, source.sha256, prompts)
         if measured is None:
             raise MergeError(
-                f"the activations of {source.name} are not measured by {recipe.method.prompts} "
-                "yet; `mergeops statistics make` with this recipe does it"
+                f"the activations of {source.name} are not measured by {file} yet; "
+                "`mergeops statistics make` with this recipe does it"
             )
         found[source.name] = measured
     return found

@@ -23,7 +23,7 @@ from mergeops.promotion.candidates import choose
 from mergeops.promotion.confirm import checkpoint_of, recipe_of
 from mergeops.promotion.random_source import write_random_source
 from mergeops.promotion.tables import markdown_table, signed
-from mergeops.recipe import Recipe, SourceSpec
+from mergeops.recipe import Recipe
 from mergeops.scores import Estimate, Scores, estimate, simultaneous_estimate
 from mergeops.store import connect
 from mergeops.tools import Tools
@@ -242,7 +242,8 @@ def _with_noise(tools: Tools, recipe: Recipe, source: str) -> tuple[Scores, str]
     out = tools.work_dir / "controls" / digest[:16]
     noise = write_random_source(replaced, origins, out, key=key)
     hold(noise.path, CONFIG)
-    spec = SourceSpec(str(noise.path.absolute()), None, recipe.sources[source].parameters)
+    own = recipe.sources[source]
+    spec = dataclasses.replace(own, uri=str(noise.path.absolute()), base=None)
     changed = dataclasses.replace(recipe, sources={**recipe.sources, source: spec})
     note = f"{len(noise.kept)} tensors have no counterpart and are kept" if noise.kept else ""
     return _score(tools, changed, f"noise for {source}"), note

@@ -14,7 +14,7 @@ from mergeops.recipe.mergekit.moe_document import Expert, MixtureSpec, read_mixt
 from mergeops.recipe.mergekit.read import read_mergekit
 from mergeops.recipe.method_spec import MethodSpec
 from mergeops.recipe.packaged import packaged_conf
-from mergeops.recipe.recipe import Recipe, SourceSpec
+from mergeops.recipe.recipe import Recipe
 from mergeops.recipe.settings import (
     EvaluateSpec,
     HooksSpec,
@@ -24,6 +24,7 @@ from mergeops.recipe.settings import (
     parse_size,
 )
 from mergeops.recipe.slices import BASE, Module, Slice, SlicePart
+from mergeops.recipe.source_spec import SourceSpec
 from mergeops.recipe.tokenizer import TokenizerSpec, TokenSource, TokenSpec
 from mergeops.recipe.tool_record import EXTRACT, MOE, TRANSPLANT, ToolSpec
 from mergeops.recipe.values import MatchedValue, Setting, choose, interpolate, numbers, plain

@@ -21,7 +21,7 @@ class MethodSpec:
     """The method's own frozen parameter dataclass."""
     prompts: str | None = None
     """A file of texts (.txt, .jsonl) by which activations are measured, for methods that need
-    them."""
+    them; of each source that has none of its own."""
 
     def to_dict(self) -> dict[str, Any]:
         """As ``read_method`` reads it."""
@@ -44,13 +44,34 @@ def read_method(raw: Any) -> tuple[MethodSpec, methods.Method]:
     method = methods.get(str(raw["name"]))
     parameters = {k: v for k, v in raw.items() if k != "name"}
     prompts = parameters.pop("prompts", None) if method.activations else None
-    if method.activations and not isinstance(prompts, str):
-        raise ConfigError(
-            f"method.prompts is {prompts!r}; {method.name} needs a file of texts (.txt, .jsonl) by "
-            "which the sources' activations are measured"
-        )
+    if prompts is not None and not isinstance(prompts, str):
+        raise _no_prompts(method.name, prompts)
     built = build(method.parameters, parameters, "method.")
     return MethodSpec(method.name, built, prompts), method
+
+
+def check_prompts(method: MethodSpec, of_sources: Mapping[str, str | None]) -> None:
+    """Refuse a method that reads prompts where it has none for a source.
+
+    Args:
+        method: may have prompts for all.
+        of_sources: source -> its own.
+
+    Raises:
+        ConfigError: says which source has none.
+    """
+    if not methods.get(method.name).activations or method.prompts is not None:
+        return
+    lacking = [name for name, prompts in of_sources.items() if prompts is None]
+    if lacking or not of_sources:
+        raise _no_prompts(method.name, None, *lacking[:1])
+
+
+def _no_prompts(method: str, prompts: Any, source: str = "NAME") -> ConfigError:
+    return ConfigError(
+        f"method.prompts is {prompts!r}; {method} needs a file of texts (.txt, .jsonl) by which "
+        f"the sources' activations are measured, for all or as sources.{source}.prompts"
+    )
 
 
 def check_measured(method: MethodSpec, merges: Mapping[str, MethodSpec]) -> None:
@@ -63,7 +84,7 @@ def check_measured(method: MethodSpec, merges: Mapping[str, MethodSpec]) -> None
         return
     specs = {f"merges.{name}.method": spec for name, spec in merges.items()}
     for key, spec in {"method": method, **specs}.items():
-        if spec.prompts is not None:
+        if methods.get(spec.name).activations:
             raise ConfigError(
                 f"{key} is {spec.name}, whose activations are measured before a merge is planned; "
                 "make the merges that it goes with first, by recipes of their own"

@@ -13,13 +13,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mergeops import methods
 from mergeops.errors import ConfigError
 from mergeops.recipe.executor_settings import ExecutorSpec
 from mergeops.recipe.merge_uris import check_uris
-from mergeops.recipe.method_spec import MethodSpec, check_measured, read_method
+from mergeops.recipe.method_spec import MethodSpec, check_measured, check_prompts, read_method
 from mergeops.recipe.settings import (
     EvaluateSpec,
     OutputSpec,
@@ -35,9 +36,10 @@ from mergeops.recipe.slices import (
     read_modules,
     read_slices,
 )
+from mergeops.recipe.source_spec import SourceSpec, read_sources
 from mergeops.recipe.tokenizer import TokenizerSpec, check_names
 from mergeops.recipe.tool_record import ToolSpec
-from mergeops.recipe.values import Setting, Value, plain, read_settings, read_value
+from mergeops.recipe.values import Value, plain, read_value
 from mergeops.schema import build, check_choice, unknown_key
 
 WEIGHT_KEYS = ("base", "sources", "method", "rules", "tokenizer", "dtype", "seed")
@@ -60,20 +62,6 @@ UNWRITTEN = ("origins", "notes")
 RECORDED = ("tool",)
 """What only the recipe of a trial has, and no user writes."""
 REFUSE = "refuse"
-
-
-@dataclass(frozen=True)
-class SourceSpec:
-    """One input checkpoint as the recipe names it."""
-
-    uri: str
-    """A directory, runs:/ID[/path], models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or
-    hf://ORG/NAME@REVISION. A LoRA adapter directory is applied to its base on the fly."""
-    base: str | None = None
-    """For a LoRA adapter: the model it was trained on, where adapter_config.json's own
-    base_model_name_or_path cannot be reached from here."""
-    parameters: Mapping[str, Setting] = field(default_factory=dict)
-    """The method's per-source parameters, written beside uri: weight, density, ..."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +166,8 @@ class Recipe:
                 raise unknown_key("", str(key), known)
 
         spec, method = read_method(raw.get("method"))
-        sources = _sources(raw.get("sources") or {}, method)
+        sources = read_sources(raw.get("sources") or {}, method)
+        check_prompts(spec, {name: source.prompts for name, source in sources.items()})
         given = {
             "method": spec,
             "sources": sources,
@@ -210,6 +199,15 @@ class Recipe:
         return self.tool.name if self.tool else self.method.name
 
     @property
+    def prompts(self) -> dict[str, Path]:
+        """Source -> the file of prompts that its activations are measured by; nothing where the
+        method needs none."""
+        if not methods.get(self.method.name).activations:
+            return {}
+        files = {name: spec.prompts or self.method.prompts for name, spec in self.sources.items()}
+        return {name: Path(str(file)) for name, file in files.items()}
+
+    @property
     def uris(self) -> list[str | None]:
         """What it reads: base, base adapter, and each source with its own base."""
         of_sources = (uri for spec in self.sources.values() for uri in (spec.uri, spec.base))
@@ -224,6 +222,7 @@ class Recipe:
             name: {
                 "uri": s.uri,
                 **({"base": s.base} if s.base else {}),
+                **({"prompts": s.prompts} if s.prompts else {}),
                 **{key: plain(value) for key, value in s.parameters.items()},
             }
             for name, s in self.sources.items()
@@ -263,33 +262,6 @@ class Recipe:
         content = self.to_dict()
         del content["executor"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sources(raw: Any, method: methods.Method) -> dict[str, SourceSpec]:
-    if not isinstance(raw, Mapping):
-        raise ConfigError(
-            f"sources is {raw!r}; write a mapping from a short name to {{uri: ..., weight: ...}}"
-        )
-    sources = {}
-    for name, spec in raw.items():
-        where = f"sources.{name}"
-        if not str(name).replace("-", "_").isidentifier() or str(name) == "base":
-            raise ConfigError(
-                f"{where}: {name!r} is no source name; use letters, digits, '_' and '-', "
-                "starting with a letter; 'base' is taken"
-            )
-        if isinstance(spec, str):
-            spec = {"uri": spec}
-        if not isinstance(spec, Mapping) or not isinstance(spec.get("uri"), str):
-            raise ConfigError(f"{where} is {spec!r}; it needs a uri, e.g. {{uri: runs:/4f2c}}")
-        parameters = read_settings(
-            spec, where, ("uri", "base"), method.source_parameters, method.name
-        )
-        base = spec.get("base")
-        if base is not None and not isinstance(base, str):
-            raise ConfigError(f"{where}.base is {base!r}; it takes a source URI")
-        sources[str(name)] = SourceSpec(spec["uri"], base, parameters)
-    return sources
 
 
 def _rules(raw: Any, method: methods.Method, sources: Mapping[str, SourceSpec]) -> tuple[Rule, ...]:

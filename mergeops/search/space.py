@@ -234,7 +234,7 @@ def _with_method(recipe: Recipe, name: str) -> Recipe:
     wished = {k: v for k, v in raw["method"].items() if k in own and v != getattr(defaults, k)}
     prompts = {"prompts": recipe.method.prompts} if method.activations else {}
     raw["method"] = {"name": name, **prompts, **wished}
-    kept = ("uri", "base", *method.source_parameters)
+    kept = ("uri", "base", *(["prompts"] if method.activations else []), *method.source_parameters)
     raw["sources"] = {
         source: {k: v for k, v in spec.items() if k in kept}
         for source, spec in raw["sources"].items()

@@ -98,7 +98,7 @@ def note_finished(beginning: Beginning, trial: FinishedTrial) -> bool:
         Whether there is a note now.
     """
     recipe, key, sources = beginning.recipe, beginning.key, _sources(trial.resolved)
-    prompts = [Path(recipe.method.prompts)] if recipe.method.prompts else []
+    prompts = list(dict.fromkeys(recipe.prompts.values()))
     places = [*_places(sources), *prompts, *trial.task_places]
     if key is None or not all(_is_watched(source, recipe) for source in sources):
         return False

@@ -551,3 +551,53 @@ def test_the_commands_make_and_list_what_a_recipe_needs(
     assert "gram: X^T X over all tokens" in text
     refused = CliRunner().invoke(statistics, ["make", str(recipe), "method=linear"])
     assert "needs no activations" in str(refused.exception)
+
+
+def test_each_source_may_have_prompts_of_its_own(
+    trained: dict[str, Path], prompts: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text(f"{TEXTS[0]}\n")
+    files = {"a": own, "b": prompts}
+    recipe = {
+        "method": {"name": "regmean", "prompts": str(prompts), "alpha": 1.0},
+        "sources": {"a": {"uri": str(trained["a"]), "prompts": str(own)}, "b": str(trained["b"])},
+        "output": {"dir": str(tmp_path / "work")},
+    }
+    written = Recipe.from_dict(recipe)
+    assert written.prompts == files
+    assert Recipe.from_dict(written.to_dict()) == written
+    merge_only(written, tmp_path / "out", Progress("none"))
+    kept = kept_in(tmp_path / "work")
+    assert {(one.weights_sha256, one.prompts) for one in kept} == {
+        (weights_sha256(trained["a"]), 1),
+        (weights_sha256(trained["b"]), len(TEXTS)),
+    }
+    # Equal to a regression on what each saw of its own texts.
+    module = "model.layers.0.self_attn.v_proj"
+    inputs, weights = [], []
+    for name, path in trained.items():
+        model, ids = loaded(path)
+        inputs.append(inputs_of(model, ids[:1] if name == "a" else ids, module))
+        weights.append(model.get_submodule(module).weight.detach().double().numpy())
+    merged = load_file(tmp_path / "out" / "model.safetensors")[f"{module}.weight"].double().numpy()
+    assert np.allclose(merged, regressed(inputs, weights), atol=2e-4)
+
+
+def test_sources_without_prompts_and_prompts_without_use_are_refused(
+    trained: dict[str, Path],
+) -> None:
+    sources = {"a": {"uri": str(trained["a"]), "prompts": "p.txt"}, "b": str(trained["b"])}
+    with pytest.raises(ConfigError, match="for all or as sources.b.prompts"):
+        Recipe.from_dict({"method": "regmean", "sources": sources})
+    with pytest.raises(ConfigError, match="sources.a.prompts"):
+        Recipe.from_dict({"method": "linear", "sources": sources})
+    sources["b"] = {"uri": str(trained["b"]), "prompts": 3}
+    with pytest.raises(ConfigError, match=r"sources.b.prompts is 3; it takes a file of texts"):
+        Recipe.from_dict({"method": {"name": "regmean", "prompts": "p"}, "sources": sources})
+    sources["b"] = {"uri": str(trained["b"]), "prompts": "q.txt"}
+    recipe = Recipe.from_dict({"method": "regmean", "sources": sources})
+    assert {name: str(file) for name, file in recipe.prompts.items()} == {
+        "a": "p.txt",
+        "b": "q.txt",
+    }
