@@ -59,7 +59,7 @@ class Made:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class TrialWork:
     """What a trial is of, and how it is made."""
 
     name: str
@@ -95,7 +95,7 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
         return Made(made.out.absolute(), made.measures(), made.noted())
 
     digest = adapter_digest(plan) if recipe.output.is_adapter else plan.digest
-    work = Work(name=name, digest=digest, plan=plan.to_dict(), make=make)
+    work = TrialWork(name=name, digest=digest, plan=plan.to_dict(), make=make)
     return track(recipe, tools, work, search=search)
 
 
@@ -110,7 +110,9 @@ def check_questions(recipe: Recipe, tools: Tools) -> None:
         read_passages(text)
 
 
-def track(recipe: Recipe, tools: Tools, work: Work, *, search: SearchRun | None = None) -> Trial:
+def track(
+    recipe: Recipe, tools: Tools, work: TrialWork, *, search: SearchRun | None = None
+) -> Trial:
     """Make what a trial is of, score it and its parents, log and register it.
 
     Args:

@@ -19,9 +19,9 @@ win over the packaged ones. Every result has ``to_dict``, which is what the comm
     >>> mergeops.verify("out").problems
     ()
 
-Stands on: adoption, checkpoint, errors, extraction, inspection, lineage, mixture, pipeline,
-progress, promotion, recipe, recover, report, search, sources, store, tracking, transplant,
-workshop.
+Stands on: adoption, checkpoint, derived, errors, extraction, inspection, lineage, mixture,
+pipeline, progress, promotion, recipe, recover, report, search, sources, store, tracking,
+transplant, workshop.
 """
 
 from mergeops.api.merging import (

@@ -4,7 +4,7 @@
     tool_trial                       what is the same for all: settings, inputs, and the trial
 
 Stands on: checkpoint, errors, extraction, mixture, pipeline, progress, recipe, sources, tools,
-transplant.
+tracking, transplant.
 """
 
 from mergeops.derived.extracted import extract_by_uri

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from mergeops.checkpoint import read_manifest
 from mergeops.errors import ConfigError
-from mergeops.pipeline import Made, Work, check_questions, track
+from mergeops.pipeline import Made, TrialWork, check_questions, track
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe, ToolSpec, compose
 from mergeops.sources import Resolved, resolve_with_bar
@@ -120,7 +120,7 @@ class ToolTrial:
         assert manifest is not None, "a tool ends with the manifest"
         said = {k: v for k, v in result.to_dict().items() if k not in ("was_there", "warnings")}
         made = Made(out.absolute(), measures, said)
-        work = Work(
+        work = TrialWork(
             name=self.recipe.name or f"{self.recipe.made_by} {out.absolute().name}",
             digest=str(manifest["plan_digest"]),
             plan=plan or self.recipe.weights_dict(),

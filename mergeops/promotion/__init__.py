@@ -1,7 +1,7 @@
 """Candidate, confirm part, gate, champion, and the audit of all of it.
 
-Stands on: checkpoint, errors, evaluate, planning, progress, recipe, redact, schema, scores,
-sources, store, tools, tracking, version.
+Stands on: checkpoint, errors, evaluate, pipeline, planning, progress, recipe, redact, schema,
+scores, sources, store, tools, tracking, version.
 """
 
 from mergeops.promotion.approval import approve, reject

@@ -4,8 +4,8 @@ A strategy is a function ``(recipe, parameters, tools, log) -> SearchResult``. A
 package that registers one with ``@strategy(NAME)`` adds it everywhere. So does a module that
 another package names in its entry point group ``mergeops.strategies``.
 
-Stands on: checkpoint, engine, errors, evaluate, executors, methods, pipeline, planning, progress,
-promotion, recipe, schema, scores, store, tools, tracking.
+Stands on: checkpoint, engine, errors, evaluate, executors, extraction, methods, pipeline, planning,
+progress, promotion, recipe, schema, scores, store, tools, tracking.
 """
 
 from mergeops.search.beforehand import Forecast, forecast

@@ -1,7 +1,6 @@
 """A model with the vocabulary of another.
 
-Stands on: architectures, checkpoint, engine, errors, lazy_torch, planning, progress,
-recipe, sources.
+Stands on: architectures, checkpoint, engine, errors, lazy_torch, planning, progress, sources.
 """
 
 from mergeops.transplant.new_rows import METHODS
