@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from mergeops.derived.tool_trial import Derived, ToolLog, ToolTrial
@@ -36,7 +35,9 @@ def extract_by_uri(
         ConfigError, SourceError, MergeError: as ``extract``.
         TrackingError: MLflow is needed and cannot be reached.
     """
-    spec = ToolSpec(EXTRACT, {"rank": dataclasses.asdict(rank), "others": others})
+    auto = {"rank": "auto", "energy": rank.energy, "max_rank": rank.most}
+    ranks = auto if rank.number is None else {"rank": rank.number}
+    spec = ToolSpec(EXTRACT, {**ranks, "others": others})
     inputs = {"base": base, "sources": {"tuned": tuned}}
     trial = ToolTrial(spec, inputs, log or ToolLog(), progress)
     resolved = trial.resolve()

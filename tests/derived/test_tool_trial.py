@@ -98,7 +98,7 @@ def test_an_extracted_adapter_is_a_scored_version_that_mlflow_loads(
     assert run.data.metrics["adapter/relative_error"] == made["relative_error"]
     assert run.data.metrics["adapter/bytes"] == made["bytes"]
     assert run.data.params["method"] == "extract"
-    assert run.data.params["extract.rank.fixed"] == "4"
+    assert run.data.params["extract.rank"] == "4"
     tags = own_tags(run.data.tags)
     assert tags["mergeops.method"] == "extract" and tags["mergeops.parents"] == "base,tuned"
     sha256 = adapter_sha256(place / "out", weights_sha256(place / "base"))
