@@ -77,7 +77,8 @@ def logits(model: Any) -> torch.Tensor:
 
 def family(uri: str) -> dict[str, str]:
     """Kind and name of a model's parents, and how it was made, as lineage says."""
-    tree = ran("lineage", uri)
+    done = CliRunner().invoke(cli, ["lineage", uri, "--json"], catch_exceptions=False)
+    tree = json.loads(done.stdout)
     return {"made by": tree["method"], **{p["name"]: p["kind"] for p in tree["parents"]}}
 
 
