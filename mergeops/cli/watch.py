@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -12,10 +14,11 @@ from mergeops.cli.jobs import SERVER
 from mergeops.cli.options import AS_JSON, DEBUG, PATH, print_json, progress_options
 from mergeops.client import connect
 from mergeops.progress import Progress
-from mergeops.service import Queue, Watch, Watches, open_queue
-from mergeops.watching import Round, WatchState, read_watch_file, run_round
+from mergeops.service import Queue, Watches, open_queue
+from mergeops.watching import Round, read_watch_file, run_round
 
 NAME = click.argument("name")
+T = TypeVar("T")
 
 
 @click.group()
@@ -95,6 +98,7 @@ def report(name: str, state: Path, as_json: bool) -> None:
 @NAME
 @click.option("--round", "number", type=click.IntRange(min=1), required=True)
 @click.option("--database", envvar="MERGEOPS_DATABASE", required=True)
+@click.option("--attempt", type=int, envvar="MERGEOPS_JOB_ATTEMPT")
 @click.option("--config-dir", type=PATH, envvar="MERGEOPS_CONFIG_DIR")
 @AS_JSON
 @progress_options
@@ -103,6 +107,7 @@ def run(
     name: str,
     number: int,
     database: str,
+    attempt: int | None,
     config_dir: Path | None,
     as_json: bool,
     progress_mode: str,
@@ -110,23 +115,23 @@ def run(
 ) -> None:
     """One round of a watch: the service queues it."""
     progress = Progress(progress_mode, quiet=quiet)
-    found = asyncio.run(_read(database, name))
 
-    def save(state: WatchState) -> None:
-        asyncio.run(_save(database, name, state))
+    def asked(ask: Callable[[Watches], Awaitable[T]]) -> T:
+        return asyncio.run(_asked(database, ask, progress))
 
+    found = asked(lambda watches: watches.get(name))
     made: Round = run_round(
-        found.spec, found.state, number, save=save, progress=progress, config_dir=config_dir
+        found.spec,
+        found.state,
+        number,
+        save=lambda state: asked(lambda watches: watches.save(name, state, number, attempt)),
+        progress=progress,
+        config_dir=config_dir,
     )
     print_json(made.to_dict()) if as_json else echo(made.note)
 
 
-async def _read(database: str, name: str) -> Watch:
+async def _asked(database: str, ask: Callable[[Watches], Awaitable[T]], progress: Progress) -> T:
     queue: Queue
-    async with open_queue(database, connections=2) as queue:
-        return await Watches(queue).get(name)
-
-
-async def _save(database: str, name: str, state: WatchState) -> None:
-    async with open_queue(database, connections=2) as queue:
-        await Watches(queue).save(name, state)
+    async with open_queue(database, connections=2, say=progress.step) as queue:
+        return await ask(Watches(queue))

@@ -19,7 +19,7 @@ from mergeops.errors import MergeopsError
 from mergeops.service.allowed import COMMANDS, check_again
 from mergeops.service.child import Child, mergeops_command
 from mergeops.service.operator_config import ServiceConfig
-from mergeops.service.queue import Queue, open_queue
+from mergeops.service.queue import Queue, open_queue, reach
 from mergeops.service.queued_jobs import CANCELLED, FAILED, SUCCEEDED, QueuedJob, queues_of
 from mergeops.service.takeover import HEARTBEAT_S, STALLED_S, Ending, Owner, keep_taking_over
 
@@ -66,6 +66,14 @@ async def work(settings: WorkerSettings, stop: asyncio.Event) -> None:
     Raises:
         ServiceError: the database cannot be used.
     """
+    reaching = asyncio.create_task(reach(settings.database, say=settings.say))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({reaching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not reaching.done():
+        reaching.cancel()
+        return
+    await reaching
     async with open_queue(settings.database, connections=4) as queue:
         name = f"{socket.gethostname()}:{os.getpid()}"
         owner = Owner(queue, name, settings.device, settings.tags)
@@ -93,21 +101,23 @@ class _JobWorker:
         self._queue = queue
         self._owner = owner
         self._stop = stop
-        self._news = asyncio.Event()
-        """Something was queued or cancelled."""
+        self._came = asyncio.Event()
+        """Something was queued."""
+        self._ends = asyncio.Event()
+        """The job at hand was cancelled, or the worker is to stop."""
 
     async def run(self) -> None:
         beating = asyncio.create_task(self._keep_beating())
         try:
             await self._until_reached(self._owner.beat)
             while not self._stop.is_set():
-                self._news.clear()
+                self._came.clear()
                 job = await self._until_reached(self._owner.fetch)
                 if job is not None:
                     await self._do(job)
                     continue
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), POLL_S)
+                    await asyncio.wait_for(self._came.wait(), POLL_S)
         finally:
             beating.cancel()
 
@@ -122,10 +132,14 @@ class _JobWorker:
 
     async def wake_at_stop(self) -> None:
         await self._stop.wait()
-        self._news.set()
+        self._came.set()
+        self._ends.set()
 
-    async def _hear(self, *, channel: str, notification: Any) -> None:
-        self._news.set()
+    async def _hear(self, *, channel: str, notification: Mapping[str, Any]) -> None:
+        if notification["type"] == "job_inserted":
+            self._came.set()
+        elif notification["job_id"] == self._owner.owned:
+            self._ends.set()
 
     async def _keep_beating(self) -> None:
         while True:
@@ -167,8 +181,7 @@ class _JobWorker:
         told: dict[str, Any] | None = None
         beaten = asyncio.get_running_loop().time()
         while not running.done():
-            self._news.clear()
-            waits = asyncio.create_task(self._news.wait())
+            waits = asyncio.create_task(self._ends.wait())
             await asyncio.wait(
                 {running, waits}, timeout=TELL_EVERY_S, return_when=asyncio.FIRST_COMPLETED
             )
@@ -180,7 +193,8 @@ class _JobWorker:
                 now = asyncio.get_running_loop().time()
                 if self._stop.is_set():
                     why = "stopped"
-                elif self._news.is_set() or now - beaten > HEARTBEAT_S:
+                elif self._ends.is_set() or now - beaten > HEARTBEAT_S:
+                    self._ends.clear()
                     beaten = now
                     if not await asyncio.wait_for(self._owner.beat(), HEARTBEAT_S):
                         why = "lost"
@@ -207,6 +221,7 @@ class _JobWorker:
     def _environment(self, job: QueuedJob) -> dict[str, str]:
         more = {"MERGEOPS_PROGRESS": "json", "PYTHONUNBUFFERED": "1"}
         more["MERGEOPS_SUBMITTED_BY"] = job.submitted_by
+        more["MERGEOPS_JOB_ATTEMPT"] = str(job.attempt)
         more["MERGEOPS_AWAY_EXIT_CODE"] = str(AWAY_EXIT_CODE)
         settings = self._settings
         more["MERGEOPS_DATABASE"] = settings.database

@@ -8,8 +8,10 @@ dropped.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,14 @@ TASK = "mergeops.job"
 TRIES = 5
 """How often a job is begun again by itself: its worker died, or MLflow was away."""
 CONNECT_S = 20.0
+"""How long a request waits for a connection."""
+PATIENCE_S = 600.0
+"""How long a process that starts waits for a database that is away."""
+ASK_AGAIN_S = 1.0
+WRONG = ("authentication failed", "does not exist", "no pg_hba.conf entry", "invalid")
+"""In the answer to a URI that is wrong: waiting changes nothing."""
 MAX_QUEUED = 10_000
+LOCK_JOB = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
 
 STATE = """
 CASE q.status::text
@@ -68,32 +77,34 @@ class Queue:
         A job that failed or was cancelled is queued again.
         """
         async with self.pool.connection() as connection:
-            # Two that submit the same at once take turns.
-            await connection.execute(
-                "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (request.id,)
-            )
-            known = await self._find(connection, request.id)
+            # What is sent together is one way to the database and back.
+            async with connection.pipeline():
+                # Two that submit the same at once take turns.
+                await connection.execute(LOCK_JOB, (request.id,))
+                counting = await connection.execute(
+                    "SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'"
+                )
+                known = await find_job(connection, request.id)
+                row = await counting.fetchone()
             if known is not None and known.state not in (FAILED, CANCELLED):
                 return _as_known(known)
-            cursor = await connection.execute(
-                "SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'"
-            )
-            row = await cursor.fetchone()
             if row is not None and row[0] >= self.max_queued:
                 raise ServiceError(f"{row[0]} jobs wait, and no more may; cancel some first")
             queue_id = await self._defer(connection, request.id, request.tags, request.priority)
-            if known is not None:
-                await self._requeue(connection, request.id, queue_id)
-            else:
-                await connection.execute(
-                    "INSERT INTO mergeops_jobs (id, command, words, tags, priority, submitted_by, "
-                    "queue_id, tries_left) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
-                    (
-                        *(request.id, request.command, list(request.words), list(request.tags)),
-                        *(request.priority, by, queue_id, TRIES),
-                    ),
-                )
-            made = await self._find(connection, request.id)
+            async with connection.pipeline():
+                if known is not None:
+                    await self._requeue(connection, request.id, queue_id)
+                else:
+                    await connection.execute(
+                        "INSERT INTO mergeops_jobs (id, command, words, tags, priority, "
+                        "submitted_by, queue_id, tries_left) VALUES (%s, %s, %s, %s, %s, %s, %s, "
+                        "%s)",
+                        (
+                            *(request.id, request.command, list(request.words)),
+                            *(list(request.tags), request.priority, by, queue_id, TRIES),
+                        ),
+                    )
+                made = await find_job(connection, request.id)
         assert made is not None, "it was written a moment ago"
         return _as_known(made) if known is not None else made
 
@@ -104,7 +115,7 @@ class Queue:
             UnknownJobError: there is none, or several begin so.
         """
         async with self.pool.connection() as connection:
-            if (job := await self._find(connection, job_id)) is not None:
+            if (job := await find_job(connection, job_id)) is not None:
                 return job
             begin = "".join(c for c in job_id if c in "0123456789abcdef")
             found: list[QueuedJob] = []
@@ -185,10 +196,8 @@ class Queue:
             return job
         request = JobRequest(job.command, job.words, job.tags, job.priority)
         async with self.pool.connection() as connection:
-            await connection.execute(
-                "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (job.id,)
-            )
-            now = await self._find(connection, job.id)
+            await connection.execute(LOCK_JOB, (job.id,))
+            now = await find_job(connection, job.id)
             if now is not None and now.state in (FAILED, CANCELLED):
                 queue_id = await self._defer(connection, job.id, request.tags, request.priority)
                 await self._requeue(connection, job.id, queue_id)
@@ -230,10 +239,6 @@ class Queue:
             for number, name, device, tags, since, silent_s, job in rows
         ]
 
-    async def _find(self, connection: AsyncConnection[Any], job_id: str) -> QueuedJob | None:
-        found = await _jobs(connection, f"{COLUMNS} WHERE j.id = %s", (job_id,))
-        return found[0] if found else None
-
     async def _defer(
         self, connection: AsyncConnection[Any], job_id: str, tags: Sequence[str], priority: int
     ) -> int:
@@ -263,28 +268,34 @@ class Queue:
 
 @asynccontextmanager
 async def open_queue(
-    database: str, *, connections: int = 8, max_queued: int = MAX_QUEUED
+    database: str,
+    *,
+    connections: int = 8,
+    max_queued: int = MAX_QUEUED,
+    patience_s: float = PATIENCE_S,
+    say: Callable[[str], None] = lambda line: None,
 ) -> AsyncIterator[Queue]:
-    """Connect to the database and make the tables where there are none.
+    """Connect to the database, once it is there, and make the tables where there are none.
 
     Args:
         database: postgresql://...
         connections: at most so many at once.
         max_queued: at most so many jobs wait.
+        patience_s: how long a database that is away is waited for.
+        say: is told, in one line, that it is waited for, and that it is back.
 
     Raises:
         ConfigError: a package of the service is missing.
-        ServiceError: it cannot be reached.
+        ServiceError: it lets nobody in by this URI, or is away for too long.
     """
     try:
         from procrastinate import App, PsycopgConnector
         from psycopg import Error
         from psycopg_pool import AsyncConnectionPool, PoolTimeout
     except ImportError as error:
-        raise ConfigError(
-            f"the service needs `pip install 'mergeops[service]'`: {error.name} is missing"
-        ) from error
+        raise _not_installed(error) from error
 
+    await reach(database, patience_s=patience_s, say=say)
     pool = AsyncConnectionPool(
         database,
         min_size=1,
@@ -301,12 +312,68 @@ async def open_queue(
         await ensure_tables(pool)
     except (PoolTimeout, Error) as error:
         await pool.close()
-        reason = " ".join(str(error).split())
-        raise ServiceError(f"{redact(database)} cannot be used: {redact(reason)}") from error
+        raise _unusable(database, error) from error
     try:
         yield Queue(pool, app, max_queued)
     finally:
         await pool.close()
+
+
+async def reach(
+    database: str, *, patience_s: float = PATIENCE_S, say: Callable[[str], None]
+) -> None:
+    """Wait until the database lets somebody in.
+
+    Args:
+        database: postgresql://...
+        patience_s: how long.
+        say: is told that it is waited for, and that it is back.
+
+    Raises:
+        ConfigError: a package of the service is missing.
+        ServiceError: it refuses, or is away for too long.
+    """
+    try:
+        from psycopg import AsyncConnection, Error, OperationalError
+    except ImportError as error:
+        raise _not_installed(error) from error
+
+    began, is_said = time.monotonic(), False
+    while True:
+        try:
+            connection = await AsyncConnection.connect(database, connect_timeout=5)
+        except Error as error:
+            is_away = isinstance(error, OperationalError) and not any(
+                sign in str(error) for sign in WRONG
+            )
+            if not is_away or time.monotonic() - began >= patience_s:
+                raise _unusable(database, error) from error
+            if not is_said:
+                say(f"{_unusable(database, error)}; waiting for it, at most {patience_s:.0f} s")
+                is_said = True
+            await asyncio.sleep(ASK_AGAIN_S)
+        else:
+            await connection.close()
+            if is_said:
+                say(f"the database is back after {time.monotonic() - began:.0f} s")
+            return
+
+
+def _not_installed(error: ImportError) -> ConfigError:
+    return ConfigError(
+        f"the service needs `pip install 'mergeops[service]'`: {error.name} is missing"
+    )
+
+
+def _unusable(database: str, error: Exception) -> ServiceError:
+    reason = " ".join(str(error).split())
+    return ServiceError(f"{redact(database)} cannot be used: {redact(reason)}")
+
+
+async def find_job(connection: AsyncConnection[Any], job_id: str) -> QueuedJob | None:
+    """A job by its whole id, in the connection's transaction; None where there is none."""
+    found = await _jobs(connection, f"{COLUMNS} WHERE j.id = %s", (job_id,))
+    return found[0] if found else None
 
 
 async def _jobs(

@@ -122,7 +122,7 @@ async def _serve(
     config_dir = settings.directory / config.config_dir if config.config_dir else None
     registry = Registry(config_dir)
     accounts = await asyncio.to_thread(_accounts, config, registry)
-    async with open_queue(database, max_queued=config.max_queued) as queue:
+    async with open_queue(database, max_queued=config.max_queued, say=settings.say) as queue:
         changes = Changes(queue)
         service = Service(
             queue=queue,

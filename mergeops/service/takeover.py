@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergeops.service.queue import Queue
+from mergeops.service.queue import Queue, find_job
 from mergeops.service.queued_jobs import CANCELLED, FAILED, SUCCEEDED, QueuedJob, queues_of
 
 HEARTBEAT_S = 4.0
@@ -56,7 +56,8 @@ class Owner:
         self.device = device
         self.tags = tags
         self.id: int | None = None
-        self._owned: int | None = None
+        self.owned: int | None = None
+        """The queue's number of the job at hand."""
         self._beating = asyncio.Lock()
 
     async def beat(self) -> bool:
@@ -73,17 +74,17 @@ class Owner:
             )
             if await cursor.fetchone() is None:
                 before, self.id = self.id, await self._register(connection)
-                if before is not None and self._owned is not None:
+                if before is not None and self.owned is not None:
                     # Nobody has taken the job over yet: it stays this worker's.
                     await connection.execute(
                         "UPDATE procrastinate_jobs SET worker_id = %s WHERE id = %s AND "
                         "status = 'doing' AND worker_id IS NULL",
-                        (self.id, self._owned),
+                        (self.id, self.owned),
                     )
-            if self._owned is None:
+            if self.owned is None:
                 return True
             cursor = await connection.execute(
-                f"SELECT 1 FROM procrastinate_jobs WHERE {OWNED}".encode(), (self._owned, self.id)
+                f"SELECT 1 FROM procrastinate_jobs WHERE {OWNED}".encode(), (self.owned, self.id)
             )
             return await cursor.fetchone() is not None
 
@@ -97,19 +98,19 @@ class Owner:
         """Become the owner of the next job; None where none waits."""
         assert self.id is not None, "a worker beats first"
         async with self.queue.pool.connection() as connection:
-            self._owned = await self._given(connection) or await self._taken(connection)
-            if self._owned is None:
+            self.owned = await self._given(connection) or await self._taken(connection)
+            if self.owned is None:
                 return None
             # With the taking, in one transaction: a job that is owned is one that was begun.
             cursor = await connection.execute(
                 "UPDATE mergeops_jobs SET attempt = attempt + 1, worker = %s, device = %s, "
                 "started_at = now(), ended_at = NULL, exit_code = NULL, error = NULL, "
                 "progress = NULL WHERE queue_id = %s RETURNING id",
-                (self.name, self.device, self._owned),
+                (self.name, self.device, self.owned),
             )
             row = await cursor.fetchone()
-        assert row is not None, "both rows are made in one transaction"
-        return await self.queue.get(str(row[0]))
+            assert row is not None, "both rows are made in one transaction"
+            return await find_job(connection, str(row[0]))
 
     async def _given(self, connection: Any) -> int | None:
         """A job that is this worker's already: the database gave it, and its answer was lost."""
@@ -134,7 +135,7 @@ class Owner:
         async with self.queue.pool.connection() as connection:
             cursor = await connection.execute(
                 f"SELECT abort_requested FROM procrastinate_jobs WHERE {OWNED}".encode(),
-                (self._owned, self.id),
+                (self.owned, self.id),
             )
             row = await cursor.fetchone()
         return bool(row and row[0])
@@ -151,7 +152,7 @@ class Owner:
             # Also where only lines came: who watches is told of it.
             await connection.execute(
                 "UPDATE mergeops_jobs SET progress = coalesce(%s, progress) WHERE queue_id = %s",
-                (_jsonb(progress), self._owned),
+                (_jsonb(progress), self.owned),
             )
 
     async def end(self, ending: Ending) -> bool:
@@ -163,11 +164,11 @@ class Owner:
         async with self.queue.pool.connection() as connection:
             cursor = await connection.execute(
                 f"SELECT abort_requested FROM procrastinate_jobs WHERE {OWNED} FOR UPDATE".encode(),
-                (self._owned, self.id),
+                (self.owned, self.id),
             )
             row = await cursor.fetchone()
             if row is None:
-                self._owned = None
+                self.owned = None
                 return False
             await connection.execute(
                 "UPDATE mergeops_jobs SET ended_at = now(), exit_code = %s, error = %s, "
@@ -175,22 +176,22 @@ class Owner:
                 "progress = CASE WHEN %s THEN NULL ELSE progress END WHERE queue_id = %s",
                 (
                     *(ending.exit_code, ending.error, _jsonb(ending.result)),
-                    *(ending.state == SUCCEEDED, self._owned),
+                    *(ending.state == SUCCEEDED, self.owned),
                 ),
             )
             is_cancelled = row[0] and ending.state != SUCCEEDED
-            if await _is_begun_again(connection, self._owned, ending) and not is_cancelled:
+            if await _is_begun_again(connection, self.owned, ending) and not is_cancelled:
                 await connection.execute(
                     "SELECT procrastinate_retry_job_v2(%s, now() + make_interval(secs => %s), "
                     "NULL, NULL, NULL)",
-                    (self._owned, ending.retry_in_s),
+                    (self.owned, ending.retry_in_s),
                 )
             else:
                 await connection.execute(
                     "SELECT procrastinate_finish_job_v1(%s, %s, false)",
-                    (self._owned, QUEUE_STATUS[CANCELLED if is_cancelled else ending.state]),
+                    (self.owned, QUEUE_STATUS[CANCELLED if is_cancelled else ending.state]),
                 )
-        self._owned = None
+        self.owned = None
         return True
 
     async def _register(self, connection: Any) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeops.errors import ConfigError
+from mergeops.errors import ConfigError, ServiceError
 from mergeops.service.allowed import checked_request
 from mergeops.service.operator_config import ServiceConfig
 from mergeops.service.queue import Queue
@@ -105,12 +105,30 @@ class Watches:
             raise ConfigError(f"there is no watch {name[:60]!r}; watches: {known or 'none'}")
         return found[0]
 
-    async def save(self, name: str, state: WatchState) -> None:
-        """Keep what a watch knows."""
-        await self._execute(
-            "UPDATE mergeops_watches SET state = %s WHERE name = %s",
-            (_jsonb(state.to_dict()), name),
+    async def save(
+        self, name: str, state: WatchState, number: int, attempt: int | None = None
+    ) -> None:
+        """Keep what a watch knows.
+
+        Args:
+            number: of the round that learned it.
+            attempt: at the round's job; None where it is no job's.
+
+        Raises:
+            ServiceError: the watch was removed, or a later attempt is at work: nothing is kept.
+        """
+        query = (
+            "UPDATE mergeops_watches SET state = %s WHERE name = %s AND NOT EXISTS "
+            "(SELECT 1 FROM mergeops_jobs WHERE id = %s AND attempt > %s) RETURNING name"
         )
+        values = (_jsonb(state.to_dict()), name, _round(name, number).id, attempt)
+        async with self._queue.pool.connection() as connection:
+            row = await (await connection.execute(query, values)).fetchone()
+        if row is None:
+            raise ServiceError(
+                f"round {number} of the watch {name} ends here: the watch was removed, or another "
+                "worker took the round over"
+            )
 
     async def queue_due(
         self, by: str, has_work: Callable[[Watch], bool] = lambda watch: True

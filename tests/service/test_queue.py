@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from support.service_work import settings, words
@@ -279,17 +281,75 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         asyncio.run(go())
 
 
-def test_a_database_that_is_not_there_is_said_without_its_password() -> None:
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("postgresql://me:secret@127.0.0.1:1/none", "cannot be used: .*refused"),
+        ("postgresql://me:secret@127.0.0.1:x/none", "cannot be used: .*invalid integer value"),
+        ("postgresql://me:secret@127.0.0.1/none?wat=1", 'invalid URI query parameter: "wat"'),
+    ],
+)
+def test_a_database_that_is_not_there_is_said_without_its_password(uri: str, message: str) -> None:
     async def go() -> None:
-        async with open_queue("postgresql://me:secret@127.0.0.1:1/none"):
+        async with open_queue(uri, patience_s=0):
             raise AssertionError
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr("mergeops.service.queue.CONNECT_S", 0.5)
-    with pytest.raises(ServiceError, match="cannot be used") as caught:
+    with pytest.raises(ServiceError, match=message) as caught:
         asyncio.run(go())
-    patch.undo()
     assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_refuses_is_not_waited_for(queue_server: str) -> None:
+    async def go() -> None:
+        async with open_queue(urlsplit(queue_server)._replace(path="/nowhere").geturl()):
+            raise AssertionError
+
+    with pytest.raises(ServiceError, match='database "nowhere" does not exist'):
+        asyncio.run(go())
+
+
+def away(queue_server: str, link: Path) -> str:
+    """The URI of the database by a link to its socket that is not there yet."""
+    return urlsplit(queue_server)._replace(query=urlencode({"host": str(link)})).geturl()
+
+
+def test_a_worker_that_begins_while_the_database_is_away_waits_for_it_and_says_so(
+    queue_server: str, short_folder: Path, folder: Path
+) -> None:
+    link, said = short_folder / "later", list[str]()
+    [socket] = parse_qs(urlsplit(queue_server).query)["host"]
+
+    async def test(queue: Queue) -> None:
+        tags = tagged(folder)
+        job = await queue.submit(request(folder, "patient", tags=tags), "ann")
+        stop = asyncio.Event()
+        given = settings(away(queue_server, link), tags=tags, say=said.append)
+        working = asyncio.create_task(work(given, stop))
+        while not said:
+            await asyncio.sleep(0.02)
+        link.symlink_to(socket)
+        await until(queue, job, "succeeded")
+        stop.set()
+        await working
+
+    asked(queue_server, test)
+    assert re.search("cannot be used: .*No such file.*waiting for it, at most 600 s", said[0])
+    assert re.fullmatch(r"the database is back after \d+ s", said[1])
+
+
+def test_a_worker_that_waits_for_the_database_stops_when_it_is_told_to(
+    queue_server: str, short_folder: Path
+) -> None:
+    async def test(queue: Queue) -> None:
+        stop, said = asyncio.Event(), list[str]()
+        given = settings(away(queue_server, short_folder / "never"), say=said.append)
+        working = asyncio.create_task(work(given, stop))
+        while not said:
+            await asyncio.sleep(0.02)
+        stop.set()
+        await asyncio.wait_for(working, 5)
+
+    asked(queue_server, test)
 
 
 async def silence(queue: Queue, owner: Owner) -> None:

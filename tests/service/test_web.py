@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from mergeops.errors import AwayError, ConfigError, GateRefusedError
+from mergeops.errors import AwayError, ConfigError, GateRefusedError, ServiceError
 from mergeops.promotion import Change, WaitingProposal
 from mergeops.service import ServiceConfig, Watches
 from mergeops.service.queue import open_queue
@@ -25,6 +25,7 @@ from mergeops.service.web.callers import Caller
 from mergeops.service.web.guard import COOKIE, CSRF_HEADER, csrf_of
 from mergeops.service.web.news import Changes
 from mergeops.service.web.served import Service
+from mergeops.watching import WatchState
 
 pytestmark = pytest.mark.integration
 TOKEN = "a-token-of-the-tests"
@@ -317,6 +318,37 @@ def test_a_watch_is_added_due_once_changed_and_removed(
     # Back again, it goes on counting.
     assert web.call("POST", "watches", json={"config": config}).json()["round"] == 2
     web.call("DELETE", "watches/nightly")
+
+
+def test_a_round_that_another_worker_took_over_keeps_nothing_more(
+    web: SimpleNamespace, call_watches: Callable[..., Any]
+) -> None:
+    config = {"name": "fenced", "experiments": ["finetunes"]}
+    web.call("POST", "watches", json={"config": config})
+    [job_id] = call_watches("queue_due")
+    watches = Watches(web.queue)
+
+    def save(held: str, attempt: int) -> None:
+        web.portal.call(watches.save, "fenced", WatchState(held=held), 1, attempt)
+
+    async def begin() -> None:
+        async with web.queue.pool.connection() as connection:
+            await connection.execute(
+                "UPDATE mergeops_jobs SET attempt = attempt + 1 WHERE id = %s", (job_id,)
+            )
+
+    web.portal.call(begin)
+    save("first", 1)
+    # Its worker was cut off, and another begins the round again.
+    web.portal.call(begin)
+    with pytest.raises(ServiceError, match="another worker took the round over"):
+        save("late", 1)
+    save("second", 2)
+    assert web.portal.call(watches.get, "fenced").state.held == "second"
+    web.call("DELETE", f"jobs/{job_id}")
+    web.call("DELETE", "watches/fenced")
+    with pytest.raises(ServiceError, match="round 1 of the watch fenced ends here"):
+        save("gone", 2)
 
 
 @pytest.fixture
