@@ -20,6 +20,7 @@ from mergeops.recipe.settings import (
     HooksSpec,
     OutputSpec,
     PromoteSpec,
+    SearchSpec,
     TrackingSpec,
     parse_size,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "OutputSpec",
     "PromoteSpec",
     "Recipe",
+    "SearchSpec",
     "Setting",
     "Slice",
     "SlicePart",

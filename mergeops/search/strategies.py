@@ -183,14 +183,19 @@ def completed(recipe: Recipe) -> Recipe:
     return replace(recipe, search=replace(recipe.search, parameters=asdict(parameters)))
 
 
-def run_search(recipe: Recipe, progress: Progress) -> SearchResult:
+def run_search(recipe: Recipe, progress: Progress, tools: Tools | None = None) -> SearchResult:
     """Run the recipe's search strategy below one MLflow run; an interrupted one goes on.
+
+    Args:
+        recipe: what it varies, and how.
+        progress: is told what happens.
+        tools: of a caller who has some; None makes them.
 
     Raises:
         ConfigError: unknown strategy, no tasks to choose by, or what the strategy refuses.
     """
     name, chosen, recipe = _prepared(recipe)
-    tools = Tools(recipe, progress)
+    tools = tools or Tools(recipe, progress)
     if recipe.output.is_adapter:
         check_low_rank(recipe, tools.resolve(recipe))
     if (expected := _forecast(recipe, chosen, tools)) is not None:

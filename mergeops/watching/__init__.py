@@ -5,12 +5,12 @@
     poll     which runs ended since it looked last
     adopting how they become candidates
     due      whether a round would find anything to do
-    trying   a candidate, added to the best merge
+    trying   a candidate, added to the best merge; a small search around what comes of it
     round    one look, and all that follows from it
     report   what it tells people
 
 Stands on: adoption, errors, methods, pipeline, progress, promotion, recipe, schema, scores,
-sources, store, tools, tracking.
+search, sources, store, tools, tracking.
 """
 
 from mergeops.watching.due import has_work

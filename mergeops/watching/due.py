@@ -10,16 +10,16 @@ from mergeops.recipe import compose
 from mergeops.store import Tracking, connect_to_server
 from mergeops.watching.poll import newly_ended
 from mergeops.watching.spec import WatchSpec
-from mergeops.watching.state import WatchState
+from mergeops.watching.state import Best, WatchState
 
 
 def has_work(spec: WatchSpec, state: WatchState, config_dir: Path | None = None) -> bool:
-    """Whether a run ended since, a batch is full, or a merge can be put forward.
+    """Whether a run ended since, a batch is full, or a merge can be searched around or proposed.
 
     Raises:
         MergeopsError: MLflow cannot be asked, or the watch's recipe is wrong.
     """
-    if len(state.waiting()) >= spec.batch:
+    if len(state.waiting()) >= spec.batch or is_to_search(spec, state.best):
         return True
     settings = compose(spec.overrides, config_dir=config_dir).tracking
     tracking = connect_to_server(settings)
@@ -36,6 +36,13 @@ def has_work(spec: WatchSpec, state: WatchState, config_dir: Path | None = None)
         )[0]
         for experiment in spec.experiments
     )
+
+
+def is_to_search(spec: WatchSpec, best: Best | None) -> bool:
+    """Whether the best merge was found by the greedy step, and nothing was tried around it yet."""
+    if best is None or best.is_searched or not spec.budget.search:
+        return False
+    return bool(best.registered) and len(best.sources) > 1
 
 
 def is_to_propose(spec: WatchSpec, state: WatchState, tracking: Tracking, name: str) -> bool:

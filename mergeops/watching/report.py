@@ -37,7 +37,9 @@ def _best(state: WatchState) -> list[str]:
     of = f"{best.registered}, " if best.registered else ""
     dev = f"{best.dev:.3f} on dev" if best.dev is not None else "not scored"
     against = f"found against champion {best.champion}" if best.champion else "no champion yet"
-    return [f"Best so far: {of}{dev}, of {', '.join(best.sources)}; {against}.", ""]
+    by = ", by " + best.recipe["method"]["name"] if best.recipe else ""
+    around = ", searched around" if best.is_searched else ""
+    return [f"Best so far: {of}{dev}, of {', '.join(best.sources)}{by}{around}; {against}.", ""]
 
 
 def _proposals(spec: WatchSpec, state: WatchState) -> list[str]:

@@ -19,12 +19,12 @@ from typing import Any
 from mergeops import promotion
 from mergeops.errors import AwayError, GateRefusedError, MergeopsError, TrackingError
 from mergeops.progress import Progress
-from mergeops.recipe import Recipe, compose
+from mergeops.recipe import Recipe, compose, parse_size
 from mergeops.store import Tracking, connect, only_one
 from mergeops.tools import Tools
 from mergeops.tracking import find_version, read_recipe
 from mergeops.watching.adopting import adopt_ended
-from mergeops.watching.due import is_to_propose, uses_this_month
+from mergeops.watching.due import is_to_propose, is_to_search, uses_this_month
 from mergeops.watching.poll import newly_ended
 from mergeops.watching.spec import WatchSpec
 from mergeops.watching.state import (
@@ -38,7 +38,13 @@ from mergeops.watching.state import (
     SeenRun,
     WatchState,
 )
-from mergeops.watching.trying import Contender, WatchBench, gain_over, is_of_candidate, name_of
+from mergeops.watching.trying import (
+    Contender,
+    WatchBench,
+    gain_over,
+    is_of_candidate,
+    with_candidate,
+)
 
 AT_ONCE = 50
 """Runs that are adopted by one request."""
@@ -114,7 +120,8 @@ class _AtWork:
         self._progress = progress
         self._began = time.monotonic()
         self._trials = 0
-        self._bench = WatchBench(recipe, Tools(recipe, progress, tracking=tracking))
+        self._tools = Tools(recipe, progress, tracking=tracking)
+        self._bench = WatchBench(recipe, self._tools)
 
     def go(self) -> Round:
         """The whole round."""
@@ -124,9 +131,10 @@ class _AtWork:
         proposed = ""
         if waiting and len(waiting) < self._spec.batch:
             said.append(f"{len(waiting)} of a batch of {self._spec.batch} wait")
-        elif waiting or self._is_better_unproposed():
+        elif waiting or self._has_unfinished():
             standing, champion = self._try(waiting)
             if standing is not None:
+                standing = self._searched(standing)
                 proposed, note = self._propose(standing, champion)
                 said.append(note)
         note = "; ".join(part for part in said if part)
@@ -174,9 +182,24 @@ class _AtWork:
                 standing = alone
                 self._note(candidate, KEPT, f"the first; {alone.scores.pooled:.3f} on dev")
             else:
-                standing = self._added(standing, candidate, version)
+                standing = self._added(standing, candidate)
             self._keep(dataclasses.replace(self._state, best=standing.best))
         return standing, champion
+
+    def _searched(self, standing: Contender) -> Contender:
+        """The best of a small search around a merge that nothing was tried around yet."""
+        budget = self._spec.budget
+        if is_to_search(self._spec, standing.best) and not self._is_spent():
+            before = standing.scores
+            self._progress.step(f"searching around {standing.best.registered}")
+            standing = self._bench.searched(standing, budget.search, budget.minutes)
+            self._trials += 1
+            gain, _ = gain_over(standing.scores, before, self._spec.dev_confidence)
+            self._progress.step(f"best is {standing.best.registered}, {gain:+.3f} on dev")
+            searched = dataclasses.replace(standing.best, is_searched=True)
+            standing = dataclasses.replace(standing, best=searched)
+        self._keep(dataclasses.replace(self._state, best=standing.best))
+        return standing
 
     def _ranked(
         self, waiting: list[SeenRun], champion: int | None
@@ -201,12 +224,9 @@ class _AtWork:
         self._keep(self._state)
         return sorted(scored, key=lambda pair: -pair[1].merit)
 
-    def _added(self, standing: Contender, candidate: SeenRun, champion: int | None) -> Contender:
-        best = standing.best
-        name = name_of(candidate, best.sources)
-        sources = {**best.sources, name: candidate.uri}
+    def _added(self, standing: Contender, candidate: SeenRun) -> Contender:
         try:
-            tried = self._bench.merged(sources, best.base or candidate.base, champion)
+            tried = self._bench.merged(with_candidate(standing.best, candidate))
         except MergeopsError as error:
             if not is_of_candidate(error):
                 raise
@@ -242,7 +262,7 @@ class _AtWork:
         if best is None or best.champion != version:
             return champion
         if len(best.sources) > 1:
-            return self._bench.merged(best.sources, best.base, version)
+            return self._bench.merged(best)
         [uri] = best.sources.values()
         run = next((run for run in self._state.runs.values() if run.uri == uri), None)
         return self._bench.single(run, version) if run is not None else champion
@@ -306,10 +326,13 @@ class _AtWork:
         _, scores = max(alone, key=lambda pair: pair[1].merit)
         return Contender(standing.best, scores)
 
-    def _is_better_unproposed(self) -> bool:
-        """Whether a merge of an earlier round was not put forward yet, as the budget was spent."""
+    def _has_unfinished(self) -> bool:
+        """Whether a merge of an earlier round was not searched around or put forward yet, as the
+        budget was spent."""
         name = self._recipe.tracking.registered_model
-        return is_to_propose(self._spec, self._state, self._tracking, name)
+        return is_to_search(self._spec, self._state.best) or is_to_propose(
+            self._spec, self._state, self._tracking, name
+        )
 
     def _hold(self, plan_digest: str) -> None:
         self._keep(dataclasses.replace(self._state, held=plan_digest))
@@ -329,6 +352,8 @@ class _AtWork:
 
     def _is_spent(self) -> bool:
         budget = self._spec.budget
+        if budget.bytes and self._tools.spent.written >= parse_size("budget.bytes", budget.bytes):
+            return True
         return self._trials >= budget.trials or self._spent_s() > 60 * budget.minutes
 
     def _spent_s(self) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.errors import ConfigError
-from mergeops.recipe import packaged_conf
+from mergeops.recipe import packaged_conf, parse_size
 from mergeops.schema import build, check_range, read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
@@ -23,13 +23,22 @@ class WatchBudget:
     """Of one round; what is left waits for the next."""
     trials: int = 8
     """Merges that are made and scored in one round, at most."""
+    search: int = 8
+    """Candidates that the small search around a better merge proposes, raced on dev items; 0
+    searches nothing."""
+    bytes: str | None = None
+    """Of the checkpoints that one round writes, e.g. 200GB: when nothing new is begun; null sets no
+    end."""
     confirm_uses: int = 2
     """Times a month that the confirm part may be opened."""
 
     def __post_init__(self) -> None:
         check_range("budget.minutes", self.minutes, 0.1, None)
         check_range("budget.trials", self.trials, 1, 1000)
+        check_range("budget.search", self.search, 0, 1000)
         check_range("budget.confirm_uses", self.confirm_uses, 0, None)
+        if self.bytes is not None:
+            parse_size("budget.bytes", self.bytes)
 
 
 @dataclass(frozen=True)

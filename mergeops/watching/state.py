@@ -56,6 +56,11 @@ class Best:
     """NAME/VERSION; empty for a single run."""
     plan_digest: str = ""
     dev: float | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Method, parameters of the sources, and all else of the recipe that decides the weights; empty
+    where the sources are equally weighted by the watch's method."""
+    is_searched: bool = False
+    """Whether there is no search around it to be made any more."""
 
 
 @dataclass(frozen=True)

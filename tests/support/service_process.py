@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,15 +20,27 @@ TESTS = Path(__file__).parent.parent
 
 
 class ServiceProcess:
-    """A server with its embedded database, and workers whose jobs are small programs.
+    """A server with its embedded database, and workers.
 
     Args:
         folder: the project; the state is below it.
         workers: how many.
+        operator: the file of what jobs may do. With one, workers are those of ``mergeops worker``;
+            without one, their jobs are small programs.
+        environment: more of it for all processes.
     """
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        workers: int,
+        *,
+        operator: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self._operator = ["--config", str(operator)] if operator else []
+        self._environment = dict(environment or {})
         self.marks = folder / "marks"
         self.marks.mkdir(parents=True, exist_ok=True)
         self._state = folder / "state"
@@ -45,6 +58,7 @@ class ServiceProcess:
     def start_server(self) -> None:
         (self._state / "server.json").unlink(missing_ok=True)
         words = ["serve", "--port", "0", "--workers", "0", "--state", str(self._state)]
+        words += self._operator
         self._server = self._run([sys.executable, "-m", "mergeops", *words], "server.log")
         deadline = time.monotonic() + 60
         while not (self._state / "server.json").exists():
@@ -56,6 +70,9 @@ class ServiceProcess:
         place = self._state / "postgres"
         database = f"postgresql://postgres:@/postgres?host={place}"
         words = [sys.executable, "-m", "support.service_work", database]
+        if self._operator:
+            words = [sys.executable, "-m", "mergeops", "worker", "--database", database]
+            words += self._operator
         self._workers[number] = self._run(words, f"worker{number}.log")
 
     def client(self) -> ServiceClient:
@@ -107,7 +124,7 @@ class ServiceProcess:
         return [path.stem for path in self.marks.glob("*.doubled")]
 
     def _run(self, words: list[str], log: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+        environment = {**os.environ, "PYTHONPATH": str(TESTS), **self._environment}
         environment.pop("MERGEOPS_DATABASE", None)
         with (self.folder / log).open("ab") as file:
             return subprocess.Popen(

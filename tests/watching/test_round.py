@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,10 @@ class World:
         self.away_at: str | None = None
         self.ended: list[EndedRun] = []
         self.made: list[tuple[str, ...]] = []
+        self.around = 0.0
+        """What a search around a merge gains."""
+        self.searches: list[str] = []
+        self.spent = SimpleNamespace(written=0)
         self.asked: list[str] = []
         self.decision = "proposed"
         self.waiting: int | None = None
@@ -39,7 +44,7 @@ class World:
             "compose": lambda words, config_dir: Recipe.from_dict(RECIPE),
             "connect": lambda spec: SimpleNamespace(uri="sqlite:///x"),
             "only_one": lambda *words, wait: contextlib.nullcontext(),
-            "Tools": lambda *given, **named: None,
+            "Tools": lambda *given, **named: self._tools(),
             "newly_ended": self._newly_ended,
             "adopt_ended": self._adopt,
             "WatchBench": lambda recipe, tools: self,
@@ -80,20 +85,38 @@ class World:
         best = Best({candidate.name: candidate.uri}, None, champion)
         return Contender(best, self._scores((candidate.name,)))
 
-    def merged(self, sources: dict[str, str], base: str | None, champion: int | None) -> Contender:
-        names = tuple(sources)
+    def merged(self, best: Best) -> Contender:
+        names = tuple(best.sources)
         if self.away_at in names:
             raise AwayError("cannot reach the MLflow server")
         if names not in self.made:
             self.made.append(names)
+            self.spent.written += 10**9
         version = self.made.index(names) + 1
-        best = Best(dict(sources), None, champion, f"skills/{version}", "+".join(names))
+        best = dataclasses.replace(
+            best, registered=f"skills/{version}", plan_digest="+".join(names)
+        )
         parents = {name: self._scores((name,)) for name in names}
         trial: Any = SimpleNamespace(parents=parents)
-        return Contender(best, self._scores(names), trial)
+        return Contender(best, self._scores(names, best.recipe.get("gain", 0.0)), trial)
 
-    def _scores(self, names: tuple[str, ...]) -> Any:
-        merit = 0.5 + sum(self.worth[name] for name in names)
+    def searched(self, standing: Contender, candidates: int, minutes: float) -> Contender:
+        assert (candidates, minutes) == (8, 120)
+        self.searches.append(standing.best.registered)
+        if not self.around:
+            return standing
+        recipe = {"method": {"name": "linear"}, "sources": {}, "gain": self.around}
+        best = dataclasses.replace(
+            standing.best, registered=f"{standing.best.registered}1", plan_digest="x", recipe=recipe
+        )
+        return Contender(best, self._scores(tuple(best.sources), self.around), standing.trial)
+
+    def _tools(self) -> Any:
+        self.spent.written = 0
+        return SimpleNamespace(spent=self.spent)
+
+    def _scores(self, names: tuple[str, ...], more: float = 0.0) -> Any:
+        merit = 0.5 + sum(self.worth[name] for name in names) + more
         return SimpleNamespace(merit=merit, pooled=merit)
 
     # What stands for MLflow.
@@ -206,3 +229,48 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(world: World) -> None:
     assert (made.new, made.trials, made.proposed) == (0, 1, "skills/2")
     assert world.round(again=True).note.endswith("(done before)")
     assert world.asked == ["skills/2"]
+
+
+def test_around_a_better_merge_a_small_search_is_made_once_and_its_best_is_proposed(
+    world: World,
+) -> None:
+    world.around = 0.05
+    world.ends(a=0.1, b=0.05)
+    made = world.round()
+    assert (made.proposed, made.trials, world.searches) == ("skills/11", 2, ["skills/1"])
+    assert world.state.best is not None and world.state.best.is_searched
+    assert world.round().note == "nothing new"
+    # The next candidate is added to what the search found; what it makes is searched around again.
+    world.waiting = None
+    world.ends(c=0.04)
+    assert world.round().proposed == "skills/21"
+    assert world.searches == ["skills/1", "skills/2"]
+    # One that is not kept leaves nothing new to search around.
+    world.ends(bad=-0.2)
+    world.round()
+    assert world.searches == ["skills/1", "skills/2"]
+
+
+def test_a_search_for_which_the_budget_had_nothing_left_is_made_in_the_next_round(
+    world: World,
+) -> None:
+    world.ends(a=0.1, b=0.05)
+    assert world.round(budget={"trials": 1}).proposed == "skills/1"
+    assert world.searches == []
+    made = world.round(budget={"trials": 1})
+    assert (made.trials, world.searches) == (1, ["skills/1"])
+    assert world.round(budget={"trials": 1}).note == "nothing new"
+
+
+def test_a_watch_may_search_nothing(world: World) -> None:
+    world.ends(a=0.1, b=0.05)
+    assert world.round(budget={"search": 0}).proposed == "skills/1"
+    assert world.searches == [] and world.round(budget={"search": 0}).note == "nothing new"
+
+
+def test_a_round_writes_no_more_than_its_bytes(world: World) -> None:
+    world.ends(a=0.1, b=0.05, c=0.04, d=0.03)
+    assert world.round(budget={"bytes": "2GB"}).trials == 2
+    assert world.outcomes()["d"] == "waiting"
+    assert world.round(budget={"bytes": "2GB"}).trials == 2
+    assert world.outcomes()["d"] == "kept"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
+from support.liked_task import write_liked
 
 from mergeops.progress import Progress
 from mergeops.promotion import approve, read_history
@@ -20,7 +19,6 @@ from mergeops.store import connect
 from mergeops.watching import Round, WatchSpec, WatchState, has_work, run_round
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-ITEMS = 240
 
 
 class Team:
@@ -79,45 +77,6 @@ def team(tiny_llama: Callable[..., Path], template_database: Path, tmp_path: Pat
     team = Team(tmp_path, tiny_llama)
     write_liked(tmp_path / "tasks", team.models["math"], team.models["dates"])
     return team
-
-
-def write_liked(folder: Path, one: Path, other: Path) -> None:
-    """A task whose right answers are what the mean of two models likes best."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder.mkdir()
-    tokenizer = AutoTokenizer.from_pretrained(one)
-    mean, second = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (one, other))
-    with torch.no_grad():
-        for p, q in zip(mean.parameters(), second.parameters(), strict=True):
-            p.copy_((p + q) / 2)
-    draw, rows = random.Random(0), []
-    for _ in range(ITEMS):
-        prompt = f"{draw.randrange(1000)} {draw.choice('abcdefgh')} ="
-        choices = draw.sample("qrstuvwxyz", 4)
-        # A choice is one letter: all have the same length, and differ in their last token.
-        ids = tokenizer([f"{prompt} {c}" for c in choices], return_tensors="pt").input_ids
-        with torch.no_grad():
-            logits = mean(ids).logits[:, -2].log_softmax(-1)
-        liked = logits.gather(1, ids[:, -1:])[:, 0].tolist()
-        rows.append({"prompt": prompt, "choices": choices, "answer": liked.index(max(liked))})
-    data = folder / "liked.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task: dict[str, Any] = {
-        "task": "liked",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{prompt}}",
-        "doc_to_choice": "choices",
-        "doc_to_target": "answer",
-        "target_delimiter": " ",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1.0},
-    }
-    (folder / "liked.yaml").write_text(json.dumps(task))
 
 
 def test_a_watchs_life(team: Team) -> None:
