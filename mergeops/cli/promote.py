@@ -121,8 +121,13 @@ def rollback(call: Call, name: str | None, **wanted: Any) -> None:
 @click.command()
 @NAME
 @OVERRIDES
+@click.option(
+    "--expect-current",
+    type=click.IntRange(min=0),
+    help="End with exit code 7 unless this version is @champion now; 0: unless none is.",
+)
 @options(CONFIG_DIR, AS_JSON)
-def history(call: Call, name: str | None) -> None:
+def history(call: Call, name: str | None, expect_current: int | None) -> None:
     """Every promotion, refusal, proposal, rollback and use of the confirm part of NAME."""
     recipe, name = _settings(call, name)
     read = kept_answer(
@@ -133,6 +138,7 @@ def history(call: Call, name: str | None) -> None:
         lambda: read_history(connect_to_server(recipe.tracking), name),
     )
     call.show(read, print_history)
+    read.check_champion(expect_current)
 
 
 @click.command()

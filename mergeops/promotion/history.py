@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mergeops.errors import GateRefusedError
 from mergeops.promotion.audit import PROMOTE, PROPOSED, REFUSED, REJECTED, ROLLBACK, Change, audit
+from mergeops.promotion.champion import NO_CHAMPION, version_text
 from mergeops.promotion.changes import CHALLENGER, CHAMPION, PREVIOUS, aliases, begun, proposal
 from mergeops.promotion.hooks import Delivery, deliveries
 from mergeops.promotion.uses import Use, uses
@@ -42,6 +44,28 @@ class History:
     """A change that a crash left half-done; the next command that writes completes it."""
     events: tuple[Event, ...]
     """Oldest first."""
+
+    def check_champion(self, expected: int | None) -> None:
+        """Refuse where another version is @champion than expected.
+
+        Args:
+            expected: None expects nothing, 0 none.
+
+        Raises:
+            GateRefusedError: says which is, since when and by whom.
+        """
+        if expected is None or (self.champion or NO_CHAMPION) == expected:
+            return
+        moved = [
+            event
+            for event in self.events
+            if event.version == self.champion and event.record.get("kind") in (PROMOTE, ROLLBACK)
+        ]
+        since = f", {moved[-1].what} at {moved[-1].at} by {moved[-1].by}" if moved else ""
+        raise GateRefusedError(
+            f"{self.name}@champion is {version_text(self.champion)}{since}, not "
+            f"{version_text(expected)} as expected"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.errors import ConfigError
-from mergeops.recipe import Recipe, compose, expand_sweep
+from mergeops.recipe import Recipe, compose, expand_sweep, read_mixture
 from mergeops.schema import did_you_mean
 from mergeops.search import parameter_types, with_strategy
 from mergeops.service.operator_config import ServiceConfig
@@ -50,14 +50,19 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "compare": Command(("--experiment", "--part", "--reference")),
     "controls": Command(("--version", "--only"), names=1),
+    "extract": Command(
+        ("--rank", "--energy", "--max-rank", "--others"), places=3, is_composed=False
+    ),
     "inspect": Command((), ("--no-rank",), ("--plot",)),
     "lineage": Command((), (), ("--svg", "--png"), places=1),
     "merge": Command(("--device", "--seed"), places=2),
+    "moe": Command(("--seed", "--device"), places=2, is_composed=False),
     "promote": Command(("--version", "--expect-current"), names=1),
     "recover": Command((), ("--dry-run",), ("--base",), places=2, is_composed=False),
     "run": Command((), ("-m", "--multirun", "--dry-run")),
     "search": Command((), ("--dry-run",)),
     "sync": Command((), ("--dry-run",)),
+    "transplant": Command(("--method", "--k", "--device"), places=3, is_composed=False),
     "verify": Command(places=1, is_composed=False),
     "watch run": Command(("--round",), names=1, is_composed=False),
 }
@@ -125,6 +130,8 @@ def check_again(
     if not spec.is_composed:
         if len(overrides) > spec.names:
             raise ConfigError(f"{command}: unexpected word {overrides[spec.names]!r}")
+        if command == "moe" and named:
+            _check_mixture(directory / named[0], config, directory)
         return _present(named[:1], directory)
     if spec.names and overrides and _is_name(overrides[0]):
         overrides = overrides[1:]
@@ -135,6 +142,17 @@ def check_again(
     _check_recipes(command, overrides, flags, recipe_file, config, directory)
     configs = [config.config_dir] if config.config_dir else []
     return _present([*files, *configs, *(named[:1] if recipe_file else [])], directory)
+
+
+def _check_mixture(file: Path, config: ServiceConfig, directory: Path) -> None:
+    """Refuse what a file of mergekit-moe may not name."""
+    mixture = read_mixture(file)
+    models = {"base_model": mixture.base}
+    models |= {f"experts[{i}]": expert.model for i, expert in enumerate(mixture.every)}
+    for key, model in models.items():
+        for uri in (model.uri, model.base):
+            if uri is not None:
+                with_key(f"{file.name}: {key}", uri, config, directory)
 
 
 def _check_recipes(

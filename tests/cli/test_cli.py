@@ -55,7 +55,7 @@ FROZEN = {
     "reject": "NAME OVERRIDES --version --reason --config-dir --json --progress --quiet --debug",
     "rollback": "NAME OVERRIDES --expect-current --reason --config-dir --json --progress --quiet"
     " --debug",
-    "history": "NAME OVERRIDES --config-dir --json --debug",
+    "history": "NAME OVERRIDES --expect-current --config-dir --json --debug",
     "controls": "NAME OVERRIDES --version --only --config-dir --json --progress --quiet --debug",
     "run": "OVERRIDES --dry-run --multirun --config-dir --cfg --json --progress --quiet --debug",
     "search": "OVERRIDES --dry-run --config-dir --cfg --json --progress --quiet --debug",

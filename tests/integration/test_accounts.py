@@ -14,7 +14,13 @@ import dataclasses
 import hashlib
 import hmac
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +39,8 @@ from mergeops.promotion.approval import approve
 from mergeops.promotion.champion import make_champion
 from mergeops.promotion.changes import aliases, proposal
 from mergeops.promotion.history import read_history
-from mergeops.recipe.settings import OutputSpec, TrackingSpec
+from mergeops.promotion.hooks import configured, deliver
+from mergeops.recipe.settings import HooksSpec, OutputSpec, TrackingSpec
 from mergeops.service.web.callers import Accounts
 from mergeops.store import account_of, check_may_promote, leases, workspaces
 from mergeops.store.connection import Tracking, connect, connect_to_server
@@ -467,6 +474,66 @@ def test_a_deployer_is_told_signed_of_a_champion_and_of_no_lock(
     assert "there is no webhook 'mine' at" in said
     said = run("hooks", "mlflow", receiver.url, *words, "--events", "alias.moved", code=2)
     assert "--events has 'alias.moved'; MLflow knows: model_version.created, " in said
+
+
+def test_the_deployer_of_the_docs_deploys_each_new_champion_once_and_nothing_forged(
+    versions: Tracking, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = versions.spec.registered_model
+    monkeypatch.setenv("MERGEOPS_WEBHOOK_SECRET", "between us")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/"
+    script = Path(__file__).parents[2] / "docs" / "deployer.py"
+    deployed = tmp_path / "deployed"
+    command = ["sh", "-c", f"echo $MODEL_NAME $MODEL_VERSION >> {deployed}"]
+    as_user(monkeypatch, "ann")
+    account = {"MLFLOW_TRACKING_URI": versions.uri, "MLFLOW_WORKSPACE": "team-a"}
+    deployer = subprocess.Popen(
+        [sys.executable, str(script), str(port), *command], env={**os.environ, **account}
+    )
+    try:
+        wait_for(lambda: answers(url))
+        as_user(monkeypatch, "admin")
+        words = [f"tracking.uri={versions.uri}", "tracking.workspace=team-a"]
+        run("hooks", "mlflow", url, *words)
+        as_user(monkeypatch, "ann")
+        ours = HooksSpec(webhook=url)
+        for version in (2, 1):
+            make_champion(
+                versions, name, version, {}, passed=True, user="ann", hooks=configured(ours)
+            )
+            # MLflow tells it, and so does mergeops.
+            deliver(versions, name, ours)
+            wait_for(
+                lambda version=version: (
+                    deployed.exists() and f"{name} {version}\n" in deployed.read_text()
+                )
+            )
+        time.sleep(0.3)
+        assert deployed.read_text() == f"{name} 2\n{name} 1\n"
+        deployed.unlink()
+        forged = json.dumps({"event": "promote", "name": "other", "version": 9}).encode()
+        headers = {"X-Mergeops-Signature": "v1=00", "X-Mergeops-Timestamp": str(int(time.time()))}
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(urllib.request.Request(url, forged, headers), timeout=5)
+        assert not deployed.exists()
+        as_user(monkeypatch, "admin")
+        run("hooks", "remove", url, *words)
+    finally:
+        deployer.kill()
+        deployer.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=1)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def test_only_a_server_sends_webhooks_and_a_refused_url_says_what_to_do(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from support.tracking_case import Case
 
+from mergeops.cli.main import cli
 from mergeops.cli.promote import print_history, print_promotion
 from mergeops.errors import GateRefusedError
 from mergeops.promotion.approval import approve, reject
@@ -84,6 +87,30 @@ def test_the_history_is_json_and_a_table(lived: Case, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "skills: @champion is version 1, @previous is version 3" in shown
     assert "FORCED" in shown
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        (
+            "3",
+            r"skills@champion is version 1, rolled back at \S+ by eve, not version 3 as expected",
+        ),
+        ("0", r"skills@champion is version 1, .* not no version as expected"),
+        ("1", ""),
+    ],
+)
+def test_a_build_fails_where_another_champion_is_than_it_expects(
+    lived: Case, expected: str, message: str
+) -> None:
+    words = ["history", "skills", f"tracking.uri={lived.tracking.uri}"]
+    done = CliRunner().invoke(cli, [*words, "--expect-current", expected])
+    assert "@champion is version 1, @previous is version 3" in done.output
+    if not message:
+        assert done.exit_code == 0
+        return
+    assert isinstance(done.exception, GateRefusedError) and done.exception.exit_code == 7
+    assert re.search(message, str(done.exception))
 
 
 @pytest.mark.parametrize(

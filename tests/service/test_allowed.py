@@ -15,6 +15,12 @@ from mergeops.service.allowed import COMMANDS, checked_request
 from mergeops.service.operator_config import ServiceConfig, read_config
 
 RECIPE = "base: models/base\nsources: {a: models/a, b: models/b}\nmethod: ties\n"
+MIXTURE = """base_model: models/base
+gate_mode: random
+experts:
+  - source_model: models/a
+  - source_model: {second}
+"""
 
 
 def check(directory: Path, command: str, *words: str, **config: object) -> tuple[str, ...]:
@@ -58,6 +64,17 @@ def check(directory: Path, command: str, *words: str, **config: object) -> tuple
         (("adopt", "--experiment"), "adopt: --experiment takes a value"),
         (("adopt", "--path-map", "a=b"), "may not have the option --path-map"),
         (("verify", "a", "b"), "verify: unexpected word 'b'"),
+        (("moe", "/etc/moe.yaml", "out"), "/etc/moe.yaml lies outside ."),
+        (("moe", "moe.yaml", "/etc/out"), "/etc/out lies outside ."),
+        (("moe", "moe.yaml", "out"), "moe.yaml: experts[1]: /etc/b lies outside ."),
+        (("moe", "moe.yaml", "out", "more"), "moe: unexpected word 'more'"),
+        (("moe", "moe.yaml", "out", "--debug"), "may not have the option --debug"),
+        (("extract", "a", "s3://bucket/b", "out"), "s3://bucket/b begins with s3:"),
+        (("extract", "a", "b", "../out"), "../out lies outside ."),
+        (("extract", "a", "b", "out", "trust_remote_code=true"), "extract: unexpected word"),
+        (("transplant", "a", "/etc", "out"), "/etc lies outside ."),
+        (("transplant", "a", "b", "link/out"), "link/out lies outside ."),
+        (("transplant", "a", "b", "out", "--trust"), "may not have the option --trust"),
         (("promote", "skills", "--force"), "may not have the option --force"),
         (("promote", "skills", "promote.approval=false"), "a job proposes, and people approve"),
         (("run", "-m", "seed=range(1,1000000000)"), "lists few values one by one"),
@@ -70,6 +87,7 @@ def check(directory: Path, command: str, *words: str, **config: object) -> tuple
 )
 def test_what_is_not_allowed_is_said(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "moe.yaml").write_text(MIXTURE.format(second="/etc/b"))
     (tmp_path / "link").symlink_to("/etc")
     with pytest.raises(ConfigError, match=re.escape(message)):
         check(tmp_path, *words)
@@ -83,6 +101,24 @@ def test_what_an_operator_allows_is_allowed(tmp_path: Path) -> None:
     check(tmp_path, "run", "tracking.uri=http://m:1", tracking_uris=("http://m:1",))
     with pytest.raises(ConfigError, match="'run' is no command that a job may be; allowed: search"):
         check(tmp_path, "run", commands=("search",))
+
+
+def test_models_are_made_of_what_an_operator_allows(tmp_path: Path) -> None:
+    file = tmp_path / "moe.yaml"
+    file.write_text(MIXTURE.format(second="models/b"))
+    check(tmp_path, "moe", "moe.yaml", "out", "--seed", "3")
+    file.write_text(MIXTURE.format(second="/models/b"))
+    check(tmp_path, "moe", "moe.yaml", "out", roots=(".", "/models"))
+    check(tmp_path, "extract", "hf://org/base", "runs:/1/model", "out", "--rank", "8")
+    check(tmp_path, "transplant", "models/a", "models/b", "out", "--method", "omp", "--k=8")
+
+
+def test_another_mixture_is_another_job(tmp_path: Path) -> None:
+    file, ids = tmp_path / "moe.yaml", set[str]()
+    for second in ("models/b", "models/b", "models/c"):
+        file.write_text(MIXTURE.format(second=second))
+        ids.add(checked_request("moe", ["moe.yaml", "out"], ServiceConfig(), tmp_path).id)
+    assert len(ids) == 2
 
 
 def test_the_operators_own_config_is_trusted_and_a_job_cannot_change_it(tmp_path: Path) -> None:

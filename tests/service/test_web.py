@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import html
 import json
 import re
@@ -14,14 +13,13 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from support.service_stand_ins import HOSTILE, Accounts, Mlflow
 
-from mergeops.errors import AwayError, ConfigError, GateRefusedError, ServiceError
-from mergeops.promotion import Change, WaitingProposal
+from mergeops.errors import ServiceError
 from mergeops.service import ServiceConfig, Watches
 from mergeops.service.queue import open_queue
 from mergeops.service.takeover import Ending, Owner
 from mergeops.service.web.app import make_app
-from mergeops.service.web.callers import Caller
 from mergeops.service.web.guard import COOKIE, CSRF_HEADER, csrf_of
 from mergeops.service.web.news import Changes
 from mergeops.service.web.served import Service
@@ -31,60 +29,6 @@ pytestmark = pytest.mark.integration
 TOKEN = "a-token-of-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 VISITOR = {"Cookie": f"{COOKIE}={TOKEN}"}
-HOSTILE = "<script>alert(1)</script>"
-CHECK = {
-    **{"reference": "champion:3", "kind": "better", "tasks": ["add"], "n": 500, "difference": 0.04},
-    **{"low": 0.01, "high": 0.07, "p_value": 0.002, "threshold": 0.025, "rule": "p < level"},
-    **{"outcome": "pass", "sentence": "better"},
-}
-
-
-class Accounts:
-    """A stand-in for MLflow's: each is called as its role."""
-
-    async def caller(self, credentials: str) -> Caller | None:
-        name = base64.b64decode(credentials).decode().partition(":")[0]
-        return Caller(name, frozenset({name}))
-
-
-class Mlflow:
-    """What the service asks MLflow for."""
-
-    def __init__(self) -> None:
-        self.waiting = [self._proposal("skills", 7), self._proposal(HOSTILE, 1)]
-        self.decided: list[tuple[Any, ...]] = []
-        self.deciders: list[str] = []
-        self.is_away = False
-
-    def _proposal(self, name: str, version: int) -> WaitingProposal:
-        change = Change(name, "proposed", version, 3, "2026-01-02T03:04:05Z", "watch nightly")
-        evidence = {"decision": "promote", "level": 0.025, "checks": [CHECK]}
-        return WaitingProposal(change, "run", evidence, {"run": "http://mlflow/#/run"}, HOSTILE)
-
-    def proposals(self) -> list[WaitingProposal]:
-        if self.is_away:
-            raise AwayError("cannot reach the MLflow server")
-        return self.waiting
-
-    def approve(self, name: str, version: int, reason: str | None, user: str) -> Change:
-        if version != 7:
-            raise GateRefusedError(f"version {version} was proposed by ann")
-        self.deciders.append(user)
-        self.decided.append(("approve", name, version, reason))
-        return dataclasses.replace(self.waiting[0].change, kind="promote", by="ben")
-
-    def reject(self, name: str, version: int, reason: str, user: str) -> Change:
-        if not reason:
-            raise ConfigError("the reason is empty; say why")
-        self.deciders.append(user)
-        self.decided.append(("reject", name, version, reason))
-        return dataclasses.replace(self.waiting[0].change, kind="rejected", by="ben")
-
-    def leaderboard(self, experiment: str) -> Any:
-        raise AwayError("cannot reach the MLflow server")
-
-    def plot(self, name: str, version: int) -> bytes:
-        return b"\x89PNG"
 
 
 @pytest.fixture(scope="module")
