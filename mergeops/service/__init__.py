@@ -4,7 +4,7 @@
     queue_tables, queue    jobs in PostgreSQL
     takeover, worker       who works on what; child is the command's process
     watches                watches, and when each looks again
-    mlflow_view            proposals and leaderboard, from MLflow
+    mlflow_view, boards    proposals and leaderboards, from MLflow
     web/                   guard, API and page
     embedded, place        the database and the secrets of one project
     serving                all of it, as one process

@@ -17,9 +17,9 @@ from mergeops.errors import ConfigError
 from mergeops.progress import Progress
 from mergeops.promotion import WaitingProposal, read_trial_file, waiting_proposals
 from mergeops.recipe import Recipe, compose
-from mergeops.report import Compared
+from mergeops.service.boards import Boards, ShownBoard, read_apart
 from mergeops.store import Tracking, connect_to_server
-from mergeops.tracking import compare_experiments, find_version
+from mergeops.tracking import find_version
 
 FRESH_S = 10.0
 """How long an answer of MLflow's is shown again."""
@@ -46,6 +46,7 @@ class Registry:
         self._config_dir = config_dir
         self._kept: dict[str, _Kept] = {}
         self._lock = threading.Lock()
+        self._boards = Boards(lambda name: read_apart(self.settings().tracking, name))
 
     def settings(self) -> Recipe:
         """What the operator's config says."""
@@ -64,19 +65,16 @@ class Registry:
         """
         return self._fresh("proposals", lambda: waiting_proposals(self.connection()))
 
-    def leaderboard(self, experiment: str = "") -> Compared:
-        """Everything that was scored in an experiment.
+    def leaderboard(self, experiment: str = "") -> ShownBoard:
+        """Everything that was scored in an experiment, as it was read last.
 
         Args:
             experiment: its name; empty takes the one of the operator's config.
 
         Raises:
-            TrackingError: MLflow cannot be asked, or nothing was scored.
+            ConfigError: the operator's config is wrong.
         """
-        tracking = self.settings().tracking
-        name = experiment or tracking.experiment
-        key = f"leaderboard {name}"
-        return self._fresh(key, lambda: compare_experiments(tracking, [name]), 30.0)
+        return self._boards.shown(experiment or self.settings().tracking.experiment)
 
     def approve(self, name: str, version: int, reason: str | None, user: str) -> promotion.Change:
         """Make a proposed version the champion.
@@ -125,7 +123,7 @@ class Registry:
     def forget(self) -> None:
         """Ask MLflow again for all that may have changed."""
         with self._lock:
-            for key in [key for key in self._kept if key.startswith(("proposals", "leader"))]:
+            for key in [key for key in self._kept if key.startswith("proposals")]:
                 del self._kept[key]
 
     def _fresh(self, key: str, read: Callable[[], T], fresh_s: float = FRESH_S) -> T:

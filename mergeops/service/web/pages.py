@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import escape
 
 from mergeops.errors import MergeopsError
+from mergeops.service.boards import ShownBoard
 from mergeops.service.queued_jobs import ENDED, STATES
 from mergeops.service.web.api_jobs import KEEP_ALIVE_S, State
 from mergeops.service.web.served import Served, Service, check_room, strict, watching
@@ -143,7 +144,9 @@ async def leaderboard_page(
     experiment: str = "",
 ) -> HTMLResponse:
     """Parents and merges of an experiment, best first."""
-    compared, problem = await _asked(partial(service.registry.leaderboard, experiment))
+    found, problem = await _asked(partial(service.registry.leaderboard, experiment))
+    shown = found or ShownBoard(problem=problem)
+    compared = shown.compared
     marks = [word.partition("tracking.experiment=") for word in await _words(service)]
     experiments = sorted({after for before, mark, after in marks if mark and not before})
     rows = list(compared.board.rows) if compared else []
@@ -164,7 +167,7 @@ async def leaderboard_page(
         name=name,
         experiment=experiment,
         experiments=experiments,
-        problem=problem,
+        shown=shown,
     )
 
 
