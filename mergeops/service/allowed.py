@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergeops.errors import ConfigError
 from mergeops.recipe import Recipe, compose, expand_sweep, read_mixture
-from mergeops.schema import did_you_mean
+from mergeops.schema import did_you_mean, read_yaml
 from mergeops.search import parameter_types, with_strategy
 from mergeops.service.operator_config import ServiceConfig
 from mergeops.service.queued_jobs import JobRequest, digest_of
@@ -146,13 +147,16 @@ def check_again(
 
 def _check_mixture(file: Path, config: ServiceConfig, directory: Path) -> None:
     """Refuse what a file of mergekit-moe may not name."""
+    with suppress(OSError, ValueError):
+        # Before anybody looks whether it is there: that is not told of places out of the roots.
+        for key, path in _other_paths(read_yaml(file.read_bytes())):
+            if key.endswith("_model"):
+                with_key(f"{file.name}: {key}", path, config, directory)
     mixture = read_mixture(file)
-    models = {"base_model": mixture.base}
-    models |= {f"experts[{i}]": expert.model for i, expert in enumerate(mixture.every)}
-    for key, model in models.items():
+    for model in (mixture.base, *(expert.model for expert in mixture.every)):
         for uri in (model.uri, model.base):
             if uri is not None:
-                with_key(f"{file.name}: {key}", uri, config, directory)
+                with_key(file.name, uri, config, directory)
 
 
 def _check_recipes(

@@ -44,7 +44,7 @@ class ShownBoard:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _ReadBoard:
     compared: Compared | None
     problem: str
     at: float
@@ -59,7 +59,7 @@ class Boards:
 
     def __init__(self, read: Callable[[str], Compared]) -> None:
         self._read = read
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _ReadBoard] = {}
         self._reading: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="boards")
@@ -93,7 +93,7 @@ class Boards:
             with self._lock:
                 if len(self._kept) >= MOST:
                     del self._kept[min(self._kept, key=lambda name: self._kept[name].at)]
-                self._kept[experiment] = _Kept(compared, problem, time.monotonic())
+                self._kept[experiment] = _ReadBoard(compared, problem, time.monotonic())
                 del self._reading[experiment]
 
 

@@ -66,7 +66,9 @@ def check(directory: Path, command: str, *words: str, **config: object) -> tuple
         (("verify", "a", "b"), "verify: unexpected word 'b'"),
         (("moe", "/etc/moe.yaml", "out"), "/etc/moe.yaml lies outside ."),
         (("moe", "moe.yaml", "/etc/out"), "/etc/out lies outside ."),
-        (("moe", "moe.yaml", "out"), "moe.yaml: experts[1]: /etc/b lies outside ."),
+        (("moe", "moe.yaml", "out"), "moe.yaml: experts[1].source_model: /etc/b lies outside ."),
+        (("moe", "hub.yaml", "out"), "hub.yaml: s3://bucket/a begins with s3:"),
+        (("moe", "none.yaml", "out"), "none.yaml"),
         (("moe", "moe.yaml", "out", "more"), "moe: unexpected word 'more'"),
         (("moe", "moe.yaml", "out", "--debug"), "may not have the option --debug"),
         (("extract", "a", "s3://bucket/b", "out"), "s3://bucket/b begins with s3:"),
@@ -88,6 +90,7 @@ def check(directory: Path, command: str, *words: str, **config: object) -> tuple
 def test_what_is_not_allowed_is_said(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "moe.yaml").write_text(MIXTURE.format(second="/etc/b"))
+    (tmp_path / "hub.yaml").write_text(MIXTURE.format(second="s3://bucket/a"))
     (tmp_path / "link").symlink_to("/etc")
     with pytest.raises(ConfigError, match=re.escape(message)):
         check(tmp_path, *words)
@@ -107,8 +110,10 @@ def test_models_are_made_of_what_an_operator_allows(tmp_path: Path) -> None:
     file = tmp_path / "moe.yaml"
     file.write_text(MIXTURE.format(second="models/b"))
     check(tmp_path, "moe", "moe.yaml", "out", "--seed", "3")
-    file.write_text(MIXTURE.format(second="/models/b"))
-    check(tmp_path, "moe", "moe.yaml", "out", roots=(".", "/models"))
+    outside = tmp_path.parent / f"{tmp_path.name}-models"
+    outside.mkdir()
+    file.write_text(MIXTURE.format(second=outside))
+    check(tmp_path, "moe", "moe.yaml", "out", roots=(".", str(outside)))
     check(tmp_path, "extract", "hf://org/base", "runs:/1/model", "out", "--rank", "8")
     check(tmp_path, "transplant", "models/a", "models/b", "out", "--method", "omp", "--k=8")
 
