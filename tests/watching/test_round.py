@@ -105,9 +105,13 @@ class World:
         self.searches.append(standing.best.registered)
         if not self.around:
             return standing
-        recipe = {"method": {"name": "linear"}, "sources": {}, "gain": self.around}
+        sources = {name: {"uri": uri} for name, uri in standing.best.sources.items()}
+        recipe = {"method": {"name": "linear"}, "sources": sources, "gain": self.around}
         best = dataclasses.replace(
-            standing.best, registered=f"{standing.best.registered}1", plan_digest="x", recipe=recipe
+            standing.best,
+            registered=f"{standing.best.registered}1",
+            plan_digest=f"around {standing.best.plan_digest}",
+            recipe=recipe,
         )
         return Contender(best, self._scores(tuple(best.sources), self.around), standing.trial)
 
@@ -158,7 +162,8 @@ def test_what_helps_is_kept_what_hurts_is_not_and_the_merge_is_proposed_once(wor
     world.ends(a=0.1, b=0.05, bad=-0.2)
     made = world.round()
     assert world.outcomes() == {"a": "kept", "b": "kept", "bad": "not better"}
-    assert (made.new, made.usable, made.trials, made.proposed) == (3, 3, 2, "skills/1")
+    # Two merges, and what the search around the better one ends with.
+    assert (made.new, made.usable, made.trials, made.proposed) == (3, 3, 3, "skills/1")
     assert world.state.runs["bad"].gain == pytest.approx(-0.2)
     for _ in range(3):
         assert world.round().note == "nothing new"
@@ -226,7 +231,7 @@ def test_a_round_that_was_cut_off_goes_on_where_it_was(world: World) -> None:
     assert world.outcomes() == {"a": "kept", "b": "kept", "c": "waiting"}
     world.away_at = None
     made = world.round(again=True)
-    assert (made.new, made.trials, made.proposed) == (0, 1, "skills/2")
+    assert (made.new, made.trials, made.proposed) == (0, 2, "skills/2")
     assert world.round(again=True).note.endswith("(done before)")
     assert world.asked == ["skills/2"]
 
