@@ -1,7 +1,8 @@
 """The merge service: commands as jobs, on a queue, behind an API and a page.
 
-    queued_jobs, allowed   what a job is, and may be
-    queue_tables, queue    jobs in PostgreSQL
+    queued_jobs            what a job is
+    job_commands, allowed  and what it may be
+    queue_tables, queue    jobs in PostgreSQL, which is waited for in reaching
     takeover, worker       who works on what; child is the command's process
     watches                watches, and when each looks again
     mlflow_view, boards    proposals and leaderboards, from MLflow

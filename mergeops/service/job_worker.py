@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mergeops.errors import MergeopsError
-from mergeops.service.allowed import COMMANDS, check_again
+from mergeops.service.allowed import check_again
 from mergeops.service.child import Child, mergeops_command
+from mergeops.service.job_commands import COMMANDS
 from mergeops.service.operator_config import ServiceConfig
-from mergeops.service.queue import Queue, open_queue, reach
+from mergeops.service.queue import Queue, open_queue
 from mergeops.service.queued_jobs import CANCELLED, FAILED, SUCCEEDED, QueuedJob, queues_of
+from mergeops.service.reaching import reach
 from mergeops.service.takeover import HEARTBEAT_S, STALLED_S, Ending, Owner, keep_taking_over
 
 AWAY_EXIT_CODE = 75

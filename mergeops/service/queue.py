@@ -8,15 +8,12 @@ dropped.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from mergeops.errors import ConfigError, ServiceError
-from mergeops.redact import redact
+from mergeops.errors import ServiceError
 from mergeops.service.queue_tables import ensure_tables
 from mergeops.service.queued_jobs import (
     CANCELLED,
@@ -30,6 +27,7 @@ from mergeops.service.queued_jobs import (
     WorkerState,
     queue_of,
 )
+from mergeops.service.reaching import PATIENCE_S, not_installed, reach, unusable
 
 if TYPE_CHECKING:
     from procrastinate import App
@@ -41,11 +39,6 @@ TRIES = 5
 """How often a job is begun again by itself: its worker died, or MLflow was away."""
 CONNECT_S = 20.0
 """How long a request waits for a connection."""
-PATIENCE_S = 600.0
-"""How long a process that starts waits for a database that is away."""
-ASK_AGAIN_S = 1.0
-WRONG = ("authentication failed", "does not exist", "no pg_hba.conf entry", "invalid")
-"""In the answer to a URI that is wrong: waiting changes nothing."""
 MAX_QUEUED = 10_000
 LOCK_JOB = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
 
@@ -293,7 +286,7 @@ async def open_queue(
         from psycopg import Error
         from psycopg_pool import AsyncConnectionPool, PoolTimeout
     except ImportError as error:
-        raise _not_installed(error) from error
+        raise not_installed(error) from error
 
     await reach(database, patience_s=patience_s, say=say)
     pool = AsyncConnectionPool(
@@ -312,62 +305,11 @@ async def open_queue(
         await ensure_tables(pool)
     except (PoolTimeout, Error) as error:
         await pool.close()
-        raise _unusable(database, error) from error
+        raise unusable(database, error) from error
     try:
         yield Queue(pool, app, max_queued)
     finally:
         await pool.close()
-
-
-async def reach(
-    database: str, *, patience_s: float = PATIENCE_S, say: Callable[[str], None]
-) -> None:
-    """Wait until the database lets somebody in.
-
-    Args:
-        database: postgresql://...
-        patience_s: how long.
-        say: is told that it is waited for, and that it is back.
-
-    Raises:
-        ConfigError: a package of the service is missing.
-        ServiceError: it refuses, or is away for too long.
-    """
-    try:
-        from psycopg import AsyncConnection, Error, OperationalError
-    except ImportError as error:
-        raise _not_installed(error) from error
-
-    began, is_said = time.monotonic(), False
-    while True:
-        try:
-            connection = await AsyncConnection.connect(database, connect_timeout=5)
-        except Error as error:
-            is_away = isinstance(error, OperationalError) and not any(
-                sign in str(error) for sign in WRONG
-            )
-            if not is_away or time.monotonic() - began >= patience_s:
-                raise _unusable(database, error) from error
-            if not is_said:
-                say(f"{_unusable(database, error)}; waiting for it, at most {patience_s:.0f} s")
-                is_said = True
-            await asyncio.sleep(ASK_AGAIN_S)
-        else:
-            await connection.close()
-            if is_said:
-                say(f"the database is back after {time.monotonic() - began:.0f} s")
-            return
-
-
-def _not_installed(error: ImportError) -> ConfigError:
-    return ConfigError(
-        f"the service needs `pip install 'mergeops[service]'`: {error.name} is missing"
-    )
-
-
-def _unusable(database: str, error: Exception) -> ServiceError:
-    reason = " ".join(str(error).split())
-    return ServiceError(f"{redact(database)} cannot be used: {redact(reason)}")
 
 
 async def find_job(connection: AsyncConnection[Any], job_id: str) -> QueuedJob | None:

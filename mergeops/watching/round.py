@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from mergeops import promotion
-from mergeops.errors import AwayError, GateRefusedError, MergeopsError, TrackingError
+from mergeops.errors import GateRefusedError, MergeopsError
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe, compose, parse_size
 from mergeops.store import Tracking, connect, only_one
 from mergeops.tools import Tools
-from mergeops.tracking import find_version, read_recipe
 from mergeops.watching.adopting import adopt_ended
 from mergeops.watching.due import is_to_propose, is_to_search, uses_this_month
 from mergeops.watching.poll import newly_ended
@@ -41,6 +40,7 @@ from mergeops.watching.state import (
 from mergeops.watching.trying import (
     Contender,
     WatchBench,
+    best_alone,
     gain_over,
     is_of_candidate,
     with_candidate,
@@ -171,7 +171,7 @@ class _AtWork:
 
     def _try(self, waiting: list[SeenRun]) -> tuple[Contender | None, Contender | None]:
         """Add each candidate to the best merge, best first; what does not hurt stays."""
-        champion = self._champion()
+        champion = self._bench.champion()
         standing = self._standing(champion)
         version = champion.best.champion if champion is not None else None
         for candidate, alone in self._ranked(waiting, version):
@@ -240,21 +240,6 @@ class _AtWork:
         self._note(candidate, NOT_BETTER, f"tried in {tried.best.registered}", gain)
         return standing
 
-    def _champion(self) -> Contender | None:
-        """The champion's merge; None where there is none that mergeops made."""
-        name = self._recipe.tracking.registered_model
-        try:
-            version = promotion.read_history(self._tracking, name).champion
-            if version is None:
-                return None
-            run_id = str(find_version(self._tracking, name, version).run_id)
-            logged = Recipe.from_dict(read_recipe(self._tracking, run_id))
-        except AwayError:
-            raise
-        except TrackingError:
-            return None
-        return self._bench.champion(logged, version)
-
     def _standing(self, champion: Contender | None) -> Contender | None:
         """The best so far, where it was found against the champion of now; else the champion."""
         best = self._state.best
@@ -275,7 +260,7 @@ class _AtWork:
             return "", "no merge is better than what there is"
         if any(one.plan_digest == best.plan_digest for one in self._state.proposed):
             return "", f"{best.registered} was proposed before"
-        reference = champion or self._best_alone(standing)
+        reference = champion or best_alone(standing)
         if reference is not None:
             gain, low = gain_over(standing.scores, reference.scores, spec.dev_confidence)
             if low <= 0:
@@ -316,15 +301,6 @@ class _AtWork:
         if decision == "proposed":
             return registered, f"{registered} is proposed, and waits for approval"
         return "", f"{registered}: the gate says {decision}"
-
-    def _best_alone(self, standing: Contender) -> Contender | None:
-        """The best of the merge's sources, which it has to beat where there is no champion."""
-        parents = standing.trial.parents if standing.trial is not None else {}
-        alone = [(name, scores) for name, scores in parents.items() if name != "base"]
-        if not alone:
-            return None
-        _, scores = max(alone, key=lambda pair: pair[1].merit)
-        return Contender(standing.best, scores)
 
     def _has_unfinished(self) -> bool:
         """Whether a merge of an earlier round was not searched around or put forward yet, as the

@@ -15,16 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.adoption import FoundRun, source_names
-from mergeops.errors import EvaluationError, MergeError, MergeopsError, SourceError
+from mergeops.errors import (
+    AwayError,
+    EvaluationError,
+    MergeError,
+    MergeopsError,
+    SourceError,
+    TrackingError,
+)
 from mergeops.methods import get
 from mergeops.pipeline import run
+from mergeops.promotion import read_history
 from mergeops.recipe import MethodSpec, Recipe, SearchSpec, SourceSpec
 from mergeops.schema import is_finite
 from mergeops.scores import Scores, compare
 from mergeops.search import run_search
 from mergeops.sources import is_hub_name
 from mergeops.tools import Tools
-from mergeops.tracking import Trial, read_recipe
+from mergeops.tracking import Trial, find_version, read_recipe
 from mergeops.watching.state import Best, SeenRun
 
 _FIXED = {"slices", "modules", "merges"}
@@ -110,13 +118,29 @@ class WatchBench:
         best = dataclasses.replace(standing.best, recipe=found.weights_dict())
         return self._contender(best, trial, trial.scores)
 
-    def champion(self, logged: Recipe, version: int) -> Contender:
-        """The champion's own merge, with the scores that it has."""
-        sources = {name: spec.uri for name, spec in logged.sources.items()}
+    def champion(self) -> Contender | None:
+        """The champion's own merge, with the scores that it has; None where there is none that
+        mergeops made.
+
+        Raises:
+            MergeopsError: MLflow is away, or the merge has no scores.
+        """
+        tracking, name = self._tools.tracking, self._recipe.tracking.registered_model
+        try:
+            version = read_history(tracking, name).champion
+            if version is None:
+                return None
+            run_id = str(find_version(tracking, name, version).run_id)
+            logged = Recipe.from_dict(read_recipe(tracking, run_id))
+        except AwayError:
+            raise
+        except TrackingError:
+            return None
         kept = dataclasses.replace(self._with_evaluation(logged), name=logged.name)
         trial = run(kept, self._tools)
         if trial.scores is None:
             raise EvaluationError(f"version {version}, the champion, has no score on dev")
+        sources = {source: spec.uri for source, spec in logged.sources.items()}
         # What was searched around was the merge that it came from.
         best = Best(sources, logged.base, version, recipe=logged.weights_dict(), is_searched=True)
         return self._contender(best, trial, trial.scores)
@@ -221,6 +245,16 @@ def _means(sources: Mapping[str, Mapping[str, Any]], parameters: Sequence[str]) 
         if all(is_finite(value) for value in values):
             means[key] = statistics.fmean(values)
     return means
+
+
+def best_alone(standing: Contender) -> Contender | None:
+    """The best of a merge's sources, which it has to beat where there is no champion."""
+    parents = standing.trial.parents if standing.trial is not None else {}
+    alone = [(name, scores) for name, scores in parents.items() if name != "base"]
+    if not alone:
+        return None
+    _, scores = max(alone, key=lambda pair: pair[1].merit)
+    return Contender(standing.best, scores)
 
 
 def gain_over(better: Scores, worse: Scores, confidence: float) -> tuple[float, float]:

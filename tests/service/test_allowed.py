@@ -11,7 +11,8 @@ import pytest
 
 from mergeops.cli.main import cli
 from mergeops.errors import ConfigError
-from mergeops.service.allowed import COMMANDS, checked_request
+from mergeops.service.allowed import checked_request
+from mergeops.service.job_commands import COMMANDS
 from mergeops.service.operator_config import ServiceConfig, read_config
 
 RECIPE = "base: models/base\nsources: {a: models/a, b: models/b}\nmethod: ties\n"
