@@ -114,9 +114,10 @@ class WatchBench:
             return standing
         if trial is None or trial.scores is None or trial.merit <= standing.merit:
             return standing
+        made = self._contender(standing.best, trial, trial.scores)
         found = Recipe.from_dict(read_recipe(self._tools.tracking, trial.run_id))
-        best = dataclasses.replace(standing.best, recipe=found.weights_dict())
-        return self._contender(best, trial, trial.scores)
+        best = dataclasses.replace(made.best, recipe=found.weights_dict())
+        return dataclasses.replace(made, best=best)
 
     def champion(self) -> Contender | None:
         """The champion's own merge, with the scores that it has; None where there is none that
@@ -171,6 +172,11 @@ class WatchBench:
 
     @staticmethod
     def _contender(best: Best, trial: Trial, scores: Scores) -> Contender:
+        if not trial.registered:
+            # It is kept, and logged when the same is run again: what is no version is no proposal.
+            raise AwayError(
+                f"MLflow went away before {trial.name} was registered; the round begins again"
+            )
         made = dataclasses.replace(
             best,
             registered=trial.registered,

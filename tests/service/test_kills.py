@@ -13,7 +13,7 @@ from support.service_work import words
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.sweep,
-    # A worker that begins while the database is away waits for it 20 s, which a busy machine takes.
+    # A dead worker's job is taken over after 20 s.
     pytest.mark.soak,
 ]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mergeops.errors import AwayError
 from mergeops.recipe import Recipe
 from mergeops.search.space import Space
+from mergeops.watching import trying
 from mergeops.watching.state import WAITING, Best, SeenRun
-from mergeops.watching.trying import around, with_candidate
+from mergeops.watching.trying import WatchBench, around, with_candidate
 
 
 def candidate(name: str) -> SeenRun:
@@ -66,6 +69,18 @@ def test_the_space_around_a_merge_is_half_to_one_and_a_half_times_what_it_is(
     found = around(recipe)
     assert found == {key: pytest.approx(ends) for key, ends in space.items()}
     assert {axis.name for axis in Space.read(recipe, found).axes} == set(space)
+
+
+def test_a_merge_that_mlflow_did_not_take_is_no_standing_and_the_round_begins_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    merit = SimpleNamespace(pooled=0.7)
+    kept: Any = SimpleNamespace(name="a + b", scores=merit, merit=0.7, registered="", run_id="")
+    monkeypatch.setattr(trying, "run", lambda recipe, tools: kept)
+    tools: Any = None
+    recipe = Recipe.from_dict({"method": "linear", "sources": {}})
+    with pytest.raises(AwayError, match=r"MLflow went away before a \+ b was registered"):
+        WatchBench(recipe, tools).merged(Best({"a": "runs:/a", "b": "runs:/b"}, None, None))
 
 
 def test_around_a_method_without_weights_there_is_no_space() -> None:
