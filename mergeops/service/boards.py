@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from mergeops.errors import MergeopsError, TrackingError
@@ -60,9 +59,9 @@ class Boards:
     def __init__(self, read: Callable[[str], Compared]) -> None:
         self._read = read
         self._kept: dict[str, _ReadBoard] = {}
-        self._reading: dict[str, Future[None]] = {}
-        self._lock = threading.Lock()
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="boards")
+        self._reading: dict[str, threading.Event] = {}
+        """Set once it is read."""
+        self._lock, self._turn = threading.Lock(), threading.Lock()
 
     def shown(self, experiment: str) -> ShownBoard:
         """What is known of an experiment's board; an old one is read again meanwhile."""
@@ -72,10 +71,11 @@ class Boards:
             if is_old and reading is None:
                 if len(self._reading) >= MOST:
                     return ShownBoard(problem="many leaderboards are being read; look again later")
-                reading = self._reader.submit(self._keep, experiment)
-                self._reading[experiment] = reading
+                reading = self._reading[experiment] = threading.Event()
+                # A server that stops does not wait for it.
+                threading.Thread(target=self._keep, args=(experiment,), daemon=True).start()
         if kept is None and reading is not None:
-            wait([reading], PATIENCE_S)
+            reading.wait(PATIENCE_S)
             with self._lock:
                 kept = self._kept.get(experiment)
         if kept is None:
@@ -86,7 +86,8 @@ class Boards:
     def _keep(self, experiment: str) -> None:
         compared, problem = None, ""
         try:
-            compared = self._read(experiment)
+            with self._turn:
+                compared = self._read(experiment)
         except MergeopsError as error:
             problem = str(error)
         finally:
@@ -94,7 +95,7 @@ class Boards:
                 if len(self._kept) >= MOST:
                     del self._kept[min(self._kept, key=lambda name: self._kept[name].at)]
                 self._kept[experiment] = _ReadBoard(compared, problem, time.monotonic())
-                del self._reading[experiment]
+                self._reading.pop(experiment).set()
 
 
 def read_apart(spec: TrackingSpec, experiment: str) -> Compared:
