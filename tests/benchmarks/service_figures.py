@@ -116,7 +116,7 @@ def show(what: str, seconds: Sequence[float]) -> None:
     click.echo(f"{what}: median {1000 * at[0.5]:.0f} ms, p95 {1000 * at[0.95]:.0f} ms")
 
 
-def wait_for(happened: Any, patience_s: float = 60) -> None:
+def wait_for(happened: Any, patience_s: float = 300) -> None:
     deadline = time.monotonic() + patience_s
     while not happened():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -66,7 +66,7 @@ class Team:
         ]
         return {
             **{"name": "nightly", "experiments": ["finetunes"], "overrides": overrides},
-            **{"every_s": 1, "budget": {"confirm_uses": 1000}},
+            **{"every_s": 1, "budget": {"search": 2, "confirm_uses": 1000}},
         }
 
     def ends(self, uri: str, number: int) -> None:
@@ -186,10 +186,10 @@ def test_a_watchs_life_ends_as_an_undisturbed_one_whatever_is_killed(
     (short_folder / "calm").mkdir()
     calm_uri = f"sqlite:///{short_folder}/calm/mlflow.db"
     (short_folder / "calm" / "mlflow.db").write_bytes(template_database.read_bytes())
-    calm, calm_history = undisturbed(team, calm_uri)
     life = DisturbedLife(team, template_database, KILLS)
     try:
         state = life.live()
+        calm, calm_history = undisturbed(team, calm_uri)
         tracking = connect(compose([f"tracking.uri={life.mlflow.uri}"]).tracking)
         jobs = life.client.jobs(limit=1000)
         history = read_history(tracking, "skills")

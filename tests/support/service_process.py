@@ -60,7 +60,7 @@ class ServiceProcess:
         words = ["serve", "--port", "0", "--workers", "0", "--state", str(self._state)]
         words += self._operator
         self._server = self._run([sys.executable, "-m", "mergeops", *words], "server.log")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (self._state / "server.json").exists():
             assert self._server.poll() is None, (self.folder / "server.log").read_text()[-2000:]
             assert time.monotonic() < deadline

@@ -44,7 +44,10 @@ class Team:
             "tracking.heat_maps=false",
             f"output.dir={folder}/work",
         ]
-        raw = {"name": "nightly", "experiments": ["finetunes"], "overrides": overrides}
+        raw = {
+            **{"name": "nightly", "experiments": ["finetunes"], "overrides": overrides},
+            "budget": {"search": 3},
+        }
         self.spec = WatchSpec.from_dict(raw)
         self.state = WatchState()
         self.tracking = connect(compose(overrides).tracking)
