@@ -247,8 +247,8 @@ def _means(sources: Mapping[str, Mapping[str, Any]], parameters: Sequence[str]) 
     """Of each parameter that every source sets to a number."""
     means = {}
     for key in parameters:
-        values = [source.get(key) for source in sources.values()]
-        if all(is_finite(value) for value in values):
+        values = [value for source in sources.values() if is_finite(value := source.get(key))]
+        if len(values) == len(sources):
             means[key] = statistics.fmean(values)
     return means
 
