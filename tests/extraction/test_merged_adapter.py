@@ -215,14 +215,14 @@ def test_what_names_no_adapter_is_refused(
     assert message in str(caught.value)
 
 
-def test_only_merge_writes_adapters(base: Path, pool: dict[str, Path], tmp_path: Path) -> None:
+def test_merge_writes_adapters_and_plan_is_for_full_weights(
+    base: Path, pool: dict[str, Path], tmp_path: Path
+) -> None:
     recipe = recipe_of(base, pool)
-    with pytest.raises(ConfigError, match="a tracked trial does not; leave it out here"):
-        mergeops.run(recipe, overrides=[AS_ADAPTER, f"output.dir={tmp_path}/work"])
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     words = ["merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "out"), AS_ADAPTER]
     planned = CliRunner().invoke(cli, [*words, "--plan"])
-    assert "--plan does not" in str(planned.exception)
+    assert "--plan says what full weights take; leave one of them out" in str(planned.exception)
     made = CliRunner().invoke(cli, words)
     assert "as an adapter of its base: 6 matrices of rank 2 to 9" in made.stdout
 
