@@ -201,21 +201,32 @@ def of_pattern(where: str, patterns: Mapping[str, Value], module: str, default: 
     """The value of the pattern that is a module's name or its last parts.
 
     Of several that fit, PEFT takes the first while it trains, and saves them in alphabetical order
-    (findings/peft-sorts-patterns.sh): where they are in that order, the first cannot be known.
+    (findings/peft-sorts-patterns.sh): where they are in that order, the first cannot be known. But
+    one that ends with the other, as layers.0.q_proj does with q_proj, or is the module's own name
+    was the first of the two: else it would have said nothing.
 
     Raises:
         SourceError: as ``ModulePattern``, or patterns with different values fit.
     """
     fitting = [p for p in patterns if module_pattern(where, p, True).matches(module)]
-    other = next((p for p in fitting if patterns[p] != patterns[fitting[0]]), None)
-    if other is not None and fitting == sorted(fitting):
-        first = fitting[0]
+    if not fitting:
+        return default
+    first, *others = fitting
+    doubtful = (
+        other
+        for other in others
+        if patterns[other] != patterns[first]
+        and first != module
+        and not first.endswith(f".{other}")
+    )
+    if fitting == sorted(fitting) and (other := next(doubtful, None)) is not None:
         raise SourceError(
             f"{where} has {first}: {patterns[first]} and {other}: {patterns[other]}, which both "
             f"fit {module}; the training took the one that was written first, and PEFT saved them "
-            f"in alphabetical order: take the other out of {ADAPTER_CONFIG}"
+            f"in alphabetical order: put {module} with the value of the training before them in "
+            f"{ADAPTER_CONFIG}"
         )
-    return patterns[fitting[0]] if fitting else default
+    return patterns[first]
 
 
 def is_ending(module: str, name: str) -> bool:

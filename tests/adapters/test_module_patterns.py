@@ -69,10 +69,16 @@ def test_first_pattern_that_fits_decides() -> None:
 def test_of_several_patterns_in_alphabetical_order_the_first_is_not_known() -> None:
     alphas = {r"layers\.0\..*": 3, "q_proj": 2}
     assert of_pattern("alpha_pattern", alphas, "model.layers.1.q_proj", 8) == 2
-    told = r"layers.*: 3 and q_proj: 2, which both fit model.layers.0.q_proj; .* take the other out"
+    told = r"layers.*: 3 and q_proj: 2, which both fit model.layers.0.q_proj; .* put model"
     with pytest.raises(SourceError, match=told):
         of_pattern("alpha_pattern", alphas, "model.layers.0.q_proj", 8)
-    equal = dict.fromkeys(alphas, 4)
+    told_of_it = {"model.layers.0.q_proj": 3, **alphas}
+    assert of_pattern("alpha_pattern", told_of_it, "model.layers.0.q_proj", 8) == 3
+    # A key that ends with the other would have said nothing behind it.
+    alphas = {r"layers\.0\.q_proj": 3, "q_proj": 2, "x": 1}
+    assert of_pattern("alpha_pattern", alphas, "model.layers.0.q_proj", 8) == 3
+    assert of_pattern("alpha_pattern", alphas, "model.layers.1.q_proj", 8) == 2
+    equal = dict.fromkeys([r"layers\.0\..*", "q_proj"], 4)
     assert of_pattern("alpha_pattern", equal, "model.layers.0.q_proj", 8) == 4
 
 
