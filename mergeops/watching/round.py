@@ -32,6 +32,7 @@ from mergeops.watching.state import (
     MISFIT,
     NOT_BETTER,
     WAITING,
+    Best,
     Proposed,
     RoundRecord,
     SeenRun,
@@ -180,10 +181,10 @@ class _AtWork:
                 break
             if standing is None:
                 standing = alone
-                self._note(candidate, KEPT, f"the first; {alone.scores.pooled:.3f} on dev")
+                note = f"the first; {alone.scores.pooled:.3f} on dev"
+                self._note(candidate, KEPT, note, best=alone.best)
             else:
                 standing = self._added(standing, candidate)
-            self._keep(dataclasses.replace(self._state, best=standing.best))
         return standing, champion
 
     def _searched(self, standing: Contender) -> Contender:
@@ -235,7 +236,7 @@ class _AtWork:
         self._trials += 1
         gain, _ = gain_over(tried.scores, standing.scores, self._spec.dev_confidence)
         if tried.merit >= standing.merit:
-            self._note(candidate, KEPT, f"{tried.best.registered}", gain)
+            self._note(candidate, KEPT, f"{tried.best.registered}", gain, best=tried.best)
             return tried
         self._note(candidate, NOT_BETTER, f"tried in {tried.best.registered}", gain)
         return standing
@@ -316,10 +317,20 @@ class _AtWork:
     def _record(self, proposed: Proposed) -> None:
         self._keep(dataclasses.replace(self._state, proposed=(*self._state.proposed, proposed)))
 
-    def _note(self, candidate: SeenRun, outcome: str, note: str, gain: float | None = None) -> None:
+    def _note(
+        self,
+        candidate: SeenRun,
+        outcome: str,
+        note: str,
+        gain: float | None = None,
+        best: Best | None = None,
+    ) -> None:
+        """What became of a candidate, and the best merge that it is in, in one step: a round that
+        is killed between the two would lose the merge."""
         known = self._state.runs.get(candidate.run_id, candidate)
         changed = dataclasses.replace(known, outcome=outcome, note=note[:500], gain=gain)
-        self._keep(self._state.with_run(changed))
+        state = self._state.with_run(changed)
+        self._keep(dataclasses.replace(state, best=best or state.best))
         self._progress.step(f"{candidate.name}: {outcome}, {note}")
 
     def _keep(self, state: WatchState) -> None:

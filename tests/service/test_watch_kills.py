@@ -25,7 +25,7 @@ from mergeops.errors import MergeopsError
 from mergeops.progress import Progress
 from mergeops.promotion import History, approve, read_history
 from mergeops.recipe import compose
-from mergeops.store import connect
+from mergeops.store import connect, own_tags
 from mergeops.watching import WatchSpec, WatchState, run_round
 
 pytestmark = [pytest.mark.integration, pytest.mark.sweep, pytest.mark.soak]
@@ -209,7 +209,7 @@ def test_a_watchs_life_ends_as_an_undisturbed_one_whatever_is_killed(
     assert [record.number for record in state.rounds] == sorted(
         {record.number for record in state.rounds}
     )
-    digests = [run.data.tags["mergeops.plan_digest"] for run in trials]
+    digests = [own_tags(run.data.tags)["mergeops.plan_digest"] for run in trials]
     assert len(digests) == len(set(digests)) == len(versions)
     assert told(history) == told(calm_history)
     # Nothing is half-done.
@@ -226,7 +226,7 @@ def outcomes(state: WatchState) -> dict[str, tuple[str, float | None]]:
 
 def digest_of(versions: Any, number: int | None) -> str:
     [found] = [version for version in versions if int(version.version) == number]
-    return str(found.tags["mergeops.plan_digest"])
+    return str(own_tags(found.tags)["mergeops.plan_digest"])
 
 
 def told(history: History) -> Counter[str]:

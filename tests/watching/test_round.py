@@ -40,6 +40,8 @@ class World:
         self.waiting: int | None = None
         self.state = WatchState()
         self.number = 0
+        self.saves = 0
+        self.dies_at: int | None = None
         patched = {
             "compose": lambda words, config_dir: Recipe.from_dict(RECIPE),
             "connect": lambda spec: SimpleNamespace(uri="sqlite:///x"),
@@ -67,6 +69,9 @@ class World:
 
         def save(state: WatchState) -> None:
             self.state = WatchState.from_dict(json.loads(json.dumps(state.to_dict())))
+            self.saves += 1
+            if self.saves == self.dies_at:
+                raise KeyboardInterrupt
 
         quiet = Progress(quiet=True)
         return run_round(made, self.state, self.number, save=save, progress=quiet)
@@ -282,3 +287,18 @@ def test_a_round_writes_no_more_than_its_bytes(world: World) -> None:
     assert world.outcomes()["d"] == "waiting"
     assert world.round(budget={"bytes": "2GB"}).trials == 2
     assert world.outcomes()["d"] == "kept"
+
+
+def test_a_round_that_is_killed_after_any_step_loses_no_merge(world: World) -> None:
+    world.ends(a=0.1, b=0.05)
+    world.round()
+    whole, steps = world.state, world.saves
+    for killed_at in range(1, steps):
+        world.state, world.number, world.waiting = WatchState(), 0, None
+        world.saves, world.dies_at = 0, killed_at
+        with pytest.raises(KeyboardInterrupt):
+            world.round()
+        world.dies_at = None
+        world.round(again=True)
+        assert world.state.best == whole.best, killed_at
+        assert world.state.proposed or world.waiting, killed_at
