@@ -325,12 +325,11 @@ class _AtWork:
         gain: float | None = None,
         best: Best | None = None,
     ) -> None:
-        """What became of a candidate, and the best merge that it is in, in one step: a round that
-        is killed between the two would lose the merge."""
+        """What became of a candidate, and the best merge with it: a kill is not between them."""
         known = self._state.runs.get(candidate.run_id, candidate)
         changed = dataclasses.replace(known, outcome=outcome, note=note[:500], gain=gain)
-        state = self._state.with_run(changed)
-        self._keep(dataclasses.replace(state, best=best or state.best))
+        best = best or self._state.best
+        self._keep(dataclasses.replace(self._state.with_run(changed), best=best))
         self._progress.step(f"{candidate.name}: {outcome}, {note}")
 
     def _keep(self, state: WatchState) -> None:
