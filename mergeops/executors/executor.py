@@ -13,13 +13,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError, connection
 from typing import Any, Self
 
 from mergeops.errors import ConfigError, MergeError, MergeopsError
+from mergeops.executors.hired import Hired
 from mergeops.executors.launcher import Launcher
-from mergeops.executors.line import Invitation, Line, greet
+from mergeops.executors.line import Invitation, greet
 from mergeops.executors.surroundings import Probes, questions
 from mergeops.executors.units import (
     Advanced,
@@ -39,21 +39,6 @@ MOST_STILLBORN = 3
 """Workers in a row that may end before they ask for work."""
 WATCH_S = 0.5
 """How often it is looked after workers that ended without a word."""
-
-
-@dataclass(eq=False)
-class _Hired:
-    """A worker that was let in."""
-
-    number: int
-    line: Line
-    host: str
-    is_ready: bool = False
-    unit: Unit | None = None
-    heard: float = field(default_factory=time.monotonic)
-
-    def __str__(self) -> str:
-        return f"worker {self.number} on {self.host}"
 
 
 class Executor:
@@ -86,7 +71,7 @@ class Executor:
         self._units: dict[str, Unit] = {}
         self._open: set[str] = set()
         self._waiting: deque[Unit] = deque()
-        self._hired: dict[int, _Hired] = {}
+        self._hired: dict[int, Hired] = {}
         self._coming: set[int] = set()
         self._deaths: Counter[str] = Counter()
         self._last = self._stillborn = 0
@@ -180,13 +165,17 @@ class Executor:
     def _hand_out(self) -> None:
         """Give waiting units to workers without one, and hire for those that are left."""
         for worker in self._hired.values():
+            if worker.is_leaving and worker.is_ready and worker.unit is None:
+                self._send(worker, {"end": True})
+        staying = [worker for worker in self._hired.values() if not worker.is_leaving]
+        for worker in staying:
             if self._waiting and worker.is_ready and worker.unit is None:
                 worker.unit = unit = self._waiting.popleft()
                 self._told.put(Started(unit, str(worker)))
                 order = {"unit": unit.name, "work": unit.work, "payload": dict(unit.payload)}
                 self._send(worker, order)
-        staff = len(self._hired) + len(self._coming)
-        busy = sum(worker.unit is not None for worker in self._hired.values())
+        staff = len(staying) + len(self._coming)
+        busy = sum(worker.unit is not None for worker in staying)
         for _ in range(min(self.workers, busy + len(self._waiting)) - staff):
             self._last += 1
             self._coming.add(self._last)
@@ -197,7 +186,7 @@ class Executor:
                 self._told.put(error)
                 return
 
-    def _send(self, worker: _Hired, message: dict[str, Any]) -> None:
+    def _send(self, worker: Hired, message: dict[str, Any]) -> None:
         try:
             worker.line.send(message)
         except OSError:
@@ -214,12 +203,12 @@ class Executor:
 
     def _serve(self, end: connection.Connection) -> None:
         """Listen to one worker until it hangs up."""
-        worker: _Hired | None = None
+        worker: Hired | None = None
         reason = "it ended"
         try:
             line = greet(end, self._key)
             hello = line.receive()
-            worker = _Hired(int(hello["hello"]), line, str(hello["host"]))
+            worker = Hired(int(hello["hello"]), line, str(hello["host"]))
             with self._lock:
                 if self._closed:
                     line.send({"end": True})
@@ -228,6 +217,7 @@ class Executor:
                 self._forget(worker.number, "another one came in its place")
                 self._coming.discard(worker.number)
                 self._hired[worker.number] = worker
+                self._make_room(worker.number)
             asked = questions(self._needs, self._probes.names)
             memory = self._launcher.memory
             own = {"host": str(worker), "memory": memory, "stage": self._stage}
@@ -246,7 +236,7 @@ class Executor:
                         self._forget(worker.number, self._why(worker.number) or reason)
                         self._hand_out()
 
-    def _take(self, worker: _Hired, message: Mapping[str, Any]) -> None:
+    def _take(self, worker: Hired, message: Mapping[str, Any]) -> None:
         unit = worker.unit
         if "problems" in message:
             if message["problems"]:
@@ -271,6 +261,25 @@ class Executor:
                     self._told.put(Failed(unit, str(worker), error_of(message), log))
                 self._hand_out()
 
+    def _make_room(self, came: int) -> None:
+        """Where a worker came back that was preempted, call off one that was hired in its place
+        and is not here yet; where all are here, it is not needed."""
+        staying = sum(not worker.is_leaving for worker in self._hired.values())
+        if staying > self.workers:
+            self._hired[came].is_leaving = True
+        elif self._coming and staying + len(self._coming) > self.workers:
+            number = max(self._coming)
+            self._coming.discard(number)
+            self._launcher.stop(number)
+
+    def _dismiss(self, number: int) -> None:
+        """Let a worker end its unit, and give it no other."""
+        worker = self._hired.get(number)
+        if worker is None or worker.is_leaving:
+            return
+        worker.is_leaving = True
+        self._hand_out()
+
     def _forget(self, number: int, reason: str) -> None:
         """Take back the unit of a worker that is gone."""
         worker = self._hired.pop(number, None)
@@ -280,7 +289,8 @@ class Executor:
         unit, worker.unit = worker.unit, None
         if unit is None or unit.name not in self._open:
             return
-        self._deaths[unit.name] += 1
+        if not self._launcher.was_taken(number):
+            self._deaths[unit.name] += 1
         self._told.put(Lost(unit, str(worker), reason))
         if self._deaths[unit.name] < MOST_DEATHS:
             self._waiting.appendleft(unit)
@@ -326,6 +336,8 @@ class Executor:
                     return
                 try:
                     self._note_ended(self._launcher.ended())
+                    for number in self._launcher.leaving():
+                        self._dismiss(number)
                 except MergeopsError as error:
                     self._told.put(error)
                     return

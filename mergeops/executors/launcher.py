@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from mergeops.executors.line import Invitation
@@ -24,6 +24,13 @@ class Launcher(Protocol):
 
     def ended(self) -> Mapping[int, str]:
         """Workers that ended since this was asked last, by number, and why, as far as is known."""
+
+    def leaving(self) -> Collection[int]:
+        """Workers that are to take no more units, since their node is drained."""
+
+    def was_taken(self, number: int) -> bool:
+        """Whether the engine took a worker's place away (preempted, requeued): then its end says
+        nothing of the unit that it did."""
 
     def stop(self, number: int) -> None:
         """End a worker that does not answer; one that is gone is no error."""

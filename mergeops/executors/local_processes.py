@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,14 @@ class LocalWorkers:
                 text = self._log(number).read_bytes()[-LOG_BYTES:].decode(errors="replace")
                 ended[number] = " ".join([_how(code), *text.split()])
         return ended
+
+    def leaving(self) -> Collection[int]:
+        """See ``Launcher``."""
+        return ()
+
+    def was_taken(self, number: int) -> bool:
+        """See ``Launcher``."""
+        return False
 
     def stop(self, number: int) -> None:
         """See ``Launcher``."""

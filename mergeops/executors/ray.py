@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,14 @@ class RayWorkers:
             except Exception as error:
                 ended[number] = _in_short(error)
         return ended
+
+    def leaving(self) -> Collection[int]:
+        """See ``Launcher``."""
+        return ()
+
+    def was_taken(self, number: int) -> bool:
+        """See ``Launcher``."""
+        return False
 
     def stop(self, number: int) -> None:
         """See ``Launcher``."""

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ ASKED_EVERY_S = 2.0
 """Between two questions about jobs: the controller serves everybody."""
 NOTICE_S = 30
 """Seconds before a job's time limit in which it is requeued."""
+ENDING_S, WAIT_S = 5.0, 0.25
+"""In which Slurm decides what becomes of a job whose worker is gone, and between two looks."""
+QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING")
+"""States of a job that begins again."""
 LOG_BYTES = 1500
 _TIME = re.compile(r"(\d+)\s*(s|min|h|d)")
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
@@ -102,7 +106,7 @@ class SlurmWorkers:
         self.address = address
         self._submitter = submitter
         self._jobs: dict[int, Any] = {}
-        self._asked = 0.0
+        self._asked = self._looked = 0.0
 
     def launch(self, invitation: Invitation) -> None:
         """See ``Launcher``.
@@ -134,6 +138,33 @@ class SlurmWorkers:
                 del self._jobs[number]
                 ended[number] = f"Slurm's job {job.job_id} {_end_of(job)}"
         return ended
+
+    def leaving(self) -> Collection[int]:
+        """See ``Launcher``; as often as ``ended``."""
+        if not self._jobs or time.monotonic() - self._looked < ASKED_EVERY_S:
+            return ()
+        self._looked = time.monotonic()
+        drained = run(
+            ["sinfo", "--noheader", "--Node", "--states=drain", "--format=%N"], check=False
+        )
+        if not drained.strip():
+            return ()
+        nodes = ",".join(sorted(set(drained.split())))
+        question = ["squeue", "--noheader", "--format=%i", f"--nodelist={nodes}"]
+        jobs = set(run(question, check=False).split())
+        return [number for number, job in self._jobs.items() if job.job_id in jobs]
+
+    def was_taken(self, number: int) -> bool:
+        """See ``Launcher``."""
+        if number not in self._jobs:
+            return False
+        question = ["squeue", "--noheader", "--format=%T", f"--jobs={self._jobs[number].job_id}"]
+        end = time.monotonic() + ENDING_S
+        while (state := run(question, check=False).strip()) in ("RUNNING", "COMPLETING"):
+            if time.monotonic() > end:
+                return False
+            time.sleep(WAIT_S)
+        return state in QUEUED
 
     def stop(self, number: int) -> None:
         """See ``Launcher``."""

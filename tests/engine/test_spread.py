@@ -11,13 +11,16 @@ import pytest
 from click.testing import CliRunner
 from support.spread_merges import Spread
 
+from benchmarks.shapes import Shape, write
 from mergeops.cli.main import cli
 from mergeops.engine.memory_budget import held, tuning_for
 from mergeops.engine.stream import TensorStream
 from mergeops.engine.work_plan import plan_work
 from mergeops.errors import ConfigError, MergeError, SourceError
 from mergeops.planning.plan import Plan, TensorTask
-from mergeops.recipe import ExecutorSpec
+from mergeops.planning.planner import make_plan
+from mergeops.recipe import ExecutorSpec, Recipe
+from mergeops.sources.source import Source
 
 MB = 10**6
 
@@ -103,6 +106,32 @@ def test_less_memory_makes_shorter_chunks_and_fewer_lanes(
     assert wide.lanes == 4 and narrow.lanes is not None and narrow.chunk is not None
     assert (narrow.lanes, narrow.chunk) < (4, wide.chunk)
     assert held(plan, narrow.lanes, narrow.chunk) <= 330 * MB
+
+
+@pytest.mark.slow
+def test_a_tensor_larger_than_the_memory_is_cut_and_a_matrix_that_is_too_large_refused(
+    tmp_path: Path,
+) -> None:
+    # Headers of embeddings of 537 MB; the files are holes.
+    for name in ("base", "a", "b"):
+        write(tmp_path / name, Shape(1024, 1024, 1, 8, 8, vocabulary=1 << 18))
+    found = {n: Source(n, f"file:{n}", tmp_path / n, "") for n in ("base", "a", "b")}
+    base = found.pop("base")
+
+    def planned(method: str) -> Plan:
+        sources = {name: {"uri": f"file:{name}"} for name in found}
+        raw = {"base": "file:base", "sources": sources, "method": {"name": method}}
+        return make_plan(Recipe.from_dict(raw), base, found)
+
+    plan = planned("ties")
+    assert max(task.nbytes for task in plan.tasks) > 500 * MB
+    tuning = tuning_for(plan, 400 * MB, 1)
+    assert tuning.lanes == 1 and tuning.chunk is not None
+    assert held(plan, tuning.lanes, tuning.chunk) <= 400 * MB
+    # Embeddings are merged entry by entry by this method, too; matrices of layers are not.
+    message = r"the largest slice of model\.layers\.0\.\S+ takes 484\.\d MB with one thread"
+    with pytest.raises(MergeError, match=message):
+        tuning_for(planned("tsv_m"), 400 * MB, 1)
 
 
 def test_the_plan_of_the_work_adds_up(
