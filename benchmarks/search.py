@@ -3,6 +3,7 @@
     python -m benchmarks.search answers DIR              # the answers of many merges of the demo
     python -m benchmarks.search replay DIR               # races over those answers
     python -m benchmarks.search compare DIR --seeds N    # CMA-ES asked everything against racing
+    python -m benchmarks.search workers                  # what workers do with their time
 
 The models are the demo's: a base of two million parameters and its fine-tunes. Their questions are
 generated, so that there may be as many as a race needs.
@@ -21,6 +22,7 @@ import click
 import numpy as np
 
 from benchmarks.replay import equal_candidates, race_figures
+from benchmarks.search_workers import utilisation
 
 SOURCES = ("comparison", "dates", "sorting", "spelling", "units")
 """Fine-tunes of the demo, each of a skill, and the tasks."""
@@ -96,6 +98,16 @@ def compare(folder: Path, seeds: int, items: int, limit: int) -> None:
                 "s": round(time.monotonic() - began, 1),
             }
             click.echo(json.dumps(row))
+
+
+@main.command()
+@click.option("--trials", default=6, show_default=True, help="Of each worker.")
+def workers(trials: int) -> None:
+    """How much of their time 1, 2 and 4 workers merge and score, where a trial's cost is fixed."""
+    click.echo("| workers | trials | seconds | merging or scoring |\n| ---: | ---: | ---: | ---: |")
+    for count in (1, 2, 4):
+        share, seconds = utilisation(count, count * trials)
+        click.echo(f"| {count} | {count * trials} | {seconds:.1f} | {share:.1%} |")
 
 
 def prepare(folder: Path, items: int) -> Path:

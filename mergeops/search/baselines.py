@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from typing import Any
 
 from mergeops.methods import get
@@ -31,14 +32,24 @@ class Simple:
     """The same merge in the study's space; None where that has none."""
 
 
-def simple_merges(space: Choices) -> list[Simple]:
-    """The uniform soup, and with a base task arithmetic with weights of 0.3 and of 1/n.
+def simple_merges(space: Choices, checkpoints: Sequence[str] = ()) -> list[Simple]:
+    """The uniform soup, with a base task arithmetic with weights of 0.3 and of 1/n, and means of
+    the last 2, 4, 8, ... checkpoints of a run.
 
     Yadav et al. 2023, https://arxiv.org/abs/2306.01708, take 0.3 to 0.4 without validation data.
+
+    Args:
+        space: of the study.
+        checkpoints: the sources, oldest first, where they are checkpoints of one run.
     """
     recipe, n = space.recipe, len(space.recipe.sources)
     soup = soup_recipe(recipe, tuple(recipe.sources))
-    found = [Simple(UNIFORM, soup, space.at("linear", 1.0))]
+    found = [Simple(UNIFORM, soup, space.at("linear", dict.fromkeys(recipe.sources, 1.0)))]
+    for length in takewhile(lambda k: k < len(checkpoints), (2**i for i in count(1))):
+        last = checkpoints[-length:]
+        window = dataclasses.replace(soup_recipe(recipe, tuple(last)), name=f"last {length}")
+        weights = {name: float(name in last) for name in recipe.sources}
+        found.append(Simple(f"last {length}", window, space.at("linear", weights)))
     if recipe.base is not None:
         method = get("task_arithmetic")
         for weight in dict.fromkeys((0.3, round(1 / n, 4))):
@@ -47,7 +58,8 @@ def simple_merges(space: Choices) -> list[Simple]:
                 name=f"task arithmetic {weight:g}",
                 method=MethodSpec(method.name, method.parameters(weight=weight)),
             )
-            found.append(Simple(str(vectors.name), vectors, space.at(method.name, weight)))
+            at = space.at(method.name, dict.fromkeys(recipe.sources, weight))
+            found.append(Simple(str(vectors.name), vectors, at))
     return found
 
 
@@ -60,12 +72,14 @@ class Baselines:
         bench: merges and scores; its race gets its first leaders.
         log: the run of the search in MLflow.
         parents: scores of the base and the sources on all dev items.
+        checkpoints: the sources, oldest first, where they are checkpoints of one run.
     """
 
     space: Choices
     bench: Bench
     log: SearchRun
     parents: Mapping[str, Scores]
+    checkpoints: Sequence[str] = ()
     sources: dict[str, Stages] = field(default_factory=dict)
     """The sources' scores on the items of each stage, under the names that the race has."""
     candidates: dict[str, Candidate] = field(default_factory=dict)
@@ -85,14 +99,14 @@ class Baselines:
         race = self.bench.race
         for name, stages in self.sources.items():
             race.finish(name, stages)
-        for simple in simple_merges(self.space):
+        for simple in simple_merges(self.space, self.checkpoints):
             way = Way(is_raced=simple.name != UNIFORM and len(race.shares) > 1)
             self._add(simple.name, self.bench.try_out(simple.name, simple.recipe, way))
         self._run_greedy()
 
     def values(self, space: Choices) -> Iterator[tuple[str, dict[str, Any]]]:
         """Name and values of those that the space has."""
-        for simple in simple_merges(space):
+        for simple in simple_merges(space, self.checkpoints):
             if simple.values is not None:
                 yield simple.name, simple.values
 

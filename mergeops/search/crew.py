@@ -8,6 +8,7 @@ there, too. So a worker that dies costs the answers of its own candidate since i
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mergeops.errors import ConfigError, EvaluationError, MergeError
-from mergeops.executors import Desk, Executor, Failed, Finished, Lost, Unit, UnitError
+from mergeops.executors import Desk, Executor, Failed, Finished, Lost, Started, Unit, UnitError
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.scores import Comparison
@@ -49,12 +50,30 @@ class TriedOut:
     """None where it could not be merged or scored."""
     reason: str = ""
     """Why it could not."""
+    log: str = ""
+    """What another process logged until it could not."""
+    worker: str = ""
+    """Who tried it out; empty is this process."""
+    began: float = 0.0
+    """When a worker began with it, in seconds since the epoch."""
+    seconds: float = 0.0
+    """How long it took that worker."""
 
 
 class Crew(Protocol):
     """Tries out candidates, as many at a time as it has workers."""
 
-    workers: int
+    @property
+    def workers(self) -> int:
+        """How many try out candidates."""
+
+    @property
+    def at_once(self) -> int:
+        """How many candidates may be submitted and not yet done."""
+
+    @property
+    def worker_seconds(self) -> float:
+        """Time of all workers together, of each since its first candidate."""
 
     def submit(self, job: Assignment) -> None:
         """Have a candidate tried out."""
@@ -67,17 +86,39 @@ class Crew(Protocol):
         """
 
 
+class WorkerTime:
+    """Counts the time of workers, who may become more and fewer."""
+
+    def __init__(self) -> None:
+        self._counted = 0.0
+        self._until: float | None = None
+
+    def until_now(self, workers: int) -> float:
+        """Seconds of all since this was first called, with so many since it was called last."""
+        now = time.monotonic()
+        self._counted += workers * (now - (self._until or now))
+        self._until = now
+        return self._counted
+
+
 class Alone:
     """One candidate after the other, in this process."""
 
-    workers = 1
+    workers = at_once = 1
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._jobs: deque[Assignment] = deque()
+        self._time = WorkerTime()
+
+    @property
+    def worker_seconds(self) -> float:
+        """See ``Crew``."""
+        return self._time.until_now(1)
 
     def submit(self, job: Assignment) -> None:
         """Have a candidate tried out, when ``next`` is called."""
+        self._time.until_now(1)
         self._jobs.append(job)
 
     def next(self) -> TriedOut:
@@ -97,58 +138,90 @@ class Workers:
         executor: open.
     """
 
+    work = "mergeops.search.crew:try_out"
+    """What a worker calls."""
+
     def __init__(self, bench: Bench, executor: Executor) -> None:
         self._bench, self._executor = bench, executor
         self.workers = executor.workers
+        # One more is ready, so that no worker waits while the sampler is told and asked.
+        self.at_once = executor.workers + 1
         self._jobs: dict[str, Assignment] = {}
+        self._begun: set[str] = set()
+        self._since: dict[str, float] = {}
+        self._time = WorkerTime()
+
+    @property
+    def worker_seconds(self) -> float:
+        """See ``Crew``."""
+        return self._time.until_now(len(self._begun))
 
     def submit(self, job: Assignment) -> None:
         """Give a candidate to the next worker that is free."""
-        recipe = job.recipe.to_dict()
-        recipe["output"]["dir"] = str(self._bench.tools.work_dir.absolute())
-        # A worker does its work itself.
-        recipe.pop("executor", None)
-        payload = {
-            "key": job.key,
-            "label": job.label,
-            "recipe": recipe,
-            "way": asdict(job.way),
-            "folder": str(self._bench.folder.absolute()),
-            "race": _described(self._bench.race),
-        }
-        unit = Unit.of("mergeops.search.crew:try_out", payload, job.label)
+        payload = payload_of(job, self._bench)
+        unit = Unit.of(self.work, payload, job.label)
         self._jobs[unit.name] = job
         self._executor.submit(unit)
 
     def next(self) -> TriedOut:
         """What the next worker that is done found."""
         for event in self._executor.events():
-            if isinstance(event, Lost):
+            if isinstance(event, Started):
+                self._since[event.unit.name] = time.time()
+                self._time.until_now(len(self._begun))
+                self._begun.add(event.worker)
+            elif isinstance(event, Lost):
+                self._time.until_now(len(self._begun))
+                self._begun.discard(event.worker)
                 self._bench.tools.progress.step(
                     f"{event.worker} is gone ({event.reason}); {event.unit} is tried out again"
                 )
             elif isinstance(event, Failed):
-                job = self._jobs.pop(event.unit.name)
                 if isinstance(event.error, ConfigError | MergeError | EvaluationError | UnitError):
-                    return TriedOut(job.key, None, str(event.error))
+                    return self._outcome(event, None, str(event.error), event.log)
                 raise event.error
             elif isinstance(event, Finished):
-                job = self._jobs.pop(event.unit.name)
-                return TriedOut(job.key, self._candidate(job, event.result))
+                job = self._jobs[event.unit.name]
+                return self._outcome(event, candidate_of(job, event.result, self._bench))
         raise AssertionError("nothing was submitted that is not done")
 
-    def _candidate(self, job: Assignment, result: Mapping[str, Any]) -> Candidate:
-        kept, cost = self._bench.kept(result["plan_digest"])
-        self._bench.cost.add(Cost(**result["spent"]))
-        state, looks, leader, reason = result["verdict"]
-        return Candidate(
-            label=job.label,
-            recipe=job.recipe,
-            plan_digest=result["plan_digest"],
-            stages={share: kept[share] for share in result["shares"]},
-            verdict=RaceVerdict(state, tuple(Comparison(**look) for look in looks), leader, reason),
-            cost=cost,
-        )
+    def _outcome(
+        self, event: Finished | Failed, candidate: Candidate | None, reason: str = "", log: str = ""
+    ) -> TriedOut:
+        job, began = self._jobs.pop(event.unit.name), self._since.pop(event.unit.name)
+        took = time.time() - began
+        return TriedOut(job.key, candidate, reason, log, event.worker, began, took)
+
+
+def payload_of(job: Assignment, bench: Bench) -> dict[str, Any]:
+    """What ``try_out`` is given, as JSON types."""
+    recipe = job.recipe.to_dict()
+    recipe["output"]["dir"] = str(bench.tools.work_dir.absolute())
+    # Who tries it out does so itself.
+    recipe.pop("executor", None)
+    return {
+        "key": job.key,
+        "label": job.label,
+        "recipe": recipe,
+        "way": asdict(job.way),
+        "folder": str(bench.folder.absolute()),
+        "race": _described(bench.race),
+    }
+
+
+def candidate_of(job: Assignment, found: Mapping[str, Any], bench: Bench) -> Candidate:
+    """What another process found, whose scores are kept in the study's folder."""
+    kept, cost = bench.kept(found["plan_digest"])
+    bench.cost.add(Cost(**found["spent"]))
+    state, looks, leader, reason = found["verdict"]
+    return Candidate(
+        label=job.label,
+        recipe=job.recipe,
+        plan_digest=found["plan_digest"],
+        stages={share: kept[share] for share in found["shares"]},
+        verdict=RaceVerdict(state, tuple(Comparison(**look) for look in looks), leader, reason),
+        cost=cost,
+    )
 
 
 def try_out(payload: Mapping[str, Any], place: Desk) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mergeops.recipe import Recipe
 from mergeops.schema import check_choice, check_range
+from mergeops.search.checkpoints_of_run import oldest_first
 from mergeops.search.objectives import read_limits, read_objectives
 from mergeops.search.samplers import SAMPLERS, open_sampler
 from mergeops.search.space import Space, default_space
@@ -77,11 +78,12 @@ class OptunaParameters:
 
 
 def _merges(recipe: Recipe, parameters: OptunaParameters) -> int | None:
-    """At most: proposals, three baselines, the steps of the greedy soup, and the kept ones."""
+    """At most: proposals, three baselines, windows, the steps of the greedy soup, the kept ones."""
     trials = parameters.completed(recipe).trials
     if trials == ENDLESS or trials is None:
         return None
-    return trials + 3 + max(len(recipe.sources) - 1, 0) + parameters.keep
+    windows = max((len(oldest_first(recipe)) - 1).bit_length() - 1, 0)
+    return trials + 3 + windows + max(len(recipe.sources) - 1, 0) + parameters.keep
 
 
 @strategy("optuna", trials=_merges)
@@ -112,6 +114,7 @@ def search(
         margin=parameters.margin,
         keep=parameters.keep,
         earlier=parameters.earlier,
+        checkpoints=oldest_first(recipe),
     )
     sampler = open_sampler(
         parameters.sampler,

@@ -84,8 +84,8 @@ class Choices(Protocol):
     def drawn(self, trial: Any) -> dict[str, Any]:
         """What an Optuna trial draws."""
 
-    def at(self, method: str, weight: float) -> dict[str, Any] | None:
-        """The values of a merge of all sources with one weight; None where there are none."""
+    def at(self, method: str, weights: Mapping[str, float]) -> dict[str, Any] | None:
+        """The values of a merge with these weights by source; None where there are none."""
 
     def made(self, values: Values) -> Recipe:
         """The recipe of a trial; raises ConfigError where it is none."""
@@ -144,15 +144,17 @@ class Space:
                 values[axis.name] = axis.draw(trial)
         return values
 
-    def at(self, method: str, weight: float) -> dict[str, Any] | None:
-        """The values of a merge of all sources with one weight; None where the space has none."""
+    def at(self, method: str, weights: Mapping[str, float]) -> dict[str, Any] | None:
+        """The values of a merge with these weights by source; None where the space has none."""
         values: dict[str, Any] = {}
         for axis in self.axes:
             if axis.methods is not None and method not in axis.methods:
                 continue
-            values[axis.name] = method if axis.name == _METHOD else weight
-            known = axis.name == _METHOD or _is_weight(axis.key)
-            if not known or not axis.holds(values[axis.name]):
+            if axis.name == _METHOD:
+                values[axis.name] = method
+            elif _is_weight(axis.key):
+                values[axis.name] = weights[axis.key.split(".")[1]]
+            if axis.name not in values or not axis.holds(values[axis.name]):
                 return None
         return values if method in (values.get(_METHOD), self.recipe.method.name) else None
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.errors import ConfigError
+from mergeops.redact import redact
 from mergeops.scores import estimate
 from mergeops.search.baselines import Baselines
 from mergeops.search.beforehand import clock
@@ -53,6 +54,10 @@ class Study:
     budget: Budget
     items: int
     proposals: list[Proposal] = field(default_factory=list)
+    spans: list[dict[str, Any]] = field(default_factory=list)
+    """Which worker was busy with what, when (seconds since the epoch) and for how long."""
+    utilisation: float | None = None
+    """Share of the workers' time, of each since its first trial, spent merging or scoring."""
     _optuna: Any = None
     _known: dict[str, tuple[float, ...]] = field(default_factory=dict)
     _began: float = 0.0
@@ -83,6 +88,8 @@ class Study:
                 self._optuna.enqueue_trial(dict(values), user_attrs={"earlier study": True})
             self._go_on(trials)
         self._settle()
+        busy = self.bench.cost.seconds - self._before.seconds
+        self.utilisation = round(busy / self.crew.worker_seconds, 3) if busy else None
 
     def _go_on(self, trials: int) -> None:
         order, alone = Order(self.bench.folder / "order.jsonl"), Alone(self.bench)
@@ -97,7 +104,7 @@ class Study:
         while True:
             while (
                 len(self.proposals) < trials
-                and len(pending) < self.crew.workers
+                and len(pending) < self.crew.at_once
                 and not self.is_spent
             ):
                 proposal = self._ask(len(self.proposals) + 1)
@@ -111,7 +118,7 @@ class Study:
             proposal = pending.pop(outcome.key)
             self._take(proposal, outcome)
             order.note(TELL, proposal.number)
-            self._tell(proposal, trials)
+            self._tell(proposal, trials, outcome.worker)
 
     def _end(self, proposal: Proposal, crew: Crew, trials: int) -> None:
         """Try out a proposal that was told of before; its scores are found."""
@@ -191,13 +198,6 @@ class Study:
             self._known[candidate.plan_digest] = self.bench.race.values_of(candidate.stages)
         return self._known[candidate.plan_digest]
 
-    @property
-    def utilisation(self) -> float | None:
-        """Share of the workers' time since the first trial that was merging or scoring."""
-        seconds = (time.monotonic() - self._began) * self.crew.workers
-        busy = self.bench.cost.seconds - self._before.seconds
-        return round(busy / seconds, 3) if busy else None
-
     def _tell_baselines(self) -> None:
         """Let the sampler learn from those baselines that its space has."""
         for name, values in self.baselines.values(self.space):
@@ -232,6 +232,11 @@ class Study:
     def _take(self, proposal: Proposal, outcome: TriedOut) -> None:
         """Note what became of a proposal; one that was asked everything may lead from now on."""
         candidate = outcome.candidate
+        if outcome.worker:
+            span = {"began": round(outcome.began, 3), "seconds": round(outcome.seconds, 3)}
+            self.spans.append({"worker": outcome.worker, "candidate": proposal.label, **span})
+        if outcome.log:
+            self.log.log_text(redact(outcome.log), f"failed/{proposal.number}.log")
         if candidate is not None and not all(map(math.isfinite, self._merits(candidate))):
             candidate, proposal.reason = None, "its score is not finite"
         else:
@@ -240,7 +245,7 @@ class Study:
         if candidate is not None and candidate.is_whole:
             self.bench.race.finish(candidate.plan_digest, candidate.stages)
 
-    def _tell(self, proposal: Proposal, trials: int) -> None:
+    def _tell(self, proposal: Proposal, trials: int, worker: str = "") -> None:
         from optuna.trial import TrialState
 
         trial, candidate = proposal.trial, proposal.candidate
@@ -252,7 +257,8 @@ class Study:
                 trial.set_user_attr("items", candidate.answers)
             self._constrain(trial, candidate)
             self._optuna.tell(trial, list(self._merits(candidate)))
-        self._show(proposal, f"{proposal.number}/{trials}", trials - len(self.proposals))
+        by = f" by {worker}" if worker else ""
+        self._show(proposal, f"{proposal.number}/{trials}{by}", trials - len(self.proposals))
         if proposal.state != WAITING:
             self._log(proposal)
 
@@ -285,7 +291,7 @@ class Study:
         waiting.sort(key=lambda p: (-sum(self._merits_of(p)), p.number))
         left, running = list(waiting), dict[int, Proposal]()
         while left or running:
-            while left and len(running) < self.crew.workers and not self.is_spent:
+            while left and len(running) < self.crew.at_once and not self.is_spent:
                 proposal = left.pop(0)
                 assert proposal.candidate is not None, "what failed does not wait"
                 running[proposal.number] = proposal

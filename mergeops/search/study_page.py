@@ -23,14 +23,16 @@ FEWEST = 4
 def log_study(study: Study, found: dict[str, Any], log: SearchRun) -> None:
     """Log the report, the table as CSV and JSON, the curve of the best, and pictures.
 
-    Writes study.json, trials.csv, trials.json, the metrics study/best, study/best_low and
-    study/best_high by answers asked, and below plots/ importances, slice, parallel_coordinate and
-    with several objectives pareto_front.
+    Writes study.json, trials.csv, trials.json, with several workers workers.json, the metrics
+    study/best, study/best_low and study/best_high by answers asked, and below plots/ importances,
+    slice, parallel_coordinate and with several objectives pareto_front.
     """
     log.log_json(found, "study.json")
     rows = table_of(found["trials"], [axis.name for axis in study.space.axes])
     log.log_json(found["trials"], "trials.json")
     log.log_text(csv(rows), "trials.csv")
+    if study.spans:
+        log.log_json(study.spans, "workers.json")
     log.log_curves(curves(study))
     for name, figure in pictures(study).items():
         log.log_figure(figure, f"plots/{name}.png")

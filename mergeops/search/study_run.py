@@ -20,8 +20,9 @@ from mergeops.recipe import Recipe
 from mergeops.scores import Scores
 from mergeops.search.baselines import Baselines, source_key
 from mergeops.search.bench import Bench, Candidate, Cost
-from mergeops.search.crew import REFERENCE, Alone, Crew, Workers
+from mergeops.search.crew import REFERENCE, Workers
 from mergeops.search.earlier import first_trials
+from mergeops.search.joining import Board, Together, leading
 from mergeops.search.objectives import Limit, Objective
 from mergeops.search.racing import Race, Stages, stages
 from mergeops.search.space import Choices
@@ -54,6 +55,9 @@ class StudySettings:
     """So many of the best candidates of an earlier study are tried first."""
     first: tuple[Mapping[str, Any], ...] = ()
     """Values that are tried before the sampler's own."""
+    checkpoints: tuple[str, ...] = ()
+    """The sources, oldest first, where they are checkpoints of one run: the means of the last ones
+    are baselines."""
 
 
 def check_sources(strategy: str, recipe: Recipe) -> None:
@@ -78,6 +82,8 @@ def run_study(
 ) -> SearchResult:
     """Run a study and turn its best candidates into trials.
 
+    Where another command runs it, this one helps, and then goes through what was found.
+
     Args:
         recipe: what candidates vary.
         space: what they are chosen from.
@@ -87,86 +93,92 @@ def run_study(
         log: the search's run in MLflow.
 
     Raises:
-        ConfigError: another process runs this study here.
+        ConfigError: another command runs this study, with workers of its own.
         EvaluationError: no candidate has a finite score, or none keeps the limits.
         MergeopsError: a baseline cannot be merged or scored.
     """
     tasks = tools.load_tasks()
     assert tasks is not None, "a search without tasks is refused before"
-    items = sum(part_sizes(tasks, "dev").values())
-    parents = tools.score_parents(recipe)
-    best_source = max(recipe.sources, key=lambda name: parents[name].merit)
-    race = Race(
-        shares=stages(items) if settings.racing else (1.0,),
-        margin=settings.margin,
-        alpha=ALPHA,
-        objectives=settings.objectives,
-        limits=settings.limits,
-    )
-    sources = {name: _stages(recipe, name, parents, race, tools) for name in recipe.sources}
-    if settings.limits:
-        race.reference = (
-            _stages(recipe, "base", parents, race, tools) if recipe.base else sources[best_source]
+    folder = _folder(recipe, tasks, tools)
+    is_alone = recipe.executor.is_here and len(pick_devices(recipe.evaluate.device)) == 1
+    with leading(folder, tools.progress) if is_alone else _locked(folder):
+        items = sum(part_sizes(tasks, "dev").values())
+        parents = tools.score_parents(recipe)
+        best_source = max(recipe.sources, key=lambda name: parents[name].merit)
+        race = Race(
+            shares=stages(items) if settings.racing else (1.0,),
+            margin=settings.margin,
+            alpha=ALPHA,
+            objectives=settings.objectives,
+            limits=settings.limits,
         )
-    with _folder(recipe, tasks, tools) as folder, ExitStack() as opened:
-        bench = Bench(tools, folder, race)
-        opened.callback(bench.close)
-        study = Study(
-            space=space,
-            bench=bench,
-            crew=_crew(recipe, bench, sources, opened),
-            baselines=Baselines(
+        sources = {name: _stages(recipe, name, parents, race, tools) for name in recipe.sources}
+        if settings.limits:
+            race.reference = (
+                _stages(recipe, "base", parents, race, tools)
+                if recipe.base
+                else sources[best_source]
+            )
+        with ExitStack() as opened:
+            bench = Bench(tools, folder, race)
+            opened.callback(bench.close)
+            # Whoever else tries out candidates finds there what a race is led by.
+            for name, own in sources.items():
+                bench.keep(source_key(name), own, Cost())
+            if race.limits:
+                bench.keep(REFERENCE, race.reference, Cost())
+            together = Together(bench, Board(folder)) if is_alone else None
+            study = Study(
                 space=space,
                 bench=bench,
+                crew=together or _workers(recipe, bench, opened),
+                baselines=Baselines(
+                    space=space,
+                    bench=bench,
+                    log=log,
+                    parents=parents,
+                    checkpoints=settings.checkpoints,
+                    sources={source_key(name): own for name, own in sources.items()},
+                ),
                 log=log,
-                parents=parents,
-                sources={source_key(name): own for name, own in sources.items()},
-            ),
-            log=log,
-            budget=settings.budget,
-            items=items,
+                budget=settings.budget,
+                items=items,
+            )
+            study.baselines.run()
+            first = list(settings.first)
+            if settings.earlier:
+                first += first_trials(recipe, space, settings.earlier, tools, log, folder)
+            study.run_trials(sampler, settings.trials, first)
+            study.keep(folder / "optuna.log")
+        ranked = study.whole
+        if not ranked:
+            raise EvaluationError(
+                "no candidate of the study has a finite score on dev, and keeps search.constraints "
+                "where there are some, so none is the best; `mergeops compare` shows the parents"
+            )
+        lead = race.values_of(ranked[0].stages)
+        is_beaten = any(
+            mine > theirs
+            for mine, theirs in zip(lead, race.values_of(sources[best_source]), strict=True)
         )
-        study.baselines.run()
-        first = list(settings.first)
-        if settings.earlier:
-            first += first_trials(recipe, space, settings.earlier, tools, log, folder)
-        study.run_trials(sampler, settings.trials, first)
-        study.keep(folder / "optuna.log")
-    ranked = study.whole
-    if not ranked:
-        raise EvaluationError(
-            "no candidate of the study has a finite score on dev, and keeps search.constraints "
-            "where there are some, so none is the best; `mergeops compare` shows the parents"
-        )
-    lead = race.values_of(ranked[0].stages)
-    is_beaten = any(
-        mine > theirs
-        for mine, theirs in zip(lead, race.values_of(sources[best_source]), strict=True)
-    )
-    trials = [run(_named(each), tools, search=log) for each in ranked[: settings.keep]]
-    found = report(study, trials, best_source)
-    log_study(study, found, log)
-    rows = [
-        {"candidate": each.label, "answers": each.answers, **dev_columns(each.scores)}
-        for each in ranked[:SHOWN]
-    ]
-    best = (trials[0] if len(settings.objectives) > 1 else best_of(trials)) if is_beaten else None
-    return SearchResult(best, None if best else best_source, trials, rows, report=found)
+        trials = [run(_named(each), tools, search=log) for each in ranked[: settings.keep]]
+        found = report(study, trials, best_source)
+        log_study(study, found, log)
+        rows = [
+            {"candidate": each.label, "answers": each.answers, **dev_columns(each.scores)}
+            for each in ranked[:SHOWN]
+        ]
+        best = trials[0] if len(settings.objectives) > 1 else best_of(trials)
+        best = best if is_beaten else None
+        return SearchResult(best, None if best else best_source, trials, rows, report=found)
 
 
-def _crew(recipe: Recipe, bench: Bench, sources: Mapping[str, Stages], opened: ExitStack) -> Crew:
-    """This process, or the recipe's executor where that has several workers."""
-    if recipe.executor.is_here and len(pick_devices(recipe.evaluate.device)) == 1:
-        return Alone(bench)
+def _workers(recipe: Recipe, bench: Bench, opened: ExitStack) -> Workers:
+    """Those of the recipe's executor."""
     needs = Needs(
         digests=task_files(recipe.evaluate), shared=(str(bench.tools.work_dir.absolute()),)
     )
-    executor = opened.enter_context(open_executor(recipe.executor, needs))
-    for name, own in sources.items():
-        bench.keep(source_key(name), own, Cost())
-    if bench.race.limits:
-        bench.keep(REFERENCE, bench.race.reference, Cost())
-    return Workers(bench, executor)
+    return Workers(bench, opened.enter_context(open_executor(recipe.executor, needs)))
 
 
 def _stages(
@@ -179,15 +191,11 @@ def _stages(
     }
 
 
-@contextmanager
-def _folder(recipe: Recipe, tasks: TaskSet, tools: Tools) -> Iterator[Path]:
-    """The study's own folder, named by recipe and questions, while no other process has it.
+def _folder(recipe: Recipe, tasks: TaskSet, tools: Tools) -> Path:
+    """The study's own folder, named by recipe and questions.
 
     How many trials there are, what may be spent and what is kept change no candidate: a study that
     is to be longer goes on.
-
-    Raises:
-        ConfigError: another process runs this study here.
     """
     asked = {name: task.digests["dev"] for name, task in tasks.tasks.items()}
     length = {"trials": 0, "budget": "", "keep": 0}
@@ -196,13 +204,23 @@ def _folder(recipe: Recipe, tasks: TaskSet, tools: Tools) -> Iterator[Path]:
     text = json.dumps([same.sha256(), asked], sort_keys=True)
     folder = tools.work_dir / "studies" / hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Have a study's folder, as long as no other process has it.
+
+    Raises:
+        ConfigError: another process runs this study here.
+    """
     try:
         with locked(folder / "lock", wait=False):
-            yield folder
+            yield
     except BlockingIOError:
         raise ConfigError(
             f"another process runs this study in {folder}; wait for it, or take another "
-            "search.seed or output.dir"
+            "search.seed or output.dir; a command without executor.workers would help it"
         ) from None
 
 

@@ -1,6 +1,7 @@
 """Windows: means over checkpoints of one run, in place of a learning rate that decays.
 
-The sources are checkpoints of one run, oldest first. A window is an end, a length and a spacing.
+The sources are checkpoints of one run, oldest first: in the order of their steps where their URIs
+say these, else as the recipe has them. A window is an end, a length and a spacing.
 Its weights are those of "WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging"
 (https://arxiv.org/abs/2507.17634, theorem 3.1): a mean of checkpoints is the end of a run in which
 the updates after the first of them counted less and less. Every window is tried, raced on items.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from mergeops.errors import ConfigError
 from mergeops.methods import get
 from mergeops.recipe import MethodSpec, Recipe
 from mergeops.schema import check_range
+from mergeops.search.checkpoints_of_run import oldest_first
 from mergeops.search.objectives import EVERYTHING
 from mergeops.search.samplers import open_sampler
 from mergeops.search.space import Axis, Values
@@ -118,7 +120,7 @@ class Windows:
         """What an Optuna trial draws."""
         return {axis.name: axis.draw(trial) for axis in self.axes}
 
-    def at(self, method: str, weight: float) -> dict[str, Any] | None:
+    def at(self, method: str, weights: Mapping[str, float]) -> dict[str, Any] | None:
         """None: the uniform soup is a baseline, and of other methods there is no window."""
         return None
 
@@ -186,12 +188,13 @@ def search(
     """
     check_sources("windows", recipe)
     found = windows_of(len(recipe.sources), parameters)
+    order = oldest_first(recipe) or tuple(recipe.sources)
     alone = dataclasses.replace(
         recipe,
         base=None,
         base_adapter=None,
         method=MethodSpec("linear", get("linear").parameters()),
-        sources={n: dataclasses.replace(s, parameters={}) for n, s in recipe.sources.items()},
+        sources={n: dataclasses.replace(recipe.sources[n], parameters={}) for n in order},
         rules=(),
     )
     settings = StudySettings(

@@ -269,10 +269,11 @@ def test_one_source_is_nothing_to_search(study: Callable[..., dict[str, Any]]) -
         study("only=[math]")
 
 
-def test_two_processes_do_not_run_one_study_at_once(
+def test_a_command_with_workers_of_its_own_helps_no_other(
     study: Callable[..., dict[str, Any]], place: Path
 ) -> None:
-    study("search.trials=1")
+    words = ("search.trials=1", "executor.workers=2")
+    study(*words)
     [lock] = (place / "mergeops-work" / "studies").glob("*/lock")
     with locked(lock), pytest.raises(ConfigError, match="another process runs this study in"):
-        study("search.trials=1")
+        study(*words)

@@ -16,6 +16,8 @@ RAW: dict[str, Any] = {
     "sources": {"math": {"uri": "/m", "weight": 0.5}, "code": "/c", "law": "/l"},
 }
 
+ALL = dict.fromkeys(RAW["sources"], 1.0)
+
 
 def space(raw: dict[str, Any] | None = None, **recipe: Any) -> Space:
     return Space.read(Recipe.from_dict({**RAW, **recipe}), raw or {})
@@ -102,11 +104,13 @@ def test_whole_numbers_words_and_logarithmic_ranges() -> None:
 
 def test_what_needs_no_search_has_its_place_in_the_space() -> None:
     own = space()
-    soup = own.at("linear", 1.0)
+    soup = own.at("linear", ALL)
     assert soup is not None and soup["method"] == "linear" and soup["sources.law.weight"] == 1.0
-    assert own.at("ties", 1.0) is None, "its density would have to be made up"
-    assert space({"sources.*.weight": [0.5, 0.9]}).at("ties", 1.0) is None
-    assert space({"sources.*.weight": [0.5, 1.0]}).at("linear", 1.0) is None
+    assert own.at("ties", ALL) is None, "its density would have to be made up"
+    assert space({"sources.*.weight": [0.5, 0.9]}).at("ties", ALL) is None
+    assert space({"sources.*.weight": [0.5, 1.0]}).at("linear", ALL) is None
+    two = own.at("linear", ALL | {"math": 0.0})
+    assert two is not None and list(own.made(two).sources) == ["code", "law"]
 
 
 def test_a_label_is_short() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -85,10 +86,14 @@ class Bench:
 class Several:
     """Three candidates at a time, the last one done first."""
 
-    workers = 3
+    workers = at_once = 3
 
     def __init__(self, bench: Any) -> None:
         self._alone, self._jobs = Alone(bench), list[Assignment]()
+
+    @property
+    def worker_seconds(self) -> float:
+        return self._alone.worker_seconds
 
     def submit(self, job: Assignment) -> None:
         self._jobs.append(job)
@@ -103,6 +108,10 @@ class Log:
 
     def __init__(self) -> None:
         self.states: dict[int, str] = {}
+        self.texts: dict[str, str] = {}
+
+    def log_text(self, text: str, artifact: str) -> None:
+        self.texts[artifact] = text
 
     def log_trial(self, *_: Any, **__: Any) -> None:
         pass
@@ -182,6 +191,26 @@ def test_a_study_goes_on_in_the_order_in_which_it_was_asked_and_told(
     assert table(again) == table(longer)
     if crew is Alone:
         assert table(longer) == table(whole)
+
+
+class Elsewhere(Alone):
+    """Another process, which says when it did what, and why it could not."""
+
+    def next(self) -> TriedOut:
+        outcome = super().next()
+        log = f"at https://me:secret@host: {outcome.reason}" if outcome.reason else ""
+        return dataclasses.replace(outcome, log=log, worker="worker 1", began=5.0, seconds=2.0)
+
+
+def test_what_workers_did_and_why_one_failed_is_logged(run: Run) -> None:
+    study = run(30, crew=Elsewhere)
+    assert {span["worker"] for span in study.spans} == {"worker 1"}
+    first = study.spans[0]
+    assert (first["candidate"], first["seconds"]) == (study.proposals[0].label, 2.0)
+    failed = next(p for p in study.proposals if p.state == "failed")
+    texts = study.log.texts  # type: ignore[attr-defined]
+    assert texts[f"failed/{failed.number}.log"].endswith("it overflows")
+    assert "secret" not in str(texts)
 
 
 def test_a_budget_ends_a_study_where_it_is_spent(run: Run) -> None:

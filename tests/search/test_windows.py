@@ -12,6 +12,7 @@ import pytest
 from mergeops.errors import ConfigError
 from mergeops.recipe import compose
 from mergeops.search import parameter_types
+from mergeops.search.checkpoints_of_run import oldest_first
 from mergeops.search.windows import (
     CheckpointWindow,
     Windows,
@@ -21,6 +22,8 @@ from mergeops.search.windows import (
 )
 
 HALF = math.sqrt(0.5)
+ORDER = {"math": 30, "dates": 10, "units": 20}
+"""Source -> the step at which it was saved."""
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,39 @@ def test_a_window_that_is_none_is_refused_when_the_recipe_is_read(word: str, mes
     words = ["sources={a: /a, b: /b}", "search=windows", word]
     with pytest.raises(ConfigError, match=message):
         compose(words, strategies=parameter_types())
+
+
+@pytest.mark.parametrize(
+    ("uris", "order"),
+    [
+        (("runs:/7f/checkpoint-9", "runs:/7f/checkpoint-100", "runs:/7f/checkpoint-20"), "acb"),
+        (("/out/global_step2", "/out/global_step1/"), "ba"),
+        (("/out/iter_0000500", "/out/iter_0001000"), "ab"),
+        (("/out/epoch=1-step=20", "/out/epoch=0-step=10"), "ba"),
+        (("runs:/7f/checkpoint-9", "runs:/8e/checkpoint-10"), ""),
+        (("/models/run-1", "/models/run-2"), ""),
+        (("/out/checkpoint-9", "/out/model"), ""),
+        (("/out/checkpoint-9", "/out/checkpoint-09"), ""),
+    ],
+)
+def test_checkpoints_of_one_run_are_known_by_their_uris(uris: tuple[str, ...], order: str) -> None:
+    sources = ", ".join(f"{n}: {{uri: '{uri}'}}" for n, uri in zip("abc", uris, strict=False))
+    assert "".join(oldest_first(compose([f"sources={{{sources}}}"]))) == order
+
+
+def test_a_study_over_checkpoints_of_one_run_has_to_beat_the_means_of_the_last_ones(
+    study: Callable[..., dict[str, Any]], place: Path
+) -> None:
+    for name, step in ORDER.items():
+        (place / name).rename(place / f"checkpoint-{step}")
+    sources = [f"sources.{n}.uri=checkpoint-{s}" for n, s in ORDER.items()]
+    found = study("search.trials=1", "search.space={sources.*.weight: [0.0, 1.0]}", *sources)
+    assert set(found["baselines"]) >= {"uniform_soup", "last_2"}
+    low, high = found["baselines"]["last_2"]["interval"]
+    assert low <= found["baselines"]["last_2"]["difference"] <= high
+    windows = study("strategy=windows", "search.spacings=[1]", "search.lengths=[2]", *sources)
+    last = {row["parameters"]["window"]: row["score"] for row in windows["trials"]}
+    assert last["last 2 uniform"] == found["baselines"]["last_2"]["dev"], "the last two are meant"
 
 
 def test_every_window_of_a_run_is_tried(study: Callable[..., dict[str, Any]], place: Path) -> None:
