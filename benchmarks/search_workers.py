@@ -58,7 +58,7 @@ def try_out(payload: Mapping[str, Any], place: Desk) -> dict[str, Any]:
     merged = time.monotonic()
     time.sleep(EVALUATION_S)
     recipe = Recipe.from_dict(payload["recipe"])
-    weights = [source.parameters["weight"] for source in recipe.sources.values()]
+    weights: list[Any] = [source.parameters["weight"] for source in recipe.sources.values()]
     draw = random.Random(str(weights))
     values = [float(draw.random() < 0.8 - abs(weights[0] - 0.7)) for _ in range(ITEMS)]
     items = tuple(ItemResult(i, f"d{i}", "p", "t", value) for i, value in enumerate(values))

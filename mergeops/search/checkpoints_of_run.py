@@ -6,7 +6,7 @@ import re
 
 from mergeops.recipe import Recipe
 
-_STEP = re.compile(r"(?P<run>.+)/[^/]*(?:checkpoint|ckpt|step|iter|epoch)[-_=.]?(?P<n>\d+)/?")
+_STEP = re.compile(r"(?:(?P<run>.+)/)?[^/]*(?:checkpoint|ckpt|step|iter|epoch)[-_=.]?(?P<n>\d+)/?")
 """A URI that ends as trainers name what they save: checkpoint-500, global_step500, iter_0000500."""
 
 

@@ -90,6 +90,7 @@ def test_a_window_that_is_none_is_refused_when_the_recipe_is_read(word: str, mes
     [
         (("runs:/7f/checkpoint-9", "runs:/7f/checkpoint-100", "runs:/7f/checkpoint-20"), "acb"),
         (("/out/global_step2", "/out/global_step1/"), "ba"),
+        (("checkpoint-100", "checkpoint-9"), "ba"),
         (("/out/iter_0000500", "/out/iter_0001000"), "ab"),
         (("/out/epoch=1-step=20", "/out/epoch=0-step=10"), "ba"),
         (("runs:/7f/checkpoint-9", "runs:/8e/checkpoint-10"), ""),
