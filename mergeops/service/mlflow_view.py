@@ -8,12 +8,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mergeops import promotion
-from mergeops.errors import ConfigError
+from mergeops.errors import ConfigError, MergeopsError
 from mergeops.progress import Progress
 from mergeops.promotion import WaitingProposal, read_trial_file, waiting_proposals
 from mergeops.recipe import Recipe, compose
@@ -56,6 +57,12 @@ class Registry:
         """To the server."""
         tracking = self.settings().tracking
         return self._fresh("connection", lambda: connect_to_server(tracking), 60.0)
+
+    def prepare(self) -> None:
+        """Have what a first view needs: libraries, settings, connection. Of what is wrong, the view
+        says it."""
+        with suppress(MergeopsError):
+            self.connection()
 
     def proposals(self) -> list[WaitingProposal]:
         """What waits for a decision.

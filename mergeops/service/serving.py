@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -150,6 +151,8 @@ async def _serve(
         settings.place.announce(Address(url, token, os.getpid()))
         settings.say(f"serving {url}/?token={token}")
         settings.say(f"jobs work in {settings.directory}; Ctrl-C stops, and nothing is lost")
+        # A server that stops does not wait for it.
+        threading.Thread(target=registry.prepare, daemon=True).start()
         words = list(settings.worker_words)
         # Not as a word: everybody on the machine may read those.
         environment = {"MERGEOPS_DATABASE": database}

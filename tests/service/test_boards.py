@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from mergeops.errors import TrackingError
+from mergeops.errors import ConfigError, TrackingError
 from mergeops.recipe import TrackingSpec
 from mergeops.service import boards as the_boards
+from mergeops.service import mlflow_view
 from mergeops.service.boards import Boards, ShownBoard, read_apart
+from mergeops.service.mlflow_view import Registry
 
 
 class Reading:
@@ -101,3 +103,20 @@ def test_a_process_of_its_own_says_why_it_cannot_read(
     spec = TrackingSpec(uri=f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(TrackingError, match="there is no experiment 'none'"):
         read_apart(spec, "none")
+
+
+def test_what_a_first_view_needs_is_there_before_it(
+    template_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(template_database.read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    registry = Registry()
+    registry.prepare()
+    monkeypatch.setattr(mlflow_view, "compose", None)
+    assert registry.settings().tracking.experiment and registry.connection()
+    # What is wrong with the operator's config, a view says.
+    wrong = Registry(tmp_path / "nowhere")
+    monkeypatch.undo()
+    wrong.prepare()
+    with pytest.raises(ConfigError, match="nowhere"):
+        wrong.settings()
