@@ -15,10 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mergeops.checkpoint import keep_text
 from mergeops.kernels import user_cache
+from mergeops.lazy_torch import torch
 
 Sizes = tuple[int, int]
 """Tokens of the longest request, and of the widest row, that were compared."""

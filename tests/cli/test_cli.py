@@ -46,10 +46,12 @@ FROZEN = {
     " --progress --quiet --debug",
     "approve": "NAME OVERRIDES --version --expect-current --reason --config-dir --json"
     " --progress --quiet --debug",
-    "extract": "BASE TUNED OUT --rank --energy --max-rank --others --json --progress --quiet"
-    " --debug",
-    "moe": "RECIPE_FILE OUT --seed --device --json --progress --quiet --debug",
-    "transplant": "MODEL DONOR OUT --method --k --device --json --progress --quiet --debug",
+    "extract": "BASE TUNED OUT OVERRIDES --rank --energy --max-rank --others --log --experiment"
+    " --register --config-dir --json --progress --quiet --debug",
+    "moe": "RECIPE_FILE OUT OVERRIDES --seed --device --log --experiment --register --config-dir"
+    " --json --progress --quiet --debug",
+    "transplant": "MODEL DONOR OUT OVERRIDES --method --k --device --log --experiment --register"
+    " --config-dir --json --progress --quiet --debug",
     "average": "DIRECTORIES OUT --weights --dry-run --json --progress --quiet --debug",
     "recover": "DIRECTORY OUT --base --dry-run --json --progress --quiet --debug",
     "reject": "NAME OVERRIDES --version --reason --config-dir --json --progress --quiet --debug",
@@ -79,7 +81,7 @@ FROZEN = {
     "watch list": "--state --json --debug",
     "watch remove": "NAME --state --json --debug",
     "watch report": "NAME --state --json --debug",
-    "watch run": "NAME --round --database --config-dir --json --progress --quiet --debug",
+    "watch run": "NAME --round --attempt --database --config-dir --json --progress --quiet --debug",
     "verify": "WHERE --json --progress --quiet --debug",
 }
 

@@ -153,23 +153,27 @@ def test_two_commands_try_out_one_study_and_the_first_may_be_killed(place: Path)
             command(*WORDS), cwd=place, env=environment(place), stdout=pipe, stderr=pipe, text=True
         )
 
+    def heard(process: subprocess.Popen[str], words: str) -> str:
+        """What it says until it says these words."""
+        told = []
+        for line in process.stderr or ():
+            told.append(line)
+            if words in line:
+                return "".join(told)
+        raise AssertionError("".join(told))
+
     first = begin()
-    assert first.stderr is not None
-    for line in first.stderr:
-        if "1/6" in line:
-            break
+    heard(first, "1/6")
+    # It waits, having the lead, until the second one is there.
+    first.send_signal(signal.SIGSTOP)
     second = begin()
-    assert second.stderr is not None
-    told = []
-    for line in second.stderr:
-        told.append(line)
-        if "tries out" in line:
-            break
+    heard(second, "another command leads this study")
+    first.send_signal(signal.SIGCONT)
+    heard(second, "tries out")
     first.send_signal(signal.SIGKILL)
     first.communicate()
     output, rest = second.communicate()
     assert second.returncode == 0, rest
-    assert "another command leads this study" in "".join(told)
     assert "this one goes on with the study" in rest
     found = json.loads(output)
     alone = json.loads(mergeops(place, *WORDS, "output.dir=elsewhere"))

@@ -15,7 +15,7 @@ from mergeops.checkpoint import locked
 from mergeops.errors import ConfigError, EvaluationError
 from mergeops.evaluate import seat
 from mergeops.recipe import compose
-from mergeops.search import completed, parameter_types, racing
+from mergeops.search import completed, parameter_types, racing, study_run
 from mergeops.search.bench import Bench
 from mergeops.search.samplers import SAMPLERS, open_sampler
 from mergeops.search.space import Space
@@ -131,6 +131,7 @@ def test_the_best_of_an_earlier_study_is_tried_first(study: Callable[..., dict[s
     assert after["trials"][1]["parameters"] != best["parameters"]
 
 
+@pytest.mark.sweep
 def test_two_workers_try_out_all_that_is_proposed(
     study: Callable[..., dict[str, Any]], small_stages: None
 ) -> None:
@@ -270,10 +271,17 @@ def test_one_source_is_nothing_to_search(study: Callable[..., dict[str, Any]]) -
 
 
 def test_a_command_with_workers_of_its_own_helps_no_other(
-    study: Callable[..., dict[str, Any]], place: Path
+    study: Callable[..., dict[str, Any]], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("search.trials=1", "executor.workers=2")
-    study(*words)
+
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_run, "open_executor", cut)
+        with pytest.raises(KeyboardInterrupt):
+            study(*words)
     [lock] = (place / "mergeops-work" / "studies").glob("*/lock")
     with locked(lock), pytest.raises(ConfigError, match="another process runs this study in"):
         study(*words)
