@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mergeops.activations import ABOUT, FOLDER
-from mergeops.cleanup.verdicts import CONTROLS, YOUNG, Verdict, by_age, is_locked
+from mergeops.cleanup.verdicts import CONTROLS, Verdict, by_age, by_writer
 from mergeops.engine import MADE_INPUTS
 
 
@@ -38,11 +38,8 @@ def _inside(folder: Path, pattern: str = "*") -> list[Path]:
 
 def _activations(path: Path, older_than_s: float, in_use: Collection[str], age_s: float) -> Verdict:
     if path.name.startswith("."):
-        if is_locked(path):
-            return "partial", False, "a running process writes it"
-        if age_s < older_than_s:
-            return "partial", False, YOUNG
-        return "partial", True, "activations whose measuring was interrupted"
+        why = "activations whose measuring was interrupted"
+        return by_writer(path, why, older_than_s, age_s)
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         weights = str(about["weights_sha256"])

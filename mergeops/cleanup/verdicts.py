@@ -39,6 +39,22 @@ def by_age(what: str, kind: str, older_than_s: float, age_s: float) -> Verdict:
     return kind, True, f"{what}; made again where it is needed"
 
 
+def by_writer(path: Path, interrupted: str, older_than_s: float, age_s: float) -> Verdict:
+    """Of a working directory: it goes when it is old and no process writes it.
+
+    Args:
+        path: the directory.
+        interrupted: why it goes then.
+        older_than_s: what was written since is kept.
+        age_s: of the directory.
+    """
+    if is_locked(path):
+        return "partial", False, "a running process writes it"
+    if age_s < older_than_s:
+        return "partial", False, YOUNG
+    return "partial", True, interrupted
+
+
 def judged_merge(
     path: Path,
     digest: str,
@@ -57,17 +73,13 @@ def judged_merge(
         older_than_s: what was written since is kept.
         age_s: of the directory.
     """
-    is_young = age_s < older_than_s
     if path.is_symlink() or not path.is_dir():
         return "other", False, "not made by mergeops"
     if path.name.startswith(".") and path.name.endswith(DOOMED):
         return "partial", True, "its deletion was interrupted"
     if path.name.startswith(".") and path.name.endswith((".partial", ".merging")):
-        if is_locked(path):
-            return "partial", False, "a running process writes it"
-        if is_young:
-            return "partial", False, YOUNG
-        return "partial", True, "an interrupted merge that nobody went on with"
+        why = "an interrupted merge that nobody went on with"
+        return by_writer(path, why, older_than_s, age_s)
     if not digest:
         return "other", False, "not made by mergeops: it holds no manifest, or a damaged one"
     if path.resolve() in waiting:
@@ -79,7 +91,7 @@ def judged_merge(
         return "merge", False, "this server knows no run of it; another one may"
     if reference.needed:
         return "merge", False, reference.needed
-    if is_young:
+    if age_s < older_than_s:
         return "merge", False, f"written lately; {reference.unneeded}"
     return "merge", True, reference.unneeded
 

@@ -10,8 +10,8 @@ from typing import Any
 from mergeops.checkpoint import CONFIG, GENERATION_CONFIG, TokenizerFile, has_tokenizer
 from mergeops.errors import EvaluationError
 
-# Written by whoever saved last; no answer depends on them.
-_VOLATILE = ("_name_or_path", "transformers_version")
+VOLATILE = ("_name_or_path", "transformers_version")
+"""Keys of config.json that are written by whoever saved last; no answer depends on them."""
 
 
 def model_digest(path: Path, *, trust_remote_code: bool) -> str:
@@ -35,7 +35,7 @@ def model_digest(path: Path, *, trust_remote_code: bool) -> str:
         if isinstance(config, dict):
             if "auto_map" in config:
                 parts.append(_own_code(path, trust_remote_code))
-            config = {k: v for k, v in config.items() if k not in _VOLATILE}
+            config = {k: v for k, v in config.items() if k not in VOLATILE}
         parts.append([name, config])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

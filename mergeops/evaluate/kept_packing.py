@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.checkpoint import keep_text
+from mergeops.evaluate.identity import VOLATILE
 from mergeops.kernels import user_cache
 from mergeops.lazy_torch import torch
 
 Sizes = tuple[int, int]
 """Tokens of the longest request, and of the widest row, that were compared."""
 _KNOWN = ("transformers.", "torch.nn.")
-# Written by whoever saved last; no answer depends on them.
-_VOLATILE = ("_name_or_path", "transformers_version")
 
 
 class KeptPacking:
@@ -83,7 +82,7 @@ def _key(model: Any, mixed_dtype: torch.dtype | None) -> str:
     kinds = {type(module) for module in model.modules()}
     about = {
         "classes": sorted({f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}),
-        "config": {k: v for k, v in config.items() if k not in _VOLATILE},
+        "config": {k: v for k, v in config.items() if k not in VOLATILE},
         "attention": model.config._attn_implementation,
         "dtypes": sorted({str(p.dtype) for p in model.parameters()} | {str(mixed_dtype)}),
         "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
