@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -100,6 +100,19 @@ class Task:
         return f"{self.done} of {self.total} bytes"
 
 
+@dataclass(frozen=True)
+class AtWork:
+    """What one worker of several does."""
+
+    unit: str
+    done: int = 0
+    total: int = 0
+    """0 until it is known."""
+
+    def __str__(self) -> str:
+        return f"{self.unit} ({self.done / self.total:.0%})" if self.total else self.unit
+
+
 class Progress:
     """Shows the user what is being done.
 
@@ -121,6 +134,18 @@ class Progress:
         self._mode = "none" if quiet else mode
         self._force_terminal = True if mode == "bar" else force_terminal
         self._every_s = every_s
+        self._workers: dict[str, AtWork] = {}
+        self._workers_changed: Callable[[], None] = lambda: None
+
+    def at_work(self, worker: str, unit: str, done: int = 0, total: int = 0) -> None:
+        """Say what one worker of several does: it stands below the bar until it is said again."""
+        self._workers[worker] = AtWork(unit, done, total)
+        self._workers_changed()
+
+    def at_rest(self, worker: str) -> None:
+        """Say that a worker has nothing to do, or is gone."""
+        self._workers.pop(worker, None)
+        self._workers_changed()
 
     def step(self, text: str) -> None:
         """Say one thing that happened or starts."""
@@ -149,7 +174,12 @@ class Progress:
         ended, is_json = threading.Event(), self._mode == "json"
 
         def tell() -> None:
-            self._write(json.dumps(task.to_dict()) if is_json else f"· {task}")
+            workers = sorted(self._workers.copy().items())
+            if is_json:
+                said = [{"worker": name, **asdict(at_work)} for name, at_work in workers]
+                self._write(json.dumps(task.to_dict() | ({"workers": said} if said else {})))
+            else:
+                self._write("; ".join([f"· {task}", *(f"{name}: {at}" for name, at in workers)]))
 
         def keep_telling() -> None:
             while not ended.wait(self._every_s):
@@ -192,8 +222,24 @@ class Progress:
                     drawn.update(number, completed=task.done, total=total, description=label)
                 before = task.done
 
-            task.changed = redraw
-            yield
+            rows: dict[str, bars.TaskID] = {}
+
+            def redraw_workers() -> None:
+                workers = self._workers.copy()
+                for name in [name for name in rows if name not in workers]:
+                    drawn.remove_task(rows.pop(name))
+                for name, at in workers.items():
+                    if name not in rows:
+                        rows[name] = drawn.add_task("", total=None)
+                    label, total = f"  {name}: {at.unit}", at.total or None
+                    drawn.update(rows[name], completed=at.done, total=total, description=label)
+
+            task.changed, self._workers_changed = redraw, redraw_workers
+            redraw_workers()
+            try:
+                yield
+            finally:
+                self._workers_changed = lambda: None
 
     def _write(self, line: str) -> None:
         print(printable(line), file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ from mergeops.evaluate import (
     task_files,
     with_clusters,
 )
-from mergeops.executors import Desk, Event, Lost, Needs, Unit, open_executor, results
+from mergeops.executors import Desk, Needs, Unit, open_executor, results
 from mergeops.extraction import check_made_here
 from mergeops.inspection import Inspection, figures, inspect
 from mergeops.planning import Plan, make_plan, merge_dir
@@ -162,14 +162,10 @@ class Tools(Workshop):
         )
         label = f"{len(new)} units on {self.executor.name}"
         with self.progress.bar(label) as tick, open_executor(self.executor, needs) as executor:
-            for done, ended in enumerate(results(executor, new, tell=self._say_lost), start=1):
+            ends = results(executor, new, progress=self.progress)
+            for done, ended in enumerate(ends, start=1):
                 self._asked_by_workers.add((ended.result["sha256"], part))
                 tick(done, len(new))
-
-    def _say_lost(self, event: Event) -> None:
-        if isinstance(event, Lost):
-            step = f"{event.worker} is gone: {event.reason}; another takes {event.unit}"
-            self.progress.step(step)
 
     def _score(
         self,

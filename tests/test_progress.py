@@ -119,6 +119,56 @@ def test_a_program_gets_json_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().err) == {"step": "note"}
 
 
+def two_at_work(progress: Progress) -> None:
+    progress.at_work("node1/1", "a.safetensors", 3, 4)
+    progress.at_work("node2/2", "b.safetensors")
+    progress.at_work("node3/3", "c.safetensors")
+    progress.at_rest("node3/3")
+
+
+def test_all_workers_stand_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("lines", every_s=0.02)
+    with progress.bar("writing out") as task:
+        task(3, 8)
+        two_at_work(progress)
+        time.sleep(0.05)
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith("· writing out: 3 of 8 (38%), 0:00:00 so far")
+    assert line.endswith("; node1/1: a.safetensors (75%); node2/2: b.safetensors")
+
+
+def test_a_program_is_told_of_all_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("json")
+    with progress.bar("writing out"):
+        two_at_work(progress)
+    first, last = map(json.loads, capsys.readouterr().err.splitlines())
+    assert "workers" not in first
+    assert last["workers"] == [
+        {"worker": "node1/1", "unit": "a.safetensors", "done": 3, "total": 4},
+        {"worker": "node2/2", "unit": "b.safetensors", "done": 0, "total": 0},
+    ]
+
+
+def test_all_workers_are_drawn_below_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("bar")
+    with progress.bar("writing out") as task:
+        task(3, 8)
+        two_at_work(progress)
+        time.sleep(0.25)
+        for worker in ("node1/1", "node2/2"):
+            progress.at_rest(worker)
+        task(8, 8)
+        time.sleep(0.25)
+    # What a worker does after the bar has gone is drawn nowhere.
+    progress.at_work("node1/1", "late")
+    lines = capsys.readouterr().err.splitlines()
+    last = max(number for number, line in enumerate(lines) if "node2/2: b.safetensors" in line)
+    assert "node1/1: a.safetensors" in lines[last - 1] and "3/4" in lines[last - 1]
+    assert "writing out" in lines[last - 2] and "3/8" in lines[last - 2]
+    after = "".join(lines[last + 1 :])
+    assert "8/8" in after and "node" not in after
+
+
 def test_a_program_is_told_of_work_that_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("json").bar("scoring") as tick:
         tick(3, 3)

@@ -35,7 +35,6 @@ from mergeops.executors import (
     Desk,
     Event,
     Executor,
-    Lost,
     Needs,
     Unit,
     open_executor,
@@ -69,7 +68,7 @@ def merge_on(
         cache_dir: where the digests of the inputs' files are remembered.
         device: where workers do the arithmetic.
         progress: told how far the hashing, and then the writing, is.
-        told: says which workers begin, and which are lost.
+        told: shows what each worker does.
 
     Returns:
         The plan with the digests of all inputs.
@@ -94,7 +93,7 @@ class _Team:
         executor: which.
         plan: its inputs' files must be there for all.
         place: the directory that they write below.
-        told: says who comes and goes.
+        told: shows what each does.
     """
 
     def __init__(
@@ -104,7 +103,6 @@ class _Team:
         self._place = place
         self._needs = Needs(files=files_of(plan), shared=(str(place),))
         self._told = told
-        self._seen: set[str] = set()
         self._opened = contextlib.ExitStack()
         self._executor: Executor | None = None
 
@@ -129,15 +127,10 @@ class _Team:
         def tell(event: Event) -> None:
             if isinstance(event, Advanced):
                 done[event.unit.name] = event.done
-            elif self._told is not None and isinstance(event, Lost):
-                self._told.step(f"{event.worker} is gone: {event.reason}")
-            elif self._told is not None and event.worker not in self._seen:
-                self._seen.add(event.worker)
-                self._told.step(f"{event.worker} begins")
             if progress is not None:
                 progress(sum(done.values()), sum(sizes.values()))
 
-        for event in results(self._executor, units, tell=tell):
+        for event in results(self._executor, units, progress=self._told, tell=tell):
             done[event.unit.name] = sizes[event.unit.name]
             tell(event)
             yield event.unit, event.result

@@ -35,7 +35,7 @@ from mergeops.executors.engines import examine_executor, executor, open_executor
 from mergeops.executors.executor import Executor
 from mergeops.executors.launcher import Launcher
 from mergeops.executors.line import Invitation
-from mergeops.executors.outcomes import results
+from mergeops.executors.outcomes import results, show
 from mergeops.executors.units import (
     Advanced,
     Desk,
@@ -69,5 +69,6 @@ __all__ = [
     "open_executor",
     "results",
     "script_of",
+    "show",
     "work",
 ]

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mergeops.errors import ConfigError, EvaluationError, MergeError
-from mergeops.executors import Desk, Executor, Failed, Finished, Lost, Started, Unit, UnitError
+from mergeops.executors import (
+    Desk,
+    Executor,
+    Failed,
+    Finished,
+    Lost,
+    Started,
+    Unit,
+    UnitError,
+    show,
+)
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
 from mergeops.scores import Comparison
@@ -166,6 +176,7 @@ class Workers:
     def next(self) -> TriedOut:
         """What the next worker that is done found."""
         for event in self._executor.events():
+            show(event, self._bench.tools.progress)
             if isinstance(event, Started):
                 self._since[event.unit.name] = time.time()
                 self._time.until_now(len(self._begun))
@@ -173,9 +184,6 @@ class Workers:
             elif isinstance(event, Lost):
                 self._time.until_now(len(self._begun))
                 self._begun.discard(event.worker)
-                self._bench.tools.progress.step(
-                    f"{event.worker} is gone ({event.reason}); {event.unit} is tried out again"
-                )
             elif isinstance(event, Failed):
                 if isinstance(event.error, ConfigError | MergeError | EvaluationError | UnitError):
                     return self._outcome(event, None, str(event.error), event.log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import html
 import json
@@ -171,6 +172,26 @@ def test_events_tell_lines_and_states_until_the_end_and_go_on_after_a_line(
     assert '"line": "two"' in rest and '"line": "one"' not in rest
     lines = web.call("GET", f"jobs/{job['id']}/logs?after={number}").json()["lines"]
     assert [line["line"] for line in lines] == ["two"]
+
+
+def test_a_job_shows_what_each_of_its_workers_does(web: SimpleNamespace) -> None:
+    job = submitted(web, "workers")
+    workers = [{"worker": "node1/1", "unit": "a.safetensors", "done": 1, "total": 4}]
+    seen = []
+
+    async def work() -> None:
+        owner = Owner(web.queue, "w:1", "cpu", ("nobody",))
+        await owner.beat()
+        while (taken := await owner.fetch()) is not None:
+            told = {"task": "x", "done": 1, "total": 2, "workers": workers}
+            await owner.tell(taken, told, [])
+            if taken.id == job["id"]:
+                seen.append(await asyncio.to_thread(lambda: web.page(f"/jobs/{job['id']}").text))
+            await owner.end(Ending("succeeded", 0, None, {"ok": True}))
+        await owner.leave()
+
+    web.portal.call(work)
+    assert re.search(r"<li>node1/1: a\.safetensors <span[^>]*>25 %</span></li>", seen[0])
 
 
 def test_the_api_describes_itself_and_tells_its_figures(web: SimpleNamespace) -> None:
