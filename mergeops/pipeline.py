@@ -21,7 +21,7 @@ from typing import Any
 
 from mergeops.checkpoint import is_adapter
 from mergeops.evaluate import Agreement, TaskPlaces, read_passages, task_places
-from mergeops.extraction import adapter_digest
+from mergeops.extraction import adapter_digest, base_of_adapter
 from mergeops.planning import make_plan
 from mergeops.progress import Progress
 from mergeops.recipe import Recipe
@@ -84,6 +84,8 @@ def run(recipe: Recipe, tools: Tools, *, search: SearchRun | None = None) -> Tri
     """
     check_questions(recipe, tools)
     resolved = tools.resolve(recipe)
+    if recipe.output.is_adapter:
+        base_of_adapter(resolved.base)
     plan = make_plan(recipe, resolved.base, resolved.sources)
     tools.warn(plan)
     name = trial_name(recipe)

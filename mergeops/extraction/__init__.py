@@ -9,6 +9,7 @@ from mergeops.extraction.extraction import extract
 from mergeops.extraction.low_rank import Rank
 from mergeops.extraction.merged_adapter import (
     adapter_digest,
+    base_of_adapter,
     check_low_rank,
     check_made_here,
     merge_as_adapter,
@@ -19,6 +20,7 @@ __all__ = [
     "Extracted",
     "Rank",
     "adapter_digest",
+    "base_of_adapter",
     "check_low_rank",
     "check_made_here",
     "extract",

@@ -39,6 +39,24 @@ def adapter_digest(plan: Plan) -> str:
     return hashlib.sha256(json.dumps([FORMAT, "adapter", plan.digest]).encode()).hexdigest()
 
 
+def base_of_adapter(base: Source | None) -> Source:
+    """The full model that a merge's adapter is for.
+
+    Args:
+        base: what the recipe names as such.
+
+    Raises:
+        ConfigError: it names none, or an adapter.
+    """
+    if base is None or base.is_adapter:
+        what = "is missing" if base is None else "is an adapter itself"
+        raise ConfigError(
+            f"output.as is adapter, but base {what}; name the full model that the adapter is for: "
+            "base=URI"
+        )
+    return base
+
+
 def merge_as_adapter(
     plan: Plan,
     base: Source | None,
@@ -64,12 +82,7 @@ def merge_as_adapter(
         SourceError: a file is missing, corrupt or changed.
         MergeError: the merge is not of low rank, or no adapter for another reason.
     """
-    if base is None or base.is_adapter:
-        what = "is missing" if base is None else "is an adapter itself"
-        raise ConfigError(
-            f"output.as is adapter, but base {what}; name the full model that the adapter is for: "
-            "base=URI"
-        )
+    base = base_of_adapter(base)
     progress = progress or Progress(quiet=True)
     target = Destination(out, adapter_digest(plan), KIND)
     if target.is_done():

@@ -234,6 +234,10 @@ def test_adapters_are_refused_where_they_cannot_be(place: Path) -> None:
     assert "sources.code is code, a full model; a search takes adapters only" in searched
     assert "method is ties; whether its merges are" in refused("search", *words, "method=ties")
     assert "executor is ray; leave one of them out" in refused("run", *words, "executor=ray")
+    # What is wrong before any work leaves no failed run.
+    runs = len(mlflow.search_runs(search_all_experiments=True))
+    assert "base is missing; name the full model" in refused("run", *words, "base=null")
+    assert len(mlflow.search_runs(search_all_experiments=True)) == runs
 
 
 def test_a_search_among_adapters_registers_adapters(place: Path) -> None:
