@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from support import slurm_cluster
 from support.spread_merges import Spread
 
 from mergeops.errors import ConfigError
-from mergeops.executors import open_executor
+from mergeops.executors import Advanced, Event, Finished, Lost, Started, Unit, open_executor
 from mergeops.executors.slurm import SlurmParameters, sbatch_options, sbatch_time
 from mergeops.recipe import ExecutorSpec
 from mergeops.testing import ExecutorContract
@@ -51,7 +52,7 @@ class TestSlurm(ExecutorContract):
 @pytest.mark.integration
 def test_a_partition_that_does_not_exist_is_refused(spec: ExecutorSpec) -> None:
     wrong = ExecutorSpec(**{**vars(spec), "parameters": {"partition": "gpu"}})
-    with pytest.raises(ConfigError, match=r"executor\.partition is 'gpu'; there are: cpu"):
+    with pytest.raises(ConfigError, match=r"executor\.partition is 'gpu'; there are: cpu, urgent"):
         open_executor(wrong)
 
 
@@ -76,6 +77,28 @@ def test_a_merge_is_the_same_when_a_worker_and_a_node_die(
     assert spread.merged_on(spec, "killed", after=2, then=spread.kill_worker) == spread.merged_here
     dead = spread.merged_on(spec, "node", after=2, then=lambda: cluster.kill_node("n2"))
     assert dead == spread.merged_here
+
+
+@real
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_unit_goes_on_when_an_urgent_partition_takes_its_node(
+    spec: ExecutorSpec, cluster: slurm_cluster.SlurmCluster
+) -> None:
+    unit = Unit.of("mergeops.testing.executor_units:double", {"i": 4, "seconds": 8})
+    told: list[Event] = []
+    with open_executor(dataclasses.replace(spec, workers=1)) as executor:
+        executor.submit(unit)
+        for event in executor.events():
+            told.append(event)
+            if isinstance(event, Started) and len(told) == 1:
+                node = event.worker.split()[-1]
+                urgent = ["--partition=urgent", f"--nodelist={node}", "--exclusive"]
+                said = cluster.says("sbatch", *urgent, "--output=/dev/null", "--wrap=sleep 3")
+                assert "Submitted" in said
+    kinds = [type(event) for event in told if not isinstance(event, Advanced)]
+    assert kinds == [Started, Lost, Started, Finished]
+    assert isinstance(told[-1], Finished) and told[-1].result == {"twice": 8}
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,11 @@ MpiDefault=none
 ReturnToService=2
 SlurmdTimeout=10
 KillWait=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 {nodes}
-PartitionName=cpu Nodes=ALL Default=YES MaxTime=60 State=UP OverSubscribe=YES
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=60 State=UP OverSubscribe=YES PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=2
 """
 
 
@@ -90,7 +93,7 @@ class SlurmCluster:
             self._start(name, ["slurmd", "-D", "-N", name])
         _wait(
             lambda: (
-                self.says("sinfo", "--noheader", "--format=%t", "-N").split()
+                self.says("sinfo", "--noheader", "--format=%t", "-N", "--partition=cpu").split()
                 == ["idle"] * len(self.nodes)
             )
         )
