@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from support.user_place import command, environment, mergeops
+from support.user_place import command, ended, environment, mergeops
 
 from mergeops.store import own_tags
 
@@ -243,14 +243,7 @@ def test_merge_writes_only_the_directory_that_it_is_asked_for(place: Path) -> No
 def test_bad_input_is_one_line_and_the_exit_code_of_its_kind(
     place: Path, words: list[str], code: int, message: str
 ) -> None:
-    done = subprocess.run(
-        command(*RUN, *words),
-        capture_output=True,
-        text=True,
-        cwd=place,
-        env=environment(place),
-        check=False,
-    )
+    done = ended(place, *RUN, *words)
     assert done.returncode == code, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("mergeops: error:")]
     assert len(errors) == 1
