@@ -4,6 +4,7 @@
     python -m benchmarks.search replay DIR               # races over those answers
     python -m benchmarks.search compare DIR --seeds N    # CMA-ES asked everything against racing
     python -m benchmarks.search workers                  # what workers do with their time
+    python -m benchmarks.search trials DIR --earlier CHECKOUT   # a trial against an earlier `run`
 
 The models are the demo's: a base of two million parameters and its fine-tunes. Their questions are
 generated, so that there may be as many as a race needs.
@@ -14,6 +15,8 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -110,6 +113,71 @@ def workers(trials: int) -> None:
         click.echo(f"| {count} | {count * trials} | {seconds:.1f} | {share:.1%} |")
 
 
+@main.command()
+@FOLDER
+@click.option("--earlier", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--pairs", default=5, show_default=True)
+@click.option("--trials", default=32, show_default=True, help="Of one study.")
+@click.option("--items", default=350, show_default=True, help="Of each skill.")
+def trials(folder: Path, earlier: Path, pairs: int, trials: int, items: int) -> None:
+    """A study's seconds a trial against those of `mergeops run` of another checkout, whole
+    commands in turn, all parents scored before: the demo's tasks, five sources."""
+    from demo import tasks
+    from demo.skills import SKILLS
+
+    place = prepare(folder, items)
+    tasks.write_tasks(place / "all", 0, items)
+    common = [
+        f"base={place}/demo/base",
+        f"sources={sources_of(place)}",
+        f"evaluate.tasks=[{','.join(SKILLS)}]",
+        f"evaluate.include_path={place}/all",
+        "evaluate.confirm_fraction=0.7",
+        "method=task_arithmetic",
+    ]
+    here = Path(__file__).parents[1]
+    for which, checkout in (("earlier", earlier), ("here", here)):
+        # The parents are scored, and sources hashed.
+        timed(checkout, place / which, ["run", *common, "method.scale=1.0"])
+    for pair in range(pairs):
+        seconds = {
+            "run": timed(
+                earlier, place / "earlier", ["run", *common, f"method.scale={0.5 + 0.01 * pair}"]
+            )
+        }
+        for racing in ("true", "false"):
+            words = [
+                *("search", *common, "strategy=optuna", f"search.trials={trials}"),
+                *("search.earlier=0", f"seed={pair}", f"search.racing={racing}"),
+            ]
+            name = "trial" if racing == "true" else "trial, asked everything"
+            seconds[name] = timed(here, place / "here", words) / trials
+        row = {name: round(s, 2) for name, s in seconds.items()}
+        click.echo(json.dumps(row))
+
+
+def timed(checkout: Path, folder: Path, words: list[str]) -> float:
+    """Seconds that a command of a checkout takes, from its start to its end."""
+    folder.mkdir(exist_ok=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(checkout),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+    }
+    command = [sys.executable, "-m", "mergeops", *words, f"output.dir={folder}/work"]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise click.ClickException(done.stderr[-2000:])
+    return time.monotonic() - began
+
+
+def sources_of(place: Path) -> str:
+    """The fine-tunes, as a recipe's sources."""
+    runs = {n: sorted((place / "demo" / "runs" / n).glob("checkpoint-*"))[-1] for n in SOURCES}
+    return "{" + ", ".join(f"{n}: {{uri: {path}}}" for n, path in runs.items()) + "}"
+
+
 def prepare(folder: Path, items: int) -> Path:
     """The demo's runs and questions of five skills, made where they are missing."""
     from demo import tasks, train
@@ -128,12 +196,10 @@ def study(place: Path, name: str, *words: str) -> dict[str, Any]:
     from mergeops.search import parameter_types, run_search
 
     out = place / name.replace(" ", "-")
-    runs = {n: sorted((place / "demo" / "runs" / n).glob("checkpoint-*"))[-1] for n in SOURCES}
-    sources = ", ".join(f"{n}: {{uri: {path}}}" for n, path in runs.items())
     recipe = compose(
         [
             f"base={place}/demo/base",
-            f"sources={{{sources}}}",
+            f"sources={sources_of(place)}",
             f"evaluate.tasks=[{','.join(SOURCES)}]",
             f"evaluate.include_path={place}/items",
             "evaluate.confirm_fraction=0.2"

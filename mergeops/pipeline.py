@@ -127,16 +127,19 @@ def track(
         MergeopsError: as ``run``.
     """
     resolved, name = tools.resolve(recipe), work.name
-    with open_trial(
-        tools.tracking,
-        recipe,
-        work.digest,
-        resolved.sources,
-        resolved.base,
-        plan=work.plan,
-        name=name,
-        parent_run_id=search.run_id if search else None,
-    ) as log:
+    with (
+        open_trial(
+            tools.tracking,
+            recipe,
+            work.digest,
+            resolved.sources,
+            resolved.base,
+            plan=work.plan,
+            name=name,
+            parent_run_id=search.run_id if search else None,
+        ) as log,
+        tools.workers_into(log),
+    ):
         made = work.make()
         checkpoint = made.checkpoint
         with tools.progress.bar(f"uploading {name}", is_bytes=True) as tick:
@@ -291,9 +294,10 @@ def run_all(recipes: Sequence[Recipe], progress: Progress, *, name: str) -> list
     if len(recipes) == 1:
         return [_found_or_run(recipes[0], progress)]
     tools = Tools(recipes[0], progress)
-    tools.do_ahead(recipes)
     digest = hashlib.sha256("".join(recipe.sha256() for recipe in recipes).encode()).hexdigest()
     with search_run(tools.tracking, name, digest, {"trials": len(recipes)}) as sweep:
+        with tools.workers_into(sweep):
+            tools.do_ahead(recipes)
         trials = [run(recipe, tools, search=sweep) for recipe in recipes]
         best = best_of(trials)
         if best is not None and best.scores is not None:

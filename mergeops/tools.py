@@ -6,11 +6,12 @@ these questions, a source that was hashed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +30,28 @@ from mergeops.evaluate import (
     task_files,
     with_clusters,
 )
-from mergeops.executors import Desk, Needs, Unit, open_executor, results
+from mergeops.executors import (
+    Desk,
+    Event,
+    Failed,
+    Finished,
+    Needs,
+    Started,
+    Unit,
+    open_executor,
+    results,
+)
 from mergeops.extraction import check_made_here
 from mergeops.inspection import Inspection, figures, inspect
 from mergeops.planning import Plan, make_plan, merge_dir
 from mergeops.progress import Progress
 from mergeops.recipe import EvaluateSpec, Recipe
+from mergeops.redact import redact
 from mergeops.schema import build
 from mergeops.scores import Scores
 from mergeops.sources import Source
 from mergeops.store import Tracking, connect
-from mergeops.tracking import ScoreRecords, log_parent
+from mergeops.tracking import LoggedRun, ScoreRecords, log_parent
 from mergeops.workshop import Spent, Workshop
 
 __all__ = ["Spent", "Tools"]
@@ -69,6 +81,8 @@ class Tools(Workshop):
         self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
         self._asked_by_workers: set[tuple[str, str]] = set()
+        self._spans: list[dict[str, Any]] = []
+        self._failed: dict[str, str] = {}
         self._asked_here: set[str] = set()
         self._prefixes: dict[float, TaskSet] = {}
         self._inspections: dict[tuple[str, ...], Inspection] = {}
@@ -162,10 +176,38 @@ class Tools(Workshop):
         )
         label = f"{len(new)} units on {self.executor.name}"
         with self.progress.bar(label) as tick, open_executor(self.executor, needs) as executor:
-            ends = results(executor, new, progress=self.progress)
+            began: dict[str, float] = {}
+
+            def note(event: Event) -> None:
+                if isinstance(event, Started):
+                    began[event.unit.name] = time.time()
+                elif isinstance(event, Finished | Failed):
+                    since = began[event.unit.name]
+                    span = {"began": round(since, 3), "seconds": round(time.time() - since, 3)}
+                    self._spans.append({"worker": event.worker, "unit": str(event.unit), **span})
+                if isinstance(event, Failed):
+                    self._failed[event.unit.name[:12]] = event.log
+
+            ends = results(executor, new, progress=self.progress, tell=note)
             for done, ended in enumerate(ends, start=1):
                 self._asked_by_workers.add((ended.result["sha256"], part))
                 tick(done, len(new))
+
+    @contextlib.contextmanager
+    def workers_into(self, log: LoggedRun) -> Iterator[None]:
+        """Log what workers do in the block: who did which unit when, and what failed.
+
+        Args:
+            log: of the trial or the sweep; gets workers.json, and failed/UNIT.log.
+        """
+        try:
+            yield
+        finally:
+            if self._spans:
+                log.log_json(self._spans, "workers.json")
+            for unit, said in self._failed.items():
+                log.log_text(redact(said), f"failed/{unit}.log")
+            self._spans, self._failed = [], {}
 
     def _score(
         self,

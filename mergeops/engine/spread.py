@@ -35,6 +35,7 @@ from mergeops.executors import (
     Desk,
     Event,
     Executor,
+    Finished,
     Needs,
     Unit,
     open_executor,
@@ -127,12 +128,12 @@ class _Team:
         def tell(event: Event) -> None:
             if isinstance(event, Advanced):
                 done[event.unit.name] = event.done
+            elif isinstance(event, Finished):
+                done[event.unit.name] = sizes[event.unit.name]
             if progress is not None:
                 progress(sum(done.values()), sum(sizes.values()))
 
         for event in results(self._executor, units, progress=self._told, tell=tell):
-            done[event.unit.name] = sizes[event.unit.name]
-            tell(event)
             yield event.unit, event.result
 
     def __enter__(self) -> Self:

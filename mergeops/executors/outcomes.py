@@ -22,7 +22,7 @@ def results(
         executor: open, and stays open.
         units: all are submitted at once.
         progress: shows what each worker does.
-        tell: told of every event but the ends of units.
+        tell: told of every event.
 
     Raises:
         MergeopsError, UnitError: of the first unit that failed; the others are cancelled.
@@ -32,6 +32,7 @@ def results(
     for event in executor.events():
         if progress is not None:
             show(event, progress)
+        tell(event)
         if isinstance(event, Finished):
             yield event
         elif isinstance(event, Failed):
@@ -39,8 +40,6 @@ def results(
                 executor.cancel(unit.name)
             event.error.add_note(event.log)
             raise event.error
-        else:
-            tell(event)
 
 
 def show(event: Event, progress: Progress) -> None:

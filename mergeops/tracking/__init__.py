@@ -26,6 +26,7 @@ scores, sources, store, version.
 from mergeops.tracking.compare import compare_experiments
 from mergeops.tracking.finished import NOTES, Beginning, FinishedTrial, note_finished, recall
 from mergeops.tracking.kept_answers import kept_answer
+from mergeops.tracking.logged_run import LoggedRun
 from mergeops.tracking.parents import log_parent
 from mergeops.tracking.pending import FOLDER, pending_trials
 from mergeops.tracking.score_log import read_scores
@@ -43,6 +44,7 @@ __all__ = [
     "NOTES",
     "Beginning",
     "FinishedTrial",
+    "LoggedRun",
     "ScoreRecords",
     "SearchRun",
     "Trial",
