@@ -1,7 +1,6 @@
 """What the trials of one command share: connections, loaded tasks, caches, progress.
 
-Every method here finds finished work first: a plan that was merged, a model that was scored on
-these questions, a source that was hashed.
+Every method here finds finished work first: merged plans, answers, hashed sources.
 """
 
 from __future__ import annotations
@@ -30,31 +29,18 @@ from mergeops.evaluate import (
     task_files,
     with_clusters,
 )
-from mergeops.executors import (
-    Desk,
-    Event,
-    Failed,
-    Finished,
-    Needs,
-    Started,
-    Unit,
-    open_executor,
-    results,
-)
+from mergeops.executors import Desk, Needs, Unit, WorkLog, open_executor, results
 from mergeops.extraction import check_made_here
 from mergeops.inspection import Inspection, figures, inspect
 from mergeops.planning import Plan, make_plan, merge_dir
 from mergeops.progress import Progress
 from mergeops.recipe import EvaluateSpec, Recipe
-from mergeops.redact import redact
 from mergeops.schema import build
 from mergeops.scores import Scores
 from mergeops.sources import Source
 from mergeops.store import Tracking, connect
 from mergeops.tracking import LoggedRun, ScoreRecords, log_parent
-from mergeops.workshop import Spent, Workshop
-
-__all__ = ["Spent", "Tools"]
+from mergeops.workshop import Workshop
 
 MERGE_AND_SCORE = "mergeops.tools:merge_and_score"
 
@@ -81,8 +67,7 @@ class Tools(Workshop):
         self.tracking = tracking or connect(recipe.tracking)
         self._tasks: TaskSet | None = None
         self._asked_by_workers: set[tuple[str, str]] = set()
-        self._spans: list[dict[str, Any]] = []
-        self._failed: dict[str, str] = {}
+        self._work_log = WorkLog()
         self._asked_here: set[str] = set()
         self._prefixes: dict[float, TaskSet] = {}
         self._inspections: dict[tuple[str, ...], Inspection] = {}
@@ -137,9 +122,8 @@ class Tools(Workshop):
             plan = make_plan(recipe, resolved.base, resolved.sources)
             self.warn(plan)
             files |= files_of(plan)
-            folder = merge_dir(self.work_dir, plan).absolute()
-            unit = self._scoring(plan.digest[:8], Model(folder, ""), "dev", plan)
-            wanted.setdefault(plan.digest, unit)
+            result = Model(merge_dir(self.work_dir, plan).absolute(), "")
+            wanted.setdefault(plan.digest, self._scoring(plan.digest[:8], result, "dev", plan))
             for name, source in (resolved.parents if self.evaluate.tasks else {}).items():
                 if source.sha256 not in wanted:
                     model = self._model(recipe, source)
@@ -159,8 +143,7 @@ class Tools(Workshop):
             "work_dir": str(self.work_dir.absolute()),
             "trust_remote_code": self.trust_remote_code,
         }
-        verb = "merging" if plan else "scoring"
-        return Unit.of(MERGE_AND_SCORE, payload, f"{verb} {label}")
+        return Unit.of(MERGE_AND_SCORE, payload, f"{'merging' if plan else 'scoring'} {label}")
 
     def _have_done(
         self, units: Sequence[Unit], part: str, files: Mapping[str, int] | None = None
@@ -176,38 +159,20 @@ class Tools(Workshop):
         )
         label = f"{len(new)} units on {self.executor.name}"
         with self.progress.bar(label) as tick, open_executor(self.executor, needs) as executor:
-            began: dict[str, float] = {}
-
-            def note(event: Event) -> None:
-                if isinstance(event, Started):
-                    began[event.unit.name] = time.time()
-                elif isinstance(event, Finished | Failed):
-                    since = began[event.unit.name]
-                    span = {"began": round(since, 3), "seconds": round(time.time() - since, 3)}
-                    self._spans.append({"worker": event.worker, "unit": str(event.unit), **span})
-                if isinstance(event, Failed):
-                    self._failed[event.unit.name[:12]] = event.log
-
-            ends = results(executor, new, progress=self.progress, tell=note)
+            ends = results(executor, new, progress=self.progress, tell=self._work_log.note)
             for done, ended in enumerate(ends, start=1):
                 self._asked_by_workers.add((ended.result["sha256"], part))
                 tick(done, len(new))
 
     @contextlib.contextmanager
     def workers_into(self, log: LoggedRun) -> Iterator[None]:
-        """Log what workers do in the block: who did which unit when, and what failed.
-
-        Args:
-            log: of the trial or the sweep; gets workers.json, and failed/UNIT.log.
-        """
+        """Log who did which unit in the block when, and what units said that failed: to
+        workers.json and failed/UNIT.log of a trial or a sweep."""
+        self._work_log = WorkLog()
         try:
             yield
         finally:
-            if self._spans:
-                log.log_json(self._spans, "workers.json")
-            for unit, said in self._failed.items():
-                log.log_text(redact(said), f"failed/{unit}.log")
-            self._spans, self._failed = [], {}
+            log.log_work(self._work_log.spans, self._work_log.failed)
 
     def _score(
         self,

@@ -48,6 +48,7 @@ from mergeops.executors.units import (
     Unit,
     UnitError,
 )
+from mergeops.executors.work_log import WorkLog
 from mergeops.executors.worker import work
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "Started",
     "Unit",
     "UnitError",
+    "WorkLog",
     "examine_executor",
     "executor",
     "open_executor",

@@ -10,7 +10,8 @@ from mergeops.checkpoint import size_text
 from mergeops.engine import MERGING, SCORING, read_pace
 from mergeops.evaluate import part_sizes, pick_devices
 from mergeops.recipe import Recipe
-from mergeops.tools import Spent, Tools
+from mergeops.tools import Tools
+from mergeops.workshop import Spent
 
 
 @dataclass(frozen=True)

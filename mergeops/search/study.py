@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.errors import ConfigError
-from mergeops.redact import redact
 from mergeops.scores import estimate
 from mergeops.search.baselines import Baselines
 from mergeops.search.beforehand import clock
@@ -236,7 +235,7 @@ class Study:
             span = {"began": round(outcome.began, 3), "seconds": round(outcome.seconds, 3)}
             self.spans.append({"worker": outcome.worker, "candidate": proposal.label, **span})
         if outcome.log:
-            self.log.log_text(redact(outcome.log), f"failed/{proposal.number}.log")
+            self.log.log_work([], {str(proposal.number): outcome.log})
         if candidate is not None and not all(map(math.isfinite, self._merits(candidate))):
             candidate, proposal.reason = None, "its score is not finite"
         else:

@@ -31,8 +31,7 @@ def log_study(study: Study, found: dict[str, Any], log: SearchRun) -> None:
     rows = table_of(found["trials"], [axis.name for axis in study.space.axes])
     log.log_json(found["trials"], "trials.json")
     log.log_text(csv(rows), "trials.csv")
-    if study.spans:
-        log.log_json(study.spans, "workers.json")
+    log.log_work(study.spans, {})
     log.log_curves(curves(study))
     for name, figure in pictures(study).items():
         log.log_figure(figure, f"plots/{name}.png")

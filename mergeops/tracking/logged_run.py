@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,13 @@ class LoggedRun:
     def log_json(self, value: Any, artifact: str) -> None:
         """Write a value of JSON types, e.g. ``gate.json``, with credentials taken out of URIs."""
         self.log_text(json.dumps(redact(value), indent=2, ensure_ascii=False) + "\n", artifact)
+
+    def log_work(self, spans: Sequence[Any], failed: Mapping[str, str]) -> None:
+        """Write who did which unit when to workers.json, and what those that failed said."""
+        if spans:
+            self.log_json(spans, "workers.json")
+        for unit, said in failed.items():
+            self.log_text(redact(said), f"failed/{unit}.log")
 
     def log_figure(self, figure: Any, artifact: str) -> None:
         """Write a matplotlib figure, e.g. ``plots/scores.png``."""
