@@ -5,7 +5,7 @@ package that registers one with ``@strategy(NAME)`` adds it everywhere. So does 
 another package names in its entry point group ``mergeops.strategies``.
 
 Stands on: checkpoint, engine, errors, evaluate, executors, extraction, methods, pipeline, planning,
-progress, promotion, recipe, redact, schema, scores, store, tools, tracking.
+progress, promotion, recipe, schema, scores, store, tools, tracking, workshop.
 """
 
 from mergeops.search.beforehand import Forecast, forecast
