@@ -153,8 +153,9 @@ def fill_runs(store: str, runs: int) -> None:
                 name=f"run {number}",
                 experiment_id=int(experiment),
                 status="FINISHED",
-                start_time=now - 3_600_000 * 24,
-                end_time=now - 3_600_000 - number,
+                # One has ended each minute, for a week.
+                start_time=now - 60_000 * (number + 120),
+                end_time=now - 60_000 * (number + 60),
                 lifecycle_stage="active",
                 artifact_uri=f"mlflow-artifacts:/{experiment}/{number}",
                 source_type="LOCAL",
