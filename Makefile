@@ -11,6 +11,8 @@ SIZE ?= 1b
 METHODS ?= linear,task_arithmetic,slerp,nuslerp,model_stock,dare_linear,dare_ties,ties,breadcrumbs,della
 PAIRS ?= 5
 RESUME ?=
+# A checkout of an earlier mergeops to measure beside this one.
+EARLIER ?=
 # Files or directories to test, e.g. TEST=tests/methods.
 TEST ?= tests
 # LOCKED=1 installs what docker/requirements.lock pins, by hash, before the rest.
@@ -115,7 +117,8 @@ leftovers: $(VENV)/.dev .venv-sharded/.sharded ## Put together what DeepSpeed, M
 		tests/recover/test_automodel.py tests/recover/test_llama_names.py
 
 bench: $(VENV)/.dev .venv-mergekit/.mergekit ## Compare speed and memory with mergekit's: SIZE=1b|300m|tiny METHODS= PAIRS=5
-	$(BIN)/python -m benchmarks --size $(SIZE) --methods $(METHODS) --pairs $(PAIRS) $(RESUME)
+	$(BIN)/python -m benchmarks --size $(SIZE) --methods $(METHODS) --pairs $(PAIRS) $(RESUME) \
+		$(if $(EARLIER),--earlier $(EARLIER))
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check .

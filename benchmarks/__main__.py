@@ -37,7 +37,20 @@ HERE = Path(__file__).parent
 )
 @click.option("--resume", is_flag=True, help="Keep what an earlier, cut run has measured.")
 @click.option("--out", type=click.Path(path_type=Path), default=HERE, help="For the results.")
-def bench(size: str, methods: str, pairs: int, folder: Path, resume: bool, out: Path) -> None:
+@click.option(
+    "--earlier",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A checkout of an earlier mergeops, measured beside this one.",
+)
+def bench(
+    size: str,
+    methods: str,
+    pairs: int,
+    folder: Path,
+    resume: bool,
+    out: Path,
+    earlier: Path | None,
+) -> None:
     """Compare mergekit, mergeops and the cost of the bytes alone."""
     names = [name.strip() for name in methods.split(",")]
     if unknown := [name for name in names if name not in jobs.JOBS]:
@@ -49,9 +62,11 @@ def bench(size: str, methods: str, pairs: int, folder: Path, resume: bool, out: 
     numbers = out / f"results-{size}-{machine.slug()}.jsonl"
     # Before what is measured changes the checkout.
     about = described(numbers.with_suffix(".json"), resume)
+    if earlier is not None:
+        about["earlier mergeops"] = machine.commit_of(earlier)
     if not resume:
         numbers.unlink(missing_ok=True)
-    Session(size, folder, numbers).run(names, pairs)
+    Session(size, folder, numbers, earlier).run(names, pairs)
     numbers.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     write_results(size, out)
 
@@ -75,9 +90,15 @@ class Session:
         size: of ``SIZES``.
         folder: for checkpoints and merges.
         numbers: the file of the measurements.
+        earlier: another checkout of mergeops, or none.
     """
 
-    def __init__(self, size: str, folder: Path, numbers: Path) -> None:
+    def __init__(self, size: str, folder: Path, numbers: Path, earlier: Path | None = None) -> None:
+        self._checkouts = {"mergeops": jobs.REPOSITORY, jobs.AS_CALLED: jobs.REPOSITORY}
+        self._contestants = jobs.MEASURED
+        if earlier is not None:
+            self._checkouts[jobs.EARLIER] = earlier.absolute()
+            self._contestants = (*jobs.MEASURED, jobs.EARLIER)
         self._models = make_models(size, folder)
         self._work = folder / size / "work"
         self._work.mkdir(parents=True, exist_ok=True)
@@ -92,13 +113,14 @@ class Session:
             for method in methods:
                 missing = [
                     contestant
-                    for contestant in jobs.MEASURED
+                    for contestant in self._contestants
                     if (method, contestant, pair) not in self._done
                 ]
                 if missing and method not in warm:
                     # Brings libraries into the page cache; and ours hashes sources and compiles
                     # kernels, once for a machine.
-                    for contestant in ("mergeops",) if warm else ("mergekit", "mergeops"):
+                    ours = [name for name in self._checkouts if name != jobs.AS_CALLED]
+                    for contestant in ours if warm else ["mergekit", *ours]:
                         self._once(method, contestant)
                     warm.add(method)
                 for contestant in missing:
@@ -129,7 +151,7 @@ class Session:
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": "" if contestant == "mergekit" else str(jobs.REPOSITORY),
+            "PYTHONPATH": str(self._checkouts.get(contestant, "")),
         }
         log = self._work / f"{contestant}.log"
         try:
@@ -180,7 +202,8 @@ floor reads the same inputs and writes as many bytes, with as many threads as th
 and waits for the disk, too; it computes nothing, and has no libraries to load.
 
 Measure again: `make bench` (`SIZE=1b|300m|tiny METHODS=ties,della PAIRS=5`); a cut run goes on with
-`make bench RESUME=--resume`. Another machine adds a section.
+`make bench RESUME=--resume`, and `EARLIER=CHECKOUT` measures another checkout of mergeops beside this
+one, with the same options. Another machine adds a section.
 """
     place = out / ("RESULTS.md" if size == "1b" else f"RESULTS-{size}.md")
     place.write_text(text, encoding="utf-8")

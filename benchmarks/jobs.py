@@ -15,6 +15,8 @@ MERGEKIT = REPOSITORY / ".venv-mergekit" / "bin"
 CONTESTANTS = ("mergekit", "mergeops", "floor")
 AS_CALLED = "as_called"
 """mergeops as a user calls it, with its own arithmetic."""
+EARLIER = "earlier"
+"""mergeops of another checkout, where one is given; called as ``mergeops`` is."""
 MEASURED = (*CONTESTANTS, AS_CALLED)
 MERGEKIT_OPTIONS = (
     "--lazy-unpickle",

@@ -23,7 +23,9 @@ def describe() -> dict[str, str]:
         "processor": f"{processor()}, {processors()} processors usable",
         "memory": f"{memory / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "mergeops": ", ".join([f"commit {_commit()}", *(f"{n} {version(n)}" for n in OURS)]),
+        "mergeops": ", ".join(
+            [f"commit {commit_of(REPOSITORY)}", *(f"{n} {version(n)}" for n in OURS)]
+        ),
         "mergekit": _theirs(),
     }
 
@@ -43,8 +45,9 @@ def slug() -> str:
     return "-".join([*words, f"x{processors()}"])
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
+def commit_of(checkout: Path) -> str:
+    """What git calls the commit, and whether files differ from it."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 

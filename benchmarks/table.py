@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.jobs import AS_CALLED, CONTESTANTS
+from benchmarks.jobs import AS_CALLED, CONTESTANTS, EARLIER
 from benchmarks.measure import Measurement
 
 TARGETS = {
@@ -27,7 +27,8 @@ FLOORS = {"linear": 1.5, "task_arithmetic": 1.5}
 HEADER = (
     "| method | pairs | mergekit | mergeops | floor | times faster than mergekit | to reach "
     "| times the floor | at most | processor s, mergekit / mergeops "
-    "| peak MB, mergekit / mergeops | as called | times faster than mergekit as called |"
+    "| peak MB, mergekit / mergeops | as called | times faster than mergekit as called "
+    "| earlier mergeops | times faster than it |"
 )
 
 
@@ -67,6 +68,8 @@ class Row:
     as_called: tuple[Spread, Spread] | None
     """Seconds without mergekit's arithmetic, and mergekit's time over them; None where no pair has
     them."""
+    earlier: tuple[Spread, Spread] | None
+    """Seconds of an earlier mergeops, and their ratio to those of this one; None as above."""
 
 
 def rows(measurements: Iterable[Measurement]) -> list[Row]:
@@ -87,13 +90,9 @@ def _row(method: str, pairs: Sequence[dict[str, Measurement]]) -> Row:
     def each(number: Callable[[Measurement], float], name: str) -> list[float]:
         return [number(pair[name]) for pair in pairs]
 
-    own = [pair for pair in pairs if AS_CALLED in pair]
-    as_called = None
-    if own:
-        ratios = [pair["mergekit"].wall / pair[AS_CALLED].wall for pair in own]
-        as_called = Spread.of([pair[AS_CALLED].wall for pair in own]), Spread.of(ratios)
     return Row(
-        as_called=as_called,
+        as_called=_beside(pairs, AS_CALLED, slower="mergekit", quicker=AS_CALLED),
+        earlier=_beside(pairs, EARLIER, slower=EARLIER, quicker="mergeops"),
         method=method,
         pairs=len(pairs),
         wall={name: Spread.of(each(lambda m: m.wall, name)) for name in CONTESTANTS},
@@ -102,6 +101,17 @@ def _row(method: str, pairs: Sequence[dict[str, Measurement]]) -> Row:
         cpu={name: median(each(lambda m: m.cpu, name)) for name in CONTESTANTS},
         anonymous={name: max(pair[name].anonymous for pair in pairs) for name in CONTESTANTS},
     )
+
+
+def _beside(
+    pairs: Sequence[dict[str, Measurement]], name: str, *, slower: str, quicker: str
+) -> tuple[Spread, Spread] | None:
+    """Seconds of a contestant that some pairs have, and one contestant's time over another's."""
+    own = [pair for pair in pairs if name in pair]
+    if not own:
+        return None
+    ratios = [pair[slower].wall / pair[quicker].wall for pair in own]
+    return Spread.of([pair[name].wall for pair in own]), Spread.of(ratios)
 
 
 def markdown(found: Sequence[Row]) -> str:
@@ -121,7 +131,8 @@ def markdown(found: Sequence[Row]) -> str:
             "-" if most is None else _aim(most, row.floors.middle <= most),
             processor,
             memory,
-            *(map(str, row.as_called) if row.as_called else ("-", "-")),
+            *(map(str, row.as_called or ("-", "-"))),
+            *(map(str, row.earlier or ("-", "-"))),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

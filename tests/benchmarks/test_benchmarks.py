@@ -60,10 +60,11 @@ def test_table_says_whether_the_aim_is_reached() -> None:
 def test_what_a_user_calls_stands_beside_where_it_was_measured() -> None:
     measured = [one("mergekit", 0, 30.0), one("mergeops", 0, 2.0), one("floor", 0, 1.0)]
     last = table.markdown(table.rows(measured)).splitlines()[-1]
-    assert last.endswith(" | - | - |")
-    measured.append(one("as_called", 0, 3.0))
+    assert last.endswith(" | - | - | - | - |")
+    measured += [one("as_called", 0, 3.0), one("earlier", 0, 5.0)]
     last = table.markdown(table.rows(measured)).splitlines()[-1]
-    assert last.endswith("| 3.00 (3.00..3.00) | 10.00 (10.00..10.00) |")
+    as_called, earlier = "3.00 (3.00..3.00) | 10.00 (10.00..10.00)", "5.00 (5.00..5.00) | 2.50 (2.5"
+    assert f"| {as_called} | {earlier}" in last
 
 
 def test_table_says_whether_the_floor_is_near_enough() -> None:
@@ -150,6 +151,9 @@ def test_mergekit_runs_once_unmeasured_and_mergeops_for_each_method_that_misses_
     runs.clear()
     bench.Session("tiny", tmp_path, numbers).run(["ties", "linear"], 2)
     assert runs == [("linear", c) for c in [*both, "as_called"]]
+    runs.clear()
+    bench.Session("tiny", tmp_path, numbers, tmp_path).run(["linear"], 2)
+    assert runs == [("linear", c) for c in [*both, "earlier", "earlier", "earlier"]]
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della"])
