@@ -95,7 +95,7 @@ class Session:
 
     def __init__(self, size: str, folder: Path, numbers: Path, earlier: Path | None = None) -> None:
         self._checkouts = {"mergeops": jobs.REPOSITORY, jobs.AS_CALLED: jobs.REPOSITORY}
-        self._contestants = jobs.MEASURED
+        self._contestants: tuple[str, ...] = jobs.MEASURED
         if earlier is not None:
             self._checkouts[jobs.EARLIER] = earlier.absolute()
             self._contestants = (*jobs.MEASURED, jobs.EARLIER)
@@ -202,8 +202,8 @@ floor reads the same inputs and writes as many bytes, with as many threads as th
 and waits for the disk, too; it computes nothing, and has no libraries to load.
 
 Measure again: `make bench` (`SIZE=1b|300m|tiny METHODS=ties,della PAIRS=5`); a cut run goes on with
-`make bench RESUME=--resume`, and `EARLIER=CHECKOUT` measures another checkout of mergeops beside this
-one, with the same options. Another machine adds a section.
+`make bench RESUME=--resume`, and `EARLIER=CHECKOUT` measures another checkout of mergeops beside
+this one, with the same options. Another machine adds a section.
 """
     place = out / ("RESULTS.md" if size == "1b" else f"RESULTS-{size}.md")
     place.write_text(text, encoding="utf-8")

@@ -136,24 +136,20 @@ def trials(folder: Path, earlier: Path, pairs: int, trials: int, items: int) -> 
         "method=task_arithmetic",
     ]
     here = Path(__file__).parents[1]
-    for which, checkout in (("earlier", earlier), ("here", here)):
-        # The parents are scored, and sources hashed.
-        timed(checkout, place / which, ["run", *common, "method.scale=1.0"])
+
+    def run(scale: float) -> float:
+        return timed(earlier, place / "earlier", ["run", *common, f"method.scale={scale}"])
+
+    def study(seed: int) -> float:
+        words = ("strategy=optuna", f"search.trials={trials}", f"search.seed={seed}")
+        return timed(here, place / "here", ["search", *common, *words, "search.earlier=0"])
+
+    # The parents are scored and sources hashed; no scale and no seed is tried twice.
+    run(1.0)
+    study(pairs)
     for pair in range(pairs):
-        seconds = {
-            "run": timed(
-                earlier, place / "earlier", ["run", *common, f"method.scale={0.5 + 0.01 * pair}"]
-            )
-        }
-        for racing in ("true", "false"):
-            words = [
-                *("search", *common, "strategy=optuna", f"search.trials={trials}"),
-                *("search.earlier=0", f"seed={pair}", f"search.racing={racing}"),
-            ]
-            name = "trial" if racing == "true" else "trial, asked everything"
-            seconds[name] = timed(here, place / "here", words) / trials
-        row = {name: round(s, 2) for name, s in seconds.items()}
-        click.echo(json.dumps(row))
+        row = {"run": run(0.5 + 0.01 * pair), "trial": study(pair) / trials}
+        click.echo(json.dumps({name: round(seconds, 2) for name, seconds in row.items()}))
 
 
 def timed(checkout: Path, folder: Path, words: list[str]) -> float:
