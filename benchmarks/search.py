@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -121,7 +122,8 @@ def workers(trials: int) -> None:
 @click.option("--items", default=350, show_default=True, help="Of each skill.")
 def trials(folder: Path, earlier: Path, pairs: int, trials: int, items: int) -> None:
     """A study's seconds a trial against those of `mergeops run` of another checkout, whole
-    commands in turn, all parents scored before: the demo's tasks, five sources."""
+    commands in turn, all parents scored before: the demo's tasks, five sources. Seconds by the
+    clock, and of the processors, which other work changes less."""
     from demo import tasks
     from demo.skills import SKILLS
 
@@ -137,10 +139,10 @@ def trials(folder: Path, earlier: Path, pairs: int, trials: int, items: int) -> 
     ]
     here = Path(__file__).parents[1]
 
-    def run(scale: float) -> float:
+    def run(scale: float) -> tuple[float, float]:
         return timed(earlier, place / "earlier", ["run", *common, f"method.scale={scale}"])
 
-    def study(seed: int) -> float:
+    def study(seed: int) -> tuple[float, float]:
         words = ("strategy=optuna", f"search.trials={trials}", f"search.seed={seed}")
         return timed(here, place / "here", ["search", *common, *words, "search.earlier=0"])
 
@@ -148,12 +150,12 @@ def trials(folder: Path, earlier: Path, pairs: int, trials: int, items: int) -> 
     run(1.0)
     study(pairs)
     for pair in range(pairs):
-        row = {"run": run(0.5 + 0.01 * pair), "trial": study(pair) / trials}
-        click.echo(json.dumps({name: round(seconds, 2) for name, seconds in row.items()}))
+        row = {"run": run(0.5 + 0.01 * pair), "trial": [s / trials for s in study(pair)]}
+        click.echo(json.dumps({name: [round(s, 2) for s in both] for name, both in row.items()}))
 
 
-def timed(checkout: Path, folder: Path, words: list[str]) -> float:
-    """Seconds that a command of a checkout takes, from its start to its end."""
+def timed(checkout: Path, folder: Path, words: list[str]) -> tuple[float, float]:
+    """Seconds that a command of a checkout takes, by the clock and of the processors."""
     folder.mkdir(exist_ok=True)
     environment = {
         **os.environ,
@@ -161,11 +163,13 @@ def timed(checkout: Path, folder: Path, words: list[str]) -> float:
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
     }
     command = [sys.executable, "-m", "mergeops", *words, f"output.dir={folder}/work"]
-    began = time.monotonic()
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise click.ClickException(done.stderr[-2000:])
-    return time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.monotonic() - began, spent
 
 
 def sources_of(place: Path) -> str:
