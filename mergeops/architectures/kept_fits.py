@@ -125,7 +125,8 @@ def _answer(kind: str, question: str) -> str:
     except ValueError as error:
         raise SourceError(
             f"transformers {version('transformers')} cannot make the model that config.json "
-            f"describes: {error}; put the config.json that was saved with the weights in its place"
+            f"describes: {error}; correct that in config.json, put the one that was saved with the "
+            "weights in its place, or save the model again with the version that wrote it"
         ) from error
     # What a config holds that is no JSON, e.g. a dtype of torch, is compared as a text.
     text = json.dumps({"key": key, "answer": answer}, default=str)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mergeops.architectures.model_fit import ModelFit, Shape
+from mergeops.checkpoint import QUANTISATION_KEYS
 
 AUTO_CLASSES = (
     "MODEL_FOR_CAUSAL_LM_MAPPING",
@@ -23,7 +24,13 @@ AUTO_CLASSES = (
     "MODEL_MAPPING",
 )
 """Where a config without ``architectures`` finds its class, in this order."""
-NOT_THE_MODELS = ("quantization_config", "auto_map", "_attn_implementation_internal")
+NOT_THE_MODELS = (
+    *QUANTISATION_KEYS,
+    "auto_map",
+    "_attn_implementation_internal",
+    "dtype",
+    "torch_dtype",
+)
 """Keys that would have the model made in another way, not another model."""
 
 
@@ -105,8 +112,7 @@ def read_config(config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return None
-    plain = {key: value for key, value in config.items() if key not in NOT_THE_MODELS}
-    plain = json.loads(json.dumps(plain), object_hook=_number)
+    plain = json.loads(json.dumps(config), object_hook=_of_the_model)
     try:
         return CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # Whatever the class of the config raises of foreign values.
@@ -323,9 +329,12 @@ def in_silence() -> Iterator[None]:
             told.enable_progress_bar()
 
 
-def _number(item: dict[str, Any]) -> Any:
-    """Infinity, as transformers 5 writes it."""
-    return float(item["__float__"]) if item.keys() == {"__float__"} else item
+def _of_the_model(item: dict[str, Any]) -> Any:
+    """An object of config.json without what is not the model's; or Infinity, as transformers 5
+    writes it."""
+    if item.keys() == {"__float__"}:
+        return float(item["__float__"])
+    return {key: value for key, value in item.items() if key not in NOT_THE_MODELS}
 
 
 def _in_one_line(error: Exception) -> str:

@@ -54,10 +54,13 @@ from mergeops.checkpoint.manifest import MANIFEST, WrittenFile, read_manifest, w
 from mergeops.checkpoint.pickled import converted
 from mergeops.checkpoint.quantised.recognition import (
     ORIGINAL,
+    QUANTISATION_KEYS,
     Quantisation,
     gguf_instead,
     gguf_models,
+    is_beside_numbers,
     recognise,
+    said_of,
     without_quantisation,
 )
 from mergeops.checkpoint.reader import (
@@ -108,6 +111,7 @@ __all__ = [
     "PICKLED_ADAPTER",
     "PICKLED_INDEX",
     "PROCESSOR_TEMPLATE",
+    "QUANTISATION_KEYS",
     "SINGLE",
     "SLICES_NAME",
     "SMALL_SUFFIXES",
@@ -143,6 +147,7 @@ __all__ = [
     "has_tokenizer",
     "hold",
     "is_adapter",
+    "is_beside_numbers",
     "is_processor_file",
     "is_small_file",
     "is_too_deep",
@@ -169,6 +174,7 @@ __all__ = [
     "recognise",
     "remember",
     "replace_with",
+    "said_of",
     "size_text",
     "stamp",
     "sync_directory",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mergeops.architectures import read_settings
+from mergeops.checkpoint import QUANTISATION_KEYS
 from mergeops.errors import MergeError, about, key_of
 from mergeops.planning.stacks import is_per_layer
 
@@ -41,8 +42,7 @@ ABOUT_THE_FILE = (
     "dtype",
     "torch_dtype",
     "auto_map",
-    "quantization_config",
-    "compression_config",
+    *QUANTISATION_KEYS,
     "unsloth_version",
     "unsloth_fixed",
 )
@@ -51,6 +51,8 @@ ELSEWHERE = ("vocab_size", "generation_config")
 """What other checks are about: shapes, and the small files."""
 OF_A_RUN = (
     "use_cache",
+    "cache_implementation",
+    "ignore_index",
     "use_return_dict",
     "return_dict",
     "output_",
@@ -68,6 +70,15 @@ OF_A_RUN = (
     "_experts_implementation",
 )
 """Parts of the names of settings that only training or one call of the model reads."""
+OTHER_WORDS = {
+    "partial_rotary_factor": "rope_parameters",
+    "rotary_pct": "rope_parameters",
+    "sliding_window_pattern": "layer_types",
+    "_sliding_window_pattern": "layer_types",
+    "global_attn_every_n_layers": "layer_types",
+    "n_ctx": "n_positions",
+}
+"""Older words that transformers reads into another setting, and keeps beside it."""
 MOST_NOTES = 8
 """So many settings of one input are said with their values."""
 
@@ -114,6 +125,8 @@ def _compare(
     for key in sorted(dict.fromkeys([*left, *right]), key=_weight):
         one, two = left.get(key), right.get(key)
         if one == two or _is_passed_over(key, settled, left, right):
+            continue
+        if _is_said_elsewhere(key, *read):
             continue
         differs = f"{key} is {_short(one)} in {label} and {_short(two)} in {name}"
         if key.rpartition(".")[2] in MEANING:
@@ -162,6 +175,17 @@ def _is_passed_over(
         return True
     # Which of two heads a multimodal model has, the setting at the top decides.
     return last == TIES and len(parts) > 1 and TIES in left and left.get(TIES) == right.get(TIES)
+
+
+def _is_said_elsewhere(key: str, *read: Mapping[str, Any] | None) -> bool:
+    """Whether a setting is in another one of both configs, as transformers reads them."""
+    path, _, last = key.rpartition(".")
+    for settings in read:
+        for part in path.split(".") if path else ():
+            settings = settings.get(part) if isinstance(settings, Mapping) else None
+        if not isinstance(settings, Mapping) or settings.get(OTHER_WORDS.get(last, "")) is None:
+            return False
+    return True
 
 
 def _contradicted(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mergeops.checkpoint import without_quantisation
+from mergeops.checkpoint import said_of, without_quantisation
 
 
 def plain_config(config: Mapping[str, Any], label: str) -> tuple[dict[str, Any], list[str]]:
@@ -15,7 +15,7 @@ def plain_config(config: Mapping[str, Any], label: str) -> tuple[dict[str, Any],
         label: the input that it is of.
     """
     plain = without_quantisation(config)
-    if plain == config:
+    if plain == config or not said_of(config):
         return plain, []
     return plain, [
         f"the config.json of {label} has a quantization_config; the merge is written in plain "

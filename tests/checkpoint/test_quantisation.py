@@ -11,7 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mergeops.checkpoint import open_checkpoint, quantisation_of, recognise
+from mergeops.checkpoint import (
+    is_beside_numbers,
+    open_checkpoint,
+    quantisation_of,
+    recognise,
+    without_quantisation,
+)
 from mergeops.errors import SourceError
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -79,6 +85,7 @@ WRITTEN: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "whole-numbers": ({}, {f"{Q}.weight": "I8", f"{Q}.weight_scales": "F16"}),
     "aqlm": ({"quant_method": "aqlm"}, {f"{Q}.codes": "I16", f"{Q}.codebooks": "F16"}),
     "fp8-without-scales": ({}, {f"{Q}.weight": "F8_E4M3"}),
+    "scales-left": ({}, {f"{Q}.weight": "BF16", f"{Q}.weight_scale_inv": "F32"}),
 }
 READ: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "fp8": (
@@ -166,6 +173,24 @@ def test_groups_of_which_one_is_not_read_are_not_read(others: dict[str, str]) ->
 
 def test_a_table_of_whole_numbers_is_no_quantisation() -> None:
     assert recognise({}, {**PLAIN, "attn.bias": "U8", "position_ids": "I64"}) is None
+
+
+def test_the_word_of_mlx_is_dropped_with_the_others() -> None:
+    said = {"group_size": 64, "bits": 4}
+    config = {"hidden_size": 8, "text_config": {"quantization": said}, "quantization": said}
+    assert without_quantisation(config) == {"hidden_size": 8, "text_config": {}}
+    found = recognise(config, WRITTEN["mlx"][1])
+    assert found is not None
+    assert found.told == "mlx, 4 bits"
+
+
+def test_scales_of_what_flows_through_a_model_are_told_from_parameters() -> None:
+    layer = "model.layers.0"
+    for name in ("self_attn.k_scale", "mlp.up_proj.input_scale", "experts.down_proj_input_scale"):
+        assert is_beside_numbers(f"{layer}.{name}")
+    # Of Gemma 3n; and a norm's.
+    for name in ("altup.correct_output_scale", "norm.scale", "q_proj.weight_scale"):
+        assert not is_beside_numbers(f"{layer}.{name}")
 
 
 def test_plain_weights_in_a_rotated_basis_are_no_plain_weights() -> None:

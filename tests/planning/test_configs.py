@@ -71,6 +71,42 @@ def test_a_real_difference_is_one_note(settings: dict[str, Any], said: str) -> N
     assert note == f"text_config.{said}; the merge takes that of a"
 
 
+SLIDING = ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "new", "old"),
+    [
+        (
+            "phi3",
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        ),
+        ("gemma3_text", {"layer_types": SLIDING * 2}, {"sliding_window_pattern": 2}),
+        ("modernbert", {"layer_types": SLIDING[::-1] * 2}, {"global_attn_every_n_layers": 2}),
+        ("gpt2", {"n_positions": 64}, {"n_positions": 64, "n_ctx": 64}),
+    ],
+)
+def test_what_a_new_config_says_in_another_setting_is_no_difference(
+    kind: str, new: dict[str, Any], old: dict[str, Any]
+) -> None:
+    size = {"n_layer": 4} if kind == "gpt2" else {"num_hidden_layers": 4, "pad_token_id": 0}
+    start = {"model_type": kind, **size}
+    assert notes({**start, **new}, {**start, **old}) == []
+    assert notes({**start, **old}, {**start, **new}) == []
+    if "layer_types" in new:
+        other = {**start, **{key: 4 for key in old}}
+        assert notes({**start, **new}, other)[0].startswith("layer_types is")
+
+
+@pytest.mark.parametrize("word", ["auto", "torch.bfloat16", "fp16", None])
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_dtype_that_torch_has_not_is_none_of_the_model(key: str, word: str | None) -> None:
+    other = {name: value for name, value in NEW.items() if name != "dtype"}
+    assert notes(NEW, {**other, key: word}) == []
+    assert notes(MULTIMODAL, nested(**{key: word})) == []
+
+
 def test_settings_of_a_run_and_of_the_file_are_none_of_the_model() -> None:
     other = {**NEW, "attention_dropout": 0.1, "initializer_range": 1.0, "_name_or_path": "x"}
     assert notes(NEW, {**other, "quantization_config": {"quant_method": "awq"}}) == []

@@ -501,6 +501,25 @@ def test_buffers_that_only_some_have_are_left_out_with_a_warning(
     assert "inv_freq" not in str(plan.shards)
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_scales_of_activations_beside_plain_weights_are_left_out_and_said(
+    plan_of: Make, tiny_llama: Make, tmp_path: Path, both: bool
+) -> None:
+    base = tiny_llama()
+    scales = {
+        f"model__layers__0__{name}": torch.ones(1)
+        for name in ("self_attn__k_scale", "mlp__up_proj__input_scale")
+    }
+    a = with_extra(base, tmp_path / "a", **scales)
+    b = tiny_llama(like=base, seed=1)
+    b = with_extra(b, tmp_path / "b", **scales) if both else b
+    plan = plan_of({"name": "linear"}, None, {"b": b, "a": a})
+    said = [note for note in plan.warnings if note.startswith("2 scale(s) of activations")]
+    assert len(said) == 1 + both
+    assert "the weights of a: model.layers.0." in said[-1]
+    assert tensors_of(merge(plan, tmp_path / "out")).keys() == tensors_of(base).keys()
+
+
 def test_tensors_that_only_some_have_are_merged_from_those_if_asked(
     plan_of: Make, tiny_llama: Make, tmp_path: Path
 ) -> None:

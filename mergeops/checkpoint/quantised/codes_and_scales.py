@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergeops.checkpoint.dtypes import BY_WORD
 from mergeops.checkpoint.header import StoredTensor
 from mergeops.checkpoint.quantised.codes import CodedTensor, ScaledCodes, TransposedExperts
-from mergeops.checkpoint.quantised.recognition import said_of
+from mergeops.checkpoint.quantised.recognition import is_beside_numbers, said_of
 from mergeops.errors import SourceError
 
 _CODES = ("U8", "I8", "I16", "I32")
 _SCALES = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")
 """What a module's scale may be called, beside its ``weight``."""
-_ACTIVATIONS = re.compile(
-    r"[._](input_scale|input_scale_ub|input_global_scale|activation_scale|qscale_act|k_scale|"
-    r"v_scale|q_scale|kv_scale|output_scale|weight_shape)$"
-)
-"""Scales of what flows through the model, which plain weights do not need."""
 _UNREAD = ("weight_zero_point", "weight_g_idx")
 _BLOCK = 128
 """Rows and columns of a block where config.json does not say: DeepSeek's."""
@@ -59,7 +53,7 @@ def numbers_in(
             named = origin[name]
             shape = coded[named].shape
             presented[named] = dataclasses.replace(stored, name=named, dtype=dtype, shape=shape)
-        elif name not in sides and not _ACTIVATIONS.search(name):
+        elif name not in sides and not is_beside_numbers(name):
             if stored.dtype.startswith("F8") or (stored.dtype in _CODES and len(stored.shape) > 1):
                 raise SourceError(
                     f"{name} is {stored.dtype} {list(stored.shape)}, and no scale that fits lies "

@@ -13,7 +13,8 @@ from typing import Any
 
 from mergeops.checkpoint.dtypes import FLOATS
 
-_KEYS = ("quantization_config", "compression_config")
+QUANTISATION_KEYS = ("quantization_config", "compression_config", "quantization")
+"""Where config.json speaks of its quantisation; the last is MLX's word."""
 ORIGINAL = "take the 16-bit model that it was made from"
 """The way out that holds for every scheme."""
 DEQUANTISED = (
@@ -23,6 +24,11 @@ DEQUANTISED = (
 DECOMPRESSED = (
     f"{ORIGINAL}, or decompress it with transformers: AutoModelForCausalLM.from_pretrained(DIR, "
     "quantization_config=CompressedTensorsConfig(run_compressed=False)).save_pretrained(NEW_DIR)"
+)
+UNSCALED = (
+    f"{ORIGINAL}; or, if the scales are applied, take quantization_config out of its config.json "
+    "and save it with transformers, which leaves the scales out: "
+    "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
 )
 
 _BITSANDBYTES = re.compile(
@@ -41,6 +47,13 @@ _CODES = {
 _PACKED = re.compile(r"\.weight_packed$")
 _BLOCKS = re.compile(r"_blocks$")
 _SCALE = re.compile(r"[._](weight_)?scale(_inv)?$|\.qscale_weight$")
+_OF_WEIGHTS = re.compile(r"\.(weight_scale(_inv)?|qscale_weight)$")
+_BESIDE_NUMBERS = re.compile(
+    r"[._](input_scale|input_scale_ub|input_global_scale|activation_scale|qscale_act|k_scale|"
+    r"v_scale|q_scale|kv_scale|(?<!correct_)output_scale|weight_shape)$"
+)
+"""Scales of what flows through the model, and shapes of packed codes: plain weights do not need
+them. Gemma 3n has a parameter ``correct_output_scale``."""
 _WHOLE = ("U8", "I8", "I16", "U32", "I32")
 _BESIDE = ("scales", "weight_scale", "weight_scales", "scale")
 """What modules call the scales of weights that are whole numbers."""
@@ -99,7 +112,7 @@ def recognise(config: Mapping[str, Any], dtypes: Mapping[str, str]) -> Quantisat
 
 def said_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What config.json says of its quantisation, be it of a model inside; empty where nothing."""
-    for key in _KEYS:
+    for key in QUANTISATION_KEYS:
         said = config.get(key)
         if isinstance(said, Mapping) and said:
             return said
@@ -112,8 +125,14 @@ def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: without_quantisation(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
-        if key not in _KEYS
+        if key not in QUANTISATION_KEYS
     }
+
+
+def is_beside_numbers(name: str) -> bool:
+    """Whether a tensor is called like what quantising leaves beside weights that are numbers: the
+    scales of activations and of the cache of keys and values."""
+    return bool(_BESIDE_NUMBERS.search(name))
 
 
 def gguf_models(names: Iterable[str]) -> list[str]:
@@ -151,6 +170,7 @@ def _by_names(
         or _four_bits(dtypes)
         or _whole_numbers(said, method, dtypes)
         or _eight_bits(method, dtypes)
+        or _scales_left(dtypes)
     )
 
 
@@ -224,6 +244,19 @@ def _eight_bits(method: str, dtypes: Mapping[str, str]) -> Quantisation | None:
             "lies beside it)"
         )
         return Quantisation("fp8-without-scales", told, ORIGINAL)
+    return None
+
+
+def _scales_left(dtypes: Mapping[str, str]) -> Quantisation | None:
+    """Plain weights with scales: whether those are applied already, nothing says."""
+    for name in dtypes:
+        weight = _OF_WEIGHTS.sub(".weight", name)
+        if weight != name and dtypes.get(weight) in FLOATS:
+            told = (
+                f"or was: {weight} is {dtypes[weight]} with {name} beside it, and whether that is "
+                "applied to it already nobody can tell"
+            )
+            return Quantisation("scales-left", told, UNSCALED)
     return None
 
 
