@@ -23,6 +23,7 @@ SMALL, NESTED = "planning/test_small_files.py", "planning/test_nested_files.py"
 LORA, STARTS = "adapters/test_lora_in_full.py", "adapters/test_adapter_config.py"
 LAYOUTS, MLMODEL = "sources/test_layouts.py", "sources/test_logged_models.py"
 TIED, EXPERTS = "adapters/test_tied_parameters.py", "planning/test_single_experts.py"
+TASK_HEADS = "adapters/test_task_heads.py"
 BASE = "sources/test_adapter_base.py"
 COMPUTES = f"{LORA}: test_merge_computes_what_the_adapted_model_computes"
 ROWS: dict[str, tuple[str, Shown]] = {
@@ -37,6 +38,10 @@ ROWS: dict[str, tuple[str, Shown]] = {
     "a head for another task": (
         "merged, and said",
         (f"{MODEL}: test_a_head_for_another_task_is_said_and_kept",),
+    ),
+    "no pooler, in a model": (
+        "merged without one",
+        (f"{MODEL}: test_a_model_that_was_trained_without_its_pooler_is_merged_and_said",),
     ),
     "layers behind the model's own": (
         "merged",
@@ -228,7 +233,18 @@ ROWS: dict[str, tuple[str, Shown]] = {
     ),
     "`modules_to_save`": (
         "the modules are replaced",
-        (f"{TIED}: test_one_of_several_tied_parameters_is_changed_alone",),
+        (
+            f"{TIED}: test_one_of_several_tied_parameters_is_changed_alone",
+            f"{TASK_HEADS}: test_a_head_of_other_labels_is_the_adapters",
+        ),
+    ),
+    "a head that the base lacks": (
+        "refused",
+        (
+            f"{TASK_HEADS}: test_a_head_that_the_base_lacks_has_a_way_out_that_works",
+            f"{TASK_HEADS}: "
+            "test_what_the_training_drew_at_random_and_kept_nowhere_cannot_be_made_again",
+        ),
     ),
     "`init_lora_weights`: `true`": (
         "applied",

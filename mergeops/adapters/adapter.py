@@ -16,10 +16,11 @@ from mergeops.adapters.adapter_config import (
 from mergeops.adapters.adapter_tensors import ModuleTensors, SortedTensors, sort_tensors
 from mergeops.adapters.base_names import EMBEDDINGS, BaseNames
 from mergeops.adapters.kinds import LORA_SETTINGS
-from mergeops.adapters.lora_factors import LoraFactors, check_shape
+from mergeops.adapters.lora_factors import PLAIN_PARTS, LoraFactors, check_parts, check_shape
 from mergeops.adapters.module_patterns import is_ending, module_pattern
 from mergeops.adapters.replicated_layers import with_replicated_layers
 from mergeops.adapters.single_experts import with_single_experts
+from mergeops.adapters.task_heads import TrainedHead, is_of_labels, with_labels
 from mergeops.adapters.vocabularies import settle_vocabulary
 from mergeops.adapters.weight_changes import AdaptedLayer, ByPeft, Change, TensorOrigin, TokenRows
 from mergeops.checkpoint import (
@@ -39,7 +40,6 @@ from mergeops.errors import SourceError
 
 IN_ORDER = ("UNILORA", "TINYLORA")
 """Kinds in which what a module gets depends on its place among the modules."""
-PLAIN_PARTS = ({"lora_A.weight", "lora_B.weight"}, {"lora_embedding_A", "lora_embedding_B"})
 WITHOUT_EFFECT = ("lora_velora_embed", "lora_monteclora_sampler.", "ranknum")
 """Parts that matter while training only."""
 
@@ -101,13 +101,17 @@ class _Opening:
             base, self._config_changes = with_replicated_layers(str(path), ranges, base, settings)
             settings |= self._config_changes
             self._base = base
-        self._names = BaseNames(str(path), base, settings)
+        shapes = {key: stored.shape for key, stored in own.tensors.items()}
+        trained = TrainedHead(str(config.setting("task_type", "")), shapes)
+        self._names = BaseNames(str(path), base, settings, trained)
         self._factors = LoraFactors(config, own, self._names)
         self._origins: dict[str, TensorOrigin] = {}
         self._changes: dict[str, Change] = {}
         self._layers: dict[str, AdaptedLayer] = {}
         self._bypassed: list[str] = []
         """Outputs of a torch.nn.MultiheadAttention, whose weight torch takes without its layer."""
+        self._labels: set[int] = set()
+        """Numbers of rows of heads that differ from the base's."""
 
     def opened(self) -> Adapter:
         kind = self._config.peft_type
@@ -128,6 +132,7 @@ class _Opening:
         settled = settle_vocabulary(
             self._names, self._config, self._own, self._origins, self._changes
         )
+        relabelled, told = with_labels(str(self._path), self._names.config, self._labels)
         return Adapter(
             config=self._config,
             base=self._base,
@@ -137,8 +142,8 @@ class _Opening:
             changes=settled.changes,
             layers=self._layers,
             shared=found.shared,
-            config_changes={**self._config_changes, **settled.config_changes},
-            notes=(*settled.notes, *self._notes(found)),
+            config_changes={**self._config_changes, **settled.config_changes, **relabelled},
+            notes=(*settled.notes, *told, *self._notes(found)),
         )
 
     def _check_complete(self, found: SortedTensors) -> None:
@@ -240,7 +245,9 @@ class _Opening:
         stored = self._own.tensors[key]
         target = self._names.on_disk(name, key)
         expected = self._names.tensors[target].shape
-        if stored.shape[1:] != expected[1:] or not self._names.is_vocabulary(target):
+        if is_of_labels(name, stored.shape, expected, self._names.config):
+            self._labels.add(stored.shape[0])
+        elif stored.shape[1:] != expected[1:] or not self._names.is_vocabulary(target):
             check_shape(self._config, key, stored.shape, expected)
         self._names.tensors[target] = dataclasses.replace(stored, name=target)
         self._origins[target] = TensorOrigin(key, own=True, untrained=untrained)
@@ -252,7 +259,7 @@ class _Opening:
             if not part.startswith(WITHOUT_EFFECT) or self._config.peft_type != "LORA"
         }
         if self._config.peft_type == "LORA":
-            self._check_parts(group.module, parts)
+            check_parts(self._config, group.module, parts)
         attention, _, last = group.module.rpartition(".")
         if last == "out_proj" and not group.depth and self._names.is_attention(attention):
             self._bypassed.append(group.module)
@@ -263,27 +270,6 @@ class _Opening:
             self._by_peft(dataclasses.replace(group, parts=parts))
         else:
             self._changes |= self._factors.changes(dataclasses.replace(group, parts=parts))
-
-    def _check_parts(self, module: str, parts: Mapping[str, str]) -> None:
-        """What the config says of every module is in the file, and nothing else."""
-        expected = {
-            "lora_magnitude_vector": "use_dora",
-            "lora_B.bias": "lora_bias",
-            "lora_diag": "kasa_config",
-        }
-        for part, key in expected.items():
-            is_wanted, is_there = bool(self._config.content.get(key)), part in parts
-            if is_wanted is not is_there:
-                raise SourceError(
-                    f"{self._path}: {key} is {self._config.content.get(key)!r}, but {module} has "
-                    f"{'a' if is_there else 'no'} {part}"
-                )
-        odd = parts.keys() - {*PLAIN_PARTS[0], *PLAIN_PARTS[1], *expected}
-        if odd:
-            raise SourceError(
-                f"{self._path}: adapter tensor {parts[min(odd)]} is of a kind that mergeops does "
-                "not know; leave this source out"
-            )
 
     def _is_plain(self, parts: Mapping[str, str]) -> bool:
         """Whether it is W + s B A and nothing else; a part that is missing is found missing."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from mergeops.adapters.task_heads import TrainedHead
 from mergeops.architectures import (
     VOCABULARY_SIZES,
     ModelFit,
@@ -42,10 +43,14 @@ class BaseNames:
         adapter: what messages call the adapter.
         base: the base's headers.
         config: its config.json; empty where it has none.
+        trained: what the adapter was trained for.
     """
 
-    def __init__(self, adapter: str, base: Checkpoint, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, adapter: str, base: Checkpoint, config: Mapping[str, Any], trained: TrainedHead
+    ) -> None:
         self.config = config
+        self._trained = trained
         self._adapter = adapter
         self.base = base
         self.tensors = dict(base.tensors)
@@ -206,14 +211,8 @@ class BaseNames:
                 ": it is a torch.nn.MultiheadAttention, on which only plain LoRA is applied; leave "
                 "this source out, or train it again with LoRA and without lora_bias"
             )
-        module = module.rpartition(".")[2]
-        if module not in ("score", "classifier", "qa_outputs", "v_head"):
-            return ""
-        return (
-            f": {module} is the head of another task than the base's; save the base once with that "
-            "head, by AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=N)"
-            ".save_pretrained(NEW_DIR) or the task's own class, and set the source's base to it"
-        )
+        shapes = {name: stored.shape for name, stored in self.base.tensors.items()}
+        return self._trained.missing(tensor, self.config, shapes)
 
     def _experts(
         self, fit: ModelFit, parameter: str, parts: Sequence[str], key: str

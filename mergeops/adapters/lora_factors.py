@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from mergeops.adapters.adapter_config import AdapterConfig
 from mergeops.adapters.adapter_tensors import ModuleTensors
@@ -12,6 +13,7 @@ from mergeops.adapters.weight_changes import LowRank
 from mergeops.checkpoint import FLOATS, Checkpoint, StoredTensor
 from mergeops.errors import SourceError
 
+PLAIN_PARTS = ({"lora_A.weight", "lora_B.weight"}, {"lora_embedding_A", "lora_embedding_B"})
 OF_CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 """How models call layers whose weight may be [inputs, outputs]."""
 TWICE = 2.0
@@ -203,4 +205,35 @@ def check_shape(
         raise SourceError(
             f"{config.shown}: {key} has shape {list(shape)}, but its base and rank ask for "
             f"{list(expected)}"
+        )
+
+
+def check_parts(config: AdapterConfig, module: str, parts: Mapping[str, str]) -> None:
+    """What the config says of every module is in the file, and nothing else.
+
+    Args:
+        config: the adapter's.
+        module: for messages.
+        parts: what the file has of the module -> its key there.
+
+    Raises:
+        SourceError: names the part that is missing or unknown.
+    """
+    expected = {
+        "lora_magnitude_vector": "use_dora",
+        "lora_B.bias": "lora_bias",
+        "lora_diag": "kasa_config",
+    }
+    for part, key in expected.items():
+        is_wanted, is_there = bool(config.content.get(key)), part in parts
+        if is_wanted is not is_there:
+            raise SourceError(
+                f"{config.shown}: {key} is {config.content.get(key)!r}, but {module} has "
+                f"{'a' if is_there else 'no'} {part}"
+            )
+    odd = parts.keys() - {*PLAIN_PARTS[0], *PLAIN_PARTS[1], *expected}
+    if odd:
+        raise SourceError(
+            f"{config.shown}: adapter tensor {parts[min(odd)]} is of a kind that mergeops does "
+            "not know; leave this source out"
         )

@@ -48,11 +48,13 @@ def layer_depths(names: Iterable[str], after: float = 1.0) -> dict[str, float]:
 
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` with ``changes``; mappings that both have are merged in the same way."""
+    """``config`` with ``changes``; mappings that both have are merged in the same way, but for
+    labels of classes, which are one value."""
     result = dict(config)
     for key, value in changes.items():
         ours = result.get(key)
         both = isinstance(ours, Mapping) and isinstance(value, Mapping)
+        both = both and key not in ("id2label", "label2id")
         result[key] = changed(ours, value) if both else value  # type: ignore[arg-type]
     return result
 

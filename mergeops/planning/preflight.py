@@ -29,6 +29,7 @@ Headers = Mapping[str, StoredTensor]
 _LAYER = re.compile(r"(^|\.)\d+\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _FUSED = re.compile(r"\.experts\.[a-z]")
+_HEAD = re.compile(r"(^|\.)(score|classifier)\.")
 
 
 def check_sources(
@@ -266,6 +267,13 @@ def _shape_message(
     )
     more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
     count = f"{len(pairs)} tensors have other shapes: " if len(pairs) > 1 else ""
+    if all(a.shape[1:] == b.shape[1:] and _HEAD.search(a.name) for a, b in pairs):
+        return (
+            f"{count}{listed}{more}: heads for different labels, which cannot be merged: choose "
+            "fine-tunes with the same labels; a base gets a head of N labels by "
+            "AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=N, "
+            "ignore_mismatched_sizes=True).save_pretrained(NEW_DIR)"
+        )
     return (
         f"{count}{listed}{more}; models of different sizes have "
         "no entries in common to merge: choose fine-tunes of one model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mergeops.architectures import ModelFit
@@ -36,6 +37,9 @@ def check_result(
     """
     if fit is None:
         return _check_layers(config, shapes, label)
+    without_pooler = _lacks_pooler_only(fit)
+    if without_pooler:
+        fit = replace(fit, missing=())
     inside = [name for name in fit.unexpected if _belongs(name, fit)]
     wrong = _wrong(fit, inside, len(shapes))
     if wrong and config.get("auto_map"):
@@ -48,6 +52,11 @@ def check_result(
             f"the merge would not be the model that the config.json of {label} makes, "
             f"{fit.model_class}: {'; '.join(wrong)}; {_way_out(fit, inside, config, shapes, label)}"
         )
+    if without_pooler:
+        return [
+            f"no input has the pooler of {fit.model_class}, so the merge has none: load it with "
+            "add_pooling_layer=False, or transformers draws one at random"
+        ]
     if fit.unexpected:
         return [
             f"{len(fit.unexpected)} tensor(s) have no place in {fit.model_class}, which the "
@@ -55,6 +64,13 @@ def check_result(
             f"{_few(fit.unexpected)}"
         ]
     return []
+
+
+def _lacks_pooler_only(fit: ModelFit) -> bool:
+    """Whether all that is missing is what a model without a head may be made without, as those of
+    sentences are: ``BertModel(config, add_pooling_layer=False)``."""
+    is_bare = fit.model_class.endswith("Model") and bool(fit.missing)
+    return is_bare and all(name.startswith("pooler.") for name in fit.missing)
 
 
 def _wrong(fit: ModelFit, inside: Sequence[str], count: int) -> list[str]:

@@ -269,3 +269,27 @@ def test_a_leftover_quantization_config_over_plain_weights_is_dropped(
     assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
     assert "has a quantization_config; the merge is written in plain numbers" in done.output
     assert loaded(tmp_path / "out").keys() == loaded(b).keys()
+
+
+def test_scales_left_beside_plain_weights_are_refused_with_a_way_out_that_works(
+    tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_llama()
+    tensors = load_file(base / FILE)
+    left = {
+        f"{name}_scale_inv": torch.ones(1, 1) for name in tensors if name.endswith("proj.weight")
+    }
+    a = rewritten(base, tmp_path / "a", {**tensors, **left}, {"quant_method": "fp8"})
+    with pytest.raises(SourceError, match="whether that is applied to it alr.* save it with"):
+        open_checkpoint(a)
+    config = json.loads((a / "config.json").read_text())
+    del config["quantization_config"]
+    (a / "config.json").write_text(json.dumps(config))
+    AutoModelForCausalLM.from_pretrained(a).save_pretrained(tmp_path / "new")
+    b = tiny_llama(like=base, seed=2)
+    sources = {"a": str(tmp_path / "new"), "b": str(b)}
+    done = run(tmp_path, {"sources": sources, "method": "linear"})
+    assert done.exit_code == 0, done.output
+    assert loaded(tmp_path / "out").keys() == tensors.keys()

@@ -371,3 +371,22 @@ def test_tensors_without_values_are_refused_by_what_leaves_them(
     a = rewritten(pair[0], tmp_path / "a", emptied)
     with pytest.raises(SourceError, match=r"14 of 21 tensors without any values.*ZeRO-3.*recover"):
         average(plan_of, {"a": a, "b": pair[1]})
+
+
+@pytest.mark.parametrize("kind", ["Bert", "ViT"])
+def test_a_model_that_was_trained_without_its_pooler_is_merged_and_said(
+    kind: str, plan_of: Make, tmp_path: Path
+) -> None:
+    cls = getattr(transformers, f"{kind}Model")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    more = {"image_size": 8, "patch_size": 4} if kind == "ViT" else {"vocab_size": 32}
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        config = cls.config_class(**sizes, **more, num_attention_heads=2)
+        cls(config, add_pooling_layer=False).save_pretrained(tmp_path / name)
+    plan = plan_of({"name": "linear"}, None, {n: tmp_path / n for n in "ab"})
+    (said,) = [note for note in plan.warnings if "pooler" in note]
+    assert f"no input has the pooler of {kind}Model, so the merge has none" in said
+    out = merge(plan, tmp_path / "out")
+    _, told = cls.from_pretrained(out, add_pooling_layer=False, output_loading_info=True)
+    assert not any(told.values())
