@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeops.checkpoint import CONFIG, weight_files
-from mergeops.errors import EvaluationError, MergeopsError
+from mergeops.checkpoint import CONFIG, read_json, weight_files
+from mergeops.errors import EvaluationError, MergeopsError, SourceError
 from mergeops.evaluate.catalogue import first_line
 from mergeops.lazy_torch import torch
 from mergeops.recipe import EvaluateSpec
 
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""How transformers calls classes of causal language models."""
 _ONE_AT_A_TIME = threading.Lock()
 """transformers switches tying off for the whole process while it loads a model; two threads that
 load at once would leave it off."""
@@ -60,7 +62,11 @@ def load_model(
                 ignore_mismatched_sizes=True,
             )
     except Exception as error:
-        raise EvaluationError(f"model {path} cannot be loaded: {first_line(error)}") from error
+        # transformers lists every class that it knows.
+        what = first_line(error).partition(" Model type should be one of")[0]
+        raise EvaluationError(
+            f"model {path} cannot be loaded: {what}{_other_kind(path)}"
+        ) from error
     # transformers fills what is missing or misshapen with random numbers and only warns.
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise EvaluationError(
@@ -71,7 +77,7 @@ def load_model(
     if lacking:
         raise EvaluationError(
             f"model {path} lacks {len(lacking)} tensors that its config.json asks for, "
-            f"e.g. {lacking[0]}"
+            f"e.g. {lacking[0]}{_other_kind(path)}"
         )
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -82,6 +88,21 @@ def load_model(
         raise EvaluationError(
             f"model {path} does not fit into the memory of {device}; try evaluate.dtype=bfloat16"
         ) from error
+
+
+def _other_kind(path: Path) -> str:
+    """To follow what is wrong with a model that its config.json does not call a causal one."""
+    try:
+        named = read_json(path / CONFIG).get("architectures")
+    except SourceError:
+        return ""
+    name = named[0] if isinstance(named, list) and named else ""
+    if not isinstance(name, str) or not name or name.endswith(CAUSAL):
+        return ""
+    return (
+        f"; it is a {name}, and causal language models are scored: set evaluate.tasks=[] to merge, "
+        "track and register it without scores"
+    )
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool, chat: bool) -> Any:

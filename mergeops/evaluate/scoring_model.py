@@ -96,11 +96,16 @@ class _Checked(HFLM):  # type: ignore[misc]  # lm-eval has no types
         cut = 0
         for _, context, continuation in requests:
             if not continuation:
-                raise EvaluationError(f"task {self.asking}: an answer is empty once tokenised")
+                raise EvaluationError(
+                    f"task {self.asking}: an answer is empty once tokenised; where it runs into "
+                    "the prompt's last word, begin it with a space (doc_to_target of a "
+                    "loglikelihood task, target_delimiter of others)"
+                )
             if len(continuation) > self.max_length:
                 raise EvaluationError(
                     f"task {self.asking}: an answer of {len(continuation)} tokens is longer than "
-                    f"max_length {self.max_length}"
+                    f"max_length {self.max_length}; set a larger evaluate.max_length where the "
+                    "model can read it, or shorten the answer"
                 )
             if max(max(context, default=0), max(continuation)) >= rows:
                 raise EvaluationError(
@@ -121,9 +126,13 @@ class _Checked(HFLM):  # type: ignore[misc]  # lm-eval has no types
             if room <= 0:
                 raise EvaluationError(
                     f"task {self.asking}: an answer of up to {most} tokens leaves no room for a "
-                    f"prompt in max_length {self.max_length}; set a smaller max_gen_toks in the "
-                    "generation_kwargs of the task's file, or a larger evaluate.max_length where "
-                    "the model can read it"
+                    f"prompt in max_length {self.max_length}; set a smaller max_gen_toks in "
+                    "evaluate.gen_kwargs or in the generation_kwargs of the task's file, or a "
+                    "larger evaluate.max_length where the model can read it"
+                )
+            if most < 1:
+                raise EvaluationError(
+                    f"task {self.asking}: max_gen_toks is {most}; it takes a positive number"
                 )
             if tokens == 0:
                 raise EvaluationError(

@@ -268,5 +268,6 @@ def _check_pool(name: str, part: str, num_fewshot: int, left: int, examples: int
         why = f" for its {part} part, {lost} more being items of the other part" if lost else ""
         raise EvaluationError(
             f"task {name} has {left} examples to draw from{why}, fewer than num_fewshot "
-            f"{num_fewshot}"
+            f"{num_fewshot}; set evaluate.num_fewshot, or name another split of its data as the "
+            "fewshot_split in the task's file"
         )

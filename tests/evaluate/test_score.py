@@ -422,6 +422,29 @@ def test_a_missing_file_is_named(
         score(copy, SHA, spec_for(write_task().parent, "sums"), "dev", work_dir=work)
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("T5ForConditionalGeneration", "cannot be loaded: Unrecognized configuration class .*"),
+        ("BertForSequenceClassification", "lacks .* tensors that its config.json asks for, .*"),
+    ],
+)
+def test_a_model_that_is_no_causal_one_is_named_so(
+    llama: Path, write_task: Write, work: Path, tmp_path: Path, kind: str, message: str
+) -> None:
+    import transformers
+
+    cls = getattr(transformers, kind)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 128}
+    t5 = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 1, "vocab_size": 128}
+    copy = tmp_path / "copy"
+    shutil.copytree(llama, copy)
+    cls(cls.config_class(**(t5 if "T5" in kind else sizes))).save_pretrained(copy)
+    told = f"{message}; it is a {kind}, and causal language models are scored: set evaluate.tasks="
+    with pytest.raises(EvaluationError, match=told):
+        score(copy, SHA, spec_for(write_task().parent, "sums"), "dev", work_dir=work)
+
+
 def test_a_missing_directory_is_named(write_task: Write, work: Path, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"model .*gone is no directory"):
         score(tmp_path / "gone", SHA, spec_for(write_task().parent, "sums"), "dev", work_dir=work)
@@ -495,7 +518,7 @@ def test_an_empty_answer_is_refused(llama: Path, write_task: Write, work: Path) 
     ]
     folder = write_task(items=items, target_delimiter="").parent
     spec = spec_for(folder, "sums", confirm_fraction=0.0)
-    with pytest.raises(EvaluationError, match="task sums: an answer is empty once tokenised"):
+    with pytest.raises(EvaluationError, match="an answer is empty once tokenised; .* begin it"):
         score(llama, SHA, spec, "dev", work_dir=work)
 
 
@@ -504,7 +527,7 @@ def test_an_answer_longer_than_the_context_is_refused(
 ) -> None:
     items = [{"prompt": "x", "choices": ["a" * 300, "b"], "answer": 0} for _ in range(3)]
     spec = spec_for(write_task(items=items).parent, "sums", confirm_fraction=0.0)
-    message = r"task sums: an answer of 30\d tokens is longer than max_length 128"
+    message = r"an answer of 30\d tokens is longer than max_length 128; set a larger evaluate.max"
     with pytest.raises(EvaluationError, match=message):
         score(llama, SHA, spec, "dev", work_dir=work)
 
@@ -559,11 +582,18 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_names_the_keys(
     spec = generating(write_task, "x", 128)
     message = (
         "task sums: an answer of up to 128 tokens leaves no room for a prompt in max_length 128; "
-        "set a smaller max_gen_toks in .* or a larger evaluate.max_length"
+        "set a smaller max_gen_toks in evaluate.gen_kwargs or .* or a larger evaluate.max_length"
     )
     with pytest.raises(EvaluationError, match=message):
         score(llama, SHA, spec, "dev", work_dir=work)
+    shorter = replace(spec, gen_kwargs={"max_gen_toks": 4})
+    assert score(llama, SHA, shorter, "dev", work_dir=work).tasks
     assert score(llama, SHA, replace(spec, max_length=160), "dev", work_dir=work).tasks
+
+
+def test_an_answer_of_no_token_is_named(llama: Path, write_task: Write, work: Path) -> None:
+    with pytest.raises(EvaluationError, match="max_gen_toks is 0; it takes a positive number"):
+        score(llama, SHA, generating(write_task, "x", 0), "dev", work_dir=work)
 
 
 def test_a_prompt_without_a_token_is_named(llama: Path, write_task: Write, work: Path) -> None:

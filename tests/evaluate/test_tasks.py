@@ -488,6 +488,7 @@ def test_more_examples_than_there_are_is_an_error(write_task: Write) -> None:
     folder = write_task().parent
     message = (
         r"task sums has \d+ examples to draw from for its dev part, \d+ more being items of the"
+        r" other part, fewer than num_fewshot 25; set evaluate.num_fewshot, or name another split"
     )
     with pytest.raises(EvaluationError, match=message):
         load_tasks(spec_for(folder, "sums", num_fewshot=25))
