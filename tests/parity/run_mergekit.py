@@ -2,7 +2,8 @@
 
     python run_mergekit.py JOBS.json
 
-JOBS.json is a list of {config, out, seed}; beside each out, out.status gets ``ok`` or the error.
+JOBS.json is a list of {config, out, seed, truncate}; beside each out, out.status gets ``ok`` or the
+error.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main() -> None:
             options = MergeOptions(
                 quiet=True,
                 random_seed=job["seed"],
+                unsafe_truncate_embeddings=job["truncate"],
                 write_model_card=False,
                 lora_merge_cache=job["out"] + ".adapters",
             )

@@ -29,6 +29,8 @@ class Case:
     """Which variation of the models, made by the test module; empty for the plain family."""
     compat: bool = False
     """Whether mergekit's numbers are asked for where ours differ by choice."""
+    truncate: bool = False
+    """Whether mergekit is run with --unsafe-truncate-embeddings."""
 
     def __str__(self) -> str:
         return f"{self.name}-{self.architecture}"
@@ -52,7 +54,12 @@ def run_mergekit(jobs: Sequence[Pair], seeds: Sequence[int], folder: Path) -> li
     import dataclasses
 
     content = [
-        {"config": str(job.config), "out": str(job.mergekit), "seed": seed}
+        {
+            "config": str(job.config),
+            "out": str(job.mergekit),
+            "seed": seed,
+            "truncate": job.case.truncate,
+        }
         for job, seed in zip(jobs, seeds, strict=True)
     ]
     (folder / "jobs.json").write_text(json.dumps(content))

@@ -86,9 +86,44 @@ def _adapted(places: dict[str, Path], make_tokenizer: Make) -> dict[str, Path]:
     return {**places, "lora": places["base"].parent / "lora"}
 
 
+def _one_head(places: dict[str, Path], make_tokenizer: Make) -> dict[str, Path]:
+    """Tied models, of which one has a head of its own beside its config.json, which says tied."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = places["a"] / "model.safetensors"
+    tensors = load_file(file)
+    head = torch.randn(tensors[HEADS[0]].shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    save_file({**tensors, HEADS[1]: head}, file, metadata={"format": "pt"})
+    return places
+
+
+def _buffered(places: dict[str, Path], make_tokenizer: Make) -> dict[str, Path]:
+    """Models of which one has the buffers that old versions of transformers saved."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = places["a"] / "model.safetensors"
+    own = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(4)}
+    save_file({**load_file(file), **own}, file, metadata={"format": "pt"})
+    return places
+
+
+def _templated(places: dict[str, Path], make_tokenizer: Make) -> dict[str, Path]:
+    """Models with chat templates: a has one, b and c have another."""
+    for name, text in (("a", "{{ 'of a' }}"), ("b", "{{ 'of b' }}"), ("c", "{{ 'of b' }}")):
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = text
+        tokenizer.save_pretrained(places[name])
+    return places
+
+
 VARIATIONS: dict[str, Callable[[dict[str, Path], Make], dict[str, Path]]] = {
     "permuted": _permuted,
     "added": _added,
     "padded": _padded,
     "adapted": _adapted,
+    "one_head": _one_head,
+    "buffered": _buffered,
+    "templated": _templated,
 }
