@@ -16,9 +16,15 @@ from mergeops.errors import SourceError
 from mergeops.sources.best import RunMetric, history_of, run_metrics, step_on, value_on
 from mergeops.sources.checkpoint_choice import LOWEST, CheckpointCandidate, CheckpointChoice
 from mergeops.sources.contents import Location, check_whole, step_of
-from mergeops.sources.fingerprint import TRAINER_STATE, Ownership, logged_values, ownership
+from mergeops.sources.fingerprint import (
+    TRAINER_STATE,
+    Ownership,
+    logged_values,
+    ownership,
+    state_of,
+)
 from mergeops.sources.logged_config import output_directories
-from mergeops.sources.remote.directory import Directory, LocalDirectory, read_json
+from mergeops.sources.remote.directory import Directory, LocalDirectory
 from mergeops.sources.run_note import RunTags, writer_of
 from mergeops.sources.saves import find_checkpoint, saves_in, why_none
 from mergeops.sources.training_runs import TrainingRuns
@@ -42,6 +48,8 @@ class Search:
     """What is wrong with the candidates seen so far."""
     artifacts: list[str] = field(default_factory=list)
     """What lies in the root of the run's artifacts, where it was looked at."""
+    _of_others: dict[str, str] = field(default_factory=dict)
+    """Output directory -> a checkpoint there that another run wrote."""
 
     def stages(self) -> Iterator[list[CheckpointCandidate]]:
         """The candidates of each stage, newest first."""
@@ -198,7 +206,7 @@ class Search:
                     self.problems.append(f"{of}{why_none(candidate.directory)}")
                     continue
                 check_whole(location.directory, location.contents.kind)
-                state = _state_of(candidate.directory, location)
+                state = state_of(candidate.directory, location)
             except SourceError as error:
                 self.problems.append(str(error))
                 continue
@@ -218,8 +226,17 @@ class Search:
             ours = writer == self.run.info.run_id
             return None if ours else f"{shown} was written by run {writer}"
         facts = ownership(self.store, self.run, state) if state else Ownership()
+        root = candidate.directory.shown.removesuffix(candidate.name)
         if facts.problem is not None:
+            if not facts.is_continued:
+                self._of_others.setdefault(root, shown)
             return f"{shown} was written by another run: {facts.problem}"
+        if not facts.is_proven and root in self._of_others:
+            return (
+                f"{shown} may be of the run that wrote {self._of_others[root]}: no loss in a "
+                f"{TRAINER_STATE} there says whose it is; if it is this run's, set its tag "
+                f"{CHECKPOINT_URI} to it"
+            )
         if candidate.needs_proof and not facts.is_proven:
             return (
                 f"{shown} may be anybody's: {candidate.found_by} is relative, and no loss in a "
@@ -320,15 +337,6 @@ def _pointed_at(uri: str, directory: Directory, found_by: str) -> Iterator[Check
         name = uri.rstrip("/").rsplit("/", 1)[-1]
         step, order = step_of(name)
         yield CheckpointCandidate(name, directory, found_by, step=step, order=order)
-
-
-def _state_of(save: Directory, location: Location) -> dict[str, Any]:
-    """The trainer's state, beside the weights or, of a named adapter, above them."""
-    for directory in (location.directory, save):
-        state = read_json(directory, TRAINER_STATE)
-        if state is not None:
-            return state
-    return {}
 
 
 def is_external(model: LoggedModel) -> bool:

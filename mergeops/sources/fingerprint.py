@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergeops.errors import TrackingError
+from mergeops.sources.contents import Location
+from mergeops.sources.remote.directory import Directory, read_json
 from mergeops.sources.training_runs import TrainingRuns
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ class Ownership:
     """Whether a loss at some step is the same in both, and none differs."""
     problem: str | None = None
     """Why it is another run's, with both numbers."""
+    is_continued: bool = False
+    """Whether that run went on from this one's checkpoint, up to which the numbers are the same."""
 
 
 def ownership(store: TrainingRuns, run: Run, state: Mapping[str, Any]) -> Ownership:
@@ -61,7 +65,8 @@ def ownership(store: TrainingRuns, run: Run, state: Mapping[str, Any]) -> Owners
         if len(beyond) > 1:
             return Ownership(
                 problem=f"its {TRAINER_STATE} has {key} up to step {beyond[-1]}, this run logged "
-                f"it up to step {max(logged)}"
+                f"it up to step {max(logged)}",
+                is_continued=bool(shared),
             )
         if not shared and len(saved) > len(beyond):
             steps, ours = sorted(saved), sorted(logged)
@@ -73,6 +78,15 @@ def ownership(store: TrainingRuns, run: Run, state: Mapping[str, Any]) -> Owners
             _is_same(saved[step], value) for step in shared for value in logged[step]
         )
     return Ownership(is_proven=is_proven)
+
+
+def state_of(save: Directory, location: Location) -> dict[str, Any]:
+    """The trainer's state, beside the weights or, of a named adapter, above them."""
+    for directory in (location.directory, save):
+        state = read_json(directory, TRAINER_STATE)
+        if state is not None:
+            return state
+    return {}
 
 
 def logged_values(state: Mapping[str, Any], name: str) -> dict[int, float]:

@@ -76,6 +76,36 @@ def test_the_checkpoint_that_a_later_run_did_not_write_over_is_still_found(
     assert (one.problem, one.step) == (None, 4)
 
 
+@pytest.mark.parametrize("later", [9.0, 1.0])
+def test_a_save_before_the_first_logged_loss_is_judged_by_the_one_beside_it(
+    later: float, fabricate: Fabricator
+) -> None:
+    """Losses every third step, a save every second: the first save's state has none."""
+    output = fabricate.folder / "trainer_output"
+    first = fabricate.save(output / "checkpoint-2", state=losses())
+    fabricate.save(output / "checkpoint-4", state=losses((3, later)))
+    params = {"output_dir": str(output)}
+    run_id = fabricate.run("a", params=params, metrics={"loss": [(3, 1.0)]})
+    if later == 1.0:
+        assert only(fabricate).step == 4
+        return
+    problem = str(only(fabricate).problem)
+    assert f"checkpoint-2 may be of the run that wrote {output}/checkpoint-4: no loss" in problem
+    assert "set its tag mergeops.checkpoint_uri to it" in problem
+    fabricate.client.set_tag(run_id, "mergeops.checkpoint_uri", str(first))
+    assert only(fabricate).checkpoint == str(first)
+
+
+def test_a_run_that_went_on_from_a_save_leaves_it_to_its_own_run(fabricate: Fabricator) -> None:
+    output = fabricate.folder / "trainer_output"
+    fabricate.save(output / "checkpoint-2", state=losses())
+    resumed = losses((3, 1.0), (6, 0.5), (9, 0.25))
+    fabricate.save(output / "checkpoint-10", state=resumed)
+    params = {"output_dir": str(output)}
+    fabricate.run("a", params=params, metrics={"loss": [(3, 1.0)]})
+    assert only(fabricate).step == 2
+
+
 @pytest.mark.parametrize("loss", [1.5, 1.6, None])
 def test_a_relative_directory_is_the_runs_only_where_a_loss_proves_it(
     loss: float | None, fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
