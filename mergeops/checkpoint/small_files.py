@@ -26,8 +26,8 @@ MORE_TEMPLATES = "additional_chat_templates"
 _LEFTOVER = re.compile(
     r"""
     (optimizer|scheduler|scaler|rng_state|training_?args|trainer_state|.*_results|.*results_.*
-    |.*metrics.*|.*predict.*|(.*_)?logs?(_.*)?|.*history.*|events\.|dataset_.*|run_.*|wandb.*
-    |requirements|readme|licen[cs]e|notice|latest|.*_args|args|mergeops|recipe.*|.*quant.*config
+    |.*metrics.*|.*predict.*|(.*_)?logs?(_.*)?(?=\.)|.*history.*|events\.|dataset_.*|run_.*|wandb.*
+    |requirements|readme|licen[cs]e|notice|latest|.*_args|args|mergeops|recipe.*|.*quant(?!izer).*config
     |params|modules|sentence_.*|config_sentence_.*).*\.(json|txt|model)$
     |.*\.index\.json$
     """,

@@ -113,7 +113,8 @@ def _without_scales(
     headers: Mapping[str, View], configs: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, View], list[str]]:
     """Plain weights without the scales of activations that quantising left beside them."""
-    views, warnings = {}, []
+    views: dict[str, View] = {}
+    warnings = []
     for name, view in headers.items():
         called = [tensor for tensor in view if is_beside_numbers(tensor)]
         shapes = {tensor: stored.shape for tensor, stored in view.items()}

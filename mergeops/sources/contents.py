@@ -39,6 +39,8 @@ _STEP = re.compile(
 )
 _EPOCH = re.compile(r"^(?:dist[-_])?epoch[-_](\d+)$")
 _PICKLED_SHARD = re.compile(r"^pytorch_model(-\d+-of-\d+)?\.bin$")
+_VARIANT = re.compile(r"^model\.\w+\.safetensors$")
+"""What transformers writes with ``variant``, e.g. ``model.fp16.safetensors``."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,12 @@ def _instead(
             f"{shown} has {ADAPTER_CONFIG} but no {ADAPTER}; it has {listed}: the save did not "
             "finish, or the weights lie elsewhere"
         ), False
+    named = sorted(n for n in names if _VARIANT.match(n))
+    if CONFIG in names and named:
+        return (
+            f"{shown} has {', '.join(named)}, a variant of {SINGLE}, which is what is read: rename "
+            f"the one that is meant to {SINGLE}"
+        ), True
     if CONFIG in names:
         return (
             f"{shown} has {CONFIG} but no {SINGLE}; it has {listed}: the save did not finish, or "
@@ -255,7 +263,10 @@ def _check_sizes(directory: Directory, kind: Kind) -> None:
         files = sorted({str(name) for name in (index.get("weight_map") or {}).values()})
     for file in files:
         if file not in sizes:
-            raise SourceError(f"{directory.shown}: {file} is missing, but {INDEX} names it")
+            raise SourceError(
+                f"{directory.shown}: {file} is missing, but {INDEX} names it; copy it there, or "
+                "take another checkpoint"
+            )
     if kind == "full":
         _check_codes(directory, [str(name) for name in (index or {}).get("weight_map") or {}])
     total = (index or {}).get("metadata", {}).get("total_size", 0)

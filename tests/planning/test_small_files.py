@@ -57,6 +57,7 @@ def read(folder: Path, name: str = "config.json") -> dict[str, Any]:
         *("tekken.json", "tiktoken.model", "spm.model", "qwen.tiktoken", "vocab.bpe", "dict.txt"),
         *("normalizer.json", "source.spm", "target.spm", "bpe.codes", "tokenizer.model"),
         *("a_file_of_next_year.json", "special_tokens_map.json"),
+        *("logits_processor.json", "quantizer_config.json"),
     ],
 )
 def test_small_files_of_a_model_are_known(name: str) -> None:

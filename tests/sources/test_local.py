@@ -269,6 +269,7 @@ def test_of_an_output_directory_a_checkpoint_is_to_be_named(tmp_path: Path) -> N
             "no adapter_model.safetensors; it has adapter_config.json: the save",
         ),
         (["model.safetensors"], "weights but no config.json; copy the config.json"),
+        (["config.json", "model.fp16.safetensors"], "a variant of model.safetensors.* rename the"),
         (["a.txt", "b.bin"], "holds no checkpoint.*it has a.txt, b.bin"),
         (["b.gguf"], "b.gguf cannot be read as a GGUF file"),
         (["config.json", "b.gguf"], "b.gguf cannot be read as a GGUF file"),
