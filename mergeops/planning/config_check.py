@@ -70,8 +70,9 @@ OF_A_RUN = (
     "_experts_implementation",
 )
 """Parts of the names of settings that only training or one call of the model reads."""
+PART_OF_ROPE = "partial_rotary_factor"
 OTHER_WORDS = {
-    "partial_rotary_factor": "rope_parameters",
+    PART_OF_ROPE: "rope_parameters",
     "rotary_pct": "rope_parameters",
     "sliding_window_pattern": "layer_types",
     "_sliding_window_pattern": "layer_types",
@@ -183,7 +184,13 @@ def _is_said_elsewhere(key: str, *read: Mapping[str, Any] | None) -> bool:
     for settings in read:
         for part in path.split(".") if path else ():
             settings = settings.get(part) if isinstance(settings, Mapping) else None
-        if not isinstance(settings, Mapping) or settings.get(OTHER_WORDS.get(last, "")) is None:
+        if not isinstance(settings, Mapping):
+            return False
+        other, older = settings.get(OTHER_WORDS.get(last, "")), settings.get(last)
+        # Older versions read the older word where a config has both.
+        if isinstance(other, Mapping) and older not in (None, other.get(PART_OF_ROPE)):
+            return False
+        if other is None:
             return False
     return True
 

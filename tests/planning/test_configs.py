@@ -99,6 +99,14 @@ def test_what_a_new_config_says_in_another_setting_is_no_difference(
         assert notes({**start, **new}, other)[0].startswith("layer_types is")
 
 
+def test_an_older_word_that_says_something_else_is_said() -> None:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    one = {"model_type": "phi3", "pad_token_id": 0, "rope_parameters": rope}
+    assert notes(one, {**one, "partial_rotary_factor": 1.0}) == [
+        "partial_rotary_factor is None in a and 1.0 in b; the merge takes that of a"
+    ]
+
+
 @pytest.mark.parametrize("word", ["auto", "torch.bfloat16", "fp16", None])
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 def test_a_dtype_that_torch_has_not_is_none_of_the_model(key: str, word: str | None) -> None:
