@@ -204,7 +204,8 @@ def check_shape(
     if shape != expected:
         raise SourceError(
             f"{config.shown}: {key} has shape {list(shape)}, but its base and rank ask for "
-            f"{list(expected)}"
+            f"{list(expected)}; set the source's base to the model that was trained, or take the "
+            "adapter_config.json that was saved with these weights"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeops.adapters import open_adapter
+from mergeops.architectures import read_fit
 from mergeops.checkpoint import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -18,6 +19,7 @@ from mergeops.checkpoint import (
     StoredTensor,
     TensorCut,
     check_filled,
+    is_beside_numbers,
     open_checkpoint,
     read_json,
     stamp,
@@ -177,7 +179,27 @@ def read_input(source: Source) -> tuple[PlannedInput, dict[str, StoredTensor]]:
         config_changes=config_changes,
         notes=notes,
     )
-    return planned, tensors
+    return _without_scales(planned, tensors)
+
+
+def _without_scales(
+    planned: PlannedInput, tensors: dict[str, StoredTensor]
+) -> tuple[PlannedInput, dict[str, StoredTensor]]:
+    """Plain weights without the scales of activations that quantising left beside them."""
+    called = [name for name in tensors if is_beside_numbers(name)]
+    config = config_of(planned) if called else {}
+    shapes = {name: stored.shape for name, stored in tensors.items()}
+    fit = read_fit(config, shapes) if config else None
+    left = [name for name in called if fit is not None and name in fit.unexpected]
+    if not left:
+        return planned, tensors
+    more = ", ..." if len(left) > 1 else ""
+    told = (
+        f"{len(left)} scale(s) of activations are left out, which quantising put beside the "
+        f"weights of {planned.name}: {left[0]}{more}"
+    )
+    kept = {name: stored for name, stored in tensors.items() if name not in left}
+    return dataclasses.replace(planned, notes=(*planned.notes, told)), kept
 
 
 def _about_others(source: Source, stamps: Mapping[str, FileStamp]) -> tuple[str, ...]:

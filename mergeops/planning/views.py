@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergeops.architectures import read_fit, tied_setting
-from mergeops.checkpoint import StoredTensor, is_beside_numbers
+from mergeops.checkpoint import StoredTensor
 from mergeops.errors import MergeError
 
 View = Mapping[str, StoredTensor]
@@ -48,9 +48,7 @@ def see(
     Raises:
         MergeError: only some have an output head, and the recipe does not say what to do.
     """
-    views, warnings = _without_scales(headers, configs)
-    views, told = _without_computed(views)
-    warnings += told
+    views, warnings = _without_computed(headers)
     config = next(iter(configs.values()))
     heads = _heads(views, configs)
     if not heads:
@@ -76,8 +74,8 @@ def see(
     for name, view in views.items():
         own = {h: _source(name, view, ties) for h, ties in heads.items() if h not in view}
         seen[name] = {**view, **own}
-    about = f"{', '.join(lack)} tied {shown} to the embeddings; the merge has a head of its own"
-    return Views(seen, tied_setting(config, False), (*warnings, about))
+    told = f"{', '.join(lack)} tied {shown} to the embeddings; the merge has a head of its own"
+    return Views(seen, tied_setting(config, False), (*warnings, told))
 
 
 def _heads(
@@ -107,26 +105,6 @@ def _heads(
 
 def _source(name: str, view: View, ties: Mapping[str, str]) -> StoredTensor:
     return view[ties[name]] if name in ties else _embeddings(name, view)
-
-
-def _without_scales(
-    headers: Mapping[str, View], configs: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, View], list[str]]:
-    """Plain weights without the scales of activations that quantising left beside them."""
-    views: dict[str, View] = {}
-    warnings = []
-    for name, view in headers.items():
-        called = [tensor for tensor in view if is_beside_numbers(tensor)]
-        shapes = {tensor: stored.shape for tensor, stored in view.items()}
-        fit = read_fit(configs[name], shapes) if called and configs[name] else None
-        left = [] if fit is None else [tensor for tensor in called if tensor in fit.unexpected]
-        views[name] = {t: s for t, s in view.items() if t not in left}
-        if left:
-            warnings.append(
-                f"{len(left)} scale(s) of activations are left out, which quantising put beside "
-                f"the weights of {name}: {left[0]}" + (", ..." if len(left) > 1 else "")
-            )
-    return views, warnings
 
 
 def _without_computed(headers: Mapping[str, View]) -> tuple[dict[str, View], list[str]]:
