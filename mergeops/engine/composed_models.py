@@ -112,7 +112,9 @@ def assemble(
     companions, told = find_companions(small_files, home, "auto", None)
     config = {**result_config(companions), **settings}
     shapes = {task.name: task.shape for task in tasks}
-    warnings = [*notes, *told, *check_result(read_fit(config, shapes), config, shapes, label)]
+    of_inputs = [note for planned in inputs for note in planned.notes]
+    wrong = check_result(read_fit(config, shapes), config, shapes, label)
+    warnings = [*notes, *of_inputs, *told, *wrong]
     plan = Plan(
         method=METHOD,
         method_version=get(METHOD).version,

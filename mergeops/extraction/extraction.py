@@ -67,7 +67,9 @@ def extract(
     target = Destination(out, _key(base, tuned, rank, others), KIND)
     if target.is_done():
         return Extracted.from_note(out, (read_manifest(out) or {})[KIND])
-    planned, headers, _ = read_inputs([base, tuned])
+    planned, headers, renamed = read_inputs([base, tuned])
+    for note in [*renamed, *(note for one in planned for note in one.notes)]:
+        progress.step(f"note: {note}")
     of_base, of_tuned = headers[planned[0].name], headers[planned[1].name]
     fit = fit_of(planned[0].directories[0], base.uri, of_base)
     found = places(of_base, {name: stored.shape for name, stored in of_tuned.items()}, fit)

@@ -72,6 +72,18 @@ def test_an_adapter_of_full_rank_is_the_fine_tune(pair: tuple[Path, Path], tmp_p
     assert again.pop("was_there") and not said.pop("was_there") and again == said
 
 
+def test_what_is_known_of_an_input_is_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = pair
+    shutil.copytree(tuned, tmp_path / "tuned")
+    file = tmp_path / "tuned" / "model.safetensors"
+    scale = {"model.layers.0.self_attn.k_scale": torch.ones(1)}
+    save_file({**load_file(file), **scale}, file, metadata={"format": "pt"})
+    words = ["extract", base, tmp_path / "tuned", tmp_path / "out", "--rank", 64]
+    result = CliRunner().invoke(cli, list(map(str, words)), catch_exceptions=False)
+    assert "1 scale(s) of activations are left out" in result.output
+    assert are_close(logits(base, tmp_path / "out"), logits(tuned))
+
+
 def test_a_low_rank_is_the_nearest_one_and_its_error_is_said(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -74,6 +74,16 @@ def test_the_same_tokens_under_other_ids_give_the_same_answers(
     assert verify_checkpoint(tmp_path / "out") == []
 
 
+def test_what_is_known_of_the_model_is_said(tiny_llama: Make, tmp_path: Path) -> None:
+    model = with_rows(tiny_llama(), tmp_path / "model", lambda rows: rows)
+    tensors = load_file(model / "model.safetensors")
+    scale = {"model.layers.0.self_attn.k_scale": torch.ones(1)}
+    save_file({**tensors, **scale}, model / "model.safetensors", metadata={"format": "pt"})
+    made = mergeops.transplant(model, tiny_llama(seed=1, hidden=16), tmp_path / "out")
+    assert any("1 scale(s) of activations are left out" in note for note in made.plan.warnings)
+    assert load_file(tmp_path / "out/model.safetensors").keys() == tensors.keys()
+
+
 def test_a_new_token_is_the_same_sum_of_tokens_as_in_the_donor(
     tiny_llama: Make, tmp_path: Path
 ) -> None:
