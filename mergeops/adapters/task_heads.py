@@ -17,7 +17,7 @@ from mergeops.errors import SourceError
 
 Shape = tuple[int, ...]
 
-HEADS = ("score", "classifier", "qa_outputs", "v_head")
+HEADS = ("score", "classifier", "classification_head", "qa_outputs", "v_head")
 """What transformers and TRL call the modules behind the last layer."""
 UNSAID = 2
 """So many labels has a model whose config.json names none."""

@@ -29,7 +29,7 @@ Headers = Mapping[str, StoredTensor]
 _LAYER = re.compile(r"(^|\.)\d+\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _FUSED = re.compile(r"\.experts\.[a-z]")
-_HEAD = re.compile(r"(^|\.)(score|classifier)\.")
+_HEAD = re.compile(r"(^|\.)(score|classifier|classification_head)\.")
 
 
 def check_sources(

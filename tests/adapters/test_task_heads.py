@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from support.adapted_models import logits, shaken
 
 from mergeops.adapters import open_adapter
+from mergeops.adapters.task_heads import is_of_labels
 from mergeops.api import merge
 from mergeops.errors import MergeError, SourceError
 
@@ -127,6 +128,23 @@ def test_what_the_training_drew_at_random_and_kept_nowhere_cannot_be_made_again(
         SourceError, match=r"gave the base bert.pooler.dense.bias, .*merge_and_unload\(\)"
     ):
         open_adapter(tmp_path / "lora", base)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("classification_head.out_proj.weight", (2, 16), True),
+        ("classifier.out_proj.bias", (2,), True),
+        ("classifier.weight", (2, 8), False),
+        ("encoder.layer.0.dense.weight", (2, 16), False),
+    ],
+)
+def test_a_row_for_each_label_is_told_by_name_and_number(
+    name: str, shape: tuple[int, ...], expected: bool
+) -> None:
+    config = {"id2label": {"0": "a", "1": "b", "2": "c"}}
+    of_base = (3,) if len(shape) == 1 else (3, 16)
+    assert is_of_labels(name, shape, of_base, config) is expected
 
 
 def test_heads_of_two_sizes_in_one_adapter_are_refused(tmp_path: Path) -> None:
