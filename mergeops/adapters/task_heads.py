@@ -118,7 +118,11 @@ class TrainedHead:
             f"AutoModel{ending or CLASSES['SEQ_CLS']}.from_pretrained(BASE{labels})"
             ".save_pretrained(NEW_DIR)"
         )
-        others = _random(head, rows, ending, config, shapes)
+        others = [
+            name
+            for name in _missing(rows, ending, config, shapes)
+            if not any(f".{key}".endswith(f".{name}") for key in self.own)
+        ]
         if others:
             return (
                 f"{told}the training gave the base {', '.join(others)}, too, drawn at random and "
@@ -133,18 +137,17 @@ class TrainedHead:
         )
 
 
-def _random(
-    module: str, rows: int, ending: str, config: Mapping[str, Any], shapes: Mapping[str, Shape]
-) -> list[str]:
-    """Parameters besides the head that a class for the task has and the base lacks."""
+def _missing(
+    rows: int, ending: str, config: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> tuple[str, ...]:
+    """Parameters that a class for the task has and the base lacks."""
     named = config.get("architectures") or [""]
     stem = re.sub(r"(For[A-Z]\w*|LMHeadModel|Model)$", "", str(named[0]))
     if not stem or not ending:
-        return []
+        return ()
     asked = {**config, **_labels(config, rows), "architectures": [f"{stem}{ending}"]}
     try:
         fit = read_fit(asked, shapes)
     except SourceError:
-        return []
-    missing = () if fit is None else fit.missing
-    return [name for name in missing if f".{module}." not in f".{name}"]
+        return ()
+    return () if fit is None else fit.missing

@@ -45,7 +45,7 @@ def trained(base: Path, adapter: Path, cls: str, labels: int, task: str = "SEQ_C
 
     load = getattr(transformers, cls).from_pretrained
     model = load(base, num_labels=labels, ignore_mismatched_sizes=True)
-    targets = ["q_proj"] if "Llama" in cls else ["query"]
+    targets = ["q_proj", "q_lin", "query"]
     config = LoraConfig(r=2, target_modules=targets, task_type=task)
     peft = shaken(get_peft_model(model, config), 5, trained_only=True)
     peft.save_pretrained(adapter)
@@ -99,6 +99,8 @@ def test_a_head_of_other_labels_beside_the_base_is_refused_with_a_way_out(tmp_pa
     [
         ("LlamaForCausalLM", CLASSIFIER, "SEQ_CLS"),
         ("BertModel", CLASSIFIER, "SEQ_CLS"),
+        # PEFT keeps both layers of its head.
+        ("DistilBertForMaskedLM", CLASSIFIER, "SEQ_CLS"),
         ("BertForMaskedLM", "ForTokenClassification", "TOKEN_CLS"),
     ],
 )
@@ -106,7 +108,7 @@ def test_a_head_that_the_base_lacks_has_a_way_out_that_works(
     start: str, cls: str, task: str, tmp_path: Path
 ) -> None:
     base = base_of(tmp_path / "base", start)
-    kind = "Llama" if "Llama" in start else "Bert"
+    kind = start.partition("For")[0].removesuffix("Model")
     model = trained(base, tmp_path / "lora", f"{kind}{cls}", 3, task)
     with pytest.raises(SourceError, match="head of another task.* save the base once") as refused:
         open_adapter(tmp_path / "lora", base)
