@@ -80,6 +80,8 @@ OTHER_WORDS = {
     "n_ctx": "n_positions",
 }
 """Older words that transformers reads into another setting, and keeps beside it."""
+UNSAID_OF_ROPE = {"beta_fast": 32, "beta_slow": 1, "truncate": True, PART_OF_ROPE: 1.0}
+"""What transformers takes where rope_parameters do not say it."""
 MOST_NOTES = 8
 """So many settings of one input are said with their values."""
 
@@ -174,6 +176,11 @@ def _is_passed_over(
     if last == "type" and "rope" in key:
         # An older word for rope_type.
         return True
+    if "rope_parameters" in parts and last in UNSAID_OF_ROPE:
+        unsaid = UNSAID_OF_ROPE[last]
+        said = [unsaid if side.get(key) is None else side.get(key) for side in (left, right)]
+        if said[0] == said[1]:
+            return True
     # Which of two heads a multimodal model has, the setting at the top decides.
     return last == TIES and len(parts) > 1 and TIES in left and left.get(TIES) == right.get(TIES)
 

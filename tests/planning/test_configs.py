@@ -99,6 +99,16 @@ def test_what_a_new_config_says_in_another_setting_is_no_difference(
         assert notes({**start, **new}, other)[0].startswith("layer_types is")
 
 
+def test_defaults_of_scaled_positions_that_one_config_spells_out_are_no_difference() -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+    yarn |= {"original_max_position_embeddings": 16}
+    one, other = {**NEW, "rope_parameters": yarn}, {**yarn, "beta_fast": 32, "beta_slow": 1.0}
+    assert notes(one, {**NEW, "rope_parameters": other}) == []
+    assert notes({**NEW, "rope_parameters": other}, one) == []
+    [note] = notes(one, {**NEW, "rope_parameters": {**other, "beta_fast": 16}})
+    assert note.startswith("rope_parameters.beta_fast is None in a and 16 in b")
+
+
 def test_an_older_word_that_says_something_else_is_said() -> None:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     one = {"model_type": "phi3", "pad_token_id": 0, "rope_parameters": rope}
