@@ -24,7 +24,7 @@ from mergeops.pipeline import best_of, joint_leaderboard
 from mergeops.recipe import Recipe, TrackingSpec, compose, expand_sweep
 from mergeops.redact import redact
 from mergeops.report import BETTER, WORSE, board_table
-from mergeops.scores import Estimate, estimate
+from mergeops.scores import Estimate, Scores, estimate
 from mergeops.search import (
     SearchResult,
     completed,
@@ -93,6 +93,7 @@ def print_trials(call: Call, recipes: Sequence[Recipe], trials: Sequence[Trial])
     out = console()
     if any(trial.scores is not None for trial in trials):
         out.print(board_table(joint_leaderboard(trials)))
+        _print_direction(next(trial.scores for trial in trials if trial.scores is not None))
     for trial in trials:
         out.print(f"[bold]{escape(trial.name)}[/]")
         if not trial.run_id:
@@ -189,10 +190,16 @@ def print_search(call: Call, recipe: Recipe, result: SearchResult) -> None:
         f"{strategy}: the best is [bold]{escape(best.name)}[/], {escape(str(shown))} on dev, "
         f"models:/{escape(best.registered)}"
     )
+    _print_direction(best.scores)
     for page in [*result.links.values(), *best.links.values()]:
         out.print(f"  {escape(page)}", style="dim", soft_wrap=True)
     count = len(result.report.get("trials", result.trials))
     _print_standing(call, recipe, best, f" of {count} merges" if count > 1 else "")
+
+
+def _print_direction(scores: Scores | None) -> None:
+    if scores is not None and not scores.higher_is_better:
+        console().print("lower scores are better; a difference with + is a gain", style="dim")
 
 
 def _front(front: Mapping[str, Any]) -> Table:

@@ -247,7 +247,12 @@ def method(
             other = _REGISTRY[name].merge.__module__
             raise TypeError(f"method {name!r} is defined in {other} and in {merge.__module__}")
         parameters = list(typing.get_type_hints(merge, localns={"Tensor": Any}).values())[2]
-        names = {*source_parameters, *(f.name for f in dataclasses.fields(parameters))}
+        names = {f.name for f in dataclasses.fields(parameters)}
+        if unknown := set(source_parameters) - names:
+            raise TypeError(
+                f"method {name!r} names {sorted(unknown)} in source_parameters, and "
+                f"{parameters.__name__} has no such field"
+            )
         missing = names - with_defaults(parameters)
         if missing:
             raise TypeError(f"{parameters.__name__} has no default for {sorted(missing)}")

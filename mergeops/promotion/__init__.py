@@ -13,6 +13,7 @@ from mergeops.promotion.controls import (
     finding_of,
     gains_over,
     run_controls,
+    with_sources,
     without_source,
 )
 from mergeops.promotion.gate import INCONCLUSIVE
@@ -45,5 +46,6 @@ __all__ = [
     "rollback",
     "run_controls",
     "waiting_proposals",
+    "with_sources",
     "without_source",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -196,19 +196,25 @@ def run_controls(
 
 
 def without_source(recipe: Recipe, source: str) -> Recipe:
-    """The recipe without a source, nor its entries in rules.
+    """The recipe without a source; see ``with_sources``."""
+    return with_sources(recipe, [name for name in recipe.sources if name != source])
+
+
+def with_sources(recipe: Recipe, names: Collection[str]) -> Recipe:
+    """The recipe with some of its sources, and without the entries of others in rules.
 
     Raises:
-        ConfigError: slices, modules or the tokenizer name it, so there is no such recipe.
+        ConfigError: slices, modules or the tokenizer name another, so there is no such recipe.
     """
     raw = recipe.to_dict()
-    del raw["sources"][source]
+    raw["sources"] = {name: spec for name, spec in raw["sources"].items() if name in names}
+    others = set(recipe.sources) - set(names)
     rules = []
     for rule in raw["rules"]:
         kept: dict[str, Any] = {}
         for key, value in rule.items():
             if isinstance(value, dict):
-                value = {name: v for name, v in value.items() if name != source}
+                value = {name: v for name, v in value.items() if name not in others}
             if value != {}:
                 kept[key] = value
         if len(kept) > 1:

@@ -8,6 +8,7 @@ Stands on: checkpoint, engine, errors, evaluate, executors, extraction, methods,
 progress, promotion, recipe, schema, scores, store, tools, tracking, workshop.
 """
 
+from mergeops.promotion import with_sources
 from mergeops.search.beforehand import Forecast, forecast
 from mergeops.search.strategies import (
     SearchResult,
@@ -33,6 +34,7 @@ __all__ = [
     "parameter_types",
     "run_search",
     "strategy",
+    "with_sources",
     "with_strategy",
     "with_values",
 ]

@@ -8,7 +8,7 @@ import pkgutil
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -91,7 +91,12 @@ def strategy(
         if name in _REGISTRY:
             other = _REGISTRY[name].search.__module__
             raise TypeError(f"strategy {name!r} is defined in {other} and in {search.__module__}")
-        parameters = list(typing.get_type_hints(search).values())[1]
+        parameters: Any = list(typing.get_type_hints(search).values())[1]
+        if not is_dataclass(parameters):
+            raise TypeError(
+                f"strategy {name!r} in {search.__module__}: annotate its second argument with the "
+                "frozen dataclass of its parameters"
+            )
         missing = {f.name for f in fields(parameters)} - with_defaults(parameters)
         if missing:
             raise TypeError(f"{parameters.__name__} has no default for {sorted(missing)}")

@@ -52,6 +52,8 @@ class Scheme:
 
     def __call__(self, find: FindFunction) -> FindFunction:
         """Register the scheme with the function that finds its sources."""
+        if isinstance(self.prefixes, str) or isinstance(self.hints, str):
+            raise TypeError(f"{find.__module__}: prefixes and hints of a scheme are tuples")
         for prefix in self.prefixes:
             if prefix in _REGISTRY:
                 other = _REGISTRY[prefix].find.__module__

@@ -234,6 +234,8 @@ def _defaults(task: str, said: Mapping[str, Any]) -> dict[str, Any]:
 
         config: Any = TextGenerationPipeline._default_generation_config
         own |= {k: v for k, v in config.to_diff_dict().items() if k in own}
-    if said.get("max_length") is not None:
+    if task == "text2text-generation" or said.get("max_length") is not None:
+        # Without a limit of its own an encoder-decoder model stops at transformers' max_length, and
+        # many have no positions for more.
         own["max_new_tokens"] = None
     return {**own, **{name: said[name] for name in SETTINGS if said.get(name) is not None}}

@@ -78,9 +78,9 @@ def test_two_methods_of_one_name_are_a_programming_error() -> None:
         methods.method("linear")(taken.merge)
 
 
-def test_a_source_parameter_needs_a_default() -> None:
+def test_a_source_parameter_is_a_field() -> None:
     taken = methods.get("slerp")
-    with pytest.raises(TypeError, match=r"Slerp has no default for \['weight'\]"):
+    with pytest.raises(TypeError, match=r"names \['weight'\] in source_parameters, and Slerp"):
         methods.method("other", source_parameters=("weight",))(taken.merge)
 
 

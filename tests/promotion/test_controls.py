@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mergeops.errors import ConfigError
-from mergeops.promotion.controls import Control, Controls, Gain, without_source
+from mergeops.promotion.controls import Control, Controls, Gain, with_sources, without_source
 from mergeops.recipe.recipe import Recipe
 from mergeops.scores.intervals import Estimate
 
@@ -33,6 +33,7 @@ def test_the_recipe_without_a_source_keeps_everything_else() -> None:
     rules = [(rule.match, dict(rule.parameters)) for rule in left.rules]
     assert [match for match, _ in rules] == ["*.mlp.*", "*"]
     assert list(rules[0][1]["weight"]) == ["dates"]
+    assert with_sources(recipe(), ["dates"]) == left
 
 
 def test_a_recipe_that_needs_the_source_elsewhere_cannot_do_without() -> None:

@@ -142,6 +142,14 @@ def test_the_digest_of_a_recipe_is_the_one_that_names_its_search_in_mlflow() -> 
 DIGEST = "f96b35ff1792bc2c1c59f061fdc36681d7f761a8d316679cae15cd72a7fe5974"
 
 
+def test_a_strategy_without_parameters_of_its_own_is_refused(toy: None) -> None:
+    def search(recipe: Recipe, parameters: Any, tools: Any, log: Any) -> strategies.SearchResult:
+        raise AssertionError("it is refused before")
+
+    with pytest.raises(TypeError, match="strategy 'other' in .*: annotate its second argument"):
+        strategy("other")(search)
+
+
 def test_two_strategies_of_one_name_are_refused(toy: None) -> None:
     with pytest.raises(TypeError, match="strategy 'toy' is defined in .*test_strategies and in"):
         strategy("toy")(never)

@@ -77,7 +77,7 @@ def test_the_kind_of_the_page_for_contributors_is_merged_from(
     done = merge(kinds, toys, tmp_path / "gone", tmp_path / "none")
     assert f"toy://alpha: there is no {tmp_path}/none/alpha; set TOY_BOX" in done.stderr
     done = merge(kinds, {**plain, "c": "tyo://alpha"}, tmp_path / "typo", tmp_path / "box")
-    assert "hf://ORG/NAME, toy://NAME, or a directory in a store that MLflow reads" in done.stderr
+    assert "a source is a directory, " in done.stderr and ", toy://NAME, " in done.stderr
 
 
 def test_messages_list_what_a_source_may_be_in_one_order(
@@ -120,6 +120,11 @@ def test_messages_list_what_a_source_may_be_in_one_order(
 )
 def test_the_longest_prefix_decides(uri: str, prefix: str) -> None:
     assert prefix in schemes.scheme_of(uri).prefixes
+
+
+def test_a_prefix_that_is_no_tuple_is_refused() -> None:
+    with pytest.raises(TypeError, match="prefixes and hints of a scheme are tuples"):
+        schemes.Scheme("toy://", hints=())(lambda uri, context: None)  # type: ignore
 
 
 def test_a_scheme_that_two_files_claim_is_refused() -> None:
