@@ -91,8 +91,9 @@ def strategy(
         if name in _REGISTRY:
             other = _REGISTRY[name].search.__module__
             raise TypeError(f"strategy {name!r} is defined in {other} and in {search.__module__}")
-        parameters: Any = list(typing.get_type_hints(search).values())[1]
-        if not is_dataclass(parameters):
+        parameters = list(typing.get_type_hints(search).values())[1]
+        is_described: bool = is_dataclass(parameters)
+        if not is_described:
             raise TypeError(
                 f"strategy {name!r} in {search.__module__}: annotate its second argument with the "
                 "frozen dataclass of its parameters"
