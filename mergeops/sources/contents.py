@@ -238,6 +238,12 @@ def _instead(
             "finish, or the weights lie elsewhere"
         ), False
     named = sorted(n for n in names if _VARIANT.match(n))
+    if any(name.startswith("consolidated.") and name.endswith(".safetensors") for name in names):
+        return (
+            f"{shown} has Mistral's own layout (consolidated.safetensors, params.json); take "
+            f"{CONFIG}, {SINGLE} or its shards, and the tokenizer of the same repository, or "
+            "convert it with convert_mistral_weights_to_hf.py of the repository of transformers"
+        ), True
     if CONFIG in names and named:
         return (
             f"{shown} has {', '.join(named)}, a variant of {SINGLE}, which is what is read: rename "

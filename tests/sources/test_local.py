@@ -270,6 +270,7 @@ def test_of_an_output_directory_a_checkpoint_is_to_be_named(tmp_path: Path) -> N
         ),
         (["model.safetensors"], "weights but no config.json; copy the config.json"),
         (["config.json", "model.fp16.safetensors"], "a variant of model.safetensors.* rename the"),
+        (["consolidated.safetensors", "params.json"], "Mistral's own layout .* same repository"),
         (["a.txt", "b.bin"], "holds no checkpoint.*it has a.txt, b.bin"),
         (["b.gguf"], "b.gguf cannot be read as a GGUF file"),
         (["config.json", "b.gguf"], "b.gguf cannot be read as a GGUF file"),
