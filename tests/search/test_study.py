@@ -25,6 +25,7 @@ from mergeops.search.spending import read_budget
 from mergeops.search.study import Study
 from mergeops.search.study_page import csv, curves, pictures
 from mergeops.search.study_report import report, table_of
+from mergeops.tracking.logged_run import LoggedRun
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 ITEMS = 400
@@ -109,6 +110,8 @@ class Log:
     def __init__(self) -> None:
         self.states: dict[int, str] = {}
         self.texts: dict[str, str] = {}
+
+    log_work = LoggedRun.log_work
 
     def log_text(self, text: str, artifact: str) -> None:
         self.texts[artifact] = text
