@@ -5,12 +5,12 @@ Every method here finds finished work first: merged plans, answers, hashed sourc
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,15 +164,11 @@ class Tools(Workshop):
                 self._asked_by_workers.add((ended.result["sha256"], part))
                 tick(done, len(new))
 
-    @contextlib.contextmanager
-    def workers_into(self, log: LoggedRun) -> Iterator[None]:
+    def workers_into(self, log: LoggedRun) -> AbstractContextManager[None]:
         """Log who did which unit in the block when, and what units said that failed: to
         workers.json and failed/UNIT.log of a trial or a sweep."""
         self._work_log = WorkLog()
-        try:
-            yield
-        finally:
-            log.log_work(self._work_log.spans, self._work_log.failed)
+        return self._work_log.told_to(log.log_work)
 
     def _score(
         self,

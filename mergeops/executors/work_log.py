@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from mergeops.errors import MergeopsError
 from mergeops.executors.units import Event, Failed, Finished, Started
 
 
@@ -29,3 +32,17 @@ class WorkLog:
             self.spans.append({"worker": event.worker, "unit": str(event.unit), **span})
         if isinstance(event, Failed):
             self.failed[name[:12]] = event.log
+
+    @contextmanager
+    def told_to(
+        self, write: Callable[[list[dict[str, Any]], dict[str, str]], None]
+    ) -> Iterator[None]:
+        """Have ``spans`` and ``failed`` written when the block ends, also by an error."""
+        try:
+            yield
+        except BaseException:
+            # What stopped the work matters more than a server that is away.
+            with suppress(MergeopsError):
+                write(self.spans, self.failed)
+            raise
+        write(self.spans, self.failed)
