@@ -59,8 +59,8 @@ class Item:
     key: str
     """The canonical form of the question; equal keys are the same question."""
     prompt: str
-    choices: tuple[str, str, str, str]
-    """The right answer and three near misses, in random order, without a leading space."""
+    choices: tuple[str, ...]
+    """The right answer and near misses (three, of the skills here), without a leading space."""
     answer: int
     """Index of the right answer in ``choices``."""
 
@@ -226,8 +226,7 @@ def stream(skill: str, split: str, seed: int) -> Iterator[Item]:
             continue
         choices = [right, *distinct]
         random.shuffle(choices)
-        a, b, c, d = choices
-        yield Item(skill, key, prompt, (a, b, c, d), choices.index(right))
+        yield Item(skill, key, prompt, tuple(choices), choices.index(right))
 
 
 def unique(skill: str, split: str, n: int, seed: int) -> list[Item]:

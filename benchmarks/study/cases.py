@@ -1,0 +1,146 @@
+"""What is judged, in the order of what it tells: the report is made of what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.study.judge import Case
+from benchmarks.study.plan import RUNS, StudyRun
+from benchmarks.study.questions import SKILLS
+from benchmarks.study.results import Answers, Result
+from benchmarks.study.training import checkpoints_of, last_checkpoint
+from mergeops.methods import get, names
+
+BASE = "base"
+ALL = "all"
+"""The pool of all runs, failed ones included."""
+FEW = "few"
+"""The pool of the best run of each group, by dev."""
+WINDOWS = (2, 4, 8)
+REFERENCES = ("linear", "task_arithmetic", "ties")
+"""Methods that are made of every pool, so that the others there have something to be held to."""
+LEFT_OUT = {"passthrough": "it is its source"}
+"""Methods that are not judged, and why."""
+
+
+def parents(runs: Path, base: Path) -> Iterator[Case]:
+    """The base, and what each run left."""
+    yield Case(kind="parent", name=BASE, sources={BASE: base})
+    for run in RUNS:
+        yield Case(kind="parent", name=run.name, sources={run.name: last_checkpoint(runs, run)})
+
+
+def merges(runs: Path, results: Iterable[Result], prompts: Mapping[str, Path]) -> Iterator[Case]:
+    """Merges with defaults: what is quick of all runs, what decomposes matrices of few.
+
+    Args:
+        runs: what was trained.
+        results: the parents' at least.
+        prompts: skill -> a file of texts.
+    """
+    order = by_dev(results)
+    everything = {run.name: last_checkpoint(runs, run) for run in RUNS}
+    few = {run.name: everything[run.name] for run in best_of_groups(order)}
+    quick = [m for m in names() if m not in LEFT_OUT and is_quick(m)]
+    first = [m for m in REFERENCES if m in quick]
+    for method in (*first, *(m for m in quick if m not in first)):
+        yield _default(method, ALL, everything, order)
+    yield from windows(runs)
+    yield from leave_one_out(everything)
+    slow = [m for m in names() if m not in LEFT_OUT and not is_quick(m)]
+    for method in (*REFERENCES, *slow):
+        case = _default(method, FEW, few, order)
+        if get(method).activations:
+            own = {run.name: prompts[run.group] for run in RUNS if run.name in few}
+            case = Case(
+                kind="default", name=method, pool=FEW, method=method, sources=few, prompts=own
+            )
+        yield case
+
+
+def windows(runs: Path) -> Iterator[Case]:
+    """Means of the last checkpoints of the runs that kept some."""
+    for run in RUNS:
+        kept = checkpoints_of(runs, run)
+        for length in WINDOWS:
+            if 1 < length <= len(kept):
+                sources = {path.name.replace("-", "_"): path for path in kept[-length:]}
+                name = f"last {length}"
+                yield Case(
+                    kind="window", name=name, pool=run.name, method="linear", sources=sources
+                )
+
+
+def leave_one_out(everything: Mapping[str, Path]) -> Iterator[Case]:
+    """The uniform soup without each of its runs."""
+    for left_out in everything:
+        rest = {name: path for name, path in everything.items() if name != left_out}
+        yield Case(kind="without", name=left_out, pool=ALL, method="linear", sources=rest)
+
+
+def searches(
+    runs: Path, results: Iterable[Result], methods: Sequence[str], trials: int
+) -> Iterator[Case]:
+    """A search over weights, and the density where there is one, of few runs."""
+    few = {run.name: last_checkpoint(runs, run) for run in best_of_groups(by_dev(results))}
+    for method in methods:
+        axes = ["sources.*.weight: [0.0, 1.0]"]
+        if "density" in {field.name for field in get(method).describe()}:
+            axes.append("method.density: [0.1, 1.0]")
+        yield Case(
+            kind="search",
+            name=method,
+            pool=FEW,
+            method=method,
+            sources=few,
+            search=(
+                "strategy=optuna",
+                f"search.trials={trials}",
+                f"search.space={{method: {method}, {', '.join(axes)}}}",
+                "search.earlier=0",
+                "tracking.heat_maps=false",
+            ),
+        )
+
+
+def searchable() -> tuple[str, ...]:
+    """Methods that a search may vary: quick ones of any number of sources, cheap to draw again."""
+    found = [m for m in names() if is_quick(m) and get(m).max_sources is None]
+    first = [m for m in REFERENCES if m in found]
+    return (*first, *(m for m in found if m not in first and "weight" in get(m).source_parameters))
+
+
+def is_quick(method: str) -> bool:
+    """Whether it neither decomposes matrices nor reads prompts."""
+    found = get(method)
+    return not found.takes_matrices and not found.activations
+
+
+def by_dev(results: Iterable[Result]) -> list[StudyRun]:
+    """The runs, best on dev first."""
+    scores = {r.name: mean(r.dev) for r in results if r.kind == "parent"}
+    return sorted(RUNS, key=lambda run: -scores[run.name])
+
+
+def best_of_groups(order: Sequence[StudyRun]) -> list[StudyRun]:
+    """The first of each skill and of the mixed ones."""
+    return [next(r for r in order if r.group == group) for group in ("mixed", *SKILLS)]
+
+
+def mean(answers: Answers) -> float:
+    """Share of right answers over the trained skills: every item counts the same."""
+    text = "".join(answers[skill] for skill in SKILLS)
+    return text.count("1") / len(text)
+
+
+def _default(
+    method: str, pool: str, sources: Mapping[str, Path], order: Sequence[StudyRun]
+) -> Case:
+    """With as many sources as the method takes, the best first."""
+    most = get(method).max_sources
+    if most is not None:
+        pool = f"best {most}" if most > 1 else "best"
+        ranked = [run.name for run in order if run.name in sources]
+        sources = {name: sources[name] for name in ranked[:most]}
+    return Case(kind="default", name=method, pool=pool, method=method, sources=sources)
