@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from benchmarks.study import cases, questions, training
-from benchmarks.study.judge import Case, Judge
+from benchmarks.study.judge import Case, Judge, Place, judge_cases
 from benchmarks.study.plan import RUNS
 from benchmarks.study.report import write_report
 from benchmarks.study.results import Result, ResultsFile
@@ -48,7 +48,7 @@ def main() -> None:
 @click.option(
     "--search", "searched", multiple=True, help="A method that is searched; none: all quick ones."
 )
-@click.option("--at-once", default=2, show_default=True, help="Fine-tunes, of one thread each.")
+@click.option("--at-once", default=2, show_default=True, help="Processes, of one thread each.")
 def run(
     folder: Path,
     data: tuple[Path, ...],
@@ -74,15 +74,15 @@ def run(
         click.echo(f"{facts['run']}: {facts['steps']} steps, {facts['cpu_s']} processor seconds")
     questions.write_tasks(folder / "tasks", questions.read_items(data, "test"), items)
     results = ResultsFile(folder / "results.jsonl")
-    judge = Judge(folder, base, folder / "tasks")
-    _judge_all(judge, results, cases.parents(runs, base))
+    place = Place(folder.resolve(), base, folder.resolve() / "tasks")
+    _judge_all(place, results, cases.parents(runs, base), at_once)
     if not any(result.kind == "inspect" for result in results):
         everything = {run.name: training.last_checkpoint(runs, run) for run in RUNS}
-        results.add(judge.inspected(everything))
+        results.add(Judge(place).inspected(everything))
     prompts = _write_prompts(folder / "prompts", taught)
-    _judge_all(judge, results, cases.merges(runs, list(results), prompts))
+    _judge_all(place, results, cases.merges(runs, list(results), prompts), at_once)
     methods = searched or cases.searchable()
-    _judge_all(judge, results, cases.searches(runs, list(results), methods, trials))
+    _judge_all(place, results, cases.searches(runs, list(results), methods, trials), at_once=1)
 
 
 @main.command()
@@ -97,14 +97,13 @@ def report(folder: Path, out: Path | None) -> None:
     write_report(list(ResultsFile(folder / "results.jsonl")), out or folder)
 
 
-def _judge_all(judge: Judge, results: ResultsFile, planned: Iterable[Case]) -> None:
-    """Those that have no line yet."""
+def _judge_all(place: Place, results: ResultsFile, planned: Iterable[Case], at_once: int) -> None:
+    """Those that have no line yet; each process merges and scores one after the other."""
     done = {result.key for result in results}
-    for case in planned:
-        if case.key not in done:
-            result = judge.judge(case)
-            results.add(result)
-            click.echo(_line(result))
+    waiting = [case for case in planned if case.key not in done]
+    for result in judge_cases(place, waiting, at_once):
+        results.add(result)
+        click.echo(_line(result))
 
 
 def _line(result: Result) -> str:

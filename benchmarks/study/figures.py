@@ -90,7 +90,7 @@ class Study:
 
     def windows(self) -> list[tuple[Result, Simultaneous]]:
         """Each window, and the difference to the last checkpoint of its run."""
-        found = []
+        found: list[tuple[Result, Simultaneous]] = []
         for run, own in itertools.groupby(self._made("window"), key=lambda r: r.pool):
             members = list(own)
             found += zip(members, _compared(members, self.parents[run]), strict=True)
@@ -157,8 +157,7 @@ def rank_correlation(
 def transfer(result: Result, base: Result) -> Simultaneous:
     """The difference to the base on the task that no run is trained on."""
     [task] = [name for name in result.held if name not in SKILLS]
-    made = simultaneous_estimate({"": scores_of(result.held)}, scores_of(base.held), [task])
-    return made[""]
+    return simultaneous_estimate({"": scores_of(result.held)}, scores_of(base.held), [task])[""]
 
 
 def _compared(own: Iterable[Result], reference: Result) -> list[Simultaneous]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import mergeops
 from benchmarks.study.questions import SKILLS, TRANSFER
 from benchmarks.study.results import Answers, Result, answers_of
+from benchmarks.study.training import one_thread
 from mergeops.api.recipes import as_recipe
 from mergeops.errors import MergeopsError
 from mergeops.methods import get
@@ -43,17 +46,48 @@ class Case:
         return self.kind, self.name, self.pool
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a study is made."""
+
+    folder: Path
+    """Absolute; merges are made below it and removed when they are judged."""
+    base: Path
+    """The model that all runs started from."""
+    tasks: Path
+    """Folder of the tasks, absolute."""
+
+
+def judge_cases(place: Place, cases: Sequence[Case], at_once: int) -> Iterator[Result]:
+    """Judge, in processes of one thread each; results come as they are there."""
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, fresh, _begin, (place,)) as pool:
+        for ended in as_completed([pool.submit(_judge_here, case) for case in cases]):
+            yield ended.result()
+
+
+def _begin(place: Place) -> None:
+    one_thread()
+    _judges.append(Judge(place))
+
+
+def _judge_here(case: Case) -> Result:
+    return _judges[0].judge(case)
+
+
+_judges: list[Judge] = []
+"""The one of a worker process, which keeps the tasks loaded."""
+
+
 class Judge:
     """Makes models, and asks them the questions.
 
     Args:
-        folder: of the study; merges are made below it and removed when they are judged.
-        base: the model that all runs started from.
-        tasks: folder of the tasks.
+        place: where.
     """
 
-    def __init__(self, folder: Path, base: Path, tasks: Path) -> None:
-        self.folder, self.base, self.tasks = folder.resolve(), base, tasks.resolve()
+    def __init__(self, place: Place) -> None:
+        self.folder, self.base, self.tasks = place.folder, place.base, place.tasks
         self._tools: dict[tuple[str, ...], Tools] = {}
 
     def judge(self, case: Case) -> Result:
@@ -100,8 +134,7 @@ class Judge:
             pool=case.pool,
             sources=tuple(case.sources),
             dev={} if case.method else self._answers(path, "dev", SKILLS),
-            held=self._answers(path, "confirm", SKILLS)
-            | self._answers(path, "confirm", (TRANSFER,)),
+            held=self._held(path, with_transfer=case.kind in ("parent", "default")),
             merge_cpu_s=round(cpu, 1),
             merge_wall_s=round(wall, 1),
             score_cpu_s=round(time.process_time() - began, 1),
@@ -125,8 +158,7 @@ class Judge:
             pool=case.pool,
             sources=tuple(case.sources),
             dev=answers_of(best.scores),
-            held=self._answers(best.checkpoint, "confirm", SKILLS)
-            | self._answers(best.checkpoint, "confirm", (TRANSFER,)),
+            held=self._held(best.checkpoint, with_transfer=True),
             merge_cpu_s=round(found.report["cost"]["merge_seconds"], 1),
             score_cpu_s=round(spent, 1),
             bytes_read=found.report["cost"]["bytes_read"],
@@ -138,6 +170,10 @@ class Judge:
                 "trials": len(found.report["trials"]),
             },
         )
+
+    def _held(self, path: Path, *, with_transfer: bool) -> Answers:
+        own = self._answers(path, "confirm", SKILLS)
+        return {**own, **self._answers(path, "confirm", (TRANSFER,))} if with_transfer else own
 
     def _answers(self, path: Path, part: str, tasks: tuple[str, ...]) -> Answers:
         if tasks not in self._tools:

@@ -45,19 +45,20 @@ def train_all(
     waiting = [run for run in RUNS if not (out / run.name).is_dir()]
     out.mkdir(parents=True, exist_ok=True)
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_once, mp_context=fresh) as pool:
+    with ProcessPoolExecutor(at_once, fresh, one_thread) as pool:
         needed = {run: {skill: items[skill] for skill in run.skills} for run in waiting}
         begun = [
-            pool.submit(_train_whole, run, base, needed[run], out, steps, batch) for run in waiting
+            pool.submit(train_one, run, base, needed[run], out, steps, batch) for run in waiting
         ]
         for ended in as_completed(begun):
             yield ended.result()
 
 
-def facts_of(out: Path, run: StudyRun) -> dict[str, Any]:
-    """Steps, seconds and losses of a finished run."""
-    facts: dict[str, Any] = json.loads((out / run.name / "facts.json").read_text())
-    return facts
+def one_thread() -> None:
+    """What a process of several begins with."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def last_checkpoint(out: Path, run: StudyRun) -> Path:
@@ -71,7 +72,7 @@ def checkpoints_of(out: Path, run: StudyRun) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _train_whole(
+def train_one(
     run: StudyRun,
     base: Path,
     items: Mapping[str, list[Item]],
@@ -79,9 +80,12 @@ def _train_whole(
     steps: int,
     batch: int,
 ) -> dict[str, Any]:
-    import torch
+    """Train a run, from its first step; give its steps, processor seconds and losses.
 
-    torch.set_num_threads(1)
+    Args:
+        run: which.
+        base: as of ``train_all``, as are the others.
+    """
     partial = out / f".{run.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -126,7 +130,7 @@ def _train(
             ).last_hidden_state
             logits = model.lm_head(hidden[:, :-1][learnt])
         loss = torch.nn.functional.cross_entropy(logits.float(), labels[learnt])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
