@@ -44,9 +44,10 @@ def merges(runs: Path, results: Iterable[Result], prompts: Mapping[str, Path]) -
     few = {run.name: everything[run.name] for run in best_of_groups(order)}
     quick = [m for m in names() if m not in LEFT_OUT and is_quick(m)]
     first = [m for m in REFERENCES if m in quick]
-    for method in (*first, *(m for m in quick if m not in first)):
-        yield _default(method, ALL, everything, order)
+    yield from (_default(method, ALL, everything, order) for method in first)
     yield from windows(runs)
+    others = (method for method in quick if method not in first)
+    yield from (_default(method, ALL, everything, order) for method in others)
     yield from leave_one_out(everything)
     slow = [m for m in names() if m not in LEFT_OUT and not is_quick(m)]
     for method in (*REFERENCES, *slow):
