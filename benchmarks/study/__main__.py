@@ -52,6 +52,12 @@ def main() -> None:
 @click.option(
     "--search", "searched", multiple=True, help="A method that is searched; none: all quick ones."
 )
+@click.option(
+    "--transfer/--no-transfer",
+    default=True,
+    show_default=True,
+    help="Ask merges the task that no run is trained on, too.",
+)
 @click.option("--at-once", default=2, show_default=True, help="Processes, of one thread each.")
 def run(
     folder: Path,
@@ -61,6 +67,7 @@ def run(
     items: int,
     trials: int,
     searched: tuple[str, ...],
+    transfer: bool,
     at_once: int,
 ) -> None:
     """Train, merge and judge below FOLDER. Killed anywhere, the same command goes on."""
@@ -78,7 +85,7 @@ def run(
         click.echo(f"{facts['run']}: {facts['steps']} steps, {facts['cpu_s']} processor seconds")
     questions.write_tasks(folder / "tasks", questions.read_items(data, "test"), items)
     results = ResultsFile(folder / "results.jsonl")
-    place = Place(folder.resolve(), base, folder.resolve() / "tasks")
+    place = Place(folder.resolve(), base, folder.resolve() / "tasks", transfer)
     _judge_all(place, results, cases.parents(runs, base), at_once)
     if not any(result.kind == "inspect" for result in results):
         everything = {run.name: training.last_checkpoint(runs, run) for run in RUNS}

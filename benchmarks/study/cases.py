@@ -45,10 +45,14 @@ def merges(runs: Path, results: Iterable[Result], prompts: Mapping[str, Path]) -
     quick = [m for m in names() if m not in LEFT_OUT and is_quick(m)]
     first = [m for m in REFERENCES if m in quick]
     yield from (_default(method, ALL, everything, order) for method in first)
+    # What failed runs give is a question of its own; what the others give can wait.
+    without = list(leave_one_out(everything))
+    failed = {run.name for run in RUNS if run.failure}
+    yield from (case for case in without if case.name in failed)
     yield from windows(runs)
     others = (method for method in quick if method not in first)
     yield from (_default(method, ALL, everything, order) for method in others)
-    yield from leave_one_out(everything)
+    yield from (case for case in without if case.name not in failed)
     slow = [m for m in names() if m not in LEFT_OUT and not is_quick(m)]
     for method in (*REFERENCES, *slow):
         case = _default(method, FEW, few, order)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.study.cases import ALL, FEW, by_dev, mean
-from benchmarks.study.questions import SKILLS
+from benchmarks.study.questions import SKILLS, TRANSFER
 from benchmarks.study.results import Result, scores_of
 from mergeops.scores import Simultaneous, simultaneous_estimate
 
@@ -154,10 +154,12 @@ def rank_correlation(
     return float(spearmanr(a, b).statistic), float(low), float(high)
 
 
-def transfer(result: Result, base: Result) -> Simultaneous:
-    """The difference to the base on the task that no run is trained on."""
-    [task] = [name for name in result.held if name not in SKILLS]
-    return simultaneous_estimate({"": scores_of(result.held)}, scores_of(base.held), [task])[""]
+def transfer(result: Result, base: Result) -> Simultaneous | None:
+    """The difference to the base on the task that no run is trained on, where it was asked."""
+    if TRANSFER not in result.held:
+        return None
+    own, reference = scores_of(result.held), scores_of(base.held)
+    return simultaneous_estimate({"": own}, reference, [TRANSFER])[""]
 
 
 def _compared(own: Iterable[Result], reference: Result) -> list[Simultaneous]:

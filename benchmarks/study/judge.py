@@ -56,6 +56,8 @@ class Place:
     """The model that all runs started from."""
     tasks: Path
     """Folder of the tasks, absolute."""
+    asks_transfer: bool = True
+    """Whether merges are asked the task that no run is trained on, as runs are."""
 
 
 def judge_cases(place: Place, cases: Sequence[Case], at_once: int) -> Iterator[Result]:
@@ -88,6 +90,7 @@ class Judge:
 
     def __init__(self, place: Place) -> None:
         self.folder, self.base, self.tasks = place.folder, place.base, place.tasks
+        self.asks_transfer = place.asks_transfer
         self._tools: dict[tuple[str, ...], Tools] = {}
 
     def judge(self, case: Case) -> Result:
@@ -134,7 +137,7 @@ class Judge:
             pool=case.pool,
             sources=tuple(case.sources),
             dev={} if case.method else self._answers(path, "dev", SKILLS),
-            held=self._held(path, with_transfer=case.kind in ("parent", "default")),
+            held=self._held(path, with_transfer=self._asks_transfer(case)),
             merge_cpu_s=round(cpu, 1),
             merge_wall_s=round(wall, 1),
             score_cpu_s=round(time.process_time() - began, 1),
@@ -158,7 +161,7 @@ class Judge:
             pool=case.pool,
             sources=tuple(case.sources),
             dev=answers_of(best.scores),
-            held=self._held(best.checkpoint, with_transfer=True),
+            held=self._held(best.checkpoint, with_transfer=self._asks_transfer(case)),
             merge_cpu_s=round(found.report["cost"]["merge_seconds"], 1),
             score_cpu_s=round(spent, 1),
             bytes_read=found.report["cost"]["bytes_read"],
@@ -170,6 +173,11 @@ class Judge:
                 "trials": len(found.report["trials"]),
             },
         )
+
+    def _asks_transfer(self, case: Case) -> bool:
+        if case.kind == "parent":
+            return True
+        return self.asks_transfer and case.kind in ("default", "search")
 
     def _held(self, path: Path, *, with_transfer: bool) -> Answers:
         own = self._answers(path, "confirm", SKILLS)

@@ -76,7 +76,7 @@ def _comparison(study: Study, rows: Sequence[Row], title: str) -> str:
                 f"`{result.name}`" + (f" ({result.pool})" if few else ""),
                 f"{row.held:.3f}",
                 *(f"{_difference(each)} {finding(each)}" for each in row.against.values()),
-                _difference(moved),
+                _difference(moved) if moved else "-",
                 f"{result.merge_cpu_s:.0f}",
                 f"{result.bytes_read / 1e9:.2f} / {result.bytes_written / 1e9:.2f}",
             ]
