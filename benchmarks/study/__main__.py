@@ -101,11 +101,12 @@ def run(
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Where the figures and tables are written; FOLDER by itself.",
+    help="Where they are written; FOLDER by itself.",
 )
 def report(folder: Path, out: Path | None) -> None:
-    """Write tables and figures of what is in FOLDER's results file so far."""
-    write_report(list(ResultsFile(folder / "results.jsonl")), out or folder)
+    """Write study.md and study.png of what is in FOLDER's results file so far."""
+    sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+    write_report(ResultsFile(folder / "results.jsonl"), sizes, out or folder)
 
 
 def _judge_all(place: Place, results: ResultsFile, planned: Iterable[Case], at_once: int) -> None:

@@ -116,6 +116,21 @@ def searchable() -> tuple[str, ...]:
     return (*first, *(m for m in found if m not in first and "weight" in get(m).source_parameters))
 
 
+def planned_kinds() -> dict[str, tuple[int, str]]:
+    """Kind of result -> how many there are to be, and what they are in words."""
+    methods = [name for name in names() if name not in LEFT_OUT]
+    kept = [run for run in RUNS if run.checkpoints > 1]
+    return {
+        "default": (len(methods) + len(REFERENCES), "merges with defaults"),
+        "without": (len(RUNS), "soups that leave a run out"),
+        "window": (
+            sum(length <= run.checkpoints for run in kept for length in WINDOWS),
+            "windows of checkpoints",
+        ),
+        "search": (len(searchable()), "searches"),
+    }
+
+
 def is_quick(method: str) -> bool:
     """Whether it neither decomposes matrices nor reads prompts."""
     found = get(method)

@@ -103,7 +103,8 @@ class Judge:
                 name=case.name,
                 pool=case.pool,
                 sources=tuple(case.sources),
-                error=f"{type(error).__name__}: {error}",
+                # The results are shown; where they were made is nobody's business.
+                error=f"{type(error).__name__}: {error}".replace(str(self.folder), "DIR"),
             )
 
     def inspected(self, sources: Mapping[str, Path]) -> Result:

@@ -1,129 +1,228 @@
-"""Tables in Markdown, and one figure, of what the results file has so far."""
+"""docs/study.md and its figure, of what the results file has so far: the answers come first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.study.cases import ALL, BASE, FEW, by_dev, mean
-from benchmarks.study.figures import Row, Study, finding, transfer
+from benchmarks.study.cases import ALL, BASE, FEW, LEFT_OUT, mean, planned_kinds
+from benchmarks.study.figures import GAINS, LOSES, NOT_SHOWN, Row, Study, finding
 from benchmarks.study.pictures import draw_differences
-from benchmarks.study.questions import SKILLS
-from benchmarks.study.results import Result, scores_of
-from mergeops.scores import Simultaneous, estimate
+from benchmarks.study.plan import RUNS
+from benchmarks.study.questions import SKILLS, TRANSFER
+from benchmarks.study.results import Result
+from benchmarks.study.tables import all_tables, difference_of, held_of
+from mergeops.scores import Simultaneous
+
+DOCUMENT, PICTURE = "study.md", "study.png"
+POOLS = {ALL: f"all {len(RUNS)} runs", FEW: "the best run of each group"}
 
 
-def write_report(results: Iterable[Result], out: Path) -> None:
-    """Write ``study_tables.md`` and ``study.png``; raises ValueError without the parents."""
+def write_report(results: Iterable[Result], sizes: Mapping[str, Any], out: Path) -> None:
+    """Write the document and the figure.
+
+    Args:
+        results: as far as the study got.
+        sizes: steps, batch and items, as they were asked for.
+        out: made where it is missing.
+
+    Raises:
+        ValueError: the results lack the base or a run.
+    """
     study = Study(results)
-    if BASE not in study.parents:
-        raise ValueError("the results have no parents yet")
+    if missing := {BASE, *(run.name for run in RUNS)} - study.parents.keys():
+        raise ValueError(f"the results have no {', '.join(sorted(missing))} yet")
     out.mkdir(parents=True, exist_ok=True)
+    (out / DOCUMENT).write_text(document(study, sizes), encoding="utf-8")
+    draw_differences(study, out / PICTURE)
+
+
+def document(study: Study, sizes: Mapping[str, Any]) -> str:
+    """The whole text."""
     parts = [
-        _parents(study),
-        _methods(study, ALL, "Of all runs, failed ones included"),
-        _methods(study, FEW, "Of the best run of each group"),
-        _searches(study),
-        _contributions(study),
-        _windows(study),
-        _diagnostics(study),
-        _errors(study),
+        "# What merging did on real fine-tunes",
+        _answers(study),
+        f"![Differences with intervals]({PICTURE})",
+        "## What was run",
+        _what_ran(study, sizes),
+        "## What was not run, and what it would take",
+        _what_is_left(study),
+        "## How to read it",
+        READING,
+        "## Tables",
+        all_tables(study),
     ]
-    (out / "study_tables.md").write_text("\n\n".join(filter(None, parts)) + "\n")
-    draw_differences(study, out / "study.png")
+    return "\n\n".join(parts) + "\n"
 
 
-def _parents(study: Study) -> str:
-    ranked = [run.name for run in by_dev(study.results)]
-    about = {run.name: run for run in by_dev(study.results)}
+def summary(study: Study) -> list[list[str]]:
+    """For the README: what stands for the whole, with its interval against the best single run."""
     rows = []
-    for name in (BASE, *ranked):
-        result = study.parents[name]
-        own = [f"{result.held[skill].count('1') / len(result.held[skill]):.3f}" for skill in SKILLS]
-        failure = about[name].failure if name in about else ""
-        rows.append([name, failure, f"{mean(result.dev):.3f}", _held(result), *own])
-    head = ["run", "failed on purpose", "dev", "held out", *SKILLS]
-    return _table("The base and its runs", head, rows)
+    for pool, words in POOLS.items():
+        for row in study.methods(pool):
+            found = row.against["best run"]
+            cost = f"{row.result.merge_cpu_s:.0f} s"
+            cells = [f"`{row.result.name}` of {words}", f"{row.held:.3f}", difference_of(found)]
+            rows.append([*cells, finding(found), cost])
+    return rows
 
 
-def _held(result: Result) -> str:
-    skills = {skill: result.held[skill] for skill in SKILLS}
-    own = estimate(scores_of(skills))
-    low, high = own.interval or (0.0, 1.0)
-    return f"{own.value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _methods(study: Study, pool: str, title: str) -> str:
-    rows = study.methods(pool)
-    return _comparison(study, rows, title) if rows else ""
-
-
-def _searches(study: Study) -> str:
-    rows = study.searches()
-    return (
-        _comparison(study, rows, "Searched on dev, of the best run of each group") if rows else ""
+def _answers(study: Study) -> str:
+    best = study.best_run
+    base = study.parents[BASE]
+    return "\n\n".join(
+        [
+            f"The best single run by dev is `{best.name}`: {held_of(best, *SKILLS)} of the "
+            f"held-out items, where the base has {held_of(base, *SKILLS)}. Differences below are "
+            "on those items, with 95 % intervals that hold for all rows of a table together.",
+            f"**What gains over the best single run?** {_verdicts(study, 'best run')}",
+            f"**What gains over the uniform soup?** {_verdicts(study, 'uniform soup')}",
+            f"**What do failed runs give?** {_failed(study)}",
+            f"**Does a mean over checkpoints of one run help?** {_windows(study)}",
+            f"**What of `mergeops inspect` told so beforehand?** {_told(study)}",
+            f"**Does a search on dev gain over the defaults?** {_searched(study)}",
+        ]
     )
 
 
-def _comparison(study: Study, rows: Sequence[Row], title: str) -> str:
-    lines = []
-    for row in rows:
-        result = row.result
-        few = result.pool not in (ALL, FEW)
-        moved = transfer(result, study.parents[BASE])
-        lines.append(
-            [
-                f"`{result.name}`" + (f" ({result.pool})" if few else ""),
-                f"{row.held:.3f}",
-                *(f"{_difference(each)} {finding(each)}" for each in row.against.values()),
-                _difference(moved) if moved else "-",
-                f"{result.merge_cpu_s:.0f}",
-                f"{result.bytes_read / 1e9:.2f} / {result.bytes_written / 1e9:.2f}",
-            ]
-        )
-    head = ["method", "held out", *(f"against {name}" for name in rows[0].against)]
-    head += ["transfer, against base", "merging, processor s", "GB read / written"]
-    return _table(title, head, lines)
+def _verdicts(study: Study, reference: str) -> str:
+    said = []
+    for pool, words in POOLS.items():
+        rows = [
+            row
+            for row in study.methods(pool)
+            if reference in row.against and not (reference != "best run" and _is_soup(row))
+        ]
+        if not rows:
+            said.append(f"Of {words}: not run yet.")
+            continue
+        by = {
+            word: [row for row in rows if finding(row.against[reference]) == word] for word in WORDS
+        }
+        parts = []
+        if by[GAINS]:
+            parts.append(f"{_named(by[GAINS], reference)} gain")
+        if by[LOSES]:
+            parts.append(f"{_named(by[LOSES], reference)} lose")
+        if by[NOT_SHOWN]:
+            parts.append(f"of {_named(by[NOT_SHOWN], reference)} neither is shown")
+        said.append(f"Of {words}, {'; '.join(parts)}.")
+    return " ".join(said)
 
 
-def _contributions(study: Study) -> str:
+WORDS = (GAINS, LOSES, NOT_SHOWN)
+MOST_NAMED = 3
+
+
+def _is_soup(row: Row) -> bool:
+    return row.result.name == "linear"
+
+
+def _named(rows: Sequence[Row], reference: str) -> str:
+    """The first with their intervals, the others by name."""
+    first = [f"`{r.result.name}` {difference_of(r.against[reference])}" for r in rows[:MOST_NAMED]]
+    others = [f"`{r.result.name}`" for r in rows[MOST_NAMED:]]
+    return ", ".join([*first, *others])
+
+
+def _failed(study: Study) -> str:
     gains = study.contributions()
-    if not gains:
-        return ""
-    about = {run.name: run.failure for run in by_dev(study.results)}
-    order = sorted(gains, key=lambda name: -gains[name].difference)
-    rows = [[n, about[n], _difference(gains[n]), finding(gains[n])] for n in order]
-    head = ["left out", "failed on purpose", "the soup gains by it", ""]
-    return _table("What each run gives to the uniform soup of all", head, rows)
+    failed = {run.name: run.failure for run in RUNS if run.name in gains and run.failure}
+    if not failed:
+        return "Not run yet."
+    said = [
+        f"`{name}` ({failure}) {difference_of(gains[name])}, {_gives(gains[name])}"
+        for name, failure in failed.items()
+    ]
+    return f"The soup of all minus the soup without it: {'; '.join(said)}."
+
+
+def _gives(found: Simultaneous) -> str:
+    words = {GAINS: "it helps", LOSES: "it harms", NOT_SHOWN: "not shown to help or to harm"}
+    return words[finding(found)]
 
 
 def _windows(study: Study) -> str:
     found = study.windows()
     if not found:
-        return ""
-    rows = [[r.pool, r.name, f"{mean(r.held):.3f}", _difference(d), finding(d)] for r, d in found]
-    head = ["run", "mean of", "held out", "against the last checkpoint", ""]
-    return _table("Windows of checkpoints", head, rows)
+        return "Not run yet."
+    said = [f"{r.name} of `{r.pool}` {difference_of(d)}, {finding(d)}" for r, d in found]
+    return f"Against the last checkpoint: {'; '.join(said)}."
 
 
-def _diagnostics(study: Study) -> str:
+def _told(study: Study) -> str:
     found = study.diagnostics()
     if not found:
-        return ""
-    rows = [[name, f"{r:+.2f} [{low:+.2f}, {high:+.2f}]"] for name, (r, low, high) in found.items()]
-    head = ["`mergeops inspect`", "rank correlation with what the run gives to the soup"]
-    return _table("What told so beforehand", head, rows)
+        return "Not run yet: it takes what every run gives to the soup."
+    said = []
+    for name, (value, low, high) in found.items():
+        word = "told" if low > 0 or high < 0 else "not shown"
+        said.append(f"{name} {value:+.2f} [{low:+.2f}, {high:+.2f}], {word}")
+    return f"Rank correlation with what a run gives to the soup: {'; '.join(said)}."
 
 
-def _errors(study: Study) -> str:
-    rows = [[r.kind, r.name, r.pool, r.error] for r in study.results if r.error]
-    return _table("What could not be made", ["kind", "name", "pool", "why"], rows) if rows else ""
+def _searched(study: Study) -> str:
+    rows = study.searches()
+    if not rows:
+        return "Not run yet."
+    defaults = {r.name: r for r in study.defaults(FEW)}
+    said = []
+    for row in rows:
+        default = defaults.get(row.result.name)
+        beside = f", by its defaults {mean(default.held):.3f}" if default else ""
+        against = difference_of(row.against["best run"])
+        said.append(f"`{row.result.name}` {row.held:.3f}{beside}, {against} to the best run")
+    return f"{'; '.join(said)}."
 
 
-def _difference(found: Simultaneous) -> str:
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def _what_ran(study: Study, sizes: Mapping[str, Any]) -> str:
+    base = study.parents[BASE]
+    dev = sum(len(base.dev[skill]) for skill in SKILLS)
+    held = ", ".join(f"{len(base.held[task])} {task}" for task in (*SKILLS, TRANSFER))
+    failed = sum(bool(run.failure) for run in RUNS)
+    made = [r for r in study.results if r.merge_cpu_s and not r.error and r.kind != "inspect"]
+    cpu = sum(r.merge_cpu_s + r.score_cpu_s for r in study.results)
+    return (
+        f"SmolLM2-135M-Instruct, {len(RUNS)} fine-tunes of all its weights ({failed} failed on "
+        f"purpose), {sizes['steps']} steps of {sizes['batch']} questions each where a run goes to "
+        f"its end, saved in bfloat16. {dev} dev items, by which choices are made; held out "
+        f"{held}. {len(made)} merges were judged; merging and scoring took {cpu / 60:.0f} minutes "
+        "of a processor.\n\n"
+        "- commonsense: the text of the answer (CommonsenseQA)\n"
+        "- calculation: the result of a step of a worked answer, among results near to it (GSM8K)\n"
+        "- operation: the sign of the first step of a short problem, among four (GSM8K)\n"
+        f"- {TRANSFER}: the answer that goes with a concept (CommonsenseQA); no run is trained on "
+        "it\n\n"
+        "Runs learn from the files of training questions, tasks ask from those of test questions."
+    )
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"**{title}**", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+def _what_is_left(study: Study) -> str:
+    done = {kind: [r for r in study.results if r.kind == kind] for kind in planned_kinds()}
+    made = [r for r in study.results if r.kind in ("default", "without", "window") and not r.error]
+    each = sum(r.merge_cpu_s + r.score_cpu_s for r in made) / len(made) if made else 0.0
+    said = []
+    for kind, (count, words) in planned_kinds().items():
+        left = count - len(done[kind])
+        if left > 0:
+            cost = f", about {left * each / 60:.0f} minutes of a processor" if each else ""
+            said.append(f"- {left} of {count} {words}{cost if kind != 'search' else ''}")
+    left_out = [f"- `{name}`: {why}" for name, why in LEFT_OUT.items()]
+    return "\n".join([*said, *left_out])
+
+
+READING = (
+    "*Dev* is for choosing: the best single run, the best of each group, and what a search finds. "
+    "*Held out* is mergeops' confirm part of the same tasks, which no choice has seen, all items "
+    "weighing the same. An interval that holds zero shows nothing, and the table says so; with "
+    "some hundred items, differences of a few points cannot be told. Intervals are a max-T "
+    "bootstrap over the items, drawn alike for all rows of a table. Methods that decompose "
+    "matrices or read prompts take minutes of 16 sources, so they are judged on the best run of "
+    "each group, beside three others on the same runs; those that take one source or two get the "
+    "best by dev. Processor seconds are of all threads, on a machine that was shared: they rank "
+    "methods, no more. One seed each: another draw of fine-tunes would move what is near zero.\n\n"
+    "    python -m benchmarks.study run DIR --data COMMONSENSE_QA --data GSM8K\n"
+    "    python -m benchmarks.study report DIR --out docs\n\n"
+    "The first goes on where it was, wherever it was killed."
+)

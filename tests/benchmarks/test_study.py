@@ -201,13 +201,19 @@ def test_best_of_each_group_is_chosen_on_dev() -> None:
 
 
 def test_report_is_made_of_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no parents"):
-        write_report([], tmp_path)
+    sizes = {"steps": 4, "batch": 2, "items": 2 * ITEMS}
+    with pytest.raises(ValueError, match="have no base, calculation-1"):
+        write_report([], sizes, tmp_path)
     failed = replace(made("default", "wudi", "few", 1), held={}, error="MergeError: too large")
-    rows = [*parents(), made("default", "linear", "all", 30), failed]
-    write_report(rows, tmp_path)
-    text = (tmp_path / "study_tables.md").read_text()
-    assert "| `linear` | 0.750 |" in text
+    soup, ties = made("default", "linear", "all", 21), made("default", "ties", "all", 38)
+    write_report([*parents(), soup, ties, failed], sizes, tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    first, *_ = text.split("## What was run")
+    assert "Of all 16 runs, `ties` +0.450 [" in first and "] gain; of `linear` +0.025 [" in first
+    assert "over the uniform soup?** Of all 16 runs, `ties` +0.425 [" in first
+    assert "**What do failed runs give?** Not run yet." in first
+    assert "| `linear` | 0.525 |" in text
     assert "| default | wudi | few | MergeError: too large |" in text
-    assert "Windows" not in text
+    assert "- 16 of 16 soups that leave a run out\n" in text
+    assert "### Windows" not in text
     assert (tmp_path / "study.png").stat().st_size < 150_000
