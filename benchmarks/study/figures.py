@@ -171,5 +171,5 @@ def _compared(own: Iterable[Result], reference: Result) -> list[Simultaneous]:
 
 def _pair_mean(pairs: Mapping[str, Any], name: str) -> float:
     """Over the pairs that a source is in."""
-    own = [value for pair, value in pairs.items() if name in pair.split("|")]
+    own: list[float] = [value for pair, value in pairs.items() if name in pair.split("|")]
     return sum(own) / len(own)
