@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.study.judge import Case
 from benchmarks.study.plan import RUNS, StudyRun
 from benchmarks.study.questions import SKILLS
-from benchmarks.study.results import Answers, Result
+from benchmarks.study.results import Answers, Result, scores_of
 from benchmarks.study.training import checkpoints_of, last_checkpoint
 from mergeops.methods import get, names
+from mergeops.scores import compare
 
 BASE = "base"
 ALL = "all"
 """The pool of all runs, failed ones included."""
+SOUND = "sound"
+"""The pool of the runs that are not shown to be worse than the base, by dev."""
 FEW = "few"
 """The pool of the best run of each group, by dev."""
 WINDOWS = (2, 4, 8)
@@ -31,8 +35,8 @@ def parents(runs: Path, base: Path) -> Iterator[Case]:
         yield Case(kind="parent", name=run.name, sources={run.name: last_checkpoint(runs, run)})
 
 
-def merges(runs: Path, results: Iterable[Result], prompts: Mapping[str, Path]) -> Iterator[Case]:
-    """Merges with defaults: what is quick of all runs, what decomposes matrices of few.
+def merges(runs: Path, results: Sequence[Result], prompts: Mapping[str, Path]) -> Iterator[Case]:
+    """Merges with defaults: what is quick of many runs, what decomposes matrices of few.
 
     Args:
         runs: what was trained.
@@ -42,26 +46,29 @@ def merges(runs: Path, results: Iterable[Result], prompts: Mapping[str, Path]) -
     order = by_dev(results)
     everything = {run.name: last_checkpoint(runs, run) for run in RUNS}
     few = {run.name: everything[run.name] for run in best_of_groups(order)}
+    sound = {run.name: everything[run.name] for run in not_worse(results)}
     quick = [m for m in names() if m not in LEFT_OUT and is_quick(m)]
     first = [m for m in REFERENCES if m in quick]
+    others = [m for m in quick if m not in first]
+    slow = [m for m in names() if m not in LEFT_OUT and not is_quick(m)]
+    without = list(leave_one_out(everything, ALL))
+    failed = {run.name for run in RUNS if run.failure}
     yield from (_default(method, ALL, everything, order) for method in first)
     # What failed runs give is a question of its own; what the others give can wait.
-    without = list(leave_one_out(everything))
-    failed = {run.name for run in RUNS if run.failure}
     yield from (case for case in without if case.name in failed)
     yield from windows(runs)
-    others = (method for method in quick if method not in first)
-    yield from (_default(method, ALL, everything, order) for method in others)
-    yield from (case for case in without if case.name not in failed)
-    slow = [m for m in names() if m not in LEFT_OUT and not is_quick(m)]
+    yield from (_default(method, SOUND, sound, order) for method in (*first, *others))
     for method in (*REFERENCES, *slow):
         case = _default(method, FEW, few, order)
         if get(method).activations:
             own = {run.name: prompts[run.group] for run in RUNS if run.name in few}
-            case = Case(
-                kind="default", name=method, pool=FEW, method=method, sources=few, prompts=own
-            )
+            case = replace(case, prompts=own)
         yield case
+    yield from (case for case in without if case.name not in failed)
+    yield from leave_one_out(sound, SOUND)
+    # One source or two are the best by dev, of whatever pool.
+    any_number = [method for method in others if get(method).max_sources is None]
+    yield from (_default(method, ALL, everything, order) for method in any_number)
 
 
 def windows(runs: Path) -> Iterator[Case]:
@@ -77,11 +84,11 @@ def windows(runs: Path) -> Iterator[Case]:
                 )
 
 
-def leave_one_out(everything: Mapping[str, Path]) -> Iterator[Case]:
-    """The uniform soup without each of its runs."""
-    for left_out in everything:
-        rest = {name: path for name, path in everything.items() if name != left_out}
-        yield Case(kind="without", name=left_out, pool=ALL, method="linear", sources=rest)
+def leave_one_out(sources: Mapping[str, Path], pool: str) -> Iterator[Case]:
+    """The uniform soup of a pool without each of its runs."""
+    for left_out in sources:
+        rest = {name: path for name, path in sources.items() if name != left_out}
+        yield Case(kind="without", name=left_out, pool=pool, method="linear", sources=rest)
 
 
 def searches(
@@ -119,10 +126,14 @@ def searchable() -> tuple[str, ...]:
 def planned_kinds() -> dict[str, tuple[int, str]]:
     """Kind of result -> how many there are to be, and what they are in words."""
     methods = [name for name in names() if name not in LEFT_OUT]
+    of_many = [name for name in methods if is_quick(name) and get(name).max_sources is None]
     kept = [run for run in RUNS if run.checkpoints > 1]
     return {
-        "default": (len(methods) + len(REFERENCES), "merges with defaults"),
-        "without": (len(RUNS), "soups that leave a run out"),
+        "default": (
+            len(methods) + len(of_many) + len(REFERENCES),
+            "merges with defaults",
+        ),
+        "without": (2 * len(RUNS), "soups that leave a run out, at most"),
         "window": (
             sum(length <= run.checkpoints for run in kept for length in WINDOWS),
             "windows of checkpoints",
@@ -135,6 +146,12 @@ def is_quick(method: str) -> bool:
     """Whether it neither decomposes matrices nor reads prompts."""
     found = get(method)
     return not found.takes_matrices and not found.activations
+
+
+def not_worse(results: Iterable[Result]) -> list[StudyRun]:
+    """The runs without those whose difference to the base on dev has an interval below zero."""
+    parents = {r.name: scores_of(r.dev) for r in results if r.kind == "parent"}
+    return [run for run in RUNS if compare(parents[run.name], parents[BASE]).high >= 0]
 
 
 def by_dev(results: Iterable[Result]) -> list[StudyRun]:

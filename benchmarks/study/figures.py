@@ -7,13 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.study.cases import ALL, FEW, by_dev, mean
+from benchmarks.study.cases import ALL, FEW, SOUND, by_dev, mean
+from benchmarks.study.plan import RUNS
 from benchmarks.study.questions import SKILLS, TRANSFER
 from benchmarks.study.results import Result, scores_of
 from mergeops.scores import Simultaneous, simultaneous_estimate
 
 GAINS, LOSES, NOT_SHOWN = "gains", "loses", "not shown"
 SOUP = "linear"
+"""The method that makes the uniform soup."""
+BEST, UNIFORM = "best run", "uniform soup"
+"""What methods are held to."""
 DRAWS = 4000
 
 
@@ -55,23 +59,23 @@ class Study:
     def methods(self, pool: str) -> list[Row]:
         """Every method on a pool, best on the held-out items first.
 
-        Those of one source or two are with the pool of all runs, as they choose from it.
+        Those of one source or two are with the sound runs, as they take the best of them.
         """
-        pools = (pool, "best", "best 2") if pool == ALL else (pool,)
+        pools = (pool, "best", "best 2") if pool == SOUND else (pool,)
         own, soup = self.defaults(*pools), self.soup(pool)
-        references = {"best run": self.best_run, **({"uniform soup": soup} if soup else {})}
+        references = {BEST: self.best_run, **({UNIFORM: soup} if soup else {})}
         return self._rows(own, references)
 
     def searches(self) -> list[Row]:
         """What searches chose, beside the defaults of the same pool."""
         soup = self.soup(FEW)
-        references = {"best run": self.best_run, **({"uniform soup": soup} if soup else {})}
+        references = {BEST: self.best_run, **({UNIFORM: soup} if soup else {})}
         return self._rows(self._made("search"), references)
 
-    def contributions(self) -> dict[str, Simultaneous]:
-        """Run -> the soup of all minus the soup without it."""
-        soup = self.soup(ALL)
-        others = {r.name: r for r in self._made("without")}
+    def contributions(self, pool: str) -> dict[str, Simultaneous]:
+        """Run -> the soup of a pool minus the soup without it."""
+        soup = self.soup(pool)
+        others = {r.name: r for r in self._made("without") if r.pool == pool}
         if soup is None or not others:
             return {}
         # Without minus whole, turned round: the whole is what stands beside each of the others.
@@ -98,10 +102,11 @@ class Study:
 
     def diagnostics(self) -> dict[str, tuple[float, float, float]]:
         """What ``mergeops inspect`` says of a run -> its rank correlation with what the run
-        contributes to the soup, and an interval; the intervals hold together."""
-        gains = self.contributions()
+        contributes to the soup, and an interval; the intervals hold together. Nothing before every
+        run was left out once."""
+        gains = self.contributions(ALL)
         seen = next((r.details for r in self.results if r.kind == "inspect"), None)
-        if seen is None or len(gains) < 4:
+        if seen is None or len(gains) < len(RUNS):
             return {}
         names = list(gains)
         values = {

@@ -191,7 +191,10 @@ class Judge:
         return answers_of(self._tools[tasks].score(path.name, path, part))
 
     def _recipe(
-        self, sources: Mapping[str, Path], method: str, prompts: Mapping[str, Path]
+        self,
+        sources: Mapping[str, Path],
+        method: str,
+        prompts: Mapping[str, Path],
     ) -> dict[str, Any]:
         needs_base = get(method).needs_base
         given = {name: {"prompts": str(path)} for name, path in prompts.items()}

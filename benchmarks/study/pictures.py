@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.study.cases import ALL, FEW
-from benchmarks.study.figures import GAINS, LOSES, NOT_SHOWN, Study, finding
+from benchmarks.study.cases import ALL, FEW, SOUND
+from benchmarks.study.figures import BEST, GAINS, LOSES, NOT_SHOWN, Study, finding
 from mergeops.scores import Simultaneous
 
 COLOURS = {GAINS: "#2ca02c", LOSES: "#d62728", NOT_SHOWN: "#8c8c8c"}
@@ -20,9 +20,9 @@ def draw_differences(study: Study, path: Path) -> None:
     from matplotlib import pyplot
 
     panels: dict[str, Mapping[str, Simultaneous]] = {
-        "all runs, against the best run": _against_best(study, ALL),
+        "runs not worse than the base, against the best run": _against_best(study, SOUND),
         "best of each group, against the best run": _against_best(study, FEW),
-        "what a run gives to the soup": study.contributions(),
+        "what a run gives to the soup of all": study.contributions(ALL),
     }
     panels = {title: points for title, points in panels.items() if points}
     if not panels:
@@ -47,4 +47,4 @@ def draw_differences(study: Study, path: Path) -> None:
 
 
 def _against_best(study: Study, pool: str) -> dict[str, Simultaneous]:
-    return {row.result.name: row.against["best run"] for row in study.methods(pool)}
+    return {row.result.name: row.against[BEST] for row in study.methods(pool)}

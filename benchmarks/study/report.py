@@ -6,8 +6,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.cases import ALL, BASE, FEW, LEFT_OUT, mean, planned_kinds
-from benchmarks.study.figures import GAINS, LOSES, NOT_SHOWN, Row, Study, finding
+from benchmarks.study.cases import (
+    ALL,
+    BASE,
+    FEW,
+    LEFT_OUT,
+    SOUND,
+    best_of_groups,
+    by_dev,
+    mean,
+    not_worse,
+    planned_kinds,
+)
+from benchmarks.study.figures import (
+    BEST,
+    GAINS,
+    LOSES,
+    NOT_SHOWN,
+    SOUP,
+    UNIFORM,
+    Row,
+    Study,
+    finding,
+)
 from benchmarks.study.pictures import draw_differences
 from benchmarks.study.plan import RUNS
 from benchmarks.study.questions import SKILLS, TRANSFER
@@ -16,7 +37,11 @@ from benchmarks.study.tables import all_tables, difference_of, held_of
 from mergeops.scores import Simultaneous
 
 DOCUMENT, PICTURE = "study.md", "study.png"
-POOLS = {ALL: f"all {len(RUNS)} runs", FEW: "the best run of each group"}
+POOLS = {
+    SOUND: "the runs that dev does not show to be worse than the base",
+    FEW: "the best run of each group",
+    ALL: f"all {len(RUNS)} runs",
+}
 
 
 def write_report(results: Iterable[Result], sizes: Mapping[str, Any], out: Path) -> None:
@@ -61,7 +86,7 @@ def summary(study: Study) -> list[list[str]]:
     rows = []
     for pool, words in POOLS.items():
         for row in study.methods(pool):
-            found = row.against["best run"]
+            found = row.against[BEST]
             cost = f"{row.result.merge_cpu_s:.0f} s"
             cells = [f"`{row.result.name}` of {words}", f"{row.held:.3f}", difference_of(found)]
             rows.append([*cells, finding(found), cost])
@@ -76,8 +101,8 @@ def _answers(study: Study) -> str:
             f"The best single run by dev is `{best.name}`: {held_of(best, *SKILLS)} of the "
             f"held-out items, where the base has {held_of(base, *SKILLS)}. Differences below are "
             "on those items, with 95 % intervals that hold for all rows of a table together.",
-            f"**What gains over the best single run?** {_verdicts(study, 'best run')}",
-            f"**What gains over the uniform soup?** {_verdicts(study, 'uniform soup')}",
+            f"**What gains over the best single run?** {_verdicts(study, BEST)}",
+            f"**What gains over the uniform soup?** {_verdicts(study, UNIFORM)}",
             f"**What do failed runs give?** {_failed(study)}",
             f"**Does a mean over checkpoints of one run help?** {_windows(study)}",
             f"**What of `mergeops inspect` told so beforehand?** {_told(study)}",
@@ -92,7 +117,7 @@ def _verdicts(study: Study, reference: str) -> str:
         rows = [
             row
             for row in study.methods(pool)
-            if reference in row.against and not (reference != "best run" and _is_soup(row))
+            if reference in row.against and not (reference == UNIFORM and row.result.name == SOUP)
         ]
         if not rows:
             said.append(f"Of {words}: not run yet.")
@@ -113,10 +138,7 @@ def _verdicts(study: Study, reference: str) -> str:
 
 WORDS = (GAINS, LOSES, NOT_SHOWN)
 MOST_NAMED = 3
-
-
-def _is_soup(row: Row) -> bool:
-    return row.result.name == "linear"
+NOT_YET = "Not run yet."
 
 
 def _named(rows: Sequence[Row], reference: str) -> str:
@@ -127,15 +149,19 @@ def _named(rows: Sequence[Row], reference: str) -> str:
 
 
 def _failed(study: Study) -> str:
-    gains = study.contributions()
-    failed = {run.name: run.failure for run in RUNS if run.name in gains and run.failure}
-    if not failed:
-        return "Not run yet."
-    said = [
-        f"`{name}` ({failure}) {difference_of(gains[name])}, {_gives(gains[name])}"
-        for name, failure in failed.items()
-    ]
-    return f"The soup of all minus the soup without it: {'; '.join(said)}."
+    said = []
+    for pool in (SOUND, ALL):
+        gains = study.contributions(pool)
+        failed = {run.name: run.failure for run in RUNS if run.name in gains and run.failure}
+        each = [
+            f"`{name}` ({failure}) {difference_of(gains[name])}, {_gives(gains[name])}"
+            for name, failure in failed.items()
+        ]
+        if each:
+            said.append(f"To the uniform soup of {POOLS[pool]}: {'; '.join(each)}.")
+    return " ".join(
+        ["The soup with a run minus the soup without it.", *said] if said else [NOT_YET]
+    )
 
 
 def _gives(found: Simultaneous) -> str:
@@ -146,7 +172,7 @@ def _gives(found: Simultaneous) -> str:
 def _windows(study: Study) -> str:
     found = study.windows()
     if not found:
-        return "Not run yet."
+        return NOT_YET
     said = [f"{r.name} of `{r.pool}` {difference_of(d)}, {finding(d)}" for r, d in found]
     return f"Against the last checkpoint: {'; '.join(said)}."
 
@@ -165,13 +191,13 @@ def _told(study: Study) -> str:
 def _searched(study: Study) -> str:
     rows = study.searches()
     if not rows:
-        return "Not run yet."
+        return NOT_YET
     defaults = {r.name: r for r in study.defaults(FEW)}
     said = []
     for row in rows:
         default = defaults.get(row.result.name)
         beside = f", by its defaults {mean(default.held):.3f}" if default else ""
-        against = difference_of(row.against["best run"])
+        against = difference_of(row.against[BEST])
         said.append(f"`{row.result.name}` {row.held:.3f}{beside}, {against} to the best run")
     return f"{'; '.join(said)}."
 
@@ -183,6 +209,9 @@ def _what_ran(study: Study, sizes: Mapping[str, Any]) -> str:
     failed = sum(bool(run.failure) for run in RUNS)
     made = [r for r in study.results if r.merge_cpu_s and not r.error and r.kind != "inspect"]
     cpu = sum(r.merge_cpu_s + r.score_cpu_s for r in study.results)
+    sound = [run.name for run in not_worse(study.results)]
+    out = [run.name for run in RUNS if run.name not in sound]
+    few = [run.name for run in best_of_groups(by_dev(study.results))]
     return (
         f"SmolLM2-135M-Instruct, {len(RUNS)} fine-tunes of all its weights ({failed} failed on "
         f"purpose), {sizes['steps']} steps of {sizes['batch']} questions each where a run goes to "
@@ -195,7 +224,20 @@ def _what_ran(study: Study, sizes: Mapping[str, Any]) -> str:
         f"- {TRANSFER}: the answer that goes with a concept (CommonsenseQA); no run is trained on "
         "it\n\n"
         "Runs learn from the files of training questions, tasks ask from those of test questions."
+        f"\n\nPools of sources: all runs; the {len(sound)} that dev does not show to be worse than "
+        f"the base, which leaves out {_listed(out)}; and the best of each group by dev, "
+        f"{_listed(few)}. {WHY_SOUND}"
     )
+
+
+WHY_SOUND = (
+    "The second pool was added after the first three merges of all runs had come out far below the "
+    "base on held-out items; its rule looks at dev alone."
+)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _what_is_left(study: Study) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.study.cases import ALL, BASE, FEW, by_dev, mean
-from benchmarks.study.figures import Row, Study, finding, transfer
+from benchmarks.study.cases import ALL, BASE, FEW, SOUND, by_dev, mean
+from benchmarks.study.figures import SOUP, UNIFORM, Row, Study, finding, transfer
 from benchmarks.study.questions import SKILLS, TRANSFER
 from benchmarks.study.results import Result, scores_of
 from mergeops.scores import Simultaneous, estimate
@@ -18,10 +18,12 @@ def all_tables(study: Study) -> str:
     """Those that there is something for."""
     parts = [
         _parents(study),
-        _methods(study, ALL, "Methods with their defaults, of all runs"),
+        _methods(study, SOUND, "Methods with their defaults, of the runs not worse than the base"),
         _methods(study, FEW, "Methods with their defaults, of the best run of each group"),
+        _methods(study, ALL, "Methods with their defaults, of all runs"),
         _searches(study),
-        _contributions(study),
+        _contributions(study, SOUND, "What each run gives to the soup of the sound ones"),
+        _contributions(study, ALL, "What each run gives to the soup of all"),
         _windows(study),
         _diagnostics(study),
         _errors(study),
@@ -77,13 +79,13 @@ def _comparison(study: Study, rows: Sequence[Row], title: str) -> str:
     lines = []
     for row in rows:
         result = row.result
-        few = result.pool not in (ALL, FEW)
+        few = result.pool not in (ALL, FEW, SOUND)
         moved = transfer(result, study.parents[BASE])
         lines.append(
             [
                 f"`{result.name}`" + (f" ({result.pool})" if few else ""),
                 f"{row.held:.3f}",
-                *(f"{difference_of(each)} {finding(each)}" for each in row.against.values()),
+                *(_against(row, reference) for reference in row.against),
                 difference_of(moved) if moved else "-",
                 f"{result.merge_cpu_s:.0f}",
                 f"{result.bytes_read / 1e9:.2f} / {result.bytes_written / 1e9:.2f}",
@@ -94,15 +96,22 @@ def _comparison(study: Study, rows: Sequence[Row], title: str) -> str:
     return _table(title, head, lines)
 
 
-def _contributions(study: Study) -> str:
-    gains = study.contributions()
+def _against(row: Row, reference: str) -> str:
+    if reference == UNIFORM and row.result.name == SOUP:
+        return "the soup itself"
+    found = row.against[reference]
+    return f"{difference_of(found)} {finding(found)}"
+
+
+def _contributions(study: Study, pool: str, title: str) -> str:
+    gains = study.contributions(pool)
     if not gains:
         return ""
     about = {run.name: run.failure for run in by_dev(study.results)}
     order = sorted(gains, key=lambda name: -gains[name].difference)
     rows = [[n, about[n], difference_of(gains[n]), finding(gains[n])] for n in order]
     head = ["left out", "failed on purpose", "the soup gains by it", ""]
-    return _table("What each run gives to the uniform soup of all", head, rows)
+    return _table(title, head, rows)
 
 
 def _windows(study: Study) -> str:

@@ -172,7 +172,7 @@ def test_method_gains_where_its_interval_is_above_zero_and_else_is_not_shown() -
 def test_run_that_the_soup_is_better_with_gives_something() -> None:
     soup = made("default", "linear", "all", 20)
     without = [made("without", "mixed-1", "all", 5), made("without", FAILED, "all", 35)]
-    gains = Study([*parents(), soup, *without]).contributions()
+    gains = Study([*parents(), soup, *without]).contributions("all")
     assert gains["mixed-1"].difference == pytest.approx(15 / ITEMS)
     assert finding(gains["mixed-1"]) == GAINS and finding(gains[FAILED]) == LOSES
     assert gains["mixed-1"].low < 15 / ITEMS < gains["mixed-1"].high
@@ -200,20 +200,29 @@ def test_best_of_each_group_is_chosen_on_dev() -> None:
     assert names == [first[group] for group in ("mixed", *questions.SKILLS)]
 
 
+def test_run_that_dev_shows_to_be_worse_than_the_base_is_not_sound() -> None:
+    base, first, *others = parents()
+    ruined = replace(first, dev=dict.fromkeys(questions.SKILLS, "0" * ITEMS))
+    strong = replace(base, dev=answers(12))
+    names = [run.name for run in cases.not_worse([strong, ruined, *others])]
+    assert first.name not in names and others[0].name in names
+
+
 def test_report_is_made_of_what_is_there(tmp_path: Path) -> None:
     sizes = {"steps": 4, "batch": 2, "items": 2 * ITEMS}
     with pytest.raises(ValueError, match="have no base, calculation-1"):
         write_report([], sizes, tmp_path)
     failed = replace(made("default", "wudi", "few", 1), held={}, error="MergeError: too large")
-    soup, ties = made("default", "linear", "all", 21), made("default", "ties", "all", 38)
+    soup, ties = made("default", "linear", "few", 21), made("default", "ties", "few", 38)
     write_report([*parents(), soup, ties, failed], sizes, tmp_path)
     text = (tmp_path / "study.md").read_text()
     first, *_ = text.split("## What was run")
-    assert "Of all 16 runs, `ties` +0.450 [" in first and "] gain; of `linear` +0.025 [" in first
-    assert "over the uniform soup?** Of all 16 runs, `ties` +0.425 [" in first
+    few = "Of the best run of each group, `ties` "
+    assert f"{few}+0.450 [" in first and "] gain; of `linear` +0.025 [" in first
+    assert f"{few}+0.425 [" in first.split("over the uniform soup?**")[1]
     assert "**What do failed runs give?** Not run yet." in first
-    assert "| `linear` | 0.525 |" in text
+    assert "| `linear` | 0.525 |" in text and "| the soup itself |" in text
     assert "| default | wudi | few | MergeError: too large |" in text
-    assert "- 16 of 16 soups that leave a run out\n" in text
+    assert "- 32 of 32 soups that leave a run out, at most\n" in text
     assert "### Windows" not in text
     assert (tmp_path / "study.png").stat().st_size < 150_000
