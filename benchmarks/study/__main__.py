@@ -53,6 +53,9 @@ def main() -> None:
     "--search", "searched", multiple=True, help="A method that is searched; none: all quick ones."
 )
 @click.option(
+    "--only", type=click.Choice(cases.KINDS), multiple=True, help="Kinds to judge; none: all."
+)
+@click.option(
     "--transfer/--no-transfer",
     default=True,
     show_default=True,
@@ -67,6 +70,7 @@ def run(
     items: int,
     trials: int,
     searched: tuple[str, ...],
+    only: tuple[str, ...],
     transfer: bool,
     at_once: int,
 ) -> None:
@@ -87,13 +91,18 @@ def run(
     results = ResultsFile(folder / "results.jsonl")
     place = Place(folder.resolve(), base, folder.resolve() / "tasks", transfer)
     _judge_all(place, results, cases.parents(runs, base), at_once)
+    kinds = only or cases.KINDS
     if not any(result.kind == "inspect" for result in results):
         everything = {run.name: training.last_checkpoint(runs, run) for run in RUNS}
         results.add(Judge(place).inspected(everything))
     prompts = _write_prompts(folder / "prompts", taught)
-    _judge_all(place, results, cases.merges(runs, list(results), prompts), at_once)
     methods = searched or cases.searchable()
-    _judge_all(place, results, cases.searches(runs, list(results), methods, trials), at_once)
+    for planned in (
+        cases.merges(runs, list(results), prompts),
+        cases.searches(runs, list(results), methods, trials),
+        cases.of_all_runs(runs),
+    ):
+        _judge_all(place, results, (case for case in planned if case.kind in kinds), at_once)
 
 
 @main.command()

@@ -14,6 +14,8 @@ from benchmarks.study.training import checkpoints_of, last_checkpoint
 from mergeops.methods import get, names
 from mergeops.scores import compare
 
+KINDS = ("default", "without", "window", "search")
+"""Of cases, beside the parents, which every other needs."""
 BASE = "base"
 ALL = "all"
 """The pool of all runs, failed ones included."""
@@ -66,9 +68,15 @@ def merges(runs: Path, results: Sequence[Result], prompts: Mapping[str, Path]) -
         yield case
     yield from (case for case in without if case.name not in failed)
     yield from leave_one_out(sound, SOUND)
-    # One source or two are the best by dev, of whatever pool.
-    any_number = [method for method in others if get(method).max_sources is None]
-    yield from (_default(method, ALL, everything, order) for method in any_number)
+
+
+def of_all_runs(runs: Path) -> Iterator[Case]:
+    """The methods that are no references, of all runs: what ruined runs do to each."""
+    everything = {run.name: last_checkpoint(runs, run) for run in RUNS}
+    for method in names():
+        # One source or two are the best by dev, of whatever pool.
+        if method not in LEFT_OUT and is_quick(method) and get(method).max_sources is None:
+            yield _default(method, ALL, everything, RUNS)
 
 
 def windows(runs: Path) -> Iterator[Case]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from benchmarks.study.results import Result
 from benchmarks.study.tables import all_tables, difference_of, held_of
 from mergeops.scores import Simultaneous
 
+LINE = 118
+"""Characters of a line of prose."""
 DOCUMENT, PICTURE = "study.md", "study.png"
 POOLS = {
     SOUND: "the runs that dev does not show to be worse than the base",
@@ -78,19 +81,15 @@ def document(study: Study, sizes: Mapping[str, Any]) -> str:
         "## Tables",
         all_tables(study),
     ]
-    return "\n\n".join(parts) + "\n"
+    blocks = "\n\n".join(parts).split("\n\n")
+    return "\n\n".join(map(_wrapped, blocks)) + "\n"
 
 
-def summary(study: Study) -> list[list[str]]:
-    """For the README: what stands for the whole, with its interval against the best single run."""
-    rows = []
-    for pool, words in POOLS.items():
-        for row in study.methods(pool):
-            found = row.against[BEST]
-            cost = f"{row.result.merge_cpu_s:.0f} s"
-            cells = [f"`{row.result.name}` of {words}", f"{row.held:.3f}", difference_of(found)]
-            rows.append([*cells, finding(found), cost])
-    return rows
+def _wrapped(block: str) -> str:
+    """A paragraph as lines of one length; what is none stays as it is."""
+    if block.startswith(("#", "!", "|", "- ", "    ")):
+        return block
+    return textwrap.fill(block, LINE, break_long_words=False, break_on_hyphens=False)
 
 
 def _answers(study: Study) -> str:
@@ -100,7 +99,8 @@ def _answers(study: Study) -> str:
         [
             f"The best single run by dev is `{best.name}`: {held_of(best, *SKILLS)} of the "
             f"held-out items, where the base has {held_of(base, *SKILLS)}. Differences below are "
-            "on those items, with 95 % intervals that hold for all rows of a table together.",
+            "on those items, with 95 % intervals that hold for all rows of a table together (of "
+            "windows: for those of one run).",
             f"**What gains over the best single run?** {_verdicts(study, BEST)}",
             f"**What gains over the uniform soup?** {_verdicts(study, UNIFORM)}",
             f"**What do failed runs give?** {_failed(study)}",
@@ -125,13 +125,11 @@ def _verdicts(study: Study, reference: str) -> str:
         by = {
             word: [row for row in rows if finding(row.against[reference]) == word] for word in WORDS
         }
-        parts = []
-        if by[GAINS]:
-            parts.append(f"{_named(by[GAINS], reference)} gain")
+        parts = [f"gains: {_named(by[GAINS], reference) or 'none is shown'}"]
         if by[LOSES]:
-            parts.append(f"{_named(by[LOSES], reference)} lose")
+            parts.append(f"loses: {_named(by[LOSES], reference)}")
         if by[NOT_SHOWN]:
-            parts.append(f"of {_named(by[NOT_SHOWN], reference)} neither is shown")
+            parts.append(f"neither is shown: {_named(by[NOT_SHOWN], reference)}")
         said.append(f"Of {words}, {'; '.join(parts)}.")
     return " ".join(said)
 
@@ -159,9 +157,20 @@ def _failed(study: Study) -> str:
         ]
         if each:
             said.append(f"To the uniform soup of {POOLS[pool]}: {'; '.join(each)}.")
+            said += _below_base(study, pool)
     return " ".join(
         ["The soup with a run minus the soup without it.", *said] if said else [NOT_YET]
     )
+
+
+def _below_base(study: Study, pool: str) -> list[str]:
+    soup, base = study.soup(pool), mean(study.parents[BASE].held)
+    if soup is None or mean(soup.held) >= base:
+        return []
+    return [
+        f"That soup ({mean(soup.held):.3f}) is below the base ({base:.3f}): what helps it may only "
+        "thin out what harms it."
+    ]
 
 
 def _gives(found: Simultaneous) -> str:

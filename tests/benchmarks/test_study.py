@@ -16,7 +16,7 @@ from benchmarks.study import cases, questions, training
 from benchmarks.study.figures import GAINS, LOSES, NOT_SHOWN, Study, finding, rank_correlation
 from benchmarks.study.judge import Case, Place
 from benchmarks.study.plan import RUNS, StudyRun
-from benchmarks.study.report import write_report
+from benchmarks.study.report import document, write_report
 from benchmarks.study.results import Result, ResultsFile, answers_of, scores_of
 from demo.skills import Item
 
@@ -217,8 +217,8 @@ def test_report_is_made_of_what_is_there(tmp_path: Path) -> None:
     write_report([*parents(), soup, ties, failed], sizes, tmp_path)
     text = (tmp_path / "study.md").read_text()
     first, *_ = text.split("## What was run")
-    few = "Of the best run of each group, `ties` "
-    assert f"{few}+0.450 [" in first and "] gain; of `linear` +0.025 [" in first
+    few = "Of the best run of each group, gains: `ties` "
+    assert f"{few}+0.450 [" in first and "]; neither is shown: `linear` +0.025 [" in first
     assert f"{few}+0.425 [" in first.split("over the uniform soup?**")[1]
     assert "**What do failed runs give?** Not run yet." in first
     assert "| `linear` | 0.525 |" in text and "| the soup itself |" in text
@@ -226,3 +226,14 @@ def test_report_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert "- 32 of 32 soups that leave a run out, at most\n" in text
     assert "### Windows" not in text
     assert (tmp_path / "study.png").stat().st_size < 150_000
+
+
+def test_page_is_what_the_report_makes_of_what_was_measured() -> None:
+    root = Path(__file__).parents[2]
+    measured = root / "benchmarks" / "study" / "measured"
+    sizes = json.loads((measured / "sizes.json").read_text(encoding="utf-8"))
+    made_now = document(Study(ResultsFile(measured / "results.jsonl")), sizes)
+    shown = (root / "docs" / "study.md").read_text(encoding="utf-8")
+    assert made_now == shown, (
+        "python -m benchmarks.study report benchmarks/study/measured --out docs"
+    )
