@@ -35,6 +35,7 @@ from benchmarks.study.plan import RUNS
 from benchmarks.study.questions import SKILLS, TRANSFER
 from benchmarks.study.results import Result
 from benchmarks.study.tables import all_tables, difference_of, held_of
+from mergeops.methods import names
 from mergeops.scores import Simultaneous
 
 LINE = 118
@@ -245,20 +246,23 @@ WHY_SOUND = (
 )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+def _listed(runs: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in runs)
 
 
 def _what_is_left(study: Study) -> str:
     done = {kind: [r for r in study.results if r.kind == kind] for kind in planned_kinds()}
-    made = [r for r in study.results if r.kind in ("default", "without", "window") and not r.error]
-    each = sum(r.merge_cpu_s + r.score_cpu_s for r in made) / len(made) if made else 0.0
     said = []
     for kind, (count, words) in planned_kinds().items():
         left = count - len(done[kind])
         if left > 0:
-            cost = f", about {left * each / 60:.0f} minutes of a processor" if each else ""
-            said.append(f"- {left} of {count} {words}{cost if kind != 'search' else ''}")
+            spent = [r.merge_cpu_s + r.score_cpu_s for r in done[kind] if not r.error]
+            ahead = left * sum(spent) / max(len(spent), 1) / 60
+            cost = f", about {ahead:.0f} minutes of a processor" if spent else ""
+            said.append(f"- {left} of {count} {words}{cost}")
+    judged = {r.name for r in done["default"]}
+    if never := [name for name in names() if name not in judged and name not in LEFT_OUT]:
+        said.append(f"- of no pool yet: {_listed(never)}")
     left_out = [f"- `{name}`: {why}" for name, why in LEFT_OUT.items()]
     return "\n".join([*said, *left_out])
 
