@@ -20,8 +20,8 @@ LOCKED ?=
 # How long to fuzz.
 MINUTES ?= 60
 # A process for each processor and one for when they wait, which take whole files: their servers and
-# models are made once.
-WORKERS := -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 5 --dist loadfile
+# models are made once. The files come in the order of tests/conftest.py, long ones first.
+WORKERS := -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 
 # What targets of their own run.
 ELSEWHERE := not sweep and not soak and not parity and not old_files

@@ -39,6 +39,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return HEAVY.search(collection_path.read_text(encoding="utf-8")) is not None or None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start servers and processes come first: they wait, while others compute."""
+    waiting = {
+        item.path
+        for item in items
+        if item.get_closest_marker("integration") or item.get_closest_marker("slow")
+    }
+    items.sort(key=lambda item: item.path not in waiting)
+
+
 @pytest.fixture(autouse=True)
 def no_registry_is_left() -> Iterator[None]:
     """A connection in this process tells MLflow its registry, which the next test has not."""
