@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.measure import measure
 from benchmarks.replay import equal_candidates, race_figures
 from benchmarks.search_workers import utilisation
 
@@ -163,13 +162,8 @@ def timed(checkout: Path, folder: Path, words: list[str]) -> tuple[float, float]
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
     }
     command = [sys.executable, "-m", "mergeops", *words, f"output.dir={folder}/work"]
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise click.ClickException(done.stderr[-2000:])
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return time.monotonic() - began, spent
+    wall, cpu, _ = measure(command, environment, folder, folder / "log")
+    return wall, cpu
 
 
 def sources_of(place: Path) -> str:

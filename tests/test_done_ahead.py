@@ -21,7 +21,7 @@ LOCAL = ExecutorSpec(name="local", workers=1, threads=1)
 
 @pytest.fixture
 def trials(tiny_llama: Callable[..., Path], spec: TrackingSpec, tmp_path: Path) -> SpreadTrials:
-    return SpreadTrials(tiny_llama, spec, tmp_path)
+    return SpreadTrials(tiny_llama, spec.uri, tmp_path)
 
 
 def artifacts(spec: TrackingSpec, place: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from demo.skills import Item
+from demo.tasks import write_task
 
 SKILLS = ("commonsense", "calculation", "operation")
 """What runs are trained on, and what choices are made by."""
@@ -66,35 +67,11 @@ def read_items(folders: Iterable[Path], split: str) -> dict[str, list[Item]]:
 
 def write_tasks(folder: Path, items: Mapping[str, list[Item]], count: int) -> list[str]:
     """Write ``count`` questions of each skill, drawn once, as JSONL and YAML; give the names."""
-    import yaml
-
-    folder.mkdir(parents=True, exist_ok=True)
     names = [*SKILLS, TRANSFER]
     for name in names:
         drawn = Random(name).sample(items[name], min(count, len(items[name])))
-        data = (folder / f"{name}.jsonl").resolve()
-        data.write_text("".join(_line(item) for item in drawn), encoding="utf-8")
-        task = {
-            "task": name,
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(data)}},
-            "test_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": "{{prompt}}",
-            "doc_to_choice": "choices",
-            "doc_to_target": "answer",
-            "target_delimiter": " ",
-            "num_fewshot": 0,
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-            "metadata": {"version": 1.0},
-        }
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+        write_task(folder, name, drawn)
     return names
-
-
-def _line(item: Item) -> str:
-    fields = {"prompt": item.prompt, "choices": list(item.choices), "answer": item.answer}
-    return json.dumps(fields) + "\n"
 
 
 def _rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:

@@ -89,19 +89,14 @@ def train_one(
     partial = out / f".{run.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    facts = _train(run, base, items, partial, steps, batch)
+    facts = _train(run, base, _batches(run, items, batch), partial, steps)
     (partial / "facts.json").write_text(json.dumps(facts))
     partial.rename(out / run.name)
     return facts
 
 
 def _train(
-    run: StudyRun,
-    base: Path,
-    items: Mapping[str, list[Item]],
-    out: Path,
-    steps: int,
-    batch: int,
+    run: StudyRun, base: Path, batches: Iterator[list[Item]], out: Path, steps: int
 ) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -114,7 +109,6 @@ def _train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.rate, weight_decay=0.0, fused=True)
     made = math.ceil(steps * run.share)
     keep_at = {made - i * (made // run.checkpoints) for i in range(run.checkpoints)}
-    batches = _batches(run, items, batch)
     losses, began = [], time.process_time()
     for step in range(1, made + 1):
         rate = run.rate * min(1.0, step / max(WARM_UP * steps, 1))

@@ -12,11 +12,13 @@ from mergeops.adapters.adapter_config import (
 )
 from mergeops.adapters.adapter_reader import AdapterReader
 from mergeops.adapters.kinds import EXACT, INPUT_DEPENDENT
+from mergeops.adapters.task_heads import LABEL_HEADS
 from mergeops.adapters.weight_changes import LowRank
 
 __all__ = [
     "EXACT",
     "INPUT_DEPENDENT",
+    "LABEL_HEADS",
     "Adapter",
     "AdapterConfig",
     "AdapterReader",

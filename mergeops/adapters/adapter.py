@@ -101,8 +101,7 @@ class _Opening:
             base, self._config_changes = with_replicated_layers(str(path), ranges, base, settings)
             settings |= self._config_changes
             self._base = base
-        shapes = {key: stored.shape for key, stored in own.tensors.items()}
-        trained = TrainedHead(str(config.setting("task_type", "")), shapes)
+        trained = TrainedHead(str(config.setting("task_type", "")), own.tensors)
         self._names = BaseNames(str(path), base, settings, trained)
         self._factors = LoraFactors(config, own, self._names)
         self._origins: dict[str, TensorOrigin] = {}

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeops.architectures import read_fit
+from mergeops.checkpoint import StoredTensor
 from mergeops.errors import SourceError
 
 Shape = tuple[int, ...]
 
-HEADS = ("score", "classifier", "classification_head", "qa_outputs", "v_head")
-"""What transformers and TRL call the modules behind the last layer."""
+LABEL_HEADS = ("score", "classifier", "classification_head")
+"""What transformers calls the modules with a row for each label, behind the last layer."""
+HEADS = (*LABEL_HEADS, "qa_outputs", "v_head")
+"""Those, and of answers and TRL's values."""
 UNSAID = 2
 """So many labels has a model whose config.json names none."""
 CLASSES = {
@@ -90,7 +93,7 @@ class TrainedHead:
 
     task: str
     """``task_type`` of adapter_config.json; empty where it has none."""
-    own: Mapping[str, Shape]
+    own: Mapping[str, StoredTensor]
     """The adapter's tensors."""
 
     def missing(self, tensor: str, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
@@ -109,7 +112,7 @@ class TrainedHead:
             return ""
         # Of a head of several layers, the last has a row for each label.
         of_head = [name for name in sorted(self.own) if f".{head}." in name]
-        rows = self.own[of_head[-1]][0] if of_head else UNSAID
+        rows = self.own[of_head[-1]].shape[0] if of_head else UNSAID
         ending = CLASSES.get(self.task, "")
         told = f": {head} is the head of another task than the base's; "
         # Two rows of a head for answers are begin and end.

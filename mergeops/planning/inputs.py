@@ -187,7 +187,9 @@ def _without_scales(
 ) -> tuple[PlannedInput, dict[str, StoredTensor]]:
     """Plain weights without the scales of activations that quantising left beside them."""
     called = [name for name in tensors if is_beside_numbers(name)]
-    config = config_of(planned) if called else {}
+    if not called:
+        return planned, tensors
+    config = config_of(planned)
     shapes = {name: stored.shape for name, stored in tensors.items()}
     fit = read_fit(config, shapes) if config else None
     left = [name for name in called if fit is not None and name in fit.unexpected]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from mergeops.adapters import LABEL_HEADS
 from mergeops.architectures import token_rows, with_token_rows
 from mergeops.checkpoint import (
     FLOATS,
@@ -29,7 +30,7 @@ Headers = Mapping[str, StoredTensor]
 _LAYER = re.compile(r"(^|\.)\d+\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _FUSED = re.compile(r"\.experts\.[a-z]")
-_HEAD = re.compile(r"(^|\.)(score|classifier|classification_head)\.")
+_HEAD = re.compile(rf"(^|\.)({'|'.join(LABEL_HEADS)})\.")
 
 
 def check_sources(

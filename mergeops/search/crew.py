@@ -25,6 +25,7 @@ from mergeops.executors import (
     Started,
     Unit,
     UnitError,
+    WorkLog,
     show,
 )
 from mergeops.progress import Progress
@@ -158,7 +159,7 @@ class Workers:
         self.at_once = executor.workers + 1
         self._jobs: dict[str, Assignment] = {}
         self._begun: set[str] = set()
-        self._since: dict[str, float] = {}
+        self._work_log = WorkLog()
         self._time = WorkerTime()
 
     @property
@@ -177,8 +178,8 @@ class Workers:
         """What the next worker that is done found."""
         for event in self._executor.events():
             show(event, self._bench.tools.progress)
+            self._work_log.note(event)
             if isinstance(event, Started):
-                self._since[event.unit.name] = time.time()
                 self._time.until_now(len(self._begun))
                 self._begun.add(event.worker)
             elif isinstance(event, Lost):
@@ -196,8 +197,8 @@ class Workers:
     def _outcome(
         self, event: Finished | Failed, candidate: Candidate | None, reason: str = "", log: str = ""
     ) -> TriedOut:
-        job, began = self._jobs.pop(event.unit.name), self._since.pop(event.unit.name)
-        took = time.time() - began
+        job, span = self._jobs.pop(event.unit.name), self._work_log.spans[-1]
+        began, took = span["began"], span["seconds"]
         return TriedOut(job.key, candidate, reason, log, event.worker, began, took)
 
 

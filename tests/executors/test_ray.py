@@ -12,7 +12,7 @@ from support.spread_trials import SpreadTrials
 
 from mergeops.errors import ConfigError
 from mergeops.executors import open_executor
-from mergeops.recipe import ExecutorSpec, TrackingSpec
+from mergeops.recipe import ExecutorSpec
 from mergeops.testing import ExecutorContract
 
 pytestmark = [
@@ -70,12 +70,7 @@ def test_what_no_node_has_is_refused(spec: ExecutorSpec) -> None:
 def test_a_sweep_and_a_search_are_the_same_when_a_worker_dies(
     spec: ExecutorSpec, tiny_llama: Callable[..., Path], tmp_path: Path
 ) -> None:
-    tracking = TrackingSpec(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    trials = SpreadTrials(tiny_llama, tracking, tmp_path)
-    killing = trials.killing()
-    assert trials.swept("there", spec, killing) == trials.swept("here", ExecutorSpec())
-    assert len(killing.lost) == 1
-    assert trials.searched("there", spec) == trials.searched("here", ExecutorSpec())
+    SpreadTrials(tiny_llama, f"sqlite:///{tmp_path}/mlflow.db", tmp_path).check_on(spec)
 
 
 def test_a_merge_is_the_same_when_a_worker_and_a_node_die(

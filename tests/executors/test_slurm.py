@@ -14,7 +14,7 @@ from support.spread_trials import SpreadTrials
 from mergeops.errors import ConfigError
 from mergeops.executors import Advanced, Event, Finished, Lost, Started, Unit, open_executor
 from mergeops.executors.slurm import SlurmParameters, sbatch_options, sbatch_time
-from mergeops.recipe import ExecutorSpec, TrackingSpec
+from mergeops.recipe import ExecutorSpec
 from mergeops.testing import ExecutorContract
 
 real = pytest.mark.skipif(not slurm_cluster.is_installed(), reason="Slurm is not installed")
@@ -71,12 +71,7 @@ def test_the_number_of_jobs_has_to_be_said(spec: ExecutorSpec) -> None:
 def test_a_sweep_and_a_search_are_the_same_when_a_worker_dies(
     spec: ExecutorSpec, tiny_llama: Callable[..., Path], tmp_path: Path
 ) -> None:
-    tracking = TrackingSpec(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    trials = SpreadTrials(tiny_llama, tracking, tmp_path)
-    killing = trials.killing()
-    assert trials.swept("there", spec, killing) == trials.swept("here", ExecutorSpec())
-    assert len(killing.lost) == 1
-    assert trials.searched("there", spec) == trials.searched("here", ExecutorSpec())
+    SpreadTrials(tiny_llama, f"sqlite:///{tmp_path}/mlflow.db", tmp_path).check_on(spec)
 
 
 @real

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.mergekit_oracle import PYTHON
+from support.mergekit_oracle import PYTHON, run_there
 
 from mergeops.errors import ConfigError
 from mergeops.methods import merge_tensors
@@ -159,11 +157,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     file = tmp_path_factory.mktemp("kernels") / "jobs.json"
     names = [f"m{i}" for i in range(12)]
     file.write_text(json.dumps([*(k.job() for k in KERNELS_OF.values()), {"models": names}]))
-    environment = {**os.environ, "PYTHONPATH": "", "PYTHONHASHSEED": "0"}
-    done = subprocess.run(
-        [PYTHON, KERNELS, file], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_there(PYTHON, KERNELS, file)
     answers = json.loads(Path(f"{file}.out").read_text())
     return dict(zip([*KERNELS_OF, "order"], answers, strict=True))
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.mergekit_oracle import Case, far_apart
+from support.mergekit_oracle import LIMIT, Case, far_apart
 
 pytestmark = pytest.mark.parity
 
-LIMIT = 1e-6
-"""Of a tensor's largest value."""
 OVERLAP = """
 slices:
 - sources:

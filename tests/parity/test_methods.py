@@ -8,15 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from support.mergekit_oracle import Case, Pair, far_apart, filled, loaded, merge_ours, tensors_of
+from support.mergekit_oracle import (
+    LIMIT,
+    Case,
+    Pair,
+    far_apart,
+    filled,
+    loaded,
+    merge_ours,
+    tensors_of,
+)
 from support.tiny_models import ARCHITECTURES
 
 pytestmark = pytest.mark.parity
 
 Make = Callable[..., Any]
 
-LIMIT = 1e-6
-"""Of a tensor's largest value."""
 WEIGHTED = """
 models:
   - {{model: {{base}}}}

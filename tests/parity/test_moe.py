@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.mergekit_oracle import PYTHON, tensors_of
+from support.mergekit_oracle import PYTHON, run_there, tensors_of
 
 import mergeops
 from mergeops.errors import ConfigError
@@ -45,15 +43,8 @@ def written(
     for name, more in (("mergeops", ""), ("key", KEY), ("noise", NOISE)):
         (folder / f"{name}.yml").write_text(config + more)
     for name in ("key", "noise"):
-        command = [PYTHON.parent / "mergekit-moe", folder / f"{name}.yml", folder / name]
-        done = subprocess.run(
-            [*command, "--i-understand-this-is-not-useful-without-training"],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        command = (PYTHON.parent / "mergekit-moe", folder / f"{name}.yml", folder / name)
+        run_there(*command, "--i-understand-this-is-not-useful-without-training")
     mergeops.moe(folder / "mergeops.yml", folder / "mergeops")
     return {name: folder / name for name in ("mergeops", "key", "noise")}
 

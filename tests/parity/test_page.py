@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.mergekit_oracle import Case, Pair, far_apart, merge_ours, tensors_of, token_ids
+from support.mergekit_oracle import (
+    LIMIT,
+    TWO,
+    Case,
+    Pair,
+    far_apart,
+    merge_ours,
+    tensors_of,
+    token_ids,
+)
 
 from mergeops.errors import MergeError
 
@@ -18,15 +27,6 @@ pytestmark = pytest.mark.parity
 
 Make = Callable[..., Any]
 
-LIMIT = 1e-6
-"""Of a tensor's largest value."""
-TWO = """
-merge_method: linear
-models:
-  - {model: {a}, parameters: {weight: 0.3}}
-  - {model: {b}, parameters: {weight: 0.5}}
-dtype: float32
-"""
 TWICE = """
 merge_method: linear
 slices:

@@ -5,19 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.mergekit_oracle import Case, Pair, merge_ours
+from support.mergekit_oracle import TWO, Case, Pair, merge_ours
 
 from mergeops.errors import MergeopsError
 
 pytestmark = pytest.mark.parity
 
-TWO = """
-merge_method: linear
-models:
-  - {model: {a}, parameters: {weight: 0.3}}
-  - {model: {b}, parameters: {weight: 0.5}}
-dtype: float32
-"""
 BELOW_ONE = """
 merge_method: slerp
 base_model: {a}
@@ -64,8 +57,16 @@ CASES = {
         MISSING,
         "has no value where no filter matches",
     ),
-    "tokenizer_of_none": (f"{TWO}tokenizer_source: '{{c}}'", SILENT, "is no model of the merge"),
-    "whole_numbers": (TWO.replace("float32", "int64"), BUFFER, "dtype is 'int64'; allowed"),
+    "tokenizer_of_none": (
+        f"{TWO}tokenizer_source: '{{c}}'",
+        SILENT,
+        "is no model of the merge",
+    ),
+    "whole_numbers": (
+        TWO.replace("float32", "int64"),
+        BUFFER,
+        "dtype is 'int64'; allowed",
+    ),
     "other_ids": (TWO, SILENT, "disagree on 91 token"),
 }
 PAIRS = [

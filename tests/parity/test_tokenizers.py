@@ -9,15 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from support.mergekit_oracle import Case, Pair, far_apart, merge_ours, tensors_of, token_ids
+from support.mergekit_oracle import (
+    LIMIT,
+    TWO,
+    Case,
+    Pair,
+    far_apart,
+    merge_ours,
+    tensors_of,
+    token_ids,
+)
 from support.parity_variations import HEADS
 
 pytestmark = pytest.mark.parity
 
 Make = Callable[..., Any]
 
-LIMIT = 1e-6
-"""Of a tensor's largest value."""
 LINEAR = """
 merge_method: linear
 models:
@@ -25,13 +32,6 @@ models:
   - {model: {a}, parameters: {weight: 0.3}}
   - {model: {b}, parameters: {weight: 0.5}}
 base_model: {base}
-dtype: float32
-"""
-WITHOUT_BASE = """
-merge_method: linear
-models:
-  - {model: {a}, parameters: {weight: 0.3}}
-  - {model: {b}, parameters: {weight: 0.5}}
 dtype: float32
 """
 BASE_LAST = LINEAR.replace("base_model: {base}", "base_model: {b}")
@@ -70,7 +70,7 @@ CASES = [
         ("added", LINEAR, ("base", "union", "{a}"), "added"),
         ("added_ties", TIES, ("base", "union", "{b}"), "added"),
         ("added_slerp", SLERP, ("base", "union", "{a}"), "added"),
-        ("added_without_base", WITHOUT_BASE, ("union", "{b}"), "added"),
+        ("added_without_base", TWO, ("union", "{b}"), "added"),
         ("padded", LINEAR, ("base", "union", "{a}"), "padded"),
     )
     for source in sources

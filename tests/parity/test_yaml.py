@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.mergekit_oracle import Case, Pair, far_apart, filled, merge_ours, tensors_of
+from support.mergekit_oracle import LIMIT, Case, Pair, far_apart, filled, merge_ours, tensors_of
 
 pytestmark = pytest.mark.parity
 
 Make = Callable[..., Any]
 
-LIMIT = 1e-6
-"""Of a tensor's largest value."""
 CONFIGS = {
     "gradient_in_slices": """
 merge_method: slerp

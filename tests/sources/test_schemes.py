@@ -78,6 +78,8 @@ def test_the_kind_of_the_page_for_contributors_is_merged_from(
     assert f"toy://alpha: there is no {tmp_path}/none/alpha; set TOY_BOX" in done.stderr
     done = merge(kinds, {**plain, "c": "tyo://alpha"}, tmp_path / "typo", tmp_path / "box")
     assert "a source is a directory, " in done.stderr and ", toy://NAME, " in done.stderr
+    assert "hf://ORG/NAME, " in done.stderr
+    assert ", or a directory in a store that MLflow reads" in done.stderr
 
 
 def test_messages_list_what_a_source_may_be_in_one_order(

@@ -12,6 +12,16 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("MERGEKIT_PYTHON", REPOSITORY / ".venv-mergekit" / "bin" / "python"))
+LIMIT = 1e-6
+"""How far apart merges may be, of a tensor's largest value."""
+TWO = """
+merge_method: linear
+models:
+  - {model: {a}, parameters: {weight: 0.3}}
+  - {model: {b}, parameters: {weight: 0.5}}
+dtype: float32
+"""
+"""A weighted mean of two models."""
 DRIVER = Path(__file__).parents[1] / "parity" / "run_mergekit.py"
 
 
@@ -63,23 +73,22 @@ def run_mergekit(jobs: Sequence[Pair], seeds: Sequence[int], folder: Path) -> li
         for job, seed in zip(jobs, seeds, strict=True)
     ]
     (folder / "jobs.json").write_text(json.dumps(content))
+    run_there(PYTHON, DRIVER, folder / "jobs.json")
+    return [
+        dataclasses.replace(job, status=Path(f"{job.mergekit}.status").read_text()) for job in jobs
+    ]
+
+
+def run_there(*command: str | Path) -> None:
+    """Run a command of mergekit's environment, in which nothing of ours is found."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": "",
     }
-    done = subprocess.run(
-        [PYTHON, DRIVER, folder / "jobs.json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return [
-        dataclasses.replace(job, status=Path(f"{job.mergekit}.status").read_text()) for job in jobs
-    ]
 
 
 def filled(case: Case, places: Mapping[str, Path]) -> str:

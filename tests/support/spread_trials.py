@@ -16,7 +16,7 @@ import psutil
 
 from mergeops.pipeline import run_all
 from mergeops.progress import Progress
-from mergeops.recipe import ExecutorSpec, Recipe, TrackingSpec
+from mergeops.recipe import ExecutorSpec, Recipe
 from mergeops.search import run_search
 from mergeops.tracking import Trial
 
@@ -28,11 +28,12 @@ class SpreadTrials:
     """Two sources and their base, scored by a text.
 
     Args:
-        spec: where trials are logged.
+        uri: of the MLflow store where trials are logged.
+        folder: for models and work.
     """
 
-    def __init__(self, tiny_llama: Callable[..., Path], spec: TrackingSpec, folder: Path) -> None:
-        self._folder, self._uri = folder, spec.uri
+    def __init__(self, tiny_llama: Callable[..., Path], uri: str, folder: Path) -> None:
+        self._folder, self._uri = folder, uri
         (folder / "held.txt").write_text(TEXT)
         self._base = tiny_llama()
         self._sources = {n: str(tiny_llama(like=self._base, seed=i)) for i, n in enumerate("ab", 1)}
@@ -67,6 +68,13 @@ class SpreadTrials:
         found = run_search(recipe, progress or quiet())
         rows = [(r["parameters"], r["state"], r["score"]) for r in found.report["trials"]]
         return {"trials": rows, "kept": [told(trial) for trial in found.trials]}
+
+    def check_on(self, spec: ExecutorSpec) -> None:
+        """A sweep, a worker of which dies, and a search give on workers what they give here."""
+        killing = self.killing()
+        assert self.swept("there", spec, killing) == self.swept("here", ExecutorSpec())
+        assert len(killing.lost) == 1
+        assert self.searched("there", spec) == self.searched("here", ExecutorSpec())
 
     def killing(self) -> KillsOne:
         """Progress that has a worker killed as soon as it is at work."""
