@@ -6,22 +6,28 @@ gone; units and results go over the worker's own line, so nothing of them is in 
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import os
-import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
 from typing import Any
 
 from mergeops.errors import ConfigError
 from mergeops.executors.engines import executor
-from mergeops.executors.line import Invitation
-from mergeops.executors.worker import work
+from mergeops.executors.line import Invitation, Line
 from mergeops.recipe import ExecutorSpec
 
-ANSWER_S = 5.0
-"""In which a cluster's head has to answer."""
 INSTALL = "pip install 'mergeops[ray]'"
+PATIENCE_S = 10.0
+"""In which the process that is connected to Ray takes its leave of the cluster."""
+SHOWN = 300
+"""Characters of what a process that Ray ended wrote last."""
 
 
 @dataclass(frozen=True)
@@ -34,57 +40,43 @@ class RayParameters:
 
 
 class RayWorkers:
-    """Actors of a Ray cluster that this process is connected to.
+    """Actors that a process of their own (``ray_driver``) started; where Ray ends that process,
+    another one takes its place with the next worker.
 
     Args:
-        ray: the module.
-        workers: how many.
-        threads: processors of each.
-        gpus: of each.
-        memory: bytes of its own that each may hold.
+        opening: arguments of ``ray_driver.RayActors``.
+
+    Raises:
+        ConfigError: no cluster answers, or it has not what a worker takes.
     """
 
-    def __init__(
-        self, ray: Any, workers: int, threads: int, gpus: float, memory: int | None
-    ) -> None:
-        self.workers = workers
-        self.memory = memory
-        self.address = ray.util.get_node_ip_address()
-        self._ray = ray
-        self._actors: dict[int, Any] = {}
-        self._running: dict[int, Any] = {}
-        variables = {"OMP_NUM_THREADS": str(threads)}
-        resources = {"num_cpus": threads, "num_gpus": gpus}
-        if memory is not None:
-            resources["memory"] = memory
-        self._class = ray.remote(_Actor).options(
-            **resources,
-            runtime_env={"env_vars": variables},
-            scheduling_strategy="SPREAD",
-        )
+    def __init__(self, opening: Mapping[str, Any]) -> None:
+        self.memory = opening["memory"]
+        self._opening = dict(opening)
+        self._driver: _Driver | None = None
+        self._launched: set[int] = set()
+        self._taken: set[int] = set()
+        self._lost: dict[int, str] = {}
+        facts = self._open()
+        self.workers = int(facts["workers"])
+        self.address = str(facts["address"])
 
     def launch(self, invitation: Invitation) -> None:
         """See ``Launcher``."""
-        actor = self._class.remote()
-        self._actors[invitation.number] = actor
-        self._running[invitation.number] = actor.work.remote(invitation.text())
+        if self._driver is None:
+            self._open()
+        if self._ask("launch", invitation.number, invitation.text()) is not _GONE:
+            self._launched.add(invitation.number)
+        else:
+            self._lost[invitation.number] = "Ray ended before it began"
 
     def ended(self) -> Mapping[int, str]:
         """See ``Launcher``."""
-        numbers = {reference: number for number, reference in self._running.items()}
-        if not numbers:
-            return {}
-        gone, _ = self._ray.wait(list(numbers), num_returns=len(numbers), timeout=0)
-        ended = {}
-        for reference in gone:
-            number = numbers[reference]
-            del self._running[number], self._actors[number]
-            try:
-                self._ray.get(reference)
-                ended[number] = "it ended"
-            # Ray raises an error of its own, or the worker's.
-            except Exception as error:
-                ended[number] = _in_short(error)
+        answer = self._ask("ended")
+        ended = {} if answer is _GONE else {int(number): why for number, why in answer.items()}
+        self._launched -= set(ended)
+        ended |= self._lost
+        self._lost = {}
         return ended
 
     def leaving(self) -> Collection[int]:
@@ -93,35 +85,93 @@ class RayWorkers:
 
     def was_taken(self, number: int) -> bool:
         """See ``Launcher``."""
-        return False
+        return number in self._taken
 
     def stop(self, number: int) -> None:
         """See ``Launcher``."""
-        if number in self._actors:
-            with contextlib.suppress(Exception):
-                self._ray.kill(self._actors[number])
+        if number in self._launched:
+            self._ask("stop", number)
 
     def close(self) -> None:
         """See ``Launcher``."""
-        for number in list(self._actors):
+        for number in sorted(self._launched):
             self.stop(number)
-        self._ray.shutdown()
+        if self._driver is not None:
+            self._driver.close()
+
+    def _open(self) -> Mapping[str, Any]:
+        self._driver = driver = _Driver()
+        try:
+            answer = driver.ask({"open": self._opening})
+        except (OSError, EOFError) as error:
+            self._driver = None
+            raise ConfigError(
+                f"no Ray cluster at executor.address={self._opening['address']}: {driver.end()}"
+            ) from error
+        if "refused" in answer:
+            self._driver = None
+            driver.close()
+            raise ConfigError(str(answer["refused"]))
+        return answer
+
+    def _ask(self, what: str, *words: Any) -> Any:
+        """What the process answers, or ``_GONE``: its workers ended with it, by no fault of
+        theirs."""
+        if self._driver is None:
+            return _GONE
+        try:
+            return self._driver.ask({"do": what, "with": words})["answer"]
+        except (OSError, EOFError):
+            reason = self._driver.end()
+            self._driver = None
+            self._lost |= dict.fromkeys(self._launched, reason)
+            self._taken |= self._launched
+            self._launched = set()
+            return _GONE
 
 
-class _Actor:
-    """A process of its own on some node."""
-
-    def work(self, invitation: str) -> None:
-        import ray
-
-        work(invitation, ray.util.get_node_ip_address())
+_GONE = object()
 
 
-def _in_short(error: Exception) -> str:
-    """What Ray says of the end of an actor, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "exit" in line.lower() or "node" in line.lower()]
-    return " ".join((telling or lines or [type(error).__name__])[:2])[:300]
+class _Driver:
+    """The process, and the line to it."""
+
+    def __init__(self) -> None:
+        ours, its = connection.Pipe()
+        self._folder = tempfile.TemporaryDirectory(prefix="mergeops-")
+        self._log = Path(self._folder.name, "ray.log")
+        with its, open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mergeops.executors.ray_driver", str(its.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[its.fileno()],
+                # Ctrl-C is for this process, which ends that one.
+                start_new_session=True,
+                env=os.environ | {"RAY_DISABLE_IMPORT_WARNING": "1"},
+            )
+        self._end = ours
+        self._line = Line(ours)
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        self._line.send(order)
+        return self._line.receive()
+
+    def end(self) -> str:
+        """How it ended, in one line."""
+        self._process.wait(PATIENCE_S)
+        said = " ".join(self._log.read_text(errors="replace").split())[-SHOWN:]
+        self.close()
+        return f"the process connected to Ray ended with {self._process.returncode}: {said}"
+
+    def close(self) -> None:
+        self._end.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE_S)
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
 
 
 @executor("ray", RayParameters)
@@ -131,67 +181,20 @@ def launcher(spec: ExecutorSpec, parameters: RayParameters, memory: int | None) 
     Raises:
         ConfigError: Ray is not installed, no cluster answers, or it has not what a worker takes.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(f"executor=ray needs Ray, which is not installed: {INSTALL}") from error
-    _connect(ray, parameters.address)
-    try:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        threads = spec.threads or 1
-        _check_room(nodes, threads, spec.gpus_per_worker, memory)
-        if spec.workers != "auto":
-            workers = int(spec.workers)
-        elif spec.gpus_per_worker:
-            gpus = sum(node["Resources"].get("GPU", 0) for node in nodes)
-            workers = max(int(gpus / spec.gpus_per_worker), 1)
-        else:
-            workers = len(nodes)
-            if spec.threads is None:
-                threads = max(int(min(node["Resources"].get("CPU", 1) for node in nodes)), 1)
-        return RayWorkers(ray, workers, threads, spec.gpus_per_worker, memory)
-    except BaseException:
-        ray.shutdown()
-        raise
-
-
-def _connect(ray: Any, address: str) -> None:
-    if address.startswith("ray://"):
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(f"executor=ray needs Ray, which is not installed: {INSTALL}")
+    if parameters.address.startswith("ray://"):
         raise ConfigError(
-            f"executor.address is {address!r}: workers have to reach this process, which Ray's "
-            "client does not arrange; run the command inside the cluster: ray job submit -- "
-            "mergeops ..."
+            f"executor.address is {parameters.address!r}: workers have to reach this process, "
+            "which Ray's client does not arrange; run the command inside the cluster: ray job "
+            "submit -- mergeops ..."
         )
-    meant = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    host, _, port = meant.rpartition(":")
-    try:
-        if host and port.isdecimal():
-            # Ray itself goes on asking for minutes.
-            socket.create_connection((host, int(port)), ANSWER_S).close()
-        ray.init(address=meant, log_to_driver=False, logging_level="ERROR")
-    # Ray raises ConnectionError, RuntimeError, ValueError or its own, by what is wrong.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"no Ray cluster at executor.address={meant}: {reason}; start one with `ray start "
-            "--head`, or name another (HOST:PORT, or local)"
-        ) from error
-
-
-def _check_room(nodes: list[dict[str, Any]], threads: int, gpus: float, memory: int | None) -> None:
-    """Refuse workers that no node can ever have."""
-    wanted = {"CPU": float(threads), "GPU": gpus, "memory": float(memory or 0)}
-    for node in nodes:
-        if all(node["Resources"].get(name, 0) >= value for name, value in wanted.items()):
-            return
-    most = {name: max(node["Resources"].get(name, 0) for node in nodes) for name in wanted}
-    lacking = [
-        f"{name} {value:g} (the most that one has is {most[name]:g})"
-        for name, value in wanted.items()
-        if value > most[name]
-    ]
-    told = ", ".join(lacking) or "all of " + ", ".join(f"{n} {v:g}" for n, v in wanted.items() if v)
-    raise ConfigError(
-        f"no node of the Ray cluster has what a worker takes: {told}; lower executor.threads, "
-        "executor.gpus_per_worker or executor.memory"
+    return RayWorkers(
+        {
+            "address": parameters.address,
+            "workers": None if spec.workers == "auto" else int(spec.workers),
+            "threads": spec.threads,
+            "gpus": spec.gpus_per_worker,
+            "memory": memory,
+        }
     )

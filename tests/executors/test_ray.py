@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from support import ray_cluster
 from support.spread_merges import Spread
 from support.spread_trials import SpreadTrials
 
 from mergeops.errors import ConfigError
-from mergeops.executors import open_executor
+from mergeops.executors import Event, Finished, Lost, Unit, open_executor, results
 from mergeops.recipe import ExecutorSpec
 from mergeops.testing import ExecutorContract
 
@@ -64,6 +67,53 @@ def test_what_no_node_has_is_refused(spec: ExecutorSpec) -> None:
     greedy = ExecutorSpec(**{**vars(spec), "gpus_per_worker": 1.0})
     with pytest.raises(ConfigError, match=r"GPU 1 \(the most that one has is 0\)"):
         open_executor(greedy)
+
+
+def test_where_ray_ends_the_process_that_is_connected_the_work_goes_on(spec: ExecutorSpec) -> None:
+    units = [
+        Unit.of("mergeops.testing.executor_units:double", {"i": i, "seconds": 1.0}, f"unit {i}")
+        for i in range(6)
+    ]
+    lost: list[Lost] = []
+    with open_executor(spec) as opened:
+
+        def tell(event: Event) -> None:
+            if isinstance(event, Lost):
+                lost.append(event)
+            elif isinstance(event, Finished) and not lost and not killed:
+                [driver] = [
+                    child
+                    for child in psutil.Process().children()
+                    if "mergeops.executors.ray_driver" in child.cmdline()
+                ]
+                driver.kill()
+                killed.append(driver.pid)
+
+        killed: list[int] = []
+        ended = list(results(opened, units, tell=tell))
+    assert sorted(event.result["twice"] for event in ended) == [0, 2, 4, 6, 8, 10]
+    assert killed and lost
+
+
+def test_a_process_that_uses_ray_itself_keeps_its_connection(
+    spec: ExecutorSpec, cluster: ray_cluster.RayCluster
+) -> None:
+    """In a process of its own: Ray may end the one that is connected."""
+    script = f"""
+import ray
+from mergeops.executors import Unit, open_executor, results
+from mergeops.recipe import ExecutorSpec
+
+ray.init(address={cluster.address!r}, log_to_driver=False)
+held = ray.put("kept")
+spec = ExecutorSpec(name="ray", workers=1, threads=1, parameters={{"address": {cluster.address!r}}})
+unit = Unit.of("mergeops.testing.executor_units:double", {{"i": 4}}, "unit")
+with open_executor(spec) as opened:
+    [ended] = results(opened, [unit])
+print(ended.result["twice"], ray.get(held))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.stdout.split() == ["8", "kept"], ran.stderr
 
 
 @pytest.mark.sweep
