@@ -59,6 +59,14 @@ JOBS = {
     "ties": Job(True, THREE, _DENSE, {}),
     "breadcrumbs": Job(True, THREE, {"weight": 0.5, "density": 0.9, "gamma": 0.01}, {}),
     "della": Job(True, THREE, {"weight": 0.5, "density": 0.5, "epsilon": 0.1}, {}),
+    "arcee_fusion": Job(True, ("a",), {}, {}),
+    "ram": Job(True, THREE, {}, {}),
+    "ramplus_tl": Job(True, THREE, {}, {}),
+    "sce": Job(True, THREE, {}, {"select_topk": 0.1}),
+    "karcher": Job(False, THREE, {}, {}),
+    "multislerp": Job(False, THREE, {"weight": 0.5}, {}),
+    "nearswap": Job(True, ("a",), {}, {"t": 0.001}),
+    "passthrough": Job(False, ("a",), {"scale": 0.9}, {}),
 }
 
 
