@@ -26,6 +26,9 @@ WORKERS := -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 5 --dist loadfile
 # What targets of their own run.
 ELSEWHERE := not sweep and not soak and not parity and not old_files
 
+# The tests start thousands of processes, none of which is to compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo check quick test test-all soak fuzz parity old-files leftovers bench lint format types docs
 .PHONY: service lock sbom audit wheel ui clean
 
