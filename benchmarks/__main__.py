@@ -153,8 +153,6 @@ class Session:
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": str(self._checkouts.get(contestant, "")),
         }
-        # Compiled once, as where it is installed.
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         log = self._work / f"{contestant}.log"
         try:
             return measure(command, environment, self._work, log)

@@ -55,18 +55,8 @@ def extract(
     show_derived(call, made, _text(made.result))
 
 
-def ranks_text(result: Extracted) -> str:
-    """How many matrices of which ranks, and how large."""
-    ranks = [matrix.rank for matrix in result.matrices]
-    span = f"{min(ranks)} to {max(ranks)}" if len({*ranks}) > 1 else str(ranks[0] if ranks else 0)
-    return f"{len(ranks)} matrices of rank {span}, {result.bytes / 1e6:.3g} MB"
-
-
 def _text(result: Extracted) -> str:
-    lines = [
-        f"{result.out}: {ranks_text(result)}; "
-        f"{100 * result.relative_error:.3g} % of the change is lost"
-    ]
+    lines = [f"{result.out}: {result}; {100 * result.relative_error:.3g} % of the change is lost"]
     worst = sorted(result.matrices, key=lambda matrix: -matrix.relative_error)[:WORST]
     lines += [
         f"  {matrix.module}: rank {matrix.rank}, {100 * matrix.relative_error:.3g} % lost"

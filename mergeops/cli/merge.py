@@ -10,7 +10,6 @@ import click
 from mergeops import workshop
 from mergeops.checkpoint import size_text
 from mergeops.cli.console import console, echo, table
-from mergeops.cli.extract import ranks_text
 from mergeops.cli.mergekit_flags import translated
 from mergeops.cli.options import (
     AS_JSON,
@@ -107,7 +106,7 @@ def merge(
             f"`mergeops verify {out}` reads every byte"
         )
     if merged.adapter is not None:
-        text += f"\nas an adapter of its base: {ranks_text(merged.adapter)}"
+        text += f"\nas an adapter of its base: {merged.adapter}"
     call.show(merged, text)
 
 

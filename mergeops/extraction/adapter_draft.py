@@ -73,6 +73,11 @@ class Extracted:
         whole = math.fsum(matrix.length**2 for matrix in self.matrices) + dropped
         return math.sqrt(lost / whole) if whole else 0.0
 
+    def __str__(self) -> str:
+        ranks = [matrix.rank for matrix in self.matrices]
+        span = f"{min(ranks)} to {max(ranks)}" if len({*ranks}) > 1 else f"{max(ranks, default=0)}"
+        return f"{len(ranks)} matrices of rank {span}, {self.bytes / 1e6:.3g} MB"
+
     def measures(self) -> dict[str, float]:
         """What the run of a trial has as metrics."""
         ranks = [matrix.rank for matrix in self.matrices]

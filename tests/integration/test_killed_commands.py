@@ -1,32 +1,111 @@
-"""A command that is killed before any step that writes is completed by the same command."""
+"""A command that is killed before any step that writes is completed by the same command.
+
+MERGEOPS_POINTS=100 kills each command before so many of its steps, spread over all.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.mortal_commands import CommandEnd, MortalCommands
-from support.tracking_case import Case
+from support.place_databases import PlaceDatabases, PostgresDatabases, SqliteFiles
+from support.postgres_server import Postgres
+from support.tracking_case import make_case
 
 from mergeops.promotion import read_history
 from mergeops.promotion.champion import make_champion
 from mergeops.recipe.settings import TrackingSpec
 from mergeops.sources import CHECKPOINT_URI
-from mergeops.store.connection import connect
+from mergeops.store.connection import Tracking, connect
 
-pytestmark = [pytest.mark.sweep, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.sweep, pytest.mark.slow]
 
-POINTS = 9
+POINTS = int(os.environ.get("MERGEOPS_POINTS", "0"))
+"""Of each command; 0 takes some of sqlite and fewer of PostgreSQL."""
 RECIPE = """# @package _global_
 sources: {a: {uri: a}, b: {uri: b}}
 tracking: {heat_maps: false, register: unscored}
 """
 TEXT = "\n\n".join(f"{i:03d} " + "the hare ran. " * 75 for i in range(16))
 """Passages enough for both parts, dev and confirm."""
+
+
+class Sweep:
+    """Kills commands at points spread over all their steps.
+
+    Args:
+        commands: runs them.
+        databases: where they write.
+        place: a user's directory without a database.
+        folder: for copies of it.
+        points: how many of each command.
+    """
+
+    def __init__(
+        self,
+        commands: MortalCommands,
+        databases: PlaceDatabases,
+        place: Path,
+        folder: Path,
+        points: int,
+    ) -> None:
+        self._commands, self._databases, self._points = commands, databases, points
+        self.start = Path(shutil.copytree(place, folder / "start"))
+        self._folder = folder
+
+    def begin(self, *, bare: bool = False) -> None:
+        """Give the start a database."""
+        self._databases.begin(self.start, bare=bare)
+
+    def store(self, place: Path, experiment: str = "mergeops", model: str = "merged") -> Tracking:
+        """What is in a directory's database."""
+        uri = self._databases.uri(place)
+        return connect(TrackingSpec(uri=uri, experiment=experiment, registered_model=model))
+
+    def run(self, place: Path, *words: str, killed_at: int | None = None, **env: str) -> CommandEnd:
+        """A command; ``{uri}`` in its words is that of the directory's database."""
+        uri = self._databases.uri(place)
+        said = [word.replace("{uri}", uri) for word in words]
+        env = {"MLFLOW_TRACKING_URI": uri, **env}
+        return self._commands.run(place, *said, killed_at=killed_at, **env)
+
+    def check(self, check: Callable[[Path], Any], *words: str, share: int = 1, **env: str) -> None:
+        """Run it twice, then kill it at each point and run it again: each ends alike.
+
+        Args:
+            check: of what has to be in a directory then.
+            words: the command.
+            share: one in so many points is tried, of a command that is long.
+            env: its variables.
+        """
+        whole = self._copy("whole")
+        end = self.run(whole, *words, **env)
+        assert end.status == 0, end.err
+        check(whole)
+        again = self.run(whole, *words, **env)
+        assert again.status == 0, again.err
+        check(whole)
+        self._databases.drop(whole)
+        points = POINTS or max(self._points // share, 1)
+        for k in range(points):
+            place = self._copy(str(k))
+            step = k * end.steps // points
+            assert self.run(place, *words, killed_at=step, **env).status == -9
+            again = self.run(place, *words, **env)
+            assert again.status == 0, f"killed before step {step} of {end.steps}: {again.err}"
+            check(place)
+            self._databases.drop(place)
+            shutil.rmtree(place)
+
+    def _copy(self, name: str) -> Path:
+        place = Path(shutil.copytree(self.start, self._folder / name, symlinks=True))
+        self._databases.copy(self.start, place)
+        return place
 
 
 @pytest.fixture(scope="module")
@@ -46,150 +125,103 @@ def place(tiny_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-@dataclass
-class Sweep:
-    """Kills one command at points spread over all its steps."""
-
-    commands: MortalCommands
-    start: Path
-    folder: Path
-    words: tuple[str, ...]
-    environment: dict[str, str]
-
-    def run(self, place: Path, killed_at: int | None = None) -> CommandEnd:
-        """The command."""
-        environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db", **self.environment}
-        return self.commands.run(place, *self.words, killed_at=killed_at, **environment)
-
-    def place(self, name: str) -> Path:
-        """A copy of the start of its own."""
-        return Path(shutil.copytree(self.start, self.folder / name, symlinks=True))
-
-    def check(self, check: Callable[[Path], Any], points: int = POINTS) -> None:
-        """Run it twice, then kill it at each point and run it again: each ends alike."""
-        whole = self.place("whole")
-        end = self.run(whole)
-        assert end.status == 0, end.err
-        check(whole)
-        again = self.run(whole)
-        assert again.status == 0, again.err
-        check(whole)
-        for k in range(points):
-            place = self.place(str(k))
-            step = k * end.steps // points
-            assert self.run(place, step).status == -9
-            again = self.run(place)
-            assert again.status == 0, f"killed before step {step} of {end.steps}: {again.err}"
-            check(place)
-            shutil.rmtree(place)
+@pytest.fixture(scope="module")
+def postgres_databases(postgres: Postgres) -> PostgresDatabases:
+    return PostgresDatabases(postgres)
 
 
 @pytest.fixture
-def sweep(commands: MortalCommands, tmp_path: Path) -> Callable[..., Sweep]:
-    def make(start: Path, *words: str, **environment: str) -> Sweep:
-        return Sweep(commands, start, tmp_path, words, environment)
-
-    return make
-
-
-def store(place: Path, experiment: str = "mergeops") -> Any:
-    return connect(TrackingSpec(uri=f"sqlite:///{place}/mlflow.db", experiment=experiment))
+def on_sqlite(
+    commands: MortalCommands, template_database: Path, place: Path, tmp_path: Path
+) -> Sweep:
+    return Sweep(commands, SqliteFiles(template_database), place, tmp_path, 9)
 
 
-def one_version(place: Path) -> None:
+@pytest.fixture(params=["on_sqlite", "on_postgresql"])
+def sweep(
+    request: pytest.FixtureRequest, commands: MortalCommands, place: Path, tmp_path: Path
+) -> Sweep:
+    if request.param == "on_sqlite":
+        here: Sweep = request.getfixturevalue("on_sqlite")
+        return here
+    databases = request.getfixturevalue("postgres_databases")
+    return Sweep(commands, databases, place, tmp_path, 3)
+
+
+def one_version(sweep: Sweep) -> Callable[[Path], None]:
     """The trial is in MLflow, whole and once."""
-    tracking = store(place)
-    [version] = tracking.client.search_model_versions("name = 'merged'")
-    runs = tracking.search_runs("tags.`mergeops.role` = 'merge'")
-    assert [run.info.status for run in runs] == ["FINISHED"]
-    assert version.run_id == runs[0].info.run_id
-    assert not list(place.glob("mergeops-work/pending/*"))
-    assert not list(place.glob("mergeops-work/merges/.*.partial"))
+
+    def check(place: Path) -> None:
+        tracking = sweep.store(place)
+        [version] = tracking.client.search_model_versions("name = 'merged'")
+        runs = tracking.search_runs("tags.`mergeops.role` = 'merge'")
+        assert [run.info.status for run in runs] == ["FINISHED"]
+        assert version.run_id == runs[0].info.run_id
+        assert not list(place.glob("mergeops-work/pending/*"))
+        assert not list(place.glob("mergeops-work/merges/.*.partial"))
+
+    return check
 
 
-def copied(place: Path, to: Path, database: Path | None) -> Path:
-    shutil.copytree(place, to)
-    if database is not None:
-        shutil.copy(database, to / "mlflow.db")
-    return to
-
-
-def test_run_in_a_directory_with_nothing_in_it(sweep: Callable[..., Sweep], place: Path) -> None:
+def test_run_in_a_directory_with_nothing_in_it(sweep: Sweep) -> None:
+    sweep.begin(bare=True)
     # Making the database takes most of its time, and most of its steps.
-    sweep(place, "run", "recipe.yaml").check(one_version, points=5)
+    sweep.check(one_version(sweep), "run", "recipe.yaml", share=2)
 
 
-def test_run(
-    sweep: Callable[..., Sweep], place: Path, template_database: Path, tmp_path: Path
-) -> None:
-    start = copied(place, tmp_path / "start", template_database)
-    sweep(start, "run", "recipe.yaml").check(one_version)
+def test_run(sweep: Sweep) -> None:
+    sweep.begin()
+    sweep.check(one_version(sweep), "run", "recipe.yaml")
 
 
-def test_merge(sweep: Callable[..., Sweep], place: Path) -> None:
+def test_merge(on_sqlite: Sweep) -> None:
     def merged(place: Path) -> None:
         assert (place / "out" / "mergeops.json").is_file()
         assert not (place / ".out.partial").exists()
 
-    sweep(place, "merge", "recipe.yaml", "out").check(merged)
+    on_sqlite.check(merged, "merge", "recipe.yaml", "out")
 
 
-def test_sync(
-    sweep: Callable[..., Sweep],
-    commands: MortalCommands,
-    place: Path,
-    template_database: Path,
-    tmp_path: Path,
-) -> None:
-    start = copied(place, tmp_path / "start", template_database)
-    end = commands.run(start, "run", "recipe.yaml", "tracking.offline=true")
+def test_sync(sweep: Sweep) -> None:
+    sweep.begin()
+    end = sweep.run(sweep.start, "run", "recipe.yaml", "tracking.offline=true")
     assert end.status == 0, end.err
-    record = next(start.glob("mergeops-work/pending/*/trial.json"))
+    record = next(sweep.start.glob("mergeops-work/pending/*/trial.json"))
     assert record.is_file()
 
     def logged(place: Path) -> None:
-        tracking = store(place)
+        tracking = sweep.store(place)
         assert len(tracking.client.search_model_versions("name = 'merged'")) == 1
         assert not list(place.glob("mergeops-work/pending/*/trial.json"))
 
-    words = ("sync", "--tracking-uri", "sqlite:///mlflow.db")
-    sweep(start, *words).check(logged)
+    sweep.check(logged, "sync", "--tracking-uri", "{uri}")
 
 
-def test_gc(
-    sweep: Callable[..., Sweep],
-    commands: MortalCommands,
-    place: Path,
-    template_database: Path,
-    tmp_path: Path,
-) -> None:
-    start = copied(place, tmp_path / "start", template_database)
-    uri = f"sqlite:///{start}/mlflow.db"
-    end = commands.run(start, "run", "recipe.yaml", MLFLOW_TRACKING_URI=uri)
+def test_gc(sweep: Sweep) -> None:
+    sweep.begin()
+    end = sweep.run(sweep.start, "run", "recipe.yaml")
     assert end.status == 0, end.err
-    store(start).client.delete_registered_model("merged")
+    sweep.store(sweep.start).client.delete_registered_model("merged")
 
     def gone(place: Path) -> None:
         assert not list(place.glob("mergeops-work/merges/*/mergeops.json"))
 
-    sweep(start, "gc", "--yes", "--older-than", "0m").check(gone)
+    sweep.check(gone, "gc", "--yes", "--older-than", "0m")
 
 
-def test_adopt(
-    sweep: Callable[..., Sweep], place: Path, template_database: Path, tmp_path: Path
-) -> None:
-    start = copied(place, tmp_path / "start", template_database)
-    tracking = store(start, "finetunes")
+def test_adopt(sweep: Sweep) -> None:
+    sweep.begin()
+    tracking = sweep.store(sweep.start, "finetunes")
     for name in "ab":
         run_id = tracking.client.create_run(tracking.experiment_id, run_name=name).info.run_id
-        tracking.client.set_tag(run_id, CHECKPOINT_URI, str(start / name))
+        tracking.client.set_tag(run_id, CHECKPOINT_URI, str(sweep.start / name))
         tracking.client.set_terminated(run_id, "FAILED")
 
     def adopted(place: Path) -> None:
-        here = store(place, "finetunes")
+        here = sweep.store(place, "finetunes")
         models = here.client.search_logged_models([here.experiment_id])
         assert sorted(model.tags[CHECKPOINT_URI] for model in models) == [
-            str(start / name) for name in "ab"
+            str(sweep.start / name) for name in "ab"
         ]
         assert {str(model.status) for model in models} == {"READY"}
         versions = here.client.search_model_versions("name = 'found'")
@@ -201,79 +233,67 @@ def test_adopt(
             assert run.info.status == "FAILED"
             assert len(run.outputs.model_outputs) == 1
 
-    sweep(start, "adopt", "--experiment", "finetunes", "--register", "found").check(adopted)
+    sweep.check(adopted, "adopt", "--experiment", "finetunes", "--register", "found")
 
 
-def test_promote(
-    sweep: Callable[..., Sweep],
-    commands: MortalCommands,
-    place: Path,
-    template_database: Path,
-    tmp_path: Path,
-) -> None:
-    start = copied(place, tmp_path / "start", template_database)
-    (start / "held.txt").write_text(TEXT)
-    uri = f"sqlite:///{start}/mlflow.db"
+def test_promote(sweep: Sweep) -> None:
+    sweep.begin()
+    (sweep.start / "held.txt").write_text(TEXT)
     words = ("run", "recipe.yaml", "evaluate.tasks=[held.txt]", "evaluate.device=cpu")
-    end = commands.run(start, *words, MLFLOW_TRACKING_URI=uri)
+    end = sweep.run(sweep.start, *words)
     assert end.status == 0, end.err
-    [version] = store(start).client.search_model_versions("")
+    [version] = sweep.store(sweep.start).client.search_model_versions("")
 
     def promoted(place: Path) -> None:
-        model = store(place).client.get_registered_model(version.name)
+        model = sweep.store(place).client.get_registered_model(version.name)
         assert {alias: int(number) for alias, number in model.aliases.items()} == {"champion": 1}
-        events = read_history(store(place), version.name).events
+        events = read_history(sweep.store(place), version.name).events
         assert [(event.what, event.version) for event in events] == [
             ("confirm use 1", 1),
             ("promoted", 1),
         ]
 
     words = ("promote", version.name, "--version", "1", "--force", "--reason", "a test")
-    sweep(start, *words).check(promoted, points=5)
+    sweep.check(promoted, *words, share=2)
 
 
-def at(place: Path) -> dict[str, int]:
-    model = store(place, "merges").client.get_registered_model("skills")
+def at(sweep: Sweep, place: Path) -> dict[str, int]:
+    model = sweep.store(place, "merges").client.get_registered_model("skills")
     return {alias: int(version) for alias, version in model.aliases.items()}
 
 
-def test_rollback(sweep: Callable[..., Sweep], championed: Path) -> None:
+def test_rollback(championed: Sweep) -> None:
     def back(place: Path) -> None:
-        assert at(place) == {"champion": 1, "previous": 2, "challenger": 3}
+        assert at(championed, place) == {"champion": 1, "previous": 2, "challenger": 3}
 
-    sweep(championed, "rollback", "skills", "tracking.experiment=merges").check(back)
+    championed.check(back, "rollback", "skills", "tracking.experiment=merges")
 
 
-def test_approve(sweep: Callable[..., Sweep], championed: Path) -> None:
+def test_approve(championed: Sweep) -> None:
     def approved(place: Path) -> None:
-        assert at(place) == {"champion": 3, "previous": 2}
+        assert at(championed, place) == {"champion": 3, "previous": 2}
 
     words = ("approve", "skills", "tracking.experiment=merges")
-    sweep(championed, *words, MLFLOW_TRACKING_USERNAME="ben").check(approved)
+    championed.check(approved, *words, MLFLOW_TRACKING_USERNAME="ben")
 
 
-def test_reject(sweep: Callable[..., Sweep], championed: Path) -> None:
+def test_reject(championed: Sweep) -> None:
     def rejected(place: Path) -> None:
-        assert at(place) == {"champion": 2, "previous": 1}
+        assert at(championed, place) == {"champion": 2, "previous": 1}
 
     words = ("reject", "skills", "tracking.experiment=merges", "--reason", "slow")
-    sweep(championed, *words).check(rejected)
+    championed.check(rejected, *words)
 
 
 @pytest.fixture
-def championed(registered: Case, tmp_path: Path) -> Path:
+def championed(sweep: Sweep, checkpoint: Path) -> Sweep:
     """Version 2 is champion, 1 was before, 3 is proposed."""
+    sweep.begin()
+    tracking = sweep.store(sweep.start, "merges", "skills")
+    case = make_case(tracking, checkpoint)
     for version in (1, 2, 3):
+        case.whole(plan_digest=str(version) * 64, name=f"merge {version}")
         make_champion(
-            registered.tracking,
-            "skills",
-            version,
-            {},
-            passed=True,
-            user="ann",
-            approval=version > 2,
+            tracking, "skills", version, {}, passed=True, user="ann", approval=version > 2
         )
-    start = tmp_path / "start"
-    start.mkdir()
-    shutil.copy(tmp_path / "mlflow.db", start)
-    return start
+    return sweep

@@ -72,8 +72,20 @@ class Postgres:
                 group=self._user.pw_gid if self._user else None,
             )
 
-    def create(self, database: str) -> str:
-        """Make a database, once the server answers; gives its URI."""
+    def create(self, database: str, template: str = "template1") -> str:
+        """Make a database, a copy of another one, once the server answers; gives its URI."""
+        if template != "template1":
+            # Nobody may be connected to what is copied.
+            leave = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+            self._execute(leave, template)
+        self._execute(f"CREATE DATABASE {database} TEMPLATE {template}")
+        return self.uri(database)
+
+    def drop(self, database: str) -> None:
+        """Remove a database, whoever is connected to it."""
+        self._execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+    def _execute(self, statement: str, *values: str) -> None:
         import psycopg2
 
         deadline = time.monotonic() + 30
@@ -86,9 +98,8 @@ class Postgres:
                     raise RuntimeError((self.folder / "postgres.log").read_text()) from None
                 time.sleep(0.1)
         connection.autocommit = True
-        connection.cursor().execute(f"CREATE DATABASE {database}")
+        connection.cursor().execute(statement, values)
         connection.close()
-        return self.uri(database)
 
     def stop(self) -> None:
         """End it at once, and remove its files."""
