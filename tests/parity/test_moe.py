@@ -99,3 +99,100 @@ def test_noise_is_put_on_the_expert_in_mergekit_and_refused_here(
     assert plain[0].equal(noisy[0]) and not plain[1].equal(noisy[1])
     with pytest.raises(ConfigError, match="noise_scale"):
         mergeops.moe(written["noise"].with_suffix(".yml"), tmp_path / "out")
+
+
+PROMPTS = """
+base_model: {base}
+gate_mode: hidden
+dtype: float32
+experts:
+  - source_model: {a}
+    positive_prompts: ["the cat sat on a mat", "a dog"]
+  - source_model: {b}
+    positive_prompts: ["12 + 3 = 15"]
+"""
+
+
+def test_hidden_gates_are_of_the_last_token_in_mergekit_and_of_all_that_reaches_the_router_here(
+    family: Callable[..., dict[str, Path]], tmp_path: Path
+) -> None:
+    places = family("llama", "float32", "")
+    (tmp_path / "moe.yml").write_text(PROMPTS.format(**places))
+    run_there(PYTHON.parent / "mergekit-moe", tmp_path / "moe.yml", tmp_path / "theirs")
+    mergeops.moe(tmp_path / "moe.yml", tmp_path / "ours")
+    ours, theirs = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs")
+    enters, reaches = entering_and_reaching(places["base"], "12 + 3 = 15")
+    for layer in range(4):
+        gate = theirs[GATE.format(layer)][1].float()
+        own = ours[f"model.layers.{layer}.block_sparse_moe.gate.weight"][1].float()
+        assert torch.cosine_similarity(gate, enters[layer], 0) > 0.9
+        assert torch.cosine_similarity(own, reaches[layer], 0) > 0.9999
+        assert torch.cosine_similarity(gate, own, 0) < 0.9
+
+
+SHARED = """
+base_model: {base}
+gate_mode: random
+architecture: qwen
+dtype: float32
+experts:
+  - source_model: {a}
+    positive_prompts: []
+  - source_model: {b}
+    positive_prompts: []
+shared_experts:
+  - source_model: {base}
+    positive_prompts: []
+    residual_scale: 0.5
+"""
+
+
+def test_a_shared_expert_is_a_random_share_in_mergekit_and_half_here(
+    family: Callable[..., dict[str, Path]], tmp_path: Path
+) -> None:
+    places = family("qwen2", "float32", "")
+    (tmp_path / "moe.yml").write_text(SHARED.format(**places))
+    command = (PYTHON.parent / "mergekit-moe", tmp_path / "moe.yml", tmp_path / "theirs")
+    run_there(*command, "--i-understand-this-is-not-useful-without-training")
+    mergeops.moe(tmp_path / "moe.yml", tmp_path / "ours")
+    ours, theirs = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs")
+    for layer in range(4):
+        name = f"model.layers.{layer}.mlp.shared_expert_gate.weight"
+        assert theirs[name].std() > 0.5
+        # sigmoid(0)
+        assert not ours[name].any()
+
+
+def test_a_llama_with_a_shared_expert_needs_code_in_mergekit_and_loads_here(
+    family: Callable[..., dict[str, Path]], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    places = family("llama", "float32", "")
+    config = SHARED.format(**places).replace("residual_scale: 0.5", "residual_scale: 1.0")
+    for name in ("qwen", "deepseek"):
+        (tmp_path / f"{name}.yml").write_text(config.replace("qwen", name))
+    command = (PYTHON.parent / "mergekit-moe", tmp_path / "deepseek.yml", tmp_path / "theirs")
+    run_there(*command, "--i-understand-this-is-not-useful-without-training")
+    theirs = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert theirs["model_type"] == "deepseek" and "--" in theirs["auto_map"]["AutoConfig"]
+    mergeops.moe(tmp_path / "qwen.yml", tmp_path / "ours")
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(report.values())
+
+
+def entering_and_reaching(
+    place: Path, prompt: str
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of each layer of a model: what enters it at a prompt's last token, and the mean over all
+    tokens of what reaches its MLP."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(place).eval()
+    tokens = AutoTokenizer.from_pretrained(place)(prompt, return_tensors="pt")
+    reaches: list[torch.Tensor] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, x: reaches.append(x[0][0].mean(0)))
+    with torch.no_grad():
+        states = model(tokens["input_ids"], output_hidden_states=True).hidden_states
+    return [state[0, -1] for state in states[:-1]], reaches

@@ -9,7 +9,8 @@ import pytest
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 PAGE, METHODS = "mergekit.md", "mergekit_methods_differences.md"
-P, D, T = "test_page.py", "test_differences.py", "test_tokenizers.py"
+MOE = "mergekit.md ## mergekit-moe"
+P, D, T, M = "test_page.py", "test_differences.py", "test_tokenizers.py", "test_moe.py"
 BOTH = f"{D}: test_both_give_what_the_page_says"
 STOPPED, REFUSED = (
     f"{D}: test_what_stops_mergekit_is_merged",
@@ -117,21 +118,41 @@ ROWS: dict[str, dict[str, tuple[str, ...]]] = {
         "nearswap | a negative": (REFUSED,),
         "ramplus_tl | shared": (BOTH,),
     },
+    MOE: {
+        "`hidden` gates": (
+            f"{M}: test_hidden_gates_are_of_the_last_token_in_mergekit_and_of_all_that_reaches_the"
+            "_router_here",
+        ),
+        "Random gates": (
+            f"{M}: test_random_gates_are_standard_normal_in_mergekit_and_another_draw_each_time",
+        ),
+        "Shared expert with": (
+            f"{M}: test_a_shared_expert_is_a_random_share_in_mergekit_and_half_here",
+        ),
+        "Experts on disk": (f"{M}: test_all_but_the_routers_has_the_bits_of_mergekit",),
+        "A key that": (f"{M}: test_a_key_that_mergekit_does_not_know_is_ignored_there",),
+        "`noise_scale`": (f"{M}: test_noise_is_put_on_the_expert_in_mergekit_and_refused_here",),
+        "Llama with": (
+            f"{M}: test_a_llama_with_a_shared_expert_needs_code_in_mergekit_and_loads_here",
+        ),
+    },
 }
 
 
 def rows_of(page: str) -> list[str]:
     """The rows of the page's table of differences, as ``first cell | second cell``."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    if page == PAGE:
-        text = text.partition("## Where the result differs")[2].partition("\n## ")[0]
+    file, _, heading = page.partition(" ")
+    text = (DOCS / file).read_text(encoding="utf-8")
+    heading = "## Where the result differs" if page == PAGE else heading
+    if heading:
+        text = text.partition(heading)[2].partition("\n## ")[0]
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.split(" | ")] for line in lines]
     rows = [f"{row[0].removeprefix('| ')} | {row[1]}" for row in cells]
     return [row for row in rows if not row.startswith(("What |", "method |"))]
 
 
-@pytest.mark.parametrize("page", [PAGE, METHODS])
+@pytest.mark.parametrize("page", ROWS)
 def test_every_row_is_shown_by_a_test_that_is_there(page: str) -> None:
     rows = rows_of(page)
     for row in rows:
