@@ -113,6 +113,7 @@ KERNELS = {
     "sorted_ranks",
     "sparse",
     "types",
+    "variances",
     "vote",
 }
 BUILT_ON |= {f"mergeops.kernels.{kernel}": {"numba"} for kernel in KERNELS}

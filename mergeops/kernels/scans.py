@@ -50,6 +50,19 @@ def _load_magnitudes(
     return bad
 
 
+@inlined
+def low_digits(bits: Array, least: np.uint32, inside: Array) -> int:
+    """Write the low digits of the magnitudes with the high digit of ``least``; returns how many."""
+    # Less the prefix, only magnitudes that have it are below 2**DIGIT; what wraps round is beyond.
+    # So the index of the next hit moves without a branch.
+    number = 0
+    for j in range(bits.size):
+        digit = np.uint32((bits[j] & MAGNITUDE) - least)
+        inside[number] = digit
+        number += int(digit < np.uint32(1 << DIGIT))
+    return number
+
+
 @kernel
 def count_high_digits(
     low: Bits16,
@@ -122,14 +135,7 @@ def find_low_digits(
         bad |= _load_magnitudes(low, high, row, start, length, factors, rows, w)
         for k in range(targets.size):
             bits, target, before = rows[targets[k] + 1, :w], found[k], hits[k]
-            # Less the prefix, only magnitudes that have it are below 2**DIGIT; what wraps round is
-            # beyond. So the index of the next hit moves without a branch.
-            least = np.uint32(prefixes[k] << DIGIT)
-            number = 0
-            for j in range(w):
-                digit = np.uint32((bits[j] & MAGNITUDE) - least)
-                inside[number] = digit
-                number += int(digit < np.uint32(1 << DIGIT))
+            number = low_digits(bits, np.uint32(prefixes[k] << DIGIT), inside)
             for j in range(number):
                 target[before + j] = inside[j]
             hits[k] = before + number

@@ -13,7 +13,7 @@ from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import MethodView, Scan, method
 from mergeops.methods.steps.consensus import elect_and_average
 from mergeops.methods.steps.entry_formulas import Elected
-from mergeops.methods.steps.fused import gram_diagonal
+from mergeops.methods.steps.fused import Array, Bits, gram_diagonal
 from mergeops.methods.steps.reduction import block_sums, total
 from mergeops.methods.steps.selection import (
     KEEP_ALL,
@@ -22,6 +22,7 @@ from mergeops.methods.steps.selection import (
     keep_by_key,
     magnitude_keys,
 )
+from mergeops.methods.steps.varying import Variances, count_differing, keep_varying
 from mergeops.schema import check_range
 
 
@@ -52,21 +53,26 @@ def statistics(scan: Scan, p: Sce, at: MethodView) -> Selection:
     if p.select_topk < 1.0:
         # In decimals, as it is written: 0.29 of 100 entries are 29, not 28.
         wanted = int(Decimal(repr(p.select_topk)) * _count_differing(scan))
-        (cut,) = find_largest(scan, _variance_keys, [(0, wanted)], at.numel)
+        row = [(0, wanted)]
+        (cut,) = find_largest(scan, _variance_keys, row, at.numel, counted=Variances())
 
     def squares(base: Tensor, sources: Tensor, offset: int) -> Tensor:
         return torch.stack([block_sums(d * d) for d in _selected(base, sources, cut, offset)])
 
+    def fused_squares(bits: Bits) -> Array | None:
+        selected = keep_varying(bits, cut)
+        return None if selected is None else gram_diagonal(selected)
+
     # Each source's share of the squares of the selected entries.
-    energies = total(scan(squares, fused=gram_diagonal if cut == KEEP_ALL else None))
+    energies = total(scan(squares, fused=fused_squares))
     whole = sum(energies)
     n = len(energies)
     return Selection(cut, [e / whole for e in energies] if whole > 0 else [1.0 / n] * n)
 
 
-def formula(p: Sce, at: MethodView, n: int) -> Elected | None:
-    """What ``merge`` does where every entry stays."""
-    return Elected(at.statistics.weights) if at.statistics.cut == KEEP_ALL else None
+def formula(p: Sce, at: MethodView, n: int) -> Elected:
+    """What ``merge`` does."""
+    return Elected(at.statistics.weights, at.statistics.cut)
 
 
 @method("sce", needs_base=True, statistics=statistics, formula=formula)
@@ -104,7 +110,7 @@ def _count_differing(scan: Scan) -> int:
     def look(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
         return torch.count_nonzero(_variance_keys(base, sources, 0, offset))
 
-    return sum(int(count) for count in scan(look))
+    return sum(int(count) for count in scan(look, fused=count_differing))
 
 
 def _variance_keys(base: Tensor | None, sources: Tensor, row: int, offset: int) -> Tensor:

@@ -44,7 +44,7 @@ VARIATIONS: dict[str, list[dict[str, Any]]] = {
     "passthrough": [{"scale": -0.7}],
     "ram": [{"epsilon": 0.01}, {"epsilon": 0.0}],
     "ramplus_tl": [{"epsilon": 0.01, "r": 0.5}],
-    "sce": [{"select_topk": 0.3}],
+    "sce": [{"select_topk": 0.3}, {"select_topk": 0.85}, {"select_topk": 0.0}],
 }
 """Besides the defaults."""
 CASES = [(name, p) for name in FUSED for p in [{}, *VARIATIONS.get(name, [])]]

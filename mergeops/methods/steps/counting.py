@@ -1,20 +1,38 @@
-"""What kernels count of a task vector's magnitudes."""
+"""What kernels count of the keys by which entries are selected."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from mergeops.kernels import WIDTH, loaded
 from mergeops.methods.steps.fused import Array, Bits, scratch_rows
 
+DIGIT_BITS = 16
+"""Of a key of 32 bits: the high and the low half."""
+
+
+class CountedKeys(Protocol):
+    """Keys below 2**31, for rows of a tensor, that kernels know how to count."""
+
+    def add_high_digits(self, bits: Bits, rows: Array, counts: Array) -> bool:
+        """Add a chunk to the histograms ``[k, bins]`` of the rows ``[k]`` int64; False for an input
+        not finite."""
+
+    def low_digits(self, bits: Bits, rows: Array, prefixes: Array) -> list[Array] | None:
+        """Low digits of the rows' keys with these high digits; None for an input not finite."""
+
+    def equal_to(self, bits: Bits, row: int, key: int) -> Array | None:
+        """Indices in the tensor of a row's entries with this key, ascending; None for an input not
+        finite."""
+
 
 class Magnitudes(NamedTuple):
-    """Keys that kernels know how to count: the magnitudes of task vectors, times a factor for each
-    row of the tensor where there are any."""
+    """The magnitudes of task vectors, times a factor for each row of the tensor where there are
+    any."""
 
     factors: Array = np.empty(0, np.float32)
     """``[rows]`` float32, not negative; chunks then hold whole rows."""
@@ -25,21 +43,43 @@ class Magnitudes(NamedTuple):
         first = bits.offset // self.row_length
         return self.row_length, self.factors[first : first + bits.m // self.row_length]
 
+    def add_high_digits(self, bits: Bits, rows: Array, counts: Array) -> bool:
+        """See ``CountedKeys``."""
+        scratch = scratch_rows(int(rows.max()) + 2)
+        arguments = *bits.arguments, rows, *self.of_chunk(bits), scratch, counts
+        return bool(loaded("count_high_digits")(*arguments))
+
+    def low_digits(self, bits: Bits, rows: Array, prefixes: Array) -> list[Array] | None:
+        """See ``CountedKeys``."""
+        found, hits = np.empty((rows.size, bits.m), np.uint32), np.empty(rows.size, np.int64)
+        scratch = scratch_rows(int(rows.max()) + 2), np.empty(WIDTH, np.uint32)
+        arguments = *bits.arguments, rows, *self.of_chunk(bits), prefixes, *scratch
+        if not loaded("find_low_digits")(*arguments, found, hits):
+            return None
+        return [digits[:number] for digits, number in zip(found, hits, strict=True)]
+
+    def equal_to(self, bits: Bits, row: int, key: int) -> Array | None:
+        """See ``CountedKeys``; without factors."""
+        found = np.empty(bits.m, np.uint32)
+        if not loaded("magnitudes")(*bits.arguments, row, scratch_rows(2), found):
+            return None
+        return np.flatnonzero(found == key) + bits.offset
+
 
 class DigitCounter:
-    """Histograms of magnitudes, to which each thread adds on its own.
+    """Histograms of keys, to which each thread adds on its own.
 
     Args:
-        magnitudes: what is counted.
-        prefixes: k pairs (source, high digit): only magnitudes with this high digit count, by their
-            low digit; -1, for all of them, counts all by their high digits.
+        counted: the keys.
+        prefixes: k pairs (row, high digit): only keys with this high digit count, by their low
+            digit; -1, for all of them, counts all by their high digits.
         bins: values of a digit.
     """
 
     def __init__(
-        self, magnitudes: Magnitudes, prefixes: Sequence[tuple[int, int]], bins: int
+        self, counted: CountedKeys, prefixes: Sequence[tuple[int, int]], bins: int
     ) -> None:
-        self._magnitudes = magnitudes
+        self._counted = counted
         self._rows, self._digits = np.array(prefixes, dtype=np.int64).T.copy()
         self._shape = (len(prefixes), bins)
         self._local = threading.local()
@@ -48,27 +88,22 @@ class DigitCounter:
     def __call__(self, bits: Bits) -> Array | None:
         """Count a chunk: nothing is returned of high digits, of low ones ``not_empty``; None for an
         input not finite."""
-        which = self._rows, *self._magnitudes.of_chunk(bits)
-        rows = scratch_rows(int(self._rows.max()) + 2)
         if self._digits[0] >= 0:
-            return self._low_digits(bits, which, rows)
+            return self._low_digits(bits)
         counts: Array | None = getattr(self._local, "counts", None)
         if counts is None:
             counts = self._local.counts = np.zeros(self._shape, np.int64)
             self._counts.append(counts)
-        if not loaded("count_high_digits")(*bits.arguments, *which, rows, counts):
+        if not self._counted.add_high_digits(bits, self._rows, counts):
             return None
         return np.empty(0, np.int64)
 
-    def _low_digits(self, bits: Bits, which: tuple[Any, ...], rows: Array) -> Array | None:
-        number, bins = self._shape
-        found, hits = np.empty((number, bits.m), np.uint32), np.empty(number, np.int64)
-        scratch = rows, np.empty(WIDTH, np.uint32)
-        arguments = *bits.arguments, *which, self._digits, *scratch
-        if not loaded("find_low_digits")(*arguments, found, hits):
+    def _low_digits(self, bits: Bits) -> Array | None:
+        found, bins = self._counted.low_digits(bits, self._rows, self._digits), self._shape[1]
+        if found is None:
             return None
         counted = [np.array([[-1], [bits.m]])]
-        for k, digits in enumerate(found[k, : hits[k]] for k in range(number)):
+        for k, digits in enumerate(found):
             # Few are sorted sooner than all bins are looked through.
             if digits.size < bins // 4:
                 distinct, counts = np.unique(digits, return_counts=True)
@@ -101,12 +136,3 @@ def not_empty(histograms: Array, m: int) -> Array:
     found[:, 0] = -1, m
     found[:, 1:] = indices, flat[indices]
     return found
-
-
-def equal_to(bits: Bits, source: int, key: int) -> Array | None:
-    """Indices in the tensor of the entries of a task vector with these magnitude bits, ascending;
-    None for an input not finite."""
-    found = np.empty(bits.m, np.uint32)
-    if not loaded("magnitudes")(*bits.arguments, source, scratch_rows(2), found):
-        return None
-    return np.flatnonzero(found == key) + bits.offset

@@ -12,6 +12,8 @@ from mergeops.kernels import WIDTH, bits_of, loaded
 from mergeops.lazy_torch import torch
 from mergeops.methods.steps.counting import Magnitudes
 from mergeops.methods.steps.fused import Array, Bits, scratch_rows
+from mergeops.methods.steps.selection import Cut
+from mergeops.methods.steps.varying import keep_varying
 
 _AT_A_TIME = 1 << 14
 """Entries of which exponentials and logarithms are taken, where rows are shorter: what there is of
@@ -45,15 +47,20 @@ class Reinforced:
 
 @dataclass(frozen=True)
 class Elected:
-    """``base`` and the mean, by weight, of the changes with the sign of their sum, in float64."""
+    """``base`` and the mean, by weight, of the changes with the sign of their sum, in float64; of
+    the entries whose variance over the sources is not below ``cut``."""
 
     weights: Sequence[float]
+    cut: Cut
 
     def merge(self, bits: Bits, row_length: int, out: Array, dtype: str) -> bool:
         """See ``Formula.merge``."""
+        kept = keep_varying(bits, self.cut)
+        if kept is None:
+            return False
         weights = np.array(self.weights, np.float64)
         sums = np.empty((3, WIDTH))
-        return _merge("elect_in_double", bits, out, dtype, weights, more=(sums,))
+        return _merge("elect_in_double", kept, out, dtype, weights, more=(sums,))
 
 
 @dataclass(frozen=True)

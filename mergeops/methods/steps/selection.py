@@ -19,10 +19,15 @@ import numpy as np
 
 from mergeops.lazy_torch import Tensor, torch
 from mergeops.methods.registry import Scan
-from mergeops.methods.steps.counting import DigitCounter, Magnitudes, equal_to, not_empty
+from mergeops.methods.steps.counting import (
+    DIGIT_BITS,
+    CountedKeys,
+    DigitCounter,
+    Magnitudes,
+    not_empty,
+)
 from mergeops.methods.steps.fused import Array, Bits
 
-DIGIT_BITS = 16
 MAGNITUDE_BITS = 32
 """Of the keys that kernels count: those of float32."""
 MOST_COUNTS = 1 << 22
@@ -64,7 +69,7 @@ def find_largest(
     targets: Sequence[tuple[int, int]],
     numel: int,
     *,
-    counted: Magnitudes | None = None,
+    counted: CountedKeys | None = None,
 ) -> tuple[Cut, ...]:
     """The cuts that keep exactly the k largest entries of a row, for each target ``(row, k)``.
 
@@ -75,7 +80,7 @@ def find_largest(
         keys: what to compare.
         targets: row, as ``keys`` understands it, and number of entries to keep.
         numel: elements of the tensor.
-        counted: the keys, where kernels know how to count them: magnitudes without factors.
+        counted: the keys, where kernels know how to count them: without factors.
     """
     searches = [_Search(row, k) for row, k in targets]
     # Those that keep some entries and drop some.
@@ -98,7 +103,7 @@ def find_keys(
     scan: Scan,
     keys: Keys,
     targets: Sequence[tuple[int, int]],
-    counted: Magnitudes | None = None,
+    counted: CountedKeys | None = None,
 ) -> list[int]:
     """The k-th largest key of a row, for each target ``(row, k)``, k from 1; see
     ``find_largest``."""
@@ -159,7 +164,7 @@ def key_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _refine(
-    scan: Scan, keys: Keys, searches: Sequence[_Search], counted: Magnitudes | None
+    scan: Scan, keys: Keys, searches: Sequence[_Search], counted: CountedKeys | None
 ) -> None:
     """Find the searches' keys, a digit more with each pass over the tensor."""
     # Position of the lowest digit that is known; None before the first pass.
@@ -198,7 +203,7 @@ def _count(
     keys: Keys,
     prefixes: Sequence[tuple[int, int]],
     shift: int | None,
-    counted: Magnitudes | None,
+    counted: CountedKeys | None,
 ) -> _Counts:
     """Count the digit after the prefix, for pairs of row and prefix.
 
@@ -298,7 +303,7 @@ def _find_digit(histogram: Array, k: int) -> tuple[int, int]:
     return histogram.size - 1 - position, above
 
 
-def _find_last_tie(scan: Scan, keys: Keys, search: _Search, counted: Magnitudes | None) -> int:
+def _find_last_tie(scan: Scan, keys: Keys, search: _Search, counted: CountedKeys | None) -> int:
     """Index of the ``wanted``-th entry whose key is the one found."""
 
     def look(base: Tensor | None, sources: Tensor, offset: int) -> Tensor:
@@ -306,7 +311,7 @@ def _find_last_tie(scan: Scan, keys: Keys, search: _Search, counted: Magnitudes 
         return ties.nonzero()[:, 0] + offset
 
     def look_at_bits(chunk: Bits) -> Array | None:
-        return equal_to(chunk, search.row, search.prefix)
+        return counted.equal_to(chunk, search.row, search.prefix) if counted else None
 
     # The stretch of the tensor in which it lies, and its place among the ties there.
     left, start, stop = search.wanted, 0, 0
@@ -315,8 +320,7 @@ def _find_last_tie(scan: Scan, keys: Keys, search: _Search, counted: Magnitudes 
         if left <= ties:
             break
         left -= ties
-    fused = look_at_bits if counted else None
-    for indices in map(np.asarray, scan(look, start, stop, fused=fused)):
+    for indices in map(np.asarray, scan(look, start, stop, fused=look_at_bits)):
         if left <= indices.size:
             return int(indices[left - 1])
         left -= indices.size
