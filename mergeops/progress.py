@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ KEPT = "\n\t\u00a0\u3000"
 """Signs that are shown as they are, though Python does not call them printable."""
 MODES = ("auto", "bar", "lines", "json", "none")
 """auto: bars on a terminal, elsewhere lines."""
+_TERMINALS = {"FORCE_COLOR", "TTY_COMPATIBLE"}
+"""Variables that make rich take anything for a terminal."""
 EVERY_S = 30.0
 """Between two lines of one piece of work: a log shows that it lives, and stays short."""
 
@@ -151,8 +154,10 @@ class Progress:
         """Say one thing that happened or starts."""
         if self._mode == "json":
             self._write(json.dumps({"step": text}))
-        elif self._mode != "none":
+        elif self._mode != "none" and self._is_terminal():
             self._console().print(f"[dim]·[/] {_escape(text)}", soft_wrap=True)
+        elif self._mode != "none":
+            self._write(f"· {text}")
 
     @contextmanager
     def bar(self, label: str, *, is_bytes: bool = False) -> Iterator[Task]:
@@ -160,7 +165,7 @@ class Progress:
         task = Task(label, is_bytes)
         if self._mode == "none":
             yield task
-        elif self._mode in ("auto", "bar") and self._console().is_terminal:
+        elif self._mode in ("auto", "bar") and self._is_terminal():
             with self._drawn(task):
                 yield task
         else:
@@ -243,6 +248,13 @@ class Progress:
 
     def _write(self, line: str) -> None:
         print(printable(line), file=sys.stderr, flush=True)
+
+    def _is_terminal(self) -> bool:
+        # rich, which takes a twentieth of a small merge, knows more ways to be one.
+        is_plain = not sys.stderr.isatty() and not _TERMINALS & os.environ.keys()
+        if is_plain and not self._force_terminal:
+            return False
+        return self._console().is_terminal
 
     def _console(self) -> Console:
         return new_console(sys.stderr, force_terminal=self._force_terminal)
