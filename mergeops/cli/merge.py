@@ -79,14 +79,9 @@ def merge(
     # First: what the words say of it comes after.
     words = [*([f"executor={executor}"] if executor else []), *call.overrides]
     call = dataclasses.replace(call, overrides=tuple(words))
-    more = []
-    if workers is not None:
-        more.append(f"executor.workers={workers}")
-    if seed is not None:
-        more.append(f"seed={seed}")
-    if compat:
-        more.append(f"compat={compat}")
-    recipe = call.recipe(*more, recipe_file=recipe_file)
+    more = [] if workers is None else [f"executor.workers={workers}"]
+    settings = {key: said for key, said in (("seed", seed), ("compat", compat)) if said is not None}
+    recipe = call.recipe(*more, recipe_file=recipe_file, **settings)
     output = dataclasses.replace(recipe.output, device=device)
     recipe = dataclasses.replace(recipe, output=output)
     if call.cfg:

@@ -72,9 +72,9 @@ DEBUG = click.option(
 
 
 def composed(
-    words: Sequence[str], config_dir: Path | None, recipe_file: Path | None = None
+    words: Sequence[str], config_dir: Path | None, recipe_file: Path | None = None, **settings: Any
 ) -> Recipe:
-    """The recipe that overrides make, for a command that searches nothing.
+    """The recipe that overrides and settings make, for a command that searches nothing.
 
     A strategy's parameters are checked where the user may have written some: to know them takes
     all that a search imports.
@@ -82,7 +82,13 @@ def composed(
     types: Mapping[str, type[Any] | None] = {}
     if config_dir is not None or any(SEARCHES.match(word) for word in words):
         types = importlib.import_module("mergeops.search").parameter_types()
-    return compose(words, config_dir=config_dir, recipe_file=recipe_file, strategies=types)
+    return compose(
+        words,
+        config_dir=config_dir,
+        recipe_file=recipe_file,
+        strategies=types,
+        settings=settings,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +107,9 @@ class Call:
         """On stderr, unless the command is quiet."""
         return Progress(self.progress_mode, quiet=self.quiet)
 
-    def recipe(self, *more: str, recipe_file: Path | None = None) -> Recipe:
-        """The recipe that the overrides, and then ``more`` of them, make."""
-        return composed([*self.overrides, *more], self.config_dir, recipe_file)
+    def recipe(self, *more: str, recipe_file: Path | None = None, **settings: Any) -> Recipe:
+        """The recipe that the overrides, then ``more`` of them, and settings make."""
+        return composed([*self.overrides, *more], self.config_dir, recipe_file, **settings)
 
     def show(self, result: Any, text: str | Callable[[Any], None]) -> None:
         """Print a result on stdout: as JSON, or as text, or by what prints it as text."""

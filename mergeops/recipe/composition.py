@@ -45,6 +45,7 @@ def compose(
     recipe_file: Path | None = None,
     content: Mapping[str, Any] | None = None,
     strategies: Mapping[str, type[Any] | None] = MappingProxyType({}),
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Recipe:
     """Layer the packaged config, the user's config directory, a recipe file and overrides.
 
@@ -57,6 +58,8 @@ def compose(
         strategies: search strategy -> the dataclass of its parameters, by which the recipe's are
             checked; None where it is not known. ``search=NAME`` finds each of them, and the files
             of conf/search.
+        settings: values of the recipe's own keys, which win; unlike overrides, they need no Hydra,
+            which takes a third of a small merge.
 
     Raises:
         ConfigError: anything that Hydra or the schema refuses.
@@ -69,7 +72,7 @@ def compose(
     parsed = _parse(overrides)
     if recipe_file is None:
         recipe_file, parsed = _mergekit_file(parsed)
-    compat = _value_of(parsed, "compat")
+    compat = settings.get("compat") or _value_of(parsed, "compat")
     read = read_recipe_file(recipe_file, compat) if recipe_file else None
     file_content = read.recipe if read else content and read_mapping(content)
     folders = [folder for folder in (packaged_conf(), config_dir) if folder]
@@ -94,8 +97,8 @@ def compose(
         )
     _choose_method(raw, parsed)
     _keep_only(raw)
-    set_here = {override.key_or_group for override in parsed}
-    recipe = Recipe.from_dict(raw)
+    set_here = {*settings, *(override.key_or_group for override in parsed)}
+    recipe = Recipe.from_dict({**raw, **settings})
     if parameters := strategies.get(recipe.search.strategy):
         recipe = dataclasses.replace(recipe, search=recipe.search.filled(parameters))
     if read is None:
