@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -99,6 +100,16 @@ def _convert(path: Path, files: list[Path], folder: Path, progress: Tick | None)
         (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}, indent=2))
 
 
+def _are_tensors(content: Any) -> bool:
+    """Whether it is a dict of tensors by name."""
+    return isinstance(content, dict) and all(
+        isinstance(name, str)
+        and isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        for name, tensor in content.items()
+    )
+
+
 def _load(file: Path) -> dict[str, torch.Tensor]:
     """The file's tensors, each once: of several names of one tensor (a tied head), the first."""
     try:
@@ -113,12 +124,16 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
     except Exception as error:
         # What a damaged pickle runs into depends on where it is damaged.
         raise _unreadable(file, error) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str)
-        and isinstance(tensor, torch.Tensor)
-        and tensor.layout == torch.strided
-        for name, tensor in content.items()
-    ):
+    if not _are_tensors(content):
+        within = content if isinstance(content, dict) else {}
+        for key, inner in within.items():
+            if _are_tensors(inner) and inner:
+                raise SourceError(
+                    f"{file} is no dict of tensors, which are below {key!r} of it; write them "
+                    'alone: python -c "import sys, torch; file, key = sys.argv[1:]; '
+                    "torch.save(torch.load(file, weights_only=True)[key], file)"
+                    f'" {shlex.quote(str(file))} {shlex.quote(str(key))}'
+                )
         raise SourceError(
             f"{file} is no dict of tensors; save the model again with transformers: "
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"

@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +222,23 @@ def test_pickled_weights_that_are_more_than_tensors_are_refused(
     with pytest.raises(SourceError, match=match):
         find(pickled, tmp_path)
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_tensors_below_a_key_are_taken_out_as_the_message_says(pickled: Path, key: str) -> None:
+    import torch
+
+    file = pickled / "pytorch_model.bin"
+    tensors = torch.load(file, weights_only=True)
+    torch.save({key: tensors, "epoch": 3}, file)
+    with pytest.raises(SourceError, match=f"no dict of tensors, which are below '{key}'") as said:
+        find(pickled, pickled.parent)
+    command = str(said.value).partition("alone: ")[2].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True)
+    find(pickled, pickled.parent)
+    taken = torch.load(file, weights_only=True)
+    assert taken.keys() == tensors.keys()
+    assert all(taken[name].equal(tensor) for name, tensor in tensors.items())
 
 
 def test_a_compressed_archive_is_not_read_as_if_it_were_not(pickled: Path, tmp_path: Path) -> None:
