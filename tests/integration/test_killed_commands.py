@@ -95,7 +95,9 @@ class Sweep:
         for k in range(points):
             place = self._copy(str(k))
             step = k * end.steps // points
-            assert self.run(place, *words, killed_at=step, **env).status == -9
+            killed = self.run(place, *words, killed_at=step, **env)
+            # What is kept of a user's caches makes a few steps fewer than the first time.
+            assert killed.status == -9 or (killed.status == 0 and killed.steps <= step)
             again = self.run(place, *words, **env)
             assert again.status == 0, f"killed before step {step} of {end.steps}: {again.err}"
             check(place)
